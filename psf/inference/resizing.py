@@ -1,0 +1,39 @@
+"""Mask scores from the padded 1/8 map to the pixels of the output, in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Frame", "resize_in_chunks", "resize_masks"]
+
+CHUNK_PIXELS = 2**24  # output pixels that are held as floats at a time: 64 MB
+
+
+class Frame(NamedTuple):
+    """The three sizes (height, width) that an image has on its way."""
+
+    padded_size: tuple[int, int]  # of the batch it was run in
+    image_size: tuple[int, int]  # its own in that batch
+    output_size: tuple[int, int]  # of the results
+
+
+def resize_masks(mask_scores: Tensor, frame: Frame) -> Tensor:
+    """(N, h, w) scores of the padded image -> (N, H, W) at the output size, bilinear, padding cropped away."""
+    scaled = [
+        max(out, round(padded * out / own))
+        for padded, own, out in zip(frame.padded_size, frame.image_size, frame.output_size, strict=True)
+    ]
+    height, width = frame.output_size
+    resized = F.interpolate(mask_scores[:, None], size=scaled, mode="bilinear", align_corners=False)
+    return resized[:, 0, :height, :width]
+
+
+def resize_in_chunks(mask_scores: Tensor, frame: Frame) -> Iterator[Tensor]:
+    """`resize_masks` a few masks at a time, so that memory stays bounded; at least one chunk, which may be empty."""
+    height, width = frame.output_size
+    for chunk in mask_scores.split(max(1, CHUNK_PIXELS // (height * width))):
+        yield resize_masks(chunk, frame)

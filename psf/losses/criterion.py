@@ -1,0 +1,191 @@
+"""The training loss: L = lambda_things L_things + lambda_stuff L_stuff (section 3.4; B3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from fvcore.nn import giou_loss, sigmoid_focal_loss
+from torch import Tensor
+
+from psf.losses.boxes import cxcywh_to_xyxy, image_scale, target_locations
+from psf.losses.matcher import Assignment
+from psf.losses.matching import ThingAssignments
+from psf.predictions import LocationLayer, PanopticTargets, TrainingPredictions
+
+__all__ = ["PanopticCriterion", "dice_loss"]
+
+DICE_EPS = 1e-6  # added to each of the two squared sums
+GIOU_EPS = 1e-6
+BALANCES = ("fixed", "share")
+
+
+class PanopticCriterion:
+    """Deep supervision of masks and classes, and the auxiliary L_det, for things and stuff.
+
+    Every term is a sum over matched things (present stuff classes) divided by their number in the batch, counted over
+    all processes and at least 1: the mean over processes is what one process would get for the whole batch.
+
+    Args:
+        cls_weight: lambda_cls of the mask decoder's thing classes.
+        stuff_cls_weight: lambda_cls of the stuff classes.
+        seg_weight: lambda_seg.
+        det_cls_weight: class term of L_det, lambda_det included.
+        det_l1_weight: L1 term of L_det, in units of the image.
+        det_giou_weight: GIoU term of L_det; boxes only.
+        things_weight: lambda_things.
+        stuff_weight: lambda_stuff.
+        balance: "fixed", or "share": lambda_things and lambda_stuff are multiplied by each kind's share of the
+            segments in the batch (released code).
+        focal_alpha: weight of the positive class in focal losses.
+        focal_gamma: exponent of focal losses.
+    """
+
+    def __init__(
+        self,
+        *,
+        cls_weight: float,
+        stuff_cls_weight: float,
+        seg_weight: float,
+        det_cls_weight: float,
+        det_l1_weight: float,
+        det_giou_weight: float,
+        things_weight: float,
+        stuff_weight: float,
+        balance: str,
+        focal_alpha: float,
+        focal_gamma: float,
+    ):
+        if balance not in BALANCES:
+            raise ValueError(f'MODEL.PSF.LOSS.BALANCE is "{balance}": expected one of {list(BALANCES)}')
+        self.cls_weight, self.stuff_cls_weight, self.seg_weight = cls_weight, stuff_cls_weight, seg_weight
+        self.det_cls_weight, self.det_l1_weight, self.det_giou_weight = det_cls_weight, det_l1_weight, det_giou_weight
+        self.things_weight, self.stuff_weight, self.balance = things_weight, stuff_weight, balance
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+
+    def __call__(
+        self, predictions: TrainingPredictions, assignments: ThingAssignments, targets: list[PanopticTargets]
+    ) -> dict[str, Tensor]:
+        """The terms by name; the total is their plain sum. Layers but the last have their number, from 0, as suffix."""
+        num_things, num_stuff = _count_segments(targets)
+        things_weight, stuff_weight = self.things_weight, self.stuff_weight
+        if self.balance == "share":
+            things_weight = things_weight * (num_things / (num_things + num_stuff))
+            stuff_weight = stuff_weight * (num_stuff / (num_things + num_stuff))
+        losses = {}
+        thing_terms = {
+            **self._detection(predictions.location_layers, assignments.location, targets),
+            **self._thing_classes(predictions.thing_class_logits, assignments.masks, targets),
+            **self._masks("loss_seg_things", predictions.things.mask_scores, assignments.masks, targets, "thing"),
+        }
+        for name, value in thing_terms.items():
+            losses[name] = value * things_weight / num_things
+        present = [Assignment(target.stuff_classes, _positions(target.stuff_classes)) for target in targets]
+        stuff_terms = {
+            **self._stuff_classes(predictions.stuff_class_logits, targets),
+            **self._masks("loss_seg_stuff", predictions.stuff.mask_scores, present, targets, "stuff"),
+        }
+        for name, value in stuff_terms.items():
+            losses[name] = value * stuff_weight / num_stuff
+        return losses
+
+    def _detection(
+        self, layers: list[LocationLayer], assignments: list[list[Assignment]], targets: list[PanopticTargets]
+    ) -> dict[str, Tensor]:
+        """L_det: focal, L1 and GIoU of the auxiliary head, at each location layer."""
+        losses = {}
+        for i, (layer, pairs) in enumerate(zip(layers, assignments, strict=True)):
+            suffix = _suffix(i, len(layers))
+            losses[f"loss_det_cls{suffix}"] = self.det_cls_weight * self._focal(layer.class_logits, pairs, targets)
+            dim = layer.locations.shape[-1]
+            found = torch.cat([x[p.queries] for x, p in zip(layer.locations.float(), pairs, strict=True)])
+            wanted = [target_locations(t, dim)[p.things] for t, p in zip(targets, pairs, strict=True)]
+            losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (found - torch.cat(wanted)).abs().sum()
+            if dim == 4:
+                scale = torch.cat([image_scale(t).expand(len(w), 4) for t, w in zip(targets, wanted, strict=True)])
+                boxes, wanted_boxes = cxcywh_to_xyxy(found) * scale, cxcywh_to_xyxy(torch.cat(wanted)) * scale
+                giou = giou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
+                losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
+        return losses
+
+    def _thing_classes(
+        self, layers: list[Tensor], pairs: list[Assignment], targets: list[PanopticTargets]
+    ) -> dict[str, Tensor]:
+        """L_cls of things: each query against all thing classes; unmatched ones are none of them."""
+        return {
+            f"loss_cls_things{_suffix(i, len(layers))}": self.cls_weight * self._focal(logits, pairs, targets)
+            for i, logits in enumerate(layers)
+        }
+
+    def _stuff_classes(self, layers: list[Tensor], targets: list[PanopticTargets]) -> dict[str, Tensor]:
+        """L_cls of stuff: is the query's own class present in the image?"""
+        losses = {}
+        for i, logits in enumerate(layers):
+            present = torch.zeros_like(logits, dtype=torch.float32)
+            for row, target in zip(present, targets, strict=True):
+                row[target.stuff_classes] = 1.0
+            value = sigmoid_focal_loss(logits.float(), present, self.focal_alpha, self.focal_gamma, reduction="sum")
+            losses[f"loss_cls_stuff{_suffix(i, len(layers))}"] = self.stuff_cls_weight * value
+        return losses
+
+    def _focal(self, logits: Tensor, pairs: list[Assignment], targets: list[PanopticTargets]) -> Tensor:
+        is_class = torch.zeros_like(logits, dtype=torch.float32)
+        for row, p, target in zip(is_class, pairs, targets, strict=True):
+            row[p.queries, target.thing_classes[p.things]] = 1.0
+        return sigmoid_focal_loss(logits.float(), is_class, self.focal_alpha, self.focal_gamma, reduction="sum")
+
+    def _masks(
+        self,
+        name: str,
+        layers: list[Tensor],
+        pairs: list[Assignment],
+        targets: list[PanopticTargets],
+        kind: str,
+    ) -> dict[str, Tensor]:
+        """L_seg: dice of the matched masks at twice the finest level's size, at each layer and the tail."""
+        if not layers:
+            return {}
+        size = [2 * s for s in layers[0].shape[-2:]]
+        masks = [t.thing_masks[p.things] if kind == "thing" else t.stuff_masks for t, p in zip(targets, pairs)]
+        truth = torch.cat([_resize(m.float(), size) for m in masks])
+        losses = {}
+        for i, scores in enumerate(layers):
+            matched = torch.cat([x[p.queries] for x, p in zip(scores.float(), pairs, strict=True)])
+            # The sum over no mask is 0, and still part of the graph: every process must send the same gradients.
+            losses[f"{name}{_suffix(i, len(layers))}"] = (
+                self.seg_weight * dice_loss(_resize(matched, size), truth).sum()
+            )
+        return losses
+
+
+def dice_loss(mask_scores: Tensor, masks: Tensor) -> Tensor:
+    """1 - 2 sum(m t) / (sum(m^2) + sum(t^2)) per mask: (M, h, w) scores >= 0, (M, h, w) truth in [0, 1] -> (M,)."""
+    scores, masks = mask_scores.flatten(1), masks.flatten(1)
+    squares = (scores.square().sum(1) + DICE_EPS) + (masks.square().sum(1) + DICE_EPS)
+    return 1 - 2 * (scores * masks).sum(1) / squares
+
+
+def _count_segments(targets: list[PanopticTargets]) -> tuple[Tensor, Tensor]:
+    """Numbers of things and of stuff segments per process, each at least 1 in the whole batch."""
+    device = targets[0].thing_classes.device
+    counts = [sum(len(t.thing_classes) for t in targets), sum(len(t.stuff_classes) for t in targets)]
+    numbers = torch.tensor(counts, dtype=torch.float32, device=device)
+    world_size = 1
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(numbers)
+        world_size = dist.get_world_size()
+    num_things, num_stuff = numbers.clamp(min=1) / world_size
+    return num_things, num_stuff
+
+
+def _resize(masks: Tensor, size: list[int]) -> Tensor:
+    """(M, h, w) -> (M, *size); M may be 0, which only the first dimension of `interpolate` may be."""
+    return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _positions(x: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device)
+
+
+def _suffix(i: int, num_layers: int) -> str:
+    return "" if i == num_layers - 1 else f"_{i}"

@@ -1,0 +1,303 @@
+"""Panoptic SegFormer as a Detectron2 meta-architecture: a batch of images in, losses or results out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from psf.classes import PanopticClasses, classes_from_config
+from psf.inference import Frame, best_class, top_pairs
+from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
+from psf.modeling import (
+    MaskDecoderDepth,
+    Neck,
+    QueryClassifier,
+    build_location_decoder,
+    build_mask_decoder,
+    build_pixel_encoder,
+)
+from psf.post_processing import PostProcessor, build_post_processor, panoptic_result, semantic_result
+from psf.predictions import Candidates, DecodedMasks, FeatureTokens, PanopticTargets, TrainingPredictions
+from psf.recipe import build_criterion, build_matching, check_recipe
+from psf.targets import panoptic_targets
+
+__all__ = ["PanopticSegFormer", "ResultSettings"]
+
+NO_MASKS = DecodedMasks([], [])
+
+
+class ResultSettings(NamedTuple):
+    """What is computed at test (MODEL.PSF.TEST_LAYER and MODEL.PSF.TEST)."""
+
+    layer: int  # of the mask decoder, from 1; -1: the last
+    candidates: str  # "best_class" | "top_pairs"
+    num_top_pairs: int
+    panoptic: bool
+    instance: bool
+    semantic: bool
+
+
+@META_ARCH_REGISTRY.register()
+class PanopticSegFormer(nn.Module):
+    """Backbone, neck, pixel encoder; thing queries through the location decoder; all queries through mask decoders.
+
+    Args:
+        backbone: gives the maps that `neck` asks for.
+        neck: maps -> levels of D channels.
+        pixel_encoder: levels -> tokens.
+        location_decoder: tokens -> located thing queries; None: the model knows no things.
+        thing_decoder: mask decoder of the thing queries.
+        thing_classifier: classes of the refined thing queries; None: the location decoder names them.
+        stuff_decoder: mask decoder of the stuff queries; None: the model knows no stuff.
+        matching: which queries the mask decoder learns on, and who answers for what.
+        criterion: the training loss.
+        post_processor: candidates -> panoptic map and instances.
+        classes: contiguous ids of the thing and stuff classes.
+        dim: D.
+        num_mask_levels: levels that the mask decoders attend to, the finest ones.
+        pixel_mean: per channel, in the images' units.
+        pixel_std: per channel.
+        size_divisibility: images are padded to a multiple of it; -1: what the backbone asks for.
+        settings: what is computed at test.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: nn.Module,
+        pixel_encoder: nn.Module,
+        location_decoder: nn.Module | None,
+        thing_decoder: nn.Module | None,
+        thing_classifier: nn.Module | None,
+        stuff_decoder: nn.Module | None,
+        matching: SharedMatching | PerLayerMatching,
+        criterion: PanopticCriterion,
+        post_processor: PostProcessor,
+        classes: PanopticClasses,
+        dim: int,
+        num_mask_levels: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        settings: ResultSettings,
+    ):
+        super().__init__()
+        self.backbone, self.neck, self.pixel_encoder = backbone, neck, pixel_encoder
+        self.location_decoder = location_decoder
+        self.thing_decoder, self.thing_classifier = thing_decoder, thing_classifier
+        self.stuff_decoder = stuff_decoder
+        if stuff_decoder is not None:
+            self.stuff_content = nn.Embedding(len(classes.stuff_ids), dim)
+            self.stuff_position = nn.Embedding(len(classes.stuff_ids), dim)
+            self.stuff_classifier = QueryClassifier(dim, len(stuff_decoder.layers), num_outputs=1)
+        self.matching, self.criterion, self.post_processor = matching, criterion, post_processor
+        self.classes, self.num_mask_levels, self.settings = classes, num_mask_levels, settings
+        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        psf = cfg.MODEL.PSF
+        classes = classes_from_config(cfg)
+        check_recipe(cfg)
+        backbone = build_backbone(cfg)
+        thing_depth = MaskDecoderDepth(psf.MASK_DECODER.NUM_THING_LAYERS, psf.MASK_DECODER.THING_SELF_ATTENTION)
+        stuff_depth = MaskDecoderDepth(psf.MASK_DECODER.NUM_STUFF_LAYERS, psf.MASK_DECODER.STUFF_SELF_ATTENTION)
+        num_things = len(classes.thing_ids)
+        thing_decoder = build_mask_decoder(cfg, thing_depth) if num_things else None
+        if not classes.stuff_ids:
+            stuff_decoder = None
+        elif psf.MASK_DECODER.SHARE_WEIGHTS and thing_decoder is not None:
+            stuff_decoder = thing_decoder
+        else:
+            stuff_decoder = build_mask_decoder(cfg, stuff_depth)
+        classifier = None
+        if num_things and psf.THING_CLASSIFIER == "mask_decoder":
+            classifier = QueryClassifier(psf.HIDDEN_DIM, thing_depth.num_layers, num_outputs=num_things)
+        return {
+            "backbone": backbone,
+            "neck": Neck(
+                input_shape=backbone.output_shape(),
+                in_features=psf.IN_FEATURES,
+                dim=psf.HIDDEN_DIM,
+                num_levels=psf.NUM_FEATURE_LEVELS,
+            ),
+            "pixel_encoder": build_pixel_encoder(cfg),
+            "location_decoder": build_location_decoder(cfg, num_things) if num_things else None,
+            "thing_decoder": thing_decoder,
+            "thing_classifier": classifier,
+            "stuff_decoder": stuff_decoder,
+            "matching": build_matching(cfg),
+            "criterion": build_criterion(cfg),
+            "post_processor": build_post_processor(cfg),
+            "classes": classes,
+            "dim": psf.HIDDEN_DIM,
+            "num_mask_levels": len(psf.IN_FEATURES),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": psf.SIZE_DIVISIBILITY,
+            "settings": ResultSettings(
+                layer=psf.TEST_LAYER,
+                candidates=psf.TEST.CANDIDATES,
+                num_top_pairs=psf.TEST.NUM_TOP_PAIRS,
+                panoptic=psf.TEST.PANOPTIC_ON,
+                instance=psf.TEST.INSTANCE_ON,
+                semantic=psf.TEST.SEMANTIC_ON,
+            ),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Detectron2's interface.
+
+        Args:
+            batched_inputs: one dict per image: `image` (C, H, W) in 0..255, channels in INPUT.FORMAT's order;
+                `height` and `width` of the wanted results (default: the image's); in training the truth, in one of
+                the three forms of `psf.targets`.
+
+        Returns:
+            In training the loss terms by name (the total is their sum); else one dict per image with `panoptic_seg`
+            ((H, W) int32 map, segments_info), `instances` and `sem_seg` (K, H, W), as MODEL.PSF.TEST switches them on.
+
+        Raises:
+            ValueError: if an image holds NaN or infinite values, or the truth is not understood.
+        """
+        images = self._preprocess(batched_inputs)
+        tokens = self._encode(images)
+        if self.training:
+            targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
+            return self._losses(tokens, targets)
+        candidates = self._candidates(tokens)
+        results = []
+        for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
+            output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
+            frame = Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
+            results.append(self._result(image_candidates, frame))
+        return results
+
+    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalised, then padded with zeros to the largest height and width of the batch."""
+        images = []
+        for x in batched_inputs:
+            image = x["image"].to(self.device)
+            if image.is_floating_point() and not torch.isfinite(image).all():
+                name = x.get("file_name", x.get("image_id", "?"))
+                raise ValueError(f"image {name} holds NaN or infinite values; expected numbers from 0 to 255")
+            images.append((image - self.pixel_mean) / self.pixel_std)
+        return ImageList.from_tensors(
+            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+
+    def _encode(self, images: ImageList) -> FeatureTokens:
+        padding_mask = None
+        height, width = images.tensor.shape[-2:]
+        if any(tuple(size) != (height, width) for size in images.image_sizes):
+            padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=self.device)
+            for mask, (h, w) in zip(padding_mask, images.image_sizes, strict=True):
+                mask[:h, :w] = False
+        levels = self.neck(self.backbone(images.tensor))
+        return self.pixel_encoder(levels, padding_mask)
+
+    def _decode_stuff(self, memory: FeatureTokens, layer: int | None) -> tuple[DecodedMasks, list[Tensor]]:
+        """Masks and class logits (B, K_stuff) of the stuff queries, which need no location."""
+        if self.stuff_decoder is None:
+            return NO_MASKS, []
+        queries = self.stuff_content.weight.expand(len(memory.tokens), -1, -1)
+        decoded = self.stuff_decoder(queries, memory, self.stuff_position.weight, layer=layer)
+        return decoded, [logits[..., 0] for logits in self.stuff_classifier(decoded, layer)]
+
+    def _losses(self, tokens: FeatureTokens, targets: list[PanopticTargets]) -> dict[str, Tensor]:
+        memory = tokens.finest(self.num_mask_levels)
+        stuff, stuff_logits = self._decode_stuff(memory, layer=None)
+        predictions = TrainingPredictions([], NO_MASKS, [], stuff, stuff_logits)
+        assignments = ThingAssignments([], [])
+        if self.location_decoder is not None and self.thing_decoder is not None:
+            located = self.location_decoder(tokens)
+            selected = self.matching.select(located, targets)
+            things = self.thing_decoder(selected.queries, memory)
+            logits = [] if self.thing_classifier is None else self.thing_classifier(things)
+            predictions = predictions._replace(location_layers=located.layers, things=things, thing_class_logits=logits)
+            assignments = self.matching.assign(predictions, selected, targets)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.criterion(predictions, assignments, targets)
+
+    def _candidates(self, tokens: FeatureTokens) -> list[Candidates]:
+        """What competes for the pixels of each image: chosen things, then all stuff classes."""
+        memory = tokens.finest(self.num_mask_levels)
+        stuff, stuff_logits = self._decode_stuff(memory, self.settings.layer)
+        things = self._thing_candidates(tokens, memory)
+        if not stuff_logits:
+            return things
+        candidates = [
+            _stuff_candidates(logits, masks)
+            for logits, masks in zip(stuff_logits[-1], stuff.mask_scores[-1], strict=True)
+        ]
+        if things:
+            candidates = [_joined(t, s) for t, s in zip(things, candidates, strict=True)]
+        return candidates
+
+    def _thing_candidates(self, tokens: FeatureTokens, memory: FeatureTokens) -> list[Candidates]:
+        if self.location_decoder is None or self.thing_decoder is None:
+            return []
+        located = self.location_decoder(tokens)
+        layer = self.settings.layer
+        if self.thing_classifier is None:  # the classes are known: only the chosen queries are decoded
+            rows, classes, scores = self._choose(located.layers[-1].class_logits)
+            queries = torch.take_along_dim(located.queries, rows[..., None], dim=1)
+            masks = self.thing_decoder(queries, memory, layer=layer).mask_scores[-1]
+        else:
+            decoded = self.thing_decoder(located.queries, memory, layer=layer)
+            rows, classes, scores = self._choose(self.thing_classifier(decoded, layer)[-1])
+            masks = torch.take_along_dim(decoded.mask_scores[-1], rows[..., None, None], dim=1)
+        boxes: list[Tensor | None] = [None] * len(rows)
+        if located.layers and located.layers[-1].locations.shape[-1] == 4:
+            boxes = list(torch.take_along_dim(located.layers[-1].locations, rows[..., None], dim=1))
+        return [
+            Candidates(scores[b], classes[b], torch.ones_like(classes[b], dtype=torch.bool), masks[b], boxes[b])
+            for b in range(len(rows))
+        ]
+
+    def _choose(self, class_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, K_things) -> (B, M) query positions, classes, probabilities."""
+        if self.settings.candidates == "best_class":
+            chosen = [best_class(logits) for logits in class_logits]
+        else:
+            chosen = [top_pairs(logits, self.settings.num_top_pairs) for logits in class_logits]
+        rows, classes, scores = (torch.stack(x) for x in zip(*chosen, strict=True))
+        return rows, classes, scores
+
+    def _result(self, candidates: Candidates, frame: Frame) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.settings.panoptic:
+            segmentation = self.post_processor.panoptic(candidates, frame)
+            result["panoptic_seg"] = panoptic_result(segmentation, candidates, self.classes)
+        if self.settings.instance:
+            result["instances"] = self.post_processor.instances(candidates, self.classes, frame)
+        if self.settings.semantic:
+            result["sem_seg"] = semantic_result(candidates, self.classes, frame)
+        return result
+
+
+def _stuff_candidates(class_logits: Tensor, mask_scores: Tensor) -> Candidates:
+    """Every stuff class of one image: logits (K_stuff,) and masks (K_stuff, h, w)."""
+    index = torch.arange(len(class_logits), device=class_logits.device)
+    return Candidates(class_logits.sigmoid(), index, torch.zeros_like(index, dtype=torch.bool), mask_scores, None)
+
+
+def _joined(things: Candidates, stuff: Candidates) -> Candidates:
+    boxes = things.boxes_cxcywh_norm
+    if boxes is not None:
+        boxes = torch.cat((boxes, boxes.new_zeros(len(stuff.class_scores), 4)))  # stuff has none
+    return Candidates(*(torch.cat(pair) for pair in zip(things[:4], stuff[:4], strict=True)), boxes)

@@ -1,0 +1,113 @@
+"""Cross-attention whose logits are also masks, and the light head that fuses them (section 3.3.3; B1.8).
+
+The refined query needs the softmax over all tokens, the mask needs the logits before it. They are computed apart: the
+one by torch's fused attention, which never writes the logits down, the other only in layers whose mask is used.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["AttentionMemory", "MaskAttention", "MaskHead"]
+
+ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": F.relu}
+
+
+class AttentionMemory(NamedTuple):
+    """What the queries attend to: L levels, finest first, flattened to T tokens."""
+
+    keys: Tensor  # (B, T, D) input of the key projection
+    values: Tensor  # (B, T, D) input of the value projection
+    spatial_shapes: list[tuple[int, int]]
+    padding_mask: Tensor | None  # (B, T), True for tokens that take no part; None: all do
+
+
+class MaskAttention(nn.Module):
+    """Dense multi-head cross-attention.
+
+    Args:
+        dim: D.
+        num_heads: h, divides dim.
+        mask_only: only queries and keys are projected, for the tail that makes a mask and refines nothing.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, mask_only: bool = False):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_proj, self.key_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        projections = [self.query_proj, self.key_proj]
+        if not mask_only:
+            self.value_proj, self.output_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+            projections += [self.value_proj, self.output_proj]
+        for linear in projections:
+            nn.init.xavier_uniform_(linear.weight)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, heads, N, D/heads)
+
+    def queries_and_keys(self, queries: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
+        """(B, heads, N, D/heads) and (B, heads, T, D/heads); the queries carry the scale (D/heads) ** -0.5."""
+        q = self._split_heads(self.query_proj(queries))
+        return q * q.shape[-1] ** -0.5, self._split_heads(self.key_proj(memory.keys))
+
+    def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
+        """What the queries gather, (B, N, D), projected; `q` and `keys` from `queries_and_keys`."""
+        values = self._split_heads(self.value_proj(memory.values))
+        allowed = None if memory.padding_mask is None else ~memory.padding_mask[:, None, None, :]
+        gathered = F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed, scale=1.0)
+        return self.output_proj(gathered.transpose(1, 2).flatten(2))  # (B, heads, N, D/heads) -> (B, N, D)
+
+
+class MaskHead(nn.Module):
+    """A_3, A_4, A_5 -> one mask: the heads of each level are mixed, all levels fused at the finest one's size.
+
+    With 8 heads and 3 levels, 241 numbers: the paper's "200 parameters".
+
+    Args:
+        num_levels: L.
+        num_heads: h.
+        activation: "sigmoid" or "relu".
+    """
+
+    def __init__(self, *, num_levels: int, num_heads: int, activation: str):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f'MODEL.PSF.MASK_DECODER.MASK_ACTIVATION is "{activation}": expected one of {sorted(ACTIVATIONS)}'
+            )
+        self.activation = ACTIVATIONS[activation]
+        self.level_mix = nn.ModuleList(nn.Linear(num_heads, num_heads) for _ in range(num_levels))
+        self.fuse = nn.Linear(num_levels * num_heads, 1)
+        for linear in (*self.level_mix, self.fuse):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
+        """Mask scores (B, N, h, w) from the attention logits of `q` (B, heads, N, d) and `keys` (B, heads, T, d).
+
+        Fusing is linear and upsampling acts on each map alone, so each level is fused to one map first and that one is
+        upsampled: the same numbers as upsampling h maps and fusing then, for a fraction of the work.
+        """
+        shapes = memory.spatial_shapes
+        sizes = [h * w for h, w in shapes]
+        level_keys = keys.split(sizes, dim=2)
+        level_padding = [None] * len(sizes) if memory.padding_mask is None else memory.padding_mask.split(sizes, dim=1)
+        fuse_weights = self.fuse.weight.view(len(sizes), 1, -1)
+        fused = self.fuse.bias
+        for level, (mix, (h, w)) in enumerate(zip(self.level_mix, shapes, strict=True)):
+            logits = q @ level_keys[level].transpose(-1, -2)  # (B, heads, N, h*w), the attention maps A
+            mixed = F.relu(mix.weight @ logits.flatten(2) + mix.bias[:, None])  # over heads: (B, heads, N*h*w)
+            level_map = (fuse_weights[level] @ mixed).view(logits.shape[0], -1, h, w)  # (B, N, h, w)
+            padding = level_padding[level]
+            if padding is not None:
+                level_map = level_map.masked_fill(padding.view(-1, 1, h, w), 0.0)
+            if level:
+                level_map = F.interpolate(level_map, size=shapes[0], mode="bilinear", align_corners=False)
+            fused = fused + level_map
+        scores = self.activation(fused)
+        if level_padding[0] is not None:
+            scores = scores.masked_fill(level_padding[0].view(-1, 1, *shapes[0]), 0.0)
+        return scores

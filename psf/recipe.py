@@ -1,0 +1,100 @@
+"""What a config says of matching and losses, and which of its choices do not go together (the two recipes)."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from psf.losses import HungarianMatcher, PanopticCriterion, PerLayerMatching, SharedMatching
+
+__all__ = ["build_criterion", "build_matching", "check_recipe"]
+
+CHOICES = {
+    "THING_CLASSIFIER": ("mask_decoder", "location_decoder"),
+    "MATCHER.MODE": ("shared", "per_layer"),
+    "TEST.CANDIDATES": ("best_class", "top_pairs"),
+    "TEST.INSTANCE.BOXES": ("mask", "location_decoder"),
+    "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
+}
+
+
+def check_recipe(cfg: CfgNode) -> None:
+    """Refuse values and combinations under MODEL.PSF that mean nothing.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    psf = cfg.MODEL.PSF
+    for key, allowed in CHOICES.items():
+        value = psf
+        for part in key.split("."):
+            value = value[part]
+        if value not in allowed:
+            raise ValueError(f'MODEL.PSF.{key} is "{value}": expected one of {list(allowed)}')
+    named_by_location = psf.THING_CLASSIFIER == "location_decoder"
+    if psf.MATCHER.MODE == "per_layer":
+        if not named_by_location:
+            raise ValueError(
+                'MODEL.PSF.MATCHER.MODE "per_layer" gives the mask decoder matched queries alone, so it cannot learn '
+                'which queries are no thing: set MODEL.PSF.THING_CLASSIFIER to "location_decoder", or MODE to "shared"'
+            )
+        if psf.MASK_DECODER.THING_SELF_ATTENTION:
+            raise ValueError(
+                'MODEL.PSF.MATCHER.MODE "per_layer" pads images with fewer matched queries, which must not be attended '
+                "to: set MODEL.PSF.MASK_DECODER.THING_SELF_ATTENTION to False"
+            )
+    if psf.LOCATION_DECODER.NUM_LAYERS == 0 and (named_by_location or psf.TEST.INSTANCE.BOXES == "location_decoder"):
+        raise ValueError(
+            "MODEL.PSF.LOCATION_DECODER.NUM_LAYERS is 0: there is no head that gives classes or boxes; set "
+            'THING_CLASSIFIER to "mask_decoder" and TEST.INSTANCE.BOXES to "mask"'
+        )
+    if psf.TEST.INSTANCE.BOXES == "location_decoder" and psf.LOCATION_DECODER.TARGET != "box":
+        raise ValueError(
+            f'MODEL.PSF.TEST.INSTANCE.BOXES is "location_decoder", which predicts no boxes with '
+            f'LOCATION_DECODER.TARGET "{psf.LOCATION_DECODER.TARGET}"'
+        )
+    decoder = psf.MASK_DECODER
+    same = (
+        decoder.NUM_THING_LAYERS == decoder.NUM_STUFF_LAYERS
+        and decoder.THING_SELF_ATTENTION == decoder.STUFF_SELF_ATTENTION
+    )
+    if decoder.SHARE_WEIGHTS and not same:
+        raise ValueError(
+            "MODEL.PSF.MASK_DECODER.SHARE_WEIGHTS needs NUM_THING_LAYERS = NUM_STUFF_LAYERS and THING_SELF_ATTENTION = "
+            f"STUFF_SELF_ATTENTION; found {decoder.NUM_THING_LAYERS} and {decoder.NUM_STUFF_LAYERS}, "
+            f"{decoder.THING_SELF_ATTENTION} and {decoder.STUFF_SELF_ATTENTION}"
+        )
+
+
+def build_matching(cfg: CfgNode) -> SharedMatching | PerLayerMatching:
+    """The way of matching that MODEL.PSF.MATCHER.MODE names."""
+    psf, node = cfg.MODEL.PSF, cfg.MODEL.PSF.MATCHER
+    weights = {
+        "l1_weight": node.L1_WEIGHT,
+        "giou_weight": node.GIOU_WEIGHT,
+        "dice_weight": node.DICE_WEIGHT,
+        "focal_alpha": psf.LOSS.FOCAL_ALPHA,
+        "focal_gamma": psf.LOSS.FOCAL_GAMMA,
+    }
+    matcher = HungarianMatcher(class_weight=node.CLASS_WEIGHT, **weights)
+    if node.MODE == "shared":
+        return SharedMatching(matcher)
+    second = HungarianMatcher(class_weight=node.SECOND_CLASS_WEIGHT, **weights)
+    return PerLayerMatching(matcher, second, node.QUERIES_PER_THING)
+
+
+def build_criterion(cfg: CfgNode) -> PanopticCriterion:
+    """The loss with the weights of MODEL.PSF.LOSS."""
+    node = cfg.MODEL.PSF.LOSS
+    return PanopticCriterion(
+        cls_weight=node.CLS_WEIGHT,
+        stuff_cls_weight=node.STUFF_CLS_WEIGHT,
+        seg_weight=node.SEG_WEIGHT,
+        det_cls_weight=node.DET_CLS_WEIGHT,
+        det_l1_weight=node.DET_L1_WEIGHT,
+        det_giou_weight=node.DET_GIOU_WEIGHT,
+        things_weight=node.THINGS_WEIGHT,
+        stuff_weight=node.STUFF_WEIGHT,
+        balance=node.BALANCE,
+        focal_alpha=node.FOCAL_ALPHA,
+        focal_gamma=node.FOCAL_GAMMA,
+    )
