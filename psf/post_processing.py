@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
+from torchvision.ops import box_convert, masks_to_boxes
 
 from psf.classes import PanopticClasses
 from psf.inference import (
@@ -23,7 +23,6 @@ from psf.inference import (
     semantic_scores,
     upper_bound,
 )
-from psf.losses.boxes import cxcywh_to_xyxy
 from psf.predictions import Candidates, PanopticSegmentation
 from psf.registry import POST_PROCESSOR_REGISTRY
 
@@ -120,7 +119,7 @@ class PostProcessor(abc.ABC):
         height, width = frame.output_size
         if self.instance.boxes == "location_decoder":
             assert things.boxes_cxcywh_norm is not None
-            boxes = cxcywh_to_xyxy(things.boxes_cxcywh_norm).clamp(0, 1)
+            boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
             return boxes * boxes.new_tensor([width, height, width, height])
         boxes = torch.zeros(len(masks), 4, device=masks.device)
         filled = masks.flatten(1).any(1)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from psf.predictions import PanopticTargets
 
-__all__ = ["cxcywh_to_xyxy", "image_scale", "target_locations"]
+__all__ = ["image_scale", "target_locations"]
 
 
 def image_scale(target: PanopticTargets) -> Tensor:
     """(4,) width, height, width, height of the unpadded image, in pixels."""
     height, width = target.image_size
     return target.thing_boxes_xyxy_px.new_tensor([width, height, width, height])
-
-
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) centre and size -> (..., 4) corners, in the same units."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 
 def target_locations(target: PanopticTargets, location_dim: int) -> Tensor:
@@ -30,8 +25,7 @@ def target_locations(target: PanopticTargets, location_dim: int) -> Tensor:
     """
     if location_dim == 2:
         return _mass_centres(target.thing_masks) / image_scale(target)[:2]
-    x0y0, x1y1 = target.thing_boxes_xyxy_px.split(2, dim=-1)
-    return torch.cat(((x0y0 + x1y1) / 2, x1y1 - x0y0), dim=-1) / image_scale(target)
+    return box_convert(target.thing_boxes_xyxy_px, "xyxy", "cxcywh") / image_scale(target)
 
 
 def _mass_centres(masks: Tensor) -> Tensor:

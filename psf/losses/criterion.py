@@ -7,8 +7,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fvcore.nn import giou_loss, sigmoid_focal_loss
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from psf.losses.boxes import cxcywh_to_xyxy, image_scale, target_locations
+from psf.losses.boxes import image_scale, target_locations
 from psf.losses.matcher import Assignment
 from psf.losses.matching import ThingAssignments
 from psf.predictions import LocationLayer, PanopticTargets, TrainingPredictions
@@ -103,7 +104,7 @@ class PanopticCriterion:
             losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (found - torch.cat(wanted)).abs().sum()
             if dim == 4:
                 scale = torch.cat([image_scale(t).expand(len(w), 4) for t, w in zip(targets, wanted, strict=True)])
-                boxes, wanted_boxes = cxcywh_to_xyxy(found) * scale, cxcywh_to_xyxy(torch.cat(wanted)) * scale
+                boxes, wanted_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (found, torch.cat(wanted)))
                 giou = giou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
                 losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
         return losses

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_convert, generalized_box_iou
 
-from psf.losses.boxes import cxcywh_to_xyxy, image_scale, target_locations
+from psf.losses.boxes import image_scale, target_locations
 from psf.predictions import PanopticTargets
 
 __all__ = ["Assignment", "HungarianMatcher", "dice_cost", "focal_cost"]
@@ -77,7 +77,7 @@ class HungarianMatcher:
             wanted = target_locations(target, locations.shape[-1])
             terms["L1"] = self.l1_weight * torch.cdist(locations, wanted, p=1)
             if locations.shape[-1] == 4:
-                boxes = cxcywh_to_xyxy(locations) * image_scale(target)
+                boxes = box_convert(locations, "cxcywh", "xyxy") * image_scale(target)
                 terms["GIoU"] = -self.giou_weight * generalized_box_iou(boxes, target.thing_boxes_xyxy_px)
         if mask_scores is not None:
             terms["dice"] = self.dice_weight * dice_cost(mask_scores.float(), target.thing_masks)

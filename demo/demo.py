@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Segment images, a video or what a camera sees with a trained model, and write the results.
+
+    python demo/demo.py --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS model.pth
+
+An image NAME.* gives NAME.jpg (drawn), NAME_panoptic.png (segment ids, in COCO's encoding) and NAME.json (class, score,
+area and box of every segment). A video or a camera gives a drawn video, without sound; Ctrl-C ends it properly.
+Exit code: 0 all done; 1 an input could not be used, or not to its end (it is named, the others are done);
+2 the work could not be started, or the results not be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.video_visualizer import VideoVisualizer
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from psf.data import read_image
+from psf.engine import build_config
+from psf.panoptic_output import OUTPUT_ENDINGS, split_panoptic, write_panoptic_output
+from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
+
+logger = logging.getLogger("psf.demo")
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return segment_images(args) if args.input else segment_video(args)
+    except (ValueError, OSError, ImportError) as error:
+        logger.error("%s", error)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="yaml of the model")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
+    source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
+    source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, counted from 0")
+    add("--output", type=Path, default="output/demo", metavar="PATH", help="folder, or a video file [%(default)s]")
+    add("--confidence-threshold", type=_confidence, metavar="T", help="leave out segments below it [config's T_CNF]")
+    add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu where there is no GPU]")
+    add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+    return parser
+
+
+def _confidence(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def build_predictor(args: argparse.Namespace) -> DefaultPredictor:
+    """The model of --config-file and --opts, with what the other arguments say of it."""
+    cfg = build_config(args.config_file, args.opts)
+    if not cfg.DATASETS.TEST:
+        raise ValueError(f"{args.config_file}: DATASETS.TEST is empty; class names come from its first data set")
+
+    cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
+    if args.confidence_threshold is not None:
+        cfg.MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF = args.confidence_threshold
+        cfg.MODEL.PSF.POST_PROCESSOR.STUFF.T_CNF = args.confidence_threshold
+    # Of the three read-outs the demo shows one; the semantic scores of one large photograph fill gigabytes.
+    cfg.MODEL.PSF.TEST.PANOPTIC_ON = True
+    cfg.MODEL.PSF.TEST.INSTANCE_ON = False
+    cfg.MODEL.PSF.TEST.SEMANTIC_ON = False
+    _check_weights(cfg)
+    return DefaultPredictor(cfg)
+
+
+def _choose_device(asked: str | None, configured: str) -> str:
+    device = asked or configured
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if asked:
+            raise ValueError(f"--device {asked}: torch sees no CUDA GPU here")
+        logger.info("no CUDA GPU found: running on the CPU")
+        return "cpu"
+    logger.info("running on %s", device)
+    return device
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
+    elif "://" not in weights and not Path(weights).is_file():
+        raise ValueError(f"MODEL.WEIGHTS {weights}: no such file")
+
+
+def segment_images(args: argparse.Namespace) -> int:
+    """Write the three files of every image of --input; an image that cannot be used is named and skipped."""
+    images, skipped = find_images(args.input)
+    names = choose_names(images, args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
+    predictor = build_predictor(args)
+    num_written = 0
+    with logging_redirect_tqdm():
+        for path, name in tqdm(names.items(), unit="image"):
+            try:
+                image = read_image(str(path))
+                prediction = predictor(image)
+            except ValueError as error:
+                logger.error("%s: skipped: %s", path, error)
+                skipped.append(str(path))
+                continue
+            write_panoptic_output(image, prediction, predictor.metadata, source=path, folder=args.output, name=name)
+            num_written += 1
+    print(f"{num_written} of {len(images)} images written to {args.output}")
+    if skipped:
+        print(f"skipped: {', '.join(skipped)}")
+    return 1 if skipped else 0
+
+
+def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files that the patterns name, each once and in order; and the patterns that name none.
+
+    A folder stands for the files in it that end like an image; a file, named or matched by a glob, for itself.
+
+    Raises:
+        ValueError: if there is no file at all.
+    """
+    images: dict[Path, Path] = {}  # by the real path
+    unmatched = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
+        if not matches:
+            logger.error("--input %s: no image found", pattern)
+            unmatched.append(pattern)
+        for match in sorted(matches):
+            images.setdefault(match.resolve(), match)
+    if not images:
+        raise ValueError(f"no image found; --input takes files, globs, and folders with {' '.join(IMAGE_SUFFIXES)}")
+    return list(images.values()), unmatched
+
+
+def choose_names(images: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """A name for each image's output files: its stem, with a number where an earlier one has that stem.
+
+    Raises:
+        ValueError: if an output file would overwrite one of the images.
+    """
+    names: dict[Path, str] = {}
+    taken = set()
+    for image in images:
+        name, number = image.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{image.stem}_{number}"
+        taken.add(name.lower())
+        names[image] = name
+    outputs = {(folder / f"{name}{ending}").resolve() for name in names.values() for ending in OUTPUT_ENDINGS}
+    for image in images:
+        if image.resolve() in outputs:
+            raise ValueError(f"{image} would be overwritten by a result: name another folder with --output")
+    return names
+
+
+def segment_video(args: argparse.Namespace) -> int:
+    """Write the drawn video of --video-input or --webcam; of a file damaged half-way, the frames before."""
+    source = Camera(args.webcam) if args.video_input is None else VideoFile(args.video_input)
+    target = _video_target(args)
+    num_written, is_complete = 0, True
+    with source as frames, VideoWriter(target, frames.rate) as writer:
+        predictor = build_predictor(args)
+        visualizer = VideoVisualizer(predictor.metadata)
+        known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
+        progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
+        try:
+            for image_rgb, seconds in progress:
+                panoptic_ids, segments = split_panoptic(predictor(image_rgb[:, :, ::-1]))
+                drawn = visualizer.draw_panoptic_seg_predictions(image_rgb, panoptic_ids, segments)
+                writer.write(TimedFrame(drawn.get_image(), seconds))
+                num_written += 1
+        except KeyboardInterrupt:
+            logger.info("stopped")
+        except ValueError as error:
+            if not num_written:
+                raise
+            logger.error("%s", error)
+            is_complete = False
+    if not num_written:
+        raise ValueError(f"{args.video_input or 'the camera'}: gave no frame")
+    print(f"{num_written} frames written to {target}")
+    return 0 if is_complete else 1
+
+
+def _video_target(args: argparse.Namespace) -> Path:
+    """The file that --output means: itself, or one in the folder that it is."""
+    source: Path | None = args.video_input
+    target: Path = args.output
+    if target.is_dir() or not target.suffix:
+        target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
+    if source is not None and target.resolve() == source.resolve():
+        raise ValueError(f"{source} would be overwritten by the result: name another file or folder with --output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import transforms as T
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from psf.config import add_psf_config
+from psf.data import DATASET_MAPPER_REGISTRY, PanopticMapper, build_augmentations, build_mapper, make_scene, mappers
+from psf.data.shapes import training_dicts
+
+
+def make_cfg(**keys):
+    cfg = get_cfg()
+    add_psf_config(cfg)
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64,), 96
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    for key, value in keys.items():
+        cfg.merge_from_list([f"INPUT.{key.replace('__', '.')}", value])
+    return cfg
+
+
+def info(id: int, category: int = 0, isthing: bool = True, **rest) -> dict:
+    return {"id": id, "category_id": category, "isthing": isthing, **rest}
+
+
+def plain(*augmentations) -> PanopticMapper:
+    return PanopticMapper(True, augmentations=augmentations, image_format="RGB")
+
+
+# ------------------------------------------------------------------ the truth follows the image
+
+COLORS = np.random.default_rng(0).permutation(256)[:, None].repeat(3, axis=1).astype(np.uint8)  # one gray per id
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_labels_follow_the_image(data, make_sample, monkeypatch):
+    """The image is painted with a colour per segment: wherever a segment is flat, the colour must be its own."""
+    monkeypatch.setattr(mappers, "_SHORT_SIDES_BEFORE_CROP", (60, 100))
+    blocks = data.draw(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), min_size=2, max_size=5))
+    ids = np.kron(np.array(blocks), np.ones((40, 30), int))
+    crop = data.draw(st.sampled_from([None, ("absolute_range", [40, 90]), ("relative_range", [0.4, 0.6])]))
+    cfg = make_cfg(
+        RANDOM_FLIP=data.draw(st.sampled_from(["none", "horizontal", "vertical"])),
+        MIN_SIZE_TRAIN=data.draw(st.sampled_from([(60,), (64, 80), (100,)])),
+        **({"CROP__ENABLED": True, "CROP__TYPE": crop[0], "CROP__SIZE": crop[1]} if crop else {}),
+    )
+    sample = make_sample(ids, [info(k, k) for k in range(1, 7)], image=COLORS[ids])
+    np.random.seed(data.draw(st.integers(0, 2**31)))
+    output = build_mapper(cfg, is_train=True)(sample)
+
+    labels, image = output["panoptic_labels"].numpy(), output["image"].numpy()
+    assert image.shape == (3, *labels.shape)
+    assert [segment["id"] for segment in output["segments_info"]] == list(range(1, labels.max() + 1))
+    category = np.array([0] + [segment["category_id"] for segment in output["segments_info"]])[labels]
+    # Up to seven pixels from a border its colours may mix: two resizes, the second to at most 2.5 times the size.
+    flat = ndimage.maximum_filter(category, 15) == ndimage.minimum_filter(category, 15)
+    assert (image[:, flat] == COLORS[category[flat]].T).all()
+
+
+def test_large_ids_are_resized_as_small_ones_are():
+    """Pillow's nearest neighbour for all: what torch does with other types lies half a pixel off."""
+    labels = np.random.default_rng(1).integers(0, 200, (31, 45))
+    resize = T.TransformList([T.ResizeTransform(31, 45, 20, 77), T.HFlipTransform(77)])
+    small = mappers._apply_to_labels(resize, labels.astype(np.uint8))
+    large = mappers._apply_to_labels(resize, (labels + 60_000).astype(np.int32))
+    assert large.dtype == np.int32 and (large == small.astype(int) + 60_000).all()
+
+
+def test_segments_that_a_crop_leaves_out_vanish(make_sample):
+    ids = np.repeat([[10, 20, 30]], 4, axis=0).repeat(5, axis=1)  # three columns of 5 pixels
+    sample = make_sample(ids, [info(10, 1), info(20, 2), info(30, 3, iscrowd=1)])
+    output = plain(T.CropTransform(5, 0, 10, 4))(sample)
+    assert output["segments_info"] == [
+        {"id": 1, "category_id": 2, "isthing": True, "iscrowd": False},
+        {"id": 2, "category_id": 3, "isthing": True, "iscrowd": True},
+    ]
+    assert output["panoptic_labels"].tolist() == [[1] * 5 + [2] * 5] * 4
+    assert (output["height"], output["width"]) == (4, 15)  # of the file
+
+
+def test_image_without_any_segment_left_is_fine(make_sample):
+    ids = np.zeros((4, 10), int)
+    ids[:, 8:] = 3
+    output = plain(T.CropTransform(0, 0, 5, 4))(make_sample(ids, [info(3)]))
+    assert output["segments_info"] == [] and not output["panoptic_labels"].any()
+
+
+# ------------------------------------------------------------------ the contract with the model
+
+
+def test_training_output_is_the_contract_and_the_dict_stays(make_sample):
+    sample = make_sample([[5, 0], [5, 9]], [info(5, 1, isthing=False), info(9, 3)])
+    before = copy.deepcopy(sample)
+    output = build_mapper(make_cfg(), is_train=True)(sample)
+    assert sample == before
+    assert output.keys() == {
+        "image", "height", "width", "file_name", "image_id", "panoptic_labels", "segments_info"
+    }  # fmt: skip
+    assert output["image"].dtype == output["panoptic_labels"].dtype == torch.uint8
+    assert output["image"].shape == (3, 64, 64) and output["panoptic_labels"].shape == (64, 64)
+    assert output["image_id"] == 7
+    assert output["segments_info"][1] == {"id": 2, "category_id": 3, "isthing": True, "iscrowd": False}
+
+
+def test_at_test_the_image_is_resized_alone(make_sample):
+    sample = make_sample(np.full((10, 40), 5), [info(5)])
+    output = build_mapper(make_cfg(), is_train=False)(sample)
+    assert output["image"].shape == (3, 24, 96)  # 64 x 256 would pass the longest side of 96
+    assert (output["height"], output["width"]) == (10, 40)
+    assert "panoptic_labels" not in output
+    assert output["segments_info"] == sample["segments_info"]
+    assert output["pan_seg_file_name"] == sample["pan_seg_file_name"]
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_scenes_are_made_in_memory_in_the_format(image_format):
+    scene = make_scene(2, split="train")
+    mapper = PanopticMapper(True, augmentations=[], image_format=image_format)
+    output = mapper(training_dicts()[2])
+    pixels = output["image"].permute(1, 2, 0).numpy()
+    assert (pixels == (scene.image if image_format == "RGB" else scene.image[..., ::-1])).all()
+    assert (output["panoptic_labels"].numpy() == scene.labels).all()
+    assert output["segments_info"] == scene.segments
+    assert (output["height"], output["width"]) == scene.labels.shape
+
+
+def test_detectron2s_loader_takes_the_mapper():
+    mapper = build_mapper(make_cfg(), is_train=True)
+    loader = build_detection_train_loader(
+        dataset=training_dicts()[:16],
+        mapper=mapper,
+        sampler=torch.utils.data.SequentialSampler(range(16)),
+        total_batch_size=2,
+        num_workers=0,
+    )
+    batch = next(iter(loader))
+    assert len(batch) == 2 and all("panoptic_labels" in item for item in batch)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 4000), (4000, 17), (1, 4000)])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_extreme_sizes_simply_work(make_sample, shape, is_train):
+    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[20, 30])
+    mapper = build_mapper(cfg, is_train)
+    sample = make_sample(np.full(shape, 5), [info(5)])
+    for seed in range(4):
+        np.random.seed(seed)
+        output = mapper(sample)
+        _, height, width = output["image"].shape
+        assert min(height, width) >= 1 and max(height, width) <= 96
+        if is_train:
+            assert (output["panoptic_labels"] == 1).all() and len(output["segments_info"]) == 1
+
+
+def test_released_augmentation_crops_half_of_the_images():
+    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[384, 600])
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = tuple(range(480, 801, 32)), 1333
+    augmentations = T.AugmentationList(build_augmentations(cfg, is_train=True))
+    crops, num_flips, num_images = [], 0, 100
+    for seed in range(num_images):
+        np.random.seed(seed)
+        inputs = T.AugInput(np.zeros((480, 640, 3), np.uint8))
+        transforms = augmentations(inputs)
+        resizes = [t for t in transforms.transforms if isinstance(t, T.ResizeTransform)]
+        crop = [t for t in transforms.transforms if isinstance(t, T.CropTransform)]
+        assert len(resizes) == len(crop) + 1
+        if crop:
+            assert min(resizes[0].new_h, resizes[0].new_w) in (400, 500, 600)
+        height, width = inputs.image.shape[:2]
+        assert max(height, width) <= 1333
+        assert min(height, width) in cfg.INPUT.MIN_SIZE_TRAIN or max(height, width) == 1333
+        crops += crop
+        num_flips += any(isinstance(t, T.HFlipTransform) for t in transforms.transforms)
+    assert 30 < len(crops) < 70 and 30 < num_flips < 70
+    assert all(384 <= side <= 600 for crop in crops for side in (crop.w, crop.h))
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_unknown_mapper_is_named_with_the_known():
+    assert "psf_panoptic" in DATASET_MAPPER_REGISTRY
+    with pytest.raises(ValueError, match=r"INPUT\.DATASET_MAPPER_NAME is 'coco'.*psf_panoptic"):
+        build_mapper(make_cfg(DATASET_MAPPER_NAME="coco"), is_train=True)
+
+
+def test_unknown_flip_is_named():
+    with pytest.raises(ValueError, match=r"INPUT\.RANDOM_FLIP is 'both'"):
+        build_mapper(make_cfg(RANDOM_FLIP="both"), is_train=True)
+
+
+@pytest.mark.parametrize("key", ["file_name", "pan_seg_file_name"])
+def test_missing_file_is_named_with_the_variable(make_sample, key):
+    sample = make_sample([[5]], [info(5)])
+    Path(sample[key]).unlink()
+    with pytest.raises(ValueError, match=rf"{Path(sample[key]).name}.*missing.*DETECTRON2_DATASETS"):
+        plain()(sample)
+
+
+@pytest.mark.parametrize("key", ["pan_seg_file_name", "segments_info"])
+def test_dict_without_panoptic_truth_is_refused_in_training_alone(make_sample, key):
+    sample = make_sample([[5]], [info(5)])
+    del sample[key]
+    with pytest.raises(ValueError, match=r"image\.png: no panoptic truth.*DATASETS\.TRAIN"):
+        plain()(sample)
+    build_mapper(make_cfg(), is_train=False)(sample)
+
+
+def test_png_of_another_size_is_named(make_sample):
+    sample = make_sample([[5, 5]], [info(5)], image=np.zeros((3, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"truth\.png is 2 x 1 pixels, but its image .*image\.png is 4 x 3"):
+        plain()(sample)
+
+
+def test_image_of_another_size_than_the_json_says_is_named(make_sample):
+    sample = make_sample([[5]], [info(5)]) | {"height": 9, "width": 9}
+    with pytest.raises(ValueError, match=r"image\.png, got \(1, 1\), expect \(9, 9\)"):
+        plain()(sample)
+
+
+def test_corrupt_image_is_named(make_sample):
+    sample = make_sample([[5]], [info(5)])
+    Path(sample["file_name"]).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"image\.png: empty, corrupt"):
+        plain()(sample)
+
+
+# ------------------------------------------------------------------ real images
+
+
+@pytest.fixture(scope="module")
+def coco_dicts(shared: Path) -> list[dict]:
+    root = shared / "data" / "coco25" / "coco"
+    metadata = MetadataCatalog.get("coco_2017_val_panoptic").as_dict()
+    paths = [str(root / part) for part in ("annotations/panoptic_val2017.json", "val2017", "panoptic_val2017")]
+    return load_coco_panoptic_json(*paths, metadata)
+
+
+def test_real_coco_truth_is_kept_to_the_pixel(coco_dicts):
+    mapper = plain()
+    crowds = 0
+    for sample in coco_dicts:
+        output = mapper(sample)
+        areas = np.bincount(output["panoptic_labels"].numpy().ravel(), minlength=len(output["segments_info"]) + 1)
+        found = sorted((s["category_id"], s["isthing"], s["iscrowd"], areas[s["id"]]) for s in output["segments_info"])
+        listed = sample["segments_info"]
+        assert found == sorted((s["category_id"], s["isthing"], bool(s["iscrowd"]), s["area"]) for s in listed)
+        with Image.open(sample["file_name"]) as image:
+            assert output["image"].shape == (3, image.height, image.width)
+        crowds += sum(segment["iscrowd"] for segment in output["segments_info"])
+    assert crowds == 12
+
+
+def test_real_coco_goes_through_the_released_augmentation(coco_dicts):
+    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[384, 600], MIN_SIZE_TRAIN=(320,))
+    cfg.INPUT.MAX_SIZE_TRAIN = 533
+    mapper = build_mapper(cfg, is_train=True)
+    np.random.seed(0)
+    for sample in coco_dicts:
+        output = mapper(sample)
+        ids = np.unique(output["panoptic_labels"].numpy())
+        assert sorted({*ids.tolist(), 0} - {0}) == [segment["id"] for segment in output["segments_info"]]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psf.data import load_panoptic_json, panoptic_metadata
+
+CATEGORIES = [
+    {"id": 90, "name": "sea", "isthing": 0, "color": [0, 0, 9]},
+    {"id": 7, "name": "boat", "isthing": 1, "color": [9, 0, 0]},
+    {"id": 11, "name": "sky", "isthing": 0, "color": [0, 9, 0]},
+]
+
+
+def write(folder: Path, **changes) -> str:
+    content = {
+        "categories": CATEGORIES,
+        "images": [{"id": 4, "file_name": "sub/a.webp", "height": 3, "width": 5}],
+        "annotations": [
+            {
+                "image_id": 4,
+                "file_name": "a.png",
+                "segments_info": [{"id": 1, "category_id": 11, "area": 9}, {"id": 2, "category_id": 7, "iscrowd": 1}],
+            }
+        ],
+    } | changes
+    path = folder / "panoptic.json"
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return str(path)
+
+
+def test_contiguous_ids_are_positions_whatever_comes_first():
+    metadata = panoptic_metadata(CATEGORIES)
+    assert metadata["thing_dataset_id_to_contiguous_id"] == {7: 1}
+    assert metadata["stuff_dataset_id_to_contiguous_id"] == {90: 0, 11: 2}
+    assert metadata["thing_classes"] == metadata["stuff_classes"] == ["sea", "boat", "sky"]
+    assert metadata["thing_colors"] == metadata["stuff_colors"] == [[0, 0, 9], [9, 0, 0], [0, 9, 0]]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_one_kind_alone_is_fine(kind):
+    metadata = panoptic_metadata([{**category, "isthing": kind} for category in CATEGORIES])
+    full, empty = ("thing", "stuff") if kind else ("stuff", "thing")
+    assert metadata[f"{full}_dataset_id_to_contiguous_id"] == {90: 0, 7: 1, 11: 2}
+    assert metadata[f"{empty}_dataset_id_to_contiguous_id"] == {}
+
+
+def test_dicts_are_detectron2s(tmp_path):
+    (entry,) = load_panoptic_json(write(tmp_path), "/png", "/img")
+    assert entry == {
+        "file_name": "/img/sub/a.webp",
+        "image_id": 4,
+        "height": 3,
+        "width": 5,
+        "pan_seg_file_name": "/png/a.png",
+        "segments_info": [
+            {"id": 1, "category_id": 2, "isthing": False, "iscrowd": 0, "area": 9},
+            {"id": 2, "category_id": 1, "isthing": True, "iscrowd": 1},
+        ],
+    }
+
+
+def test_unknown_category_id_is_named(tmp_path):
+    annotation = {"image_id": 4, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": 8}]}
+    path = write(tmp_path, annotations=[annotation])
+    with pytest.raises(ValueError, match=r"panoptic\.json: unknown category id 8 in a\.png.*\[7, 11, 90\]"):
+        load_panoptic_json(path, "", "")
+
+
+def test_unknown_image_is_named(tmp_path):
+    path = write(tmp_path, images=[])
+    with pytest.raises(ValueError, match=r"panoptic\.json: annotation a\.png is of the unknown image 4"):
+        load_panoptic_json(path, "", "")
+
+
+@pytest.mark.parametrize("key", ["categories", "images", "annotations"])
+def test_another_kind_of_json_is_refused(tmp_path, key):
+    path = write(tmp_path, **{key: None})
+    with pytest.raises(ValueError, match=rf"panoptic\.json: not a panoptic JSON, it has no '{key}'"):
+        load_panoptic_json(path, "", "")
+
+
+def test_damaged_and_missing_json_are_named(tmp_path):
+    path = write(tmp_path)
+    Path(path).write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"panoptic\.json: not a valid JSON file"):
+        load_panoptic_json(path, "", "")
+    Path(path).unlink()
+    with pytest.raises(ValueError, match=r"panoptic\.json: .*missing.*DETECTRON2_DATASETS"):
+        load_panoptic_json(path, "", "")

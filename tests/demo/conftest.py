@@ -1,0 +1,117 @@
+"""A model that sees colours, pictures for it, and demo/demo.py in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from PIL import Image
+from torch import nn
+
+DATASET = "psf_test_demo"
+SKY, BALL = 0, 1  # contiguous: the stuff class comes first
+
+
+@META_ARCH_REGISTRY.register()
+class PsfTestColorSegmenter(nn.Module):
+    """A ball where the picture is red, sky where it is blue, void elsewhere; T_CNF is honoured, black refused."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(self, batched_inputs):
+        return [{"panoptic_seg": self.segment(sample)} for sample in batched_inputs]
+
+    def segment(self, sample):
+        if sample["image"].mean() < 1:
+            raise ValueError("the image is black")
+        size = (sample["height"], sample["width"])
+        blue, _, red = nn.functional.interpolate(sample["image"][None], size=size)[0]  # INPUT.FORMAT is BGR
+        thresholds = self.cfg.MODEL.PSF.POST_PROCESSOR
+        ids, segments = torch.zeros(size, dtype=torch.int32), []
+        for number, category, is_thing, score, mask, t_cnf in (
+            (1, SKY, False, 0.4, (blue > 180) & (red <= 180), thresholds.STUFF.T_CNF),
+            (2, BALL, True, 0.9, red > 180, thresholds.THINGS.T_CNF),
+        ):
+            if score >= t_cnf and mask.any():
+                ids[mask] = number
+                info = {"id": number, "category_id": category, "isthing": is_thing, "score": score}
+                segments.append(info | {"area": int(mask.sum())})
+        return ids, segments
+
+
+@pytest.fixture(scope="module", autouse=True)
+def metadata() -> Iterator[Metadata]:
+    names, colors = ["sky", "ball"], [[0, 0, 255], [255, 0, 0]]
+    yield MetadataCatalog.get(DATASET).set(
+        thing_classes=names,
+        stuff_classes=names,
+        thing_colors=colors,
+        stuff_colors=colors,
+        thing_dataset_id_to_contiguous_id={7: BALL},
+        stuff_dataset_id_to_contiguous_id={30: SKY},
+    )
+    MetadataCatalog.remove(DATASET)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "VERSION: 2\n"
+        "MODEL: {META_ARCHITECTURE: PsfTestColorSegmenter, WEIGHTS: '', DEVICE: cpu}\n"
+        f"DATASETS: {{TEST: [{DATASET}]}}\n"
+        "INPUT: {MIN_SIZE_TEST: 60, MAX_SIZE_TEST: 400}\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_file(repository: Path) -> Path:
+    return repository / "demo" / "demo.py"
+
+
+@pytest.fixture
+def run(demo_file: Path, config: Path) -> Callable[..., int]:
+    """The demo as a function of its arguments: run("--input", path, ...) gives the exit code."""
+    spec = importlib.util.spec_from_file_location("psf_demo", demo_file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: module.main(["--config-file", str(config), *map(str, arguments)])
+
+
+def draw_scene(height: int = 60, width: int = 90, left: int = 20) -> np.ndarray:
+    """RGB: blue above row 40, gray below, and a red box of 10 x 16 pixels on the border of the two."""
+    image = np.full((height, width, 3), 128, np.uint8)
+    image[:40] = (0, 0, 255)
+    image[35:45, left : left + 16] = (255, 0, 0)
+    return image
+
+
+@pytest.fixture
+def scene() -> Callable[..., np.ndarray]:
+    """`draw_scene`."""
+    return draw_scene
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The scene as a file named a.png, in a folder of its own."""
+    path = tmp_path / "in" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(draw_scene()).save(path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder for results that does not exist yet."""
+    return tmp_path / "out"

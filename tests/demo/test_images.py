@@ -1,0 +1,193 @@
+"""demo/demo.py on images: what lies in the three files of each, and what bad input and settings give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+
+def load_output(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, dict]:
+    """The drawn picture, the ids of the panoptic PNG and the JSON."""
+    drawn = np.array(Image.open(folder / f"{name}.jpg"))
+    ids = rgb2id(np.array(Image.open(folder / f"{name}_panoptic.png")))
+    return drawn, ids, json.loads((folder / f"{name}.json").read_text())
+
+
+def found_classes(folder: Path, name: str = "a") -> list[str]:
+    return [segment["class"] for segment in load_output(folder, name)[2]["segments_info"]]
+
+
+def test_three_files_of_an_image_agree(run, image, out):
+    image = image.rename(image.with_name("a.b.png"))
+    assert run("--input", image, "--output", out) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["a.b.jpg", "a.b.json", "a.b_panoptic.png"]
+    drawn, ids, record = load_output(out, "a.b")
+    assert drawn.shape == (60, 90, 3) and set(np.unique(ids)) == {0, 1, 2}
+    sky, ball = record.pop("segments_info")
+    assert record == {"file_name": str(image), "height": 60, "width": 90, "panoptic_file_name": "a.b_panoptic.png"}
+    # 40 rows of 90 are blue, of which the box takes 5 x 16.
+    assert sky == {
+        "id": 1,
+        "class": "sky",
+        "category_id": 30,
+        "contiguous_id": 0,
+        "isthing": False,
+        "score": 0.4,
+        "area": 40 * 90 - 5 * 16,
+        "bbox": [0, 0, 90, 40],
+    }
+    assert ball["bbox"] == [20, 35, 16, 10] and ball["area"] == 160 and ball["category_id"] == 7 and ball["isthing"]
+    for segment in (sky, ball):
+        assert (ids == segment["id"]).sum() == segment["area"]
+
+
+def test_picture_keeps_the_order_of_colours(run, image, out):
+    run("--input", image, "--output", out)
+    drawn = load_output(out, "a")[0].astype(int)
+    red, _, blue = drawn[2:8, 60:].mean(axis=(0, 1))
+    assert blue > 200 > 100 > red
+    assert np.abs(drawn[52:, 60:] - 128).max() < 12  # void shows the image
+
+
+@pytest.mark.parametrize(("threshold", "classes"), [("0.3", ["sky", "ball"]), ("0.5", ["ball"]), ("0.95", [])])
+def test_confidence_threshold_leaves_segments_out_everywhere(run, image, scene, out, threshold, classes):
+    assert run("--input", image, "--output", out, "--confidence-threshold", threshold) == 0
+    assert found_classes(out) == classes
+    drawn, ids, record = load_output(out, "a")
+    assert set(np.unique(ids)) - {0} == {segment["id"] for segment in record["segments_info"]}
+    is_drawn = np.abs(drawn.astype(int) - scene()).max(axis=2) > 60
+    assert is_drawn.any() == bool(classes)
+
+
+def test_config_decides_without_a_threshold(run, image, out):
+    run("--input", image, "--output", out, "--opts", "MODEL.PSF.POST_PROCESSOR.STUFF.T_CNF", "0.5")
+    assert found_classes(out) == ["ball"]
+
+
+def test_real_model_obeys_the_threshold(run, config, image, out):
+    config.write_text(
+        "VERSION: 2\n"
+        "DATASETS: {TEST: [psf_test_demo]}\n"
+        "INPUT: {FORMAT: RGB, MIN_SIZE_TEST: 64}\n"
+        "MODEL:\n  META_ARCHITECTURE: PanopticSegFormer\n  WEIGHTS: ''\n  DEVICE: cpu\n"
+        "  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}\n"
+        "  PSF: {HIDDEN_DIM: 32, NUM_THING_QUERIES: 10, POST_PROCESSOR: {MASK_THRESHOLD: 0.0}}\n"
+    )
+    assert run("--input", image, "--output", out, "--confidence-threshold", "0") == 0
+    _, ids, record = load_output(out, "a")
+    segments = record["segments_info"]
+    assert segments and all(0 < segment["score"] < 1 for segment in segments)
+    assert {segment["id"]: segment["area"] for segment in segments} == {
+        i: (ids == i).sum() for i in np.unique(ids) if i
+    }
+    assert run("--input", image, "--output", out, "--confidence-threshold", "1") == 0
+    assert found_classes(out) == []
+
+
+def test_files_folders_and_globs_each_image_once(run, scene, tmp_path, out):
+    for name in ("one/x.png", "two/x.jpg", "two/X.png", "three/y.bmp", "three/x_2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(scene()).save(tmp_path / name)
+    (tmp_path / "two" / "notes.txt").write_text("not an image")
+    inputs = [tmp_path / "one" / "x.png", tmp_path / "two", tmp_path / "t*" / "[xy]*.[pb][nm][gp]"]
+    assert run("--input", *inputs, "--output", out) == 0
+    sources = {file.stem: json.loads(file.read_text())["file_name"] for file in out.glob("*.json")}
+    assert len(sources) == len(set(sources.values())) == 5
+    assert sources["x"] == str(inputs[0]) and "y" in sources
+    assert len({name.lower() for name in sources}) == 5  # also where upper and lower case name one file
+
+
+def test_unusual_images_simply_work(run, scene, tmp_path, out):
+    pictures = {
+        "tiny.png": np.full((1, 1, 3), (255, 0, 0), np.uint8),
+        "thin.png": np.full((3, 2, 3), (255, 0, 0), np.uint8),
+        "long.png": np.tile(scene(width=17)[:50], (80, 1, 1)),  # 4000 x 17
+        "wide.png": np.tile(scene()[30:47, :40], (1, 100, 1)),  # 17 x 4000
+        "gray.png": scene()[..., 0],
+        "rgba.png": np.dstack([scene(), np.full((60, 90), 9, np.uint8)]),
+        "deep.png": scene()[..., 2].astype(np.uint16) * 257,
+    }
+    (tmp_path / "in").mkdir()
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(tmp_path / "in" / name)
+    Image.fromarray(scene()).quantize(8).save(tmp_path / "in" / "palette.gif")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(scene()).save(tmp_path / "in" / "turned.jpg", exif=exif)
+
+    assert run("--input", tmp_path / "in", "--output", out) == 0
+    sizes = {Path(name).stem: picture.shape[:2] for name, picture in pictures.items()}
+    for name, size in {**sizes, "palette": (60, 90), "turned": (90, 60)}.items():
+        drawn, ids, record = load_output(out, name)
+        assert drawn.shape[:2] == ids.shape == (record["height"], record["width"]) == size
+
+
+def test_bad_images_are_named_and_skipped(run, image, tmp_path, out, caplog, capsys):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:60])
+    Image.new("RGB", (90, 60)).save(tmp_path / "black.png")  # which this model refuses
+    names = ("empty.jpg", "cut.png", "black.png", "missing.png")
+    assert run("--input", *(tmp_path / name for name in names), image, "--output", out) == 1
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    for name in names:
+        assert sum(name in error for error in errors) == 1
+        assert not list(out.glob(f"{Path(name).stem}*"))
+    assert found_classes(out) == ["sky", "ball"]
+    summary = capsys.readouterr().out
+    assert "1 of 4 images" in summary and all(name in summary for name in names)
+
+
+def test_no_image_at_all_in_a_process_of_its_own(run_python, repository, demo_file, tmp_path):
+    arguments = [str(demo_file), "--config-file", "none.yaml", "--input", str(tmp_path / "*.png")]
+    result = run_python(*arguments, path=[repository])
+    assert result.returncode == 2
+    assert "no image found" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--opts", "MODEL.PSF.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
+        (["--opts", "MODEL.PSF.NUM_HEADS"], "KEY VALUE pairs"),
+        (["--opts", "MODEL.WEIGHTS", "no_such_weights.pth"], "no_such_weights.pth"),
+        (["--opts", "DATASETS.TEST", "()"], "DATASETS.TEST"),
+        (["--config-file", "no_such_config.yaml"], "no_such_config.yaml"),
+    ],
+)
+def test_wrong_setting_is_one_clear_error(run, image, out, caplog, more, message):
+    assert run("--input", image, "--output", out, *more) == 2
+    assert message in caplog.records[-1].getMessage()
+
+
+def test_inputs_are_never_overwritten(run, image, caplog):
+    image = image.rename(image.with_suffix(".jpg"))
+    before = image.read_bytes()
+    assert run("--input", image.parent, "--output", image.parent) == 2
+    assert "overwritten" in caplog.records[-1].getMessage() and image.read_bytes() == before
+
+
+def test_output_that_is_a_file(run, image, caplog):
+    assert run("--input", image, "--output", image) == 2
+    assert str(image) in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "half"])
+def test_threshold_outside_its_range(run, capsys, threshold):
+    with pytest.raises(SystemExit, match="2"):
+        run("--input", "a.png", "--confidence-threshold", threshold)
+    assert "--confidence-threshold" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_device(run, image, out, caplog):
+    assert run("--input", image, "--output", out, "--device", "cuda") == 2
+    assert "no CUDA GPU" in caplog.records[-1].getMessage()
+    with caplog.at_level("INFO"):
+        assert run("--input", image, "--output", out, "--opts", "MODEL.DEVICE", "cuda") == 0
+    assert "no CUDA GPU found: running on the CPU" in caplog.text

@@ -1,0 +1,92 @@
+"""The files of one segmented image: what they hold is what the model said, in the data set's words."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from psf.panoptic_output import OUTPUT_ENDINGS, describe_segments, draw_panoptic, write_panoptic_output
+
+COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
+JOINT = SimpleNamespace(  # ids of all classes in one row
+    thing_classes=["sky", "ball", "sea"],
+    stuff_classes=["sky", "ball", "sea"],
+    thing_colors=COLORS,
+    stuff_colors=COLORS,
+    thing_dataset_id_to_contiguous_id={7: 1},
+    stuff_dataset_id_to_contiguous_id={30: 0, 4: 2},
+)
+SEPARATED = SimpleNamespace(  # things and stuff each counted from 0, as in coco_2017_val_panoptic_separated
+    thing_classes=["bat", "ball"],
+    stuff_classes=["things", "sky"],
+    thing_colors=COLORS,
+    stuff_colors=COLORS,
+    thing_dataset_id_to_contiguous_id={5: 0, 7: 1},
+    stuff_dataset_id_to_contiguous_id={0: 0, 30: 1},
+)
+
+
+def predict(id_map: np.ndarray, *segments: tuple[int, int, bool]) -> dict:
+    """A prediction whose segments are given as (id, category, is_thing)."""
+    infos = [
+        {"id": i, "category_id": category, "isthing": is_thing, "score": 0.5, "area": int((id_map == i).sum())}
+        for i, category, is_thing in segments
+    ]
+    return {"panoptic_seg": (torch.from_numpy(id_map), infos)}
+
+
+def test_area_and_box_by_hand():
+    ids = np.array([[0, 3, 3, 0, 0], [1, 1, 3, 0, 3], [1, 0, 0, 0, 0]], np.int32)
+    stuff, thing = describe_segments(predict(ids, (1, 2, False), (3, 1, True)), JOINT)
+    # Segment 1: rows 1..2, columns 0..1; segment 3, in two pieces: rows 0..1, columns 1..4.
+    assert (stuff["area"], stuff["bbox"]) == (3, [0, 1, 2, 2])
+    assert (thing["area"], thing["bbox"]) == (4, [1, 0, 4, 2])
+    assert (stuff["class"], stuff["category_id"], stuff["contiguous_id"], stuff["isthing"]) == ("sea", 4, 2, False)
+    assert (thing["class"], thing["category_id"], thing["contiguous_id"], thing["isthing"]) == ("ball", 7, 1, True)
+
+
+def test_overlapping_ids_of_things_and_stuff_are_kept_apart():
+    ids = np.array([[1, 2]], np.int32)
+    stuff, thing = describe_segments(predict(ids, (1, 1, False), (2, 1, True)), SEPARATED)
+    assert (stuff["class"], stuff["category_id"]) == ("sky", 30)
+    assert (thing["class"], thing["category_id"]) == ("ball", 7)
+
+
+def test_files_hold_ids_beyond_a_byte_and_plain_json(tmp_path: Path):
+    ids = np.zeros((40, 50), np.int32)
+    ids[:20], ids[25:35, 5:30] = 66_000, 300
+    prediction = predict(ids, (66_000, 0, False), (300, 1, True))
+    before = copy.deepcopy(prediction["panoptic_seg"][1])
+    image = np.full((40, 50, 3), 128, np.uint8)
+    write_panoptic_output(image, prediction, JOINT, source=Path("in/a.png"), folder=tmp_path, name="a.b")
+
+    assert {file.name for file in tmp_path.iterdir()} == {f"a.b{ending}" for ending in OUTPUT_ENDINGS}
+    assert np.array_equal(rgb2id(np.array(Image.open(tmp_path / "a.b_panoptic.png"))), ids)
+    record = json.loads((tmp_path / "a.b.json").read_text())
+    assert [segment["id"] for segment in record["segments_info"]] == [66_000, 300]
+    assert record["segments_info"][1]["area"] == 250 and record["file_name"] == str(Path("in/a.png"))
+    assert prediction["panoptic_seg"][1] == before  # drawing has changed nothing: areas are still whole numbers
+    assert all(isinstance(info["area"], int) for info in prediction["panoptic_seg"][1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (17, 400), (400, 17)])
+@pytest.mark.parametrize("is_thing", [True, False])
+def test_drawing_keeps_the_size(size, is_thing):
+    image = np.full((*size, 3), 128, np.uint8)
+    prediction = predict(np.ones(size, np.int32), (1, 1 if is_thing else 0, is_thing))
+    assert draw_panoptic(image, prediction, JOINT).shape == (*size, 3)
+
+
+def test_void_alone_draws_the_image_itself():
+    image_bgr = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    drawn = draw_panoptic(image_bgr, predict(np.zeros((30, 40), np.int32)), JOINT)
+    assert np.array_equal(drawn, image_bgr[:, :, ::-1])
+    assert describe_segments(predict(np.zeros((30, 40), np.int32)), JOINT) == []
