@@ -1,0 +1,63 @@
+"""Renaming the entries of a state dict by a literal table, with every entry accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+__all__ = ["rename"]
+
+
+def rename(
+    state_dict: Mapping[str, Tensor],
+    table: Mapping[str, str | tuple[str, ...]],
+    dropped: Iterable[str],
+    *,
+    source: str,
+) -> dict[str, Tensor]:
+    """Give each entry its name of the table.
+
+    In a pattern "#" stands for a number and "*" for the rest of the name; in the new name each stands for the same.
+    The first pattern that fits counts. Several new names: the entry is split into as many equal parts along its second
+    dimension.
+
+    Args:
+        state_dict: entries by their old names.
+        table: pattern -> new name, or names.
+        dropped: patterns of entries that are left out on purpose.
+        source: what the entries come from, for the error message.
+
+    Raises:
+        ValueError: naming the entries that neither `table` nor `dropped` knows, or two that get one name.
+    """
+    rules = [(_compiled(pattern), (names,) if isinstance(names, str) else names) for pattern, names in table.items()]
+    unwanted = [_compiled(pattern) for pattern in dropped]
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for old, value in state_dict.items():
+        if any(pattern.fullmatch(old) for pattern in unwanted):
+            continue
+        match, names = next(((m, names) for pattern, names in rules if (m := pattern.fullmatch(old))), (None, ()))
+        if match is None:
+            unknown.append(old)
+            continue
+        parts = value.chunk(len(names), dim=1) if len(names) > 1 else (value,)
+        for name, part in zip(names, parts, strict=True):
+            new = _filled(name, match)
+            if new in renamed:
+                raise ValueError(f'{source}: "{old}" and another entry both mean "{new}"')
+            renamed[new] = part.contiguous()
+    if unknown:
+        raise ValueError(f"{source}: {len(unknown)} entries are not known: {', '.join(unknown[:10])}")
+    return renamed
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\#", r"(\d+)").replace(r"\*", r"(.*)"))
+
+
+def _filled(name: str, match: re.Match[str]) -> str:
+    found = iter(match.groups())
+    return re.sub(r"[#*]", lambda _: next(found), name)

@@ -1,0 +1,111 @@
+"""From the command line to a config, an output folder and loggers."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from psf.config import add_psf_config
+from psf.model_zoo import get_config_file
+
+__all__ = ["argument_parser", "build_config", "setup"]
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's parser and `--num-processes`; without a GPU `--num-gpus` is 0 by default."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--num-processes", type=int, default=1, help="processes per machine on the CPU, where --num-gpus is 0"
+    )
+    parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
+    return parser
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a run, and Detectron2's set-up of loggers and seeds for it.
+
+    Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
+
+    Raises:
+        ValueError: as `build_config` does; if OUTPUT_DIR cannot be written; if several GPUs are to run a config that
+            says MODEL.DEVICE "cpu".
+    """
+    cfg = build_config(args.config_file, args.opts)
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    elif args.num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError(
+            f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": give MODEL.DEVICE cuda, or --num-gpus 0'
+        )
+    cfg.freeze()
+    if comm.is_main_process():
+        _check_writable(cfg.OUTPUT_DIR)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
+    return cfg
+
+
+def build_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs.
+
+    Args:
+        config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
+        opts: KEY VALUE pairs.
+
+    Raises:
+        ValueError: if the file is missing, if a key is unknown (the message has the nearest known one) or has no value.
+    """
+    cfg = get_cfg()
+    add_psf_config(cfg)
+    if not os.path.isfile(config_file):
+        try:
+            config_file = get_config_file(config_file)
+        except ValueError as error:
+            raise ValueError(f"--config-file {config_file!r} does not exist, and {error}") from error
+    known = list(_dotted_keys(cfg))
+    try:
+        cfg.merge_from_file(config_file)
+    except KeyError as error:
+        # yacs says "Non-existent config key: A.B.C"
+        raise _unknown_key(str(error.args[0]).rpartition(": ")[2], config_file, known) from error
+    if len(opts) % 2:
+        raise ValueError(f"options come as KEY VALUE pairs, found {len(opts)} words: {' '.join(opts)}")
+    for key in opts[::2]:
+        if key not in known:
+            raise _unknown_key(key, "the command line", known)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def _dotted_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _dotted_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _unknown_key(key: str, source: str, known: Sequence[str]) -> ValueError:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    if key.startswith("-"):
+        hint = "; flags come before the KEY VALUE pairs"
+    return ValueError(f"unknown config key {key!r} in {source}{hint}")
+
+
+def _check_writable(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror}") from error

@@ -1,0 +1,80 @@
+"""Which metrics a data set gets: those that its files allow and the config asks for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+
+from psf.evaluation import (
+    InstanceEvaluator,
+    PanelEvaluator,
+    PanopticQualityEvaluator,
+    SemanticEvaluator,
+    has_panoptic_truth,
+    write_instance_json,
+)
+
+__all__ = ["build_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+    """Evaluators of PQ, mask AP and mIoU, as MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON ask for.
+
+    A panoptic JSON with its PNGs gives all three; an instance JSON that the metadata name is preferred for mask AP.
+    What is asked for and cannot be measured is named in the log. With PQ comes a picture, OUTPUT_DIR/panel.png.
+    All processes must call this together.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    has_truth = has_panoptic_truth(dataset_name)
+    asked = cfg.MODEL.PSF.TEST
+    evaluators: list[DatasetEvaluator] = []
+    left_out = []
+    if asked.PANOPTIC_ON:
+        if has_truth:
+            name = "panel.png" if len(cfg.DATASETS.TEST) == 1 else f"panel_{dataset_name}.png"
+            evaluators.append(PanopticQualityEvaluator(dataset_name))
+            evaluators.append(PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, Path(cfg.OUTPUT_DIR, name)))
+        else:
+            left_out.append("PQ (no panoptic_json and panoptic_root)")
+    if asked.INSTANCE_ON:
+        json_file = _instance_json(metadata, has_truth, Path(cfg.OUTPUT_DIR, "inference"))
+        if json_file is not None:
+            evaluators.append(InstanceEvaluator(dataset_name, json_file))
+        else:
+            left_out.append("mask AP (no things, or neither json_file nor a panoptic truth)")
+    if asked.SEMANTIC_ON:
+        if has_truth and _has_joint_ids(metadata):
+            evaluators.append(SemanticEvaluator(dataset_name))
+        elif os.path.isdir(metadata.get("sem_seg_root") or ""):
+            evaluators.append(SemSegEvaluator(dataset_name))
+        else:
+            left_out.append("mIoU (neither a panoptic truth with joint class ids nor sem_seg_root)")
+    if left_out:
+        logger.warning("%s is evaluated without %s", dataset_name, ", ".join(left_out))
+    return DatasetEvaluators(evaluators)
+
+
+def _instance_json(metadata: Metadata, has_truth: bool, folder: Path) -> str | None:
+    """The instance JSON that the metadata name, if it is there, or one derived from the panoptic truth."""
+    if not metadata.get("thing_dataset_id_to_contiguous_id"):
+        return None
+    named = metadata.get("json_file")
+    if named and Path(named).is_file():
+        return named
+    if not has_truth:
+        return None
+    path = folder / f"{metadata.name}_instances.json"
+    write_instance_json(metadata.name, path)
+    return str(path)
+
+
+def _has_joint_ids(metadata: Metadata) -> bool:
+    things = set(metadata.thing_dataset_id_to_contiguous_id.values())
+    return things.isdisjoint(metadata.stuff_dataset_id_to_contiguous_id.values())

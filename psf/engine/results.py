@@ -1,0 +1,50 @@
+"""The figures of an evaluation, for programs (results.json) and for people (a table)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+__all__ = ["results_table", "write_results"]
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write nested results as one JSON object, in one go: a reader sees the old file or the new one.
+
+    Numbers that could not be computed (NaN) become null.
+    """
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(_plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """One line per task with its main metrics, those without a class name in theirs ("AP-person")."""
+    rows = []
+    for task, metrics in _tasks(results):
+        main = {key: value for key, value in metrics.items() if "-" not in key}
+        rows.append([task, "  ".join(f"{key} {value:.2f}" for key, value in main.items())])
+    return tabulate(rows, ["task", "results"], tablefmt="pipe")
+
+
+def _tasks(results: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, float]]]:
+    """Detectron2 nests results by data set where there are several."""
+    found = []
+    for key, value in results.items():
+        if any(isinstance(inner, Mapping) for inner in value.values()):
+            found += _tasks(value, f"{prefix}{key} ")
+        else:
+            found.append((prefix + key, value))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,129 @@
+"""Detectron2's DefaultTrainer with psf's mapper, optimizer and evaluators, also on the CPU."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.optim import Optimizer
+
+from psf.data import build_mapper, check_dataset, load_dataset
+from psf.engine.arguments import setup
+from psf.engine.checkpointer import Checkpointer
+from psf.engine.evaluators import build_evaluator
+from psf.engine.optimizer import build_optimizer
+from psf.engine.results import results_table, write_results
+from psf.engine.train_step import TrainStep, autocast_dtype
+
+__all__ = ["Trainer", "main"]
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> Any:
+    """One process of a run: train, or evaluate with `--eval-only`. Returns the results, {} outside the main process."""
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    _check_datasets(cfg.DATASETS.TEST)
+    model = Trainer.build_model(cfg)
+    Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+class Trainer(DefaultTrainer):
+    """Trains what a config describes; evaluates each TEST.EVAL_PERIOD iterations and at the end.
+
+    OUTPUT_DIR gets Detectron2's files (checkpoints, metrics.json, TensorBoard events) and, at each evaluation,
+    results.json and panel.png.
+
+    Raises:
+        ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, or if keys contradict.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's, which fixes the kind of step, of checkpointer and, for DDP, a GPU.
+        TrainerBase.__init__(self)
+        for name in ("detectron2", "psf"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
+        if not cfg.DATASETS.TRAIN:
+            raise ValueError("DATASETS.TRAIN is empty: name a data set to train on")
+        _check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        dtype = autocast_dtype(cfg)
+
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        device_type = torch.device(cfg.MODEL.DEVICE).type
+        device_ids = None if device_type == "cpu" else [comm.get_local_rank()]  # DDP refuses ids for CPU modules
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+
+        self._trainer = TrainStep(model, data_loader, optimizer, dtype=dtype, device_type=device_type)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict[str, Any]:
+        """Train to SOLVER.MAX_ITER. Returns the last evaluation's results, {} outside the main process."""
+        super().train()
+        return self._last_eval_results
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """`psf.engine.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        """Detectron2's loader over all of DATASETS.TRAIN, with the mapper that INPUT.DATASET_MAPPER_NAME names."""
+        dataset = [image for name in cfg.DATASETS.TRAIN for image in load_dataset(name)]
+        return build_detection_train_loader(cfg, dataset=dataset, mapper=build_mapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        """Detectron2's loader with the mapper that INPUT.DATASET_MAPPER_NAME names."""
+        return build_detection_test_loader(
+            load_dataset(dataset_name), mapper=build_mapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        """`psf.engine.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+        """Evaluate on DATASETS.TEST, log a table, and write OUTPUT_DIR/results.json."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR, "results.json")
+            write_results(path, results)
+            logger.info("Results, also in %s:\n%s", path, results_table(results))
+        return results
+
+
+def _check_datasets(names: Iterable[str]) -> None:
+    for name in names:
+        check_dataset(name)

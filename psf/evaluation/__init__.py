@@ -1,0 +1,24 @@
+"""Measuring a model: panoptic quality, mIoU and mask AP from one panoptic ground truth, and pictures to look at."""
+
+from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_truth
+from psf.evaluation.instances import InstanceEvaluator, write_instance_json
+from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
+from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
+from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality, match_segments
+from psf.evaluation.semantic import SemanticEvaluator
+
+__all__ = [
+    "ClassQuality",
+    "InstanceEvaluator",
+    "PanelEvaluator",
+    "PanelRow",
+    "PanopticGroundTruth",
+    "PanopticMap",
+    "PanopticQuality",
+    "PanopticQualityEvaluator",
+    "SemanticEvaluator",
+    "draw_panel",
+    "has_panoptic_truth",
+    "match_segments",
+    "write_instance_json",
+]

@@ -1,0 +1,104 @@
+"""The ground truth of a COCO panoptic data set, read image by image where an evaluator asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+__all__ = ["ImageTruth", "PanopticGroundTruth", "has_panoptic_truth"]
+
+
+class ImageTruth(NamedTuple):
+    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts, `category_id` the data set's own."""
+
+    labels: np.ndarray
+    segments: list[dict[str, Any]]
+
+
+def has_panoptic_truth(dataset_name: str) -> bool:
+    """Whether the data set's metadata name a panoptic JSON and a folder of PNGs that exist."""
+    metadata = MetadataCatalog.get(dataset_name)
+    return os.path.isfile(metadata.get("panoptic_json") or "") and os.path.isdir(metadata.get("panoptic_root") or "")
+
+
+class PanopticGroundTruth:
+    """Panoptic PNGs and segments of a registered data set, by image id.
+
+    The JSON is read at the first question, a PNG whenever it is asked for.
+
+    Args:
+        dataset_name: whose metadata name `panoptic_json` and `panoptic_root`, and map the category ids.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.thing_ids: dict[int, int] = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        self.stuff_ids: dict[int, int] = self.metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+
+    @property
+    def categories(self) -> dict[int, dict[str, Any]]:
+        """Category id -> its entry in the JSON (`name`, `isthing`), in the order of the JSON."""
+        return {category["id"]: category for category in self._json["categories"]}
+
+    @cached_property
+    def annotations(self) -> dict[int | str, dict[str, Any]]:
+        """Image id -> its entry in the JSON (`file_name`, `segments_info`), in the order of the JSON."""
+        return {image_key(annotation["image_id"]): annotation for annotation in self._json["annotations"]}
+
+    def read(self, image_id: int | str) -> ImageTruth:
+        """One image's truth.
+
+        Raises:
+            ValueError: if the JSON does not have the image, or if the PNG cannot be read.
+        """
+        annotation = self.annotations.get(image_key(image_id))
+        if annotation is None:
+            raise ValueError(f"{self.metadata.panoptic_json} has no annotation of the image with id {image_id!r}")
+        path = os.path.join(self.metadata.panoptic_root, annotation["file_name"])
+        try:
+            with Image.open(path) as image:
+                # Four bytes a pixel, which read as one number have the id, R + 256 G + 65536 B, in the lower three.
+                pixels = np.ascontiguousarray(image.convert("RGBA"))
+        except OSError as error:
+            raise ValueError(
+                f"cannot read the panoptic PNG {path}, which {self.metadata.panoptic_json} names: {error}"
+            ) from error
+        return ImageTruth(pixels.view("<u4")[..., 0] & np.uint32(0xFFFFFF), annotation["segments_info"])
+
+    def contiguous_id(self, category_id: int) -> int:
+        """The model's class of a category of the JSON."""
+        return self.thing_ids[category_id] if category_id in self.thing_ids else self.stuff_ids[category_id]
+
+    def read_contiguous(self, image_id: int | str) -> ImageTruth:
+        """One image's truth with classes as the model and Detectron2's Visualizer know them, and `isthing`."""
+        labels, segments = self.read(image_id)
+        contiguous = [
+            {
+                **segment,
+                "category_id": self.contiguous_id(segment["category_id"]),
+                "isthing": segment["category_id"] in self.thing_ids,
+            }
+            for segment in segments
+        ]
+        return ImageTruth(labels, contiguous)
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        path = self.metadata.panoptic_json
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        missing = [key for key in ("categories", "annotations") if key not in content]
+        if missing:
+            raise ValueError(f"{path} has no {missing}: a panoptic JSON with ground truth is needed to evaluate")
+        return content
+
+
+def image_key(image_id: int | str) -> int | str:
+    """The image id as a number where it is one: JSONs write some ids as text that Detectron2's loaders turn to int."""
+    return int(image_id) if str(image_id).isdigit() else image_id

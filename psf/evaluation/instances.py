@@ -1,0 +1,110 @@
+"""Mask AP of `instances` results by Detectron2's COCOEvaluator, for data sets whose things have joint class ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+
+from psf.evaluation.ground_truth import PanopticGroundTruth
+
+__all__ = ["InstanceEvaluator", "write_instance_json"]
+
+logger = logging.getLogger(__name__)
+
+
+class InstanceEvaluator(COCOEvaluator):
+    """COCO mask AP under "segm".
+
+    COCOEvaluator wants the things to have the ids 0..n-1 alone; in a panoptic data set they share 0..K-1 with stuff.
+
+    Args:
+        dataset_name: a registered data set.
+        json_file: its instances in COCO's format; `write_instance_json` makes one from the panoptic truth.
+        distributed: gather from all processes, and give results in the main one.
+    """
+
+    def __init__(self, dataset_name: str, json_file: str, *, distributed: bool = True) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        # COCOeval sorts categories by their id in the JSON, and Detectron2 takes its class names in that order.
+        thing_ids = sorted(metadata.thing_dataset_id_to_contiguous_id.items())
+        self._things_only = {contiguous: position for position, (_, contiguous) in enumerate(thing_ids)}
+        name = f"psf/instances/{dataset_name}/{json_file}"  # metadata of their own: those of the data set stay whole
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            thing_classes=[metadata.thing_classes[contiguous] for _, contiguous in thing_ids],
+            thing_dataset_id_to_contiguous_id={old: position for position, (old, _) in enumerate(thing_ids)},
+        )
+        super().__init__(name, tasks=("segm",), distributed=distributed)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep a batch's instances: inputs have "image_id", outputs "instances" with joint contiguous classes.
+
+        Raises:
+            ValueError: if an instance has a class that is no thing of the data set.
+        """
+        super().process(inputs, [{"instances": self._among_things(output["instances"])} for output in outputs])
+
+    def _among_things(self, instances: Instances) -> Instances:
+        classes = instances.pred_classes.tolist()
+        unknown = set(classes) - self._things_only.keys()
+        if unknown:
+            raise ValueError(f"instances have classes {sorted(unknown)}, the things are {sorted(self._things_only)}")
+        positions = torch.tensor([self._things_only[one] for one in classes], dtype=torch.int64)
+        fields = {**instances.get_fields(), "pred_classes": positions}
+        return Instances(instances.image_size, **fields)
+
+
+def write_instance_json(dataset_name: str, path: Path) -> None:
+    """Write the things of a panoptic data set as a COCO instance JSON (masks as RLE), in the main process.
+
+    A file that is newer than the panoptic JSON is kept as it is. All processes must call this together.
+    """
+    truth = PanopticGroundTruth(dataset_name)
+    panoptic_json = Path(truth.metadata.panoptic_json)
+    is_current = path.is_file() and path.stat().st_mtime >= panoptic_json.stat().st_mtime
+    if comm.is_main_process() and not is_current:
+        logger.info("Deriving instance masks of %s from its panoptic PNGs: %s", dataset_name, path)
+        content = _instance_content(truth)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(path)
+    comm.synchronize()
+
+
+def _instance_content(truth: PanopticGroundTruth) -> dict[str, list[dict[str, Any]]]:
+    """What a COCO instance JSON holds: images, categories and annotations."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id in truth.annotations:
+        labels, segments = truth.read(image_id)
+        images.append({"id": image_id, "height": labels.shape[0], "width": labels.shape[1]})
+        for segment in segments:
+            if segment["category_id"] not in truth.thing_ids:
+                continue
+            mask = mask_util.encode(np.asfortranarray(labels == segment["id"], dtype=np.uint8))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": segment["category_id"],
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                    "area": int(mask_util.area(mask)),
+                    "bbox": mask_util.toBbox(mask).tolist(),
+                    "segmentation": {"size": mask["size"], "counts": mask["counts"].decode("ascii")},
+                }
+            )
+    categories = [
+        {"id": key, "name": category["name"]} for key, category in truth.categories.items() if key in truth.thing_ids
+    ]
+    return {"images": images, "categories": categories, "annotations": annotations}

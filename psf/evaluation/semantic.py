@@ -1,0 +1,88 @@
+"""Mean IoU of `sem_seg` results against the panoptic ground truth: no semantic PNGs are needed."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from psf.evaluation.ground_truth import PanopticGroundTruth
+
+__all__ = ["SemanticEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """mIoU, fwIoU, mACC and pACC with the names and definitions of Detectron2's SemSegEvaluator, in percent.
+
+    That one does not take the joint class ids of things and stuff that a panoptic data set has, and wants a semantic
+    PNG per image; here a pixel's class is that of its segment in the panoptic PNG, crowds included, void left out.
+
+    Args:
+        dataset_name: a registered panoptic data set; its things and stuff have joint contiguous ids.
+        distributed: gather from all processes, and give results in the main one.
+
+    Raises:
+        ValueError: if a contiguous id stands for a thing and for stuff (Detectron2's `_separated` data sets).
+    """
+
+    def __init__(self, dataset_name: str, *, distributed: bool = True) -> None:
+        self._truth = PanopticGroundTruth(dataset_name)
+        shared = set(self._truth.thing_ids.values()) & set(self._truth.stuff_ids.values())
+        if shared:
+            raise ValueError(f"{dataset_name}: contiguous ids {sorted(shared)} stand for a thing and for stuff")
+        self._names = self._truth.metadata.stuff_classes
+        self._num_classes = len(self._truth.thing_ids) + len(self._truth.stuff_ids)
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)  # [truth, prediction]
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg", (K, H, W) scores."""
+        for image, output in zip(inputs, outputs):
+            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            labels, segments = self._truth.read_contiguous(image["image_id"])
+            truth = np.full(labels.shape, -1)
+            for segment in segments:
+                truth[labels == segment["id"]] = segment["category_id"]
+            is_counted = truth >= 0
+            pairs = truth[is_counted] * self._num_classes + predicted[is_counted]
+            counts = np.bincount(pairs, minlength=self._confusion.size)
+            self._confusion += counts.reshape(self._confusion.shape)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """The means, and IoU-<class> and ACC-<class> of the classes that occur, under "sem_seg".
+
+        None outside the main process; no keys where the truth has no pixel.
+        """
+        confusion = self._confusion
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(confusion)
+            if not comm.is_main_process():
+                return None
+            confusion = np.sum(gathered, axis=0)
+        hits, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+        occurs = np.flatnonzero(true)
+        if not len(occurs):
+            logger.warning("the ground truth has no labelled pixel, so there is no mIoU")
+            return OrderedDict(sem_seg={})
+        iou = 100 * hits[occurs] / (true + predicted - hits)[occurs]
+        accuracy = 100 * hits[occurs] / true[occurs]
+        result = {
+            "mIoU": iou.mean(),
+            "fwIoU": (iou * true[occurs]).sum() / true.sum(),
+            "mACC": accuracy.mean(),
+            "pACC": 100 * hits.sum() / true.sum(),
+        }
+        names = [self._names[index] for index in occurs]
+        result.update({f"IoU-{name}": value for name, value in zip(names, iou)})
+        result.update({f"ACC-{name}": value for name, value in zip(names, accuracy)})
+        return OrderedDict(sem_seg={key: float(value) for key, value in result.items()})

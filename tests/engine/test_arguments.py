@@ -1,0 +1,78 @@
+"""From words on the command line to a config; each mistake has one clear message."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from psf.engine import argument_parser, build_config, setup
+from tests.engine.conftest import ParseArgs
+
+
+def test_setup_on_the_cpu(parse_args: ParseArgs, tmp_path: Path):
+    cfg = setup(parse_args("SOLVER.MAX_ITER", "5"))
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert cfg.SOLVER.MAX_ITER == 5
+    assert cfg.is_frozen()
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["config.yaml", "log.txt"]
+
+
+def test_gpus_by_default(monkeypatch: pytest.MonkeyPatch):
+    for present, expected in ((0, 0), (1, 1), (8, 1)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda present=present: present)
+        assert argument_parser().parse_args([]).num_gpus == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "near"),
+    [("MODEL.PSF.NUM_THING_QUERY", "MODEL.PSF.NUM_THING_QUERIES"), ("SOLVER.BASE_LRR", "SOLVER.BASE_LR")],
+)
+def test_unknown_key(config_file: Path, written: str, near: str):
+    message = re.escape(f"unknown config key {written!r} in ") + ".*" + re.escape(f"did you mean {near}?")
+    with pytest.raises(ValueError, match=message):
+        build_config(str(config_file), [written, "1"])
+    *parents, leaf = written.split(".")
+    child = config_file.with_name("child.yaml")
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(parents)]
+    child.write_text("\n".join([f"_BASE_: {config_file.name}", *lines, f"{'  ' * len(parents)}{leaf}: 1"]))
+    with pytest.raises(ValueError, match=message):
+        build_config(str(child))
+
+
+def test_value_of_another_type(config_file: Path):
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER"):
+        build_config(str(config_file), ["SOLVER.MAX_ITER", "many"])
+
+
+def test_words_must_be_pairs(config_file: Path):
+    with pytest.raises(ValueError, match="KEY VALUE pairs"):
+        build_config(str(config_file), ["SOLVER.MAX_ITER"])
+    with pytest.raises(ValueError, match="flags come before"):
+        build_config(str(config_file), ["SOLVER.MAX_ITER", "3", "--num-machines", "2"])
+
+
+def test_config_file_must_exist(tmp_path: Path):
+    for missing in ("", str(tmp_path / "none.yaml")):
+        with pytest.raises(ValueError, match="--config-file"):
+            build_config(missing)
+
+
+def test_config_by_name():
+    by_name = build_config("coco/psf_R50_24ep.yaml")
+    assert by_name.MODEL.META_ARCHITECTURE == "PanopticSegFormer"
+
+
+def test_several_gpus_and_a_config_for_the_cpu(parse_args: ParseArgs):
+    args = parse_args("MODEL.DEVICE", "cpu")
+    args.num_gpus = 2
+    with pytest.raises(ValueError, match=r'--num-gpus is 2, MODEL\.DEVICE is "cpu"'):
+        setup(args)
+
+
+def test_output_folder_must_be_writable(parse_args: ParseArgs, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR .*file/run.* cannot be written: Not a directory"):
+        setup(parse_args("OUTPUT_DIR", str(tmp_path / "file" / "run")))

@@ -1,0 +1,85 @@
+"""Which metrics a data set gets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+
+from psf.engine import build_config, build_evaluator
+from psf.engine.results import results_table, write_results
+from psf.evaluation import write_instance_json
+
+
+@pytest.fixture
+def cfg(config_file: Path, tmp_path: Path) -> CfgNode:
+    return build_config(str(config_file), ["OUTPUT_DIR", str(tmp_path / "output")])
+
+
+def kinds(cfg: CfgNode, name: str) -> list[str]:
+    return [type(one).__name__ for one in build_evaluator(cfg, name)._evaluators]
+
+
+ALL = ["PanopticQualityEvaluator", "PanelEvaluator", "InstanceEvaluator", "SemanticEvaluator"]
+
+
+def test_panoptic_truth_gives_all(mini: str, cfg: CfgNode, tmp_path: Path):
+    assert kinds(cfg, mini) == ALL
+    assert (tmp_path / "output" / "inference" / f"{mini}_instances.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "left"), [("PANOPTIC_ON", ALL[2:]), ("INSTANCE_ON", ALL[:2] + ALL[3:]), ("SEMANTIC_ON", ALL[:3])]
+)
+def test_switches(mini: str, cfg: CfgNode, key: str, left: list[str]):
+    cfg.MODEL.PSF.TEST[key] = False
+    assert kinds(cfg, mini) == left
+
+
+def test_own_instance_json_is_preferred(mini: str, cfg: CfgNode, tmp_path: Path):
+    own = tmp_path / "own.json"
+    MetadataCatalog.get(mini).json_file = str(own)  # named, but not there: as in Detectron2's coco_2017_val_panoptic
+    assert kinds(cfg, mini) == ALL
+    derived = tmp_path / "output" / "inference" / f"{mini}_instances.json"
+    derived.unlink()
+    write_instance_json(mini, own)
+    assert kinds(cfg, mini) == ALL
+    assert not derived.exists()
+
+
+def test_log_says_what_is_left_out_and_why(mini: str, cfg: CfgNode, caplog: pytest.LogCaptureFixture):
+    Path(MetadataCatalog.get(mini).panoptic_json).unlink()
+    with caplog.at_level(logging.WARNING):
+        assert kinds(cfg, mini) == []
+    for part in (mini, "PQ (no panoptic_json", "mask AP (", "mIoU ("):
+        assert part in caplog.text
+
+
+def test_separated_ids_take_semantic_pngs(mini: str, cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    metadata = MetadataCatalog.get(mini)
+    vars(metadata)["stuff_dataset_id_to_contiguous_id"] = {7: 1, 12: 2, 9: 3}
+    metadata.sem_seg_root = str(tmp_path / "semantic")
+    assert kinds(cfg, mini) == ALL[:3]
+    Path(metadata.sem_seg_root).mkdir()
+    monkeypatch.setattr(SemSegEvaluator, "__init__", lambda self, name: None)
+    assert kinds(cfg, mini) == [*ALL[:3], "SemSegEvaluator"]
+
+
+def test_results_file_and_table(tmp_path: Path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    one = {"segm": {"AP": 12.345, "APs": math.nan, "AP-person": 3.0}, "panoptic_seg": {}}
+    write_results(path, one)
+    assert json.loads(path.read_text()) == {"segm": {"AP": 12.345, "APs": None, "AP-person": 3.0}, "panoptic_seg": {}}
+    assert [one.name for one in tmp_path.iterdir()] == ["results.json"]
+    table = results_table(one)
+    assert "AP 12.35" in table or "AP 12.34" in table
+    assert "person" not in table
+    nested = results_table({"first_set": one, "second_set": {"sem_seg": {"mIoU": 1.0}}})
+    assert "first_set segm" in nested and "second_set sem_seg" in nested and "mIoU 1.00" in nested

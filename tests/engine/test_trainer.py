@@ -1,0 +1,177 @@
+"""A run from start to end with a toy model: what it writes, resumes, refuses and says."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from psf import add_psf_config
+from psf.engine import Checkpointer, Trainer, build_optimizer, main, setup
+from psf.engine.train_step import TrainStep
+from tests.engine.conftest import ParseArgs
+
+
+def iterations(output: Path) -> list[int]:
+    return [json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    output = tmp_path / "output"
+
+    results = main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
+    assert set(results) == {"panoptic_seg", "segm", "sem_seg"}
+    assert 0 < results["panoptic_seg"]["PQ"] < 100
+    written = json.loads((output / "results.json").read_text())
+    assert written["panoptic_seg"] == results["panoptic_seg"]
+    assert written["segm"]["APl"] is None  # NaN: nothing is large
+    assert {"config.yaml", "log.txt", "panel.png", "model_final.pth", "model_0000000.pth"} <= set(
+        path.name for path in output.iterdir()
+    )
+    assert "| panoptic_seg" in (output / "log.txt").read_text()
+    assert iterations(output)[-1] == 2
+    assert not list(elsewhere.iterdir())  # nothing is written elsewhere
+
+    main(parse_args("--resume", "SOLVER.MAX_ITER", "4"))
+    assert "Starting training from iteration 2" in (output / "log.txt").read_text()
+    assert iterations(output)[-1] == 4
+    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    states = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
+    assert {int(state["step"]) for state in states.values()} == {4}
+
+    (output / "results.json").unlink()
+    again = main(parse_args("--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth")))
+    assert again["panoptic_seg"] == results["panoptic_seg"]  # the toy's predictions do not depend on its weights
+    assert (output / "results.json").is_file()
+
+
+def test_evaluates_in_between_and_shows_panels(mini: str, parse_args: ParseArgs, tmp_path: Path):
+    main(parse_args("TEST.EVAL_PERIOD", "1", "MODEL.PSF.TEST.INSTANCE_ON", "False"))
+    lines = [json.loads(line) for line in (tmp_path / "output" / "metrics.json").read_text().splitlines()]
+    assert "panoptic_seg/PQ" in lines[-1]
+    assert not any(key.startswith("segm/") for key in lines[-1])
+    events = b"".join(path.read_bytes() for path in (tmp_path / "output").glob("events.*"))
+    assert events.count(f"panel/{mini}".encode()) == 2
+
+
+def test_loss_falls(mini: str, parse_args: ParseArgs):
+    trainer = Trainer(setup(parse_args("SOLVER.MAX_ITER", "30", "DATASETS.TEST", f"('{mini}',)")))
+    trainer.register_hooks([])
+    before = next(iter(trainer.data_loader))
+    with torch.no_grad():
+        start = sum(trainer.model(before).values())
+    trainer.train()
+    trainer.model.train()
+    assert sum(trainer.model(before).values()) < start
+
+
+class TestMixedPrecision:
+    def test_bfloat16_on_the_cpu(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+        seen = []
+        trainer = Trainer(setup(parse_args("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")))
+        trainer.model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        trainer.train()
+        assert set(seen) == {torch.bfloat16}
+        assert trainer.model.backbone.weight.grad.dtype == torch.float32
+
+    @pytest.mark.parametrize(("dtype", "message"), [("float16", "MODEL.DEVICE"), ("float8", "SOLVER.AMP.DTYPE")])
+    def test_other_types(self, mini: str, parse_args: ParseArgs, dtype: str, message: str):
+        with pytest.raises(ValueError, match=message):
+            Trainer(setup(parse_args("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype)))
+
+    def test_scaled_gradients_are_clipped_at_their_true_norm(self):
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.zeros(1))
+
+            def forward(self, batch: list[float]) -> dict[str, torch.Tensor]:
+                return {"loss": self.weight.sum() * sum(batch)}
+
+        cfg = get_cfg()
+        add_psf_config(cfg)
+        cfg.merge_from_list(["SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0])
+        cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"])
+        model = Model()
+        batches = [[0.5], [4.0]]
+        step = TrainStep(model, batches, build_optimizer(cfg, model), dtype=torch.float16, device_type="cpu")
+        with EventStorage():
+            for step.iter in range(2):
+                step.run_step()
+        # Gradients 0.5 and 4 at learning rate 1, clipped at CLIP_VALUE 1.
+        assert model.weight.item() == pytest.approx(-0.5 - 1.0, abs=1e-4)
+        other = TrainStep(model, [], build_optimizer(cfg, model), dtype=torch.float16, device_type="cpu")
+        other.load_state_dict(step.state_dict())
+        in_full_precision = TrainStep(model, [], build_optimizer(cfg, model), dtype=None, device_type="cpu")
+        other.load_state_dict(in_full_precision.state_dict())  # a run may go on in another precision
+
+
+def test_step_names_terms_and_images_of_a_loss_that_is_not_finite():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+            value = batch[0]["image"] * self.weight.sum()
+            return {"loss_good": self.weight.sum(), "loss_bad": value}
+
+    model = Model()
+    batch = [{"image": torch.tensor(float("nan")), "file_name": "broken.png"}]
+    step = TrainStep(model, [batch], torch.optim.SGD(model.parameters(), 0.1), dtype=None, device_type="cpu")
+    step.iter = 7
+    with pytest.raises(FloatingPointError, match=r"iteration 7: \{'loss_bad': nan\}; images \['broken.png'\]"):
+        step.run_step()
+    assert model.weight.item() == 1
+
+
+class TestCheckpointOfAnotherShape:
+    def save(self, folder: Path) -> str:
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
+        Checkpointer(model, str(folder)).save("five_classes")
+        return str(folder / "five_classes.pth")
+
+    def test_one_loud_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        path = self.save(tmp_path)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+        with caplog.at_level(logging.WARNING):
+            Checkpointer(model).load(path)
+        [loud] = [record.getMessage() for record in caplog.records if record.name.startswith("psf")]
+        assert "SKIPPED" in loud and "2 parameters" in loud
+        assert "1.weight  (5, 3) -> (4, 3)" in loud and "1.bias" in loud and "0.weight" not in loud
+        assert torch.equal(model[0].weight, torch.load(path, weights_only=True)["model"]["0.weight"])
+
+    def test_no_warning_where_all_fits(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        with caplog.at_level(logging.WARNING):
+            Checkpointer(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))).load(self.save(tmp_path))
+        assert not caplog.records
+
+    def test_resume_refuses(self, tmp_path: Path):
+        self.save(tmp_path)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with pytest.raises(ValueError, match="cannot resume: 2 parameters"):
+            Checkpointer(model, str(tmp_path), optimizer=optimizer).resume_or_load("", resume=True)
+
+
+class TestDataSets:
+    def test_train_must_be_named(self, mini: str, parse_args: ParseArgs):
+        with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
+            Trainer(setup(parse_args("DATASETS.TRAIN", "()")))
+
+    @pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+    def test_missing_test_set_is_found_before_training(self, mini: str, parse_args: ParseArgs, flags: tuple[str, ...]):
+        json_file = Path(MetadataCatalog.get(mini).panoptic_json)
+        json_file.rename(json_file.with_suffix(".away"))
+        with pytest.raises(ValueError, match=str(json_file)):
+            main(parse_args(*flags))

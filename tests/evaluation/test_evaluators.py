@@ -1,0 +1,304 @@
+"""Evaluators over a small data set on disk, against Detectron2's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import panopticapi.evaluation
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from psf.evaluation import (
+    InstanceEvaluator,
+    PanelEvaluator,
+    PanelRow,
+    PanopticGroundTruth,
+    PanopticMap,
+    PanopticQualityEvaluator,
+    SemanticEvaluator,
+    draw_panel,
+    write_instance_json,
+)
+from psf.evaluation import panoptic_evaluator as panoptic_evaluator_module
+from tests.mini_set import NAME, register_mini_set, unregister_mini_set, write_mini_set
+
+
+@pytest.fixture
+def mini(tmp_path: Path) -> Iterator[str]:
+    write_mini_set(tmp_path / "mini")
+    yield register_mini_set(tmp_path / "mini")
+    unregister_mini_set()
+
+
+def perturbed(name: str, shift: int = 3) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(input, output) pairs: the truth moved to the right, one segment dropped, ids renumbered."""
+    truth = PanopticGroundTruth(name)
+    pairs = []
+    for image in DatasetCatalog.get(name):
+        labels, segments = truth.read_contiguous(image["image_id"])
+        moved = np.roll(labels, shift, axis=1)
+        ids = np.zeros(labels.shape, dtype=np.int32)
+        kept = []
+        for number, segment in enumerate(segments[:3], 1):
+            ids[moved == segment["id"]] = number
+            kept.append(
+                {"id": number, "category_id": segment["category_id"], "isthing": segment["isthing"], "score": 0.5}
+            )
+        pairs.append((image, {"panoptic_seg": (torch.from_numpy(ids), kept)}))
+    return pairs
+
+
+def run(evaluator: Any, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    evaluator.reset()
+    for image, output in pairs:
+        evaluator.process([image], [output])
+    return evaluator.evaluate()
+
+
+class TestPanopticQualityEvaluator:
+    def test_equals_detectron2(self, mini: str, monkeypatch: pytest.MonkeyPatch):
+        # In one process: the pool that panopticapi opens is never closed, and adds the sums in another order.
+        one_core = partial(panopticapi.evaluation.pq_compute_single_core, 0)
+        monkeypatch.setattr(panopticapi.evaluation, "pq_compute_multi_core", one_core)
+        ours = run(PanopticQualityEvaluator(mini), perturbed(mini))["panoptic_seg"]
+        theirs = run(COCOPanopticEvaluator(mini), perturbed(mini))["panoptic_seg"]
+        assert 0 < ours["PQ"] < 100
+        assert ours == theirs
+        assert list(ours) == list(theirs)
+
+    def test_order_of_images_and_second_run_do_not_matter(self, mini: str):
+        evaluator = PanopticQualityEvaluator(mini)
+        first = run(evaluator, perturbed(mini))
+        assert run(evaluator, perturbed(mini)[::-1]) == first
+
+    def test_gathers_from_all_processes(self, mini: str, monkeypatch: pytest.MonkeyPatch):
+        pairs = perturbed(mini)
+        alone = run(PanopticQualityEvaluator(mini), pairs)
+        other = PanopticQualityEvaluator(mini)
+        for image, output in pairs[1::2]:
+            other.process([image], [output])
+        comm = SimpleNamespace(
+            synchronize=lambda: None, gather=lambda mine: [mine, (other._matches, [])], is_main_process=lambda: True
+        )
+        monkeypatch.setattr(panoptic_evaluator_module, "comm", comm)
+        assert run(PanopticQualityEvaluator(mini), pairs[::2]) == alone
+        comm.is_main_process = lambda: False
+        assert run(PanopticQualityEvaluator(mini), pairs[::2]) is None
+        assert run(PanopticQualityEvaluator(mini, distributed=False), pairs) == alone
+
+    def test_per_class_and_missing_image(self, mini: str, caplog: pytest.LogCaptureFixture):
+        evaluator = PanopticQualityEvaluator(mini)
+        with caplog.at_level(logging.WARNING):
+            run(evaluator, perturbed(mini, shift=0)[:1])
+        assert "4 of the 5 images" in caplog.text
+        assert list(evaluator.per_class) == [7, 3, 12, 5, 9]  # as in the JSON
+        assert [one.tp for one in evaluator.per_class.values()] == [1, 1, 1, 0, 0]
+        assert evaluator.per_class[5].fn == 1
+        assert not evaluator.per_class[9].occurs
+
+    def test_segments_without_isthing_have_the_data_sets_ids(self, mini: str):
+        pairs = perturbed(mini, shift=0)[:1]
+        _, segments = pairs[0][1]["panoptic_seg"]
+        truth = PanopticGroundTruth(mini)
+        dataset_ids = {truth.contiguous_id(one): one for one in truth.categories}
+        for segment in segments:
+            del segment["isthing"]
+            segment["category_id"] = dataset_ids[segment["category_id"]]
+        evaluator = PanopticQualityEvaluator(mini)
+        run(evaluator, pairs)
+        assert [one.tp for one in evaluator.per_class.values()] == [1, 1, 1, 0, 0]
+
+    def test_writes_coco_format(self, mini: str, tmp_path: Path):
+        pairs = perturbed(mini)
+        run(PanopticQualityEvaluator(mini, output_dir=str(tmp_path / "dump")), pairs)
+        content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
+        assert [one["image_id"] for one in content["annotations"]] == [1, 11, 21, 31, 41]
+        _, output = pairs[2]
+        annotation = content["annotations"][2]
+        written = rgb2id(np.array(Image.open(tmp_path / "dump" / "panoptic_predictions" / annotation["file_name"])))
+        np.testing.assert_array_equal(written, output["panoptic_seg"][0].numpy())
+        assert annotation["segments_info"] == [{"id": 1, "category_id": 12}, {"id": 2, "category_id": 3},
+                                               {"id": 3, "category_id": 3}]  # fmt: skip
+
+    def test_mistakes_name_the_image_or_the_file(self, mini: str):
+        evaluator = PanopticQualityEvaluator(mini)
+        (image, output), *_ = perturbed(mini)
+        ids, segments = output["panoptic_seg"]
+        with pytest.raises(ValueError, match=r"image 1: .*height"):
+            evaluator.process([image], [{"panoptic_seg": (ids[:-1], segments)}])
+        with pytest.raises(ValueError, match="no annotation of the image with id 77"):
+            evaluator.process([{"image_id": 77}], [output])
+        with pytest.raises(ValueError, match="class 44 as a thing"):
+            evaluator.process([image], [{"panoptic_seg": (ids, [{"id": 1, "category_id": 44, "isthing": True}])}])
+        Path(MetadataCatalog.get(mini).panoptic_root, "0.png").unlink()
+        with pytest.raises(ValueError, match=r"0\.png"):
+            evaluator.process([image], [output])
+
+
+def as_semantic(pairs: list[tuple[dict[str, Any], dict[str, Any]]], num_classes: int) -> list[tuple[dict, dict]]:
+    """The same predictions as class scores; what is in no segment becomes class 4."""
+    result = []
+    for image, output in pairs:
+        ids, segments = output["panoptic_seg"]
+        classes = torch.full(ids.shape, 4)
+        for segment in segments:
+            classes[ids == segment["id"]] = segment["category_id"]
+        result.append((image, {"sem_seg": torch.nn.functional.one_hot(classes, num_classes).permute(2, 0, 1).float()}))
+    return result
+
+
+class TestSemanticEvaluator:
+    def test_equals_detectron2_on_written_pngs(self, mini: str, tmp_path: Path):
+        pairs = as_semantic(perturbed(mini), 5)
+        ours = run(SemanticEvaluator(mini), pairs)["sem_seg"]
+
+        truth = PanopticGroundTruth(mini)
+        for image, _ in pairs:
+            labels, segments = truth.read_contiguous(image["image_id"])
+            classes = np.full(labels.shape, 255, dtype=np.uint8)
+            for segment in segments:
+                classes[labels == segment["id"]] = segment["category_id"]
+            image["sem_seg_file_name"] = str(tmp_path / f"{image['image_id']}.png")
+            Image.fromarray(classes).save(image["sem_seg_file_name"])
+        name = "psf_test_mini_semantic"
+        DatasetCatalog.register(name, lambda: [image for image, _ in pairs])
+        MetadataCatalog.get(name).set(stuff_classes=truth.metadata.stuff_classes, ignore_label=255)
+        try:
+            evaluator = SemSegEvaluator(name, sem_seg_loading_fn=lambda path, dtype: np.array(Image.open(path), dtype))
+            theirs = run(evaluator, pairs)["sem_seg"]
+        finally:
+            unregister_mini_set(name)
+        assert 0 < ours["mIoU"] < 100
+        assert "IoU-cloud" not in ours  # NaN in Detectron2's
+        assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-12)
+
+    def test_perfect_prediction(self, mini: str):
+        truth = PanopticGroundTruth(mini)
+        pairs = []
+        for image in DatasetCatalog.get(mini):
+            labels, segments = truth.read_contiguous(image["image_id"])
+            scores = np.zeros((5, *labels.shape), dtype=np.float32)
+            for segment in segments:
+                scores[segment["category_id"]][labels == segment["id"]] = 1
+            pairs.append((image, {"sem_seg": torch.from_numpy(scores)}))
+        assert set(run(SemanticEvaluator(mini), pairs)["sem_seg"].values()) == {100.0}
+
+    def test_refuses_separated_ids(self, mini: str):
+        name = "psf_test_mini_separated"
+        MetadataCatalog.get(name).set(
+            thing_dataset_id_to_contiguous_id={3: 0, 5: 1}, stuff_dataset_id_to_contiguous_id={7: 1, 12: 2}
+        )
+        with pytest.raises(ValueError, match=r"contiguous ids \[1\]"):
+            SemanticEvaluator(name)
+        MetadataCatalog.remove(name)
+
+
+def true_instances(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    truth = PanopticGroundTruth(name)
+    pairs = []
+    for image in DatasetCatalog.get(name):
+        labels, segments = truth.read_contiguous(image["image_id"])
+        things = [one for one in segments if one["isthing"] and not one["iscrowd"]]
+        instances = Instances(labels.shape)
+        masks = [torch.from_numpy(labels == one["id"]) for one in things]
+        instances.pred_masks = torch.stack(masks) if masks else torch.zeros(0, *labels.shape, dtype=torch.bool)
+        instances.pred_boxes = Boxes(torch.zeros(len(things), 4))
+        instances.scores = torch.ones(len(things))
+        instances.pred_classes = torch.tensor([one["category_id"] for one in things], dtype=torch.int64)
+        pairs.append((image, {"instances": instances}))
+    return pairs
+
+
+class TestInstanceEvaluator:
+    def test_joint_ids(self, mini: str, tmp_path: Path):
+        path = tmp_path / "derived" / "instances.json"
+        write_instance_json(mini, path)
+        pairs = true_instances(mini)
+        result = run(InstanceEvaluator(mini, str(path)), pairs)["segm"]
+        assert result["AP"] == pytest.approx(100)
+        balls = [one for _, output in pairs for one in output["instances"].pred_classes.tolist() if one == 1]
+        assert len(balls) == 3
+        for _, output in pairs:  # no box is found any more: class 3, "box", becomes 1, "ball"
+            output["instances"].pred_classes = torch.ones_like(output["instances"].pred_classes)
+        result = run(InstanceEvaluator(mini, str(path)), pairs)["segm"]
+        assert result["AP-box"] == 0
+        assert 0 < result["AP-ball"] < 100
+
+    def test_derived_json(self, mini: str, tmp_path: Path):
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        content = json.loads(path.read_text())
+        assert [one["name"] for one in content["categories"]] == ["ball", "box"]
+        assert [one["image_id"] for one in content["annotations"]] == [1, 1, 21, 21, 21, 31, 31, 41]
+        crowd = content["annotations"][4]
+        assert (crowd["iscrowd"], crowd["area"], crowd["bbox"]) == (1, 200, [40, 20, 20, 10])
+        before = path.stat().st_mtime_ns
+        write_instance_json(mini, path)
+        assert path.stat().st_mtime_ns == before
+
+    def test_stuff_is_refused(self, mini: str, tmp_path: Path):
+        write_instance_json(mini, tmp_path / "instances.json")
+        evaluator = InstanceEvaluator(mini, str(tmp_path / "instances.json"))
+        (image, output), *_ = true_instances(mini)
+        output["instances"].pred_classes[:] = 0
+        with pytest.raises(ValueError, match=r"classes \[0\], the things are \[1, 3\]"):
+            evaluator.process([image], [output])
+
+
+class TestPanels:
+    def test_rows_of_unequal_and_extreme_sizes(self, mini: str, tmp_path: Path):
+        rows = []
+        for height, width in ((40, 60), (17, 4000), (4000, 17), (1, 1)):
+            ids = torch.zeros(height, width, dtype=torch.int32)
+            ids[:, width // 2 :] = 1
+            segments = [{"id": 1, "category_id": 1, "isthing": True, "score": 0.5, "area": -1}]
+            segmentation = PanopticMap(ids, segments)
+            rows.append(PanelRow(np.zeros((height, width, 3), np.uint8), segmentation, segmentation))
+        before = np.random.get_state()[1].copy()
+        panel = draw_panel(rows, MetadataCatalog.get(mini), tmp_path / "new" / "panel.png")
+        np.testing.assert_array_equal(np.random.get_state()[1], before)
+        assert segments[0]["area"] == -1
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "panel.png")), panel)
+        np.testing.assert_array_equal(draw_panel(rows, MetadataCatalog.get(mini)), panel)
+        assert panel[:32].min() < 100  # the header's letters
+        top = panel[32 : 32 + 320]  # 40 x 60 drawn at 320 x 480: black, but red in the right half
+        assert top[:, :480].max() == 0
+        assert top[160, 480 + 6 + 400, 0] > 100
+        assert top[160, 480 + 6 + 100].max() == 0
+
+    @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+    def test_evaluator_keeps_the_first_images(self, mini: str, tmp_path: Path, image_format: str):
+        pairs = perturbed(mini)
+        for image, _ in pairs:
+            pixels = np.asarray(Image.open(image["file_name"]).resize((30, 20)))  # not the output's size
+            ordered = pixels if image_format == "RGB" else pixels[:, :, ::-1]
+            image["image"] = torch.from_numpy(ordered.transpose(2, 0, 1).copy())
+        evaluator = PanelEvaluator(mini, image_format, tmp_path / "panel.png", num_rows=2)
+        with EventStorage() as storage:
+            assert run(evaluator, pairs) == {}
+            [(title, picture, _)] = storage._vis_data
+        assert title == f"panel/{mini}"
+        panel = np.asarray(Image.open(tmp_path / "panel.png"))
+        np.testing.assert_array_equal(picture, panel.transpose(2, 0, 1))
+        # The first image is 40 x 60 with a blue sky in its upper left corner, the second 48 x 32.
+        assert panel.shape[0] == 32 + (320 + 6) + (480 + 6)
+        np.testing.assert_array_equal(panel[34, 2], [0, 0, 250])
+
+
+def test_truth_is_found_by_ids_of_either_type(mini: str):
+    truth = PanopticGroundTruth(mini)
+    np.testing.assert_array_equal(truth.read("00000000021").labels, truth.read(21).labels)
+    assert mini == NAME
