@@ -5,12 +5,16 @@ catalogs; `psf.add_psf_config(cfg)` adds its config keys. Where torch or detectr
 with nothing in it, so that `python -m psf.doctor` can say what to install.
 """
 
+import sys
 from importlib.util import find_spec
 
 __version__ = "0.1.0"
 __all__ = ["__version__"]
 
-if find_spec("torch") and find_spec("detectron2"):
+# The doctor must run where these imports fail, too: it makes them itself.
+_is_doctor = sys.orig_argv[-2:] == ["-m", "psf.doctor"]
+
+if not _is_doctor and find_spec("torch") and find_spec("detectron2"):
     from psf import backbone, checkpoint, data
     from psf.config import add_psf_config
     from psf.meta_arch import PanopticSegFormer

@@ -55,6 +55,7 @@ class PanopticSegFormer(nn.Module):
         thing_decoder: mask decoder of the thing queries.
         thing_classifier: classes of the refined thing queries; None: the location decoder names them.
         stuff_decoder: mask decoder of the stuff queries; None: the model knows no stuff.
+        stuff_classifier: presence of each refined stuff query's class; None without stuff.
         matching: which queries the mask decoder learns on, and who answers for what.
         criterion: the training loss.
         post_processor: candidates -> panoptic map and instances.
@@ -78,6 +79,7 @@ class PanopticSegFormer(nn.Module):
         thing_decoder: nn.Module | None,
         thing_classifier: nn.Module | None,
         stuff_decoder: nn.Module | None,
+        stuff_classifier: nn.Module | None,
         matching: SharedMatching | PerLayerMatching,
         criterion: PanopticCriterion,
         post_processor: PostProcessor,
@@ -93,14 +95,14 @@ class PanopticSegFormer(nn.Module):
         self.backbone, self.neck, self.pixel_encoder = backbone, neck, pixel_encoder
         self.location_decoder = location_decoder
         self.thing_decoder, self.thing_classifier = thing_decoder, thing_classifier
-        self.stuff_decoder = stuff_decoder
+        self.stuff_decoder, self.stuff_classifier = stuff_decoder, stuff_classifier
         if stuff_decoder is not None:
             self.stuff_content = nn.Embedding(len(classes.stuff_ids), dim)
             self.stuff_position = nn.Embedding(len(classes.stuff_ids), dim)
-            self.stuff_classifier = QueryClassifier(dim, len(stuff_decoder.layers), num_outputs=1)
         self.matching, self.criterion, self.post_processor = matching, criterion, post_processor
         self.classes, self.num_mask_levels, self.settings = classes, num_mask_levels, settings
         self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.pixel_mean: Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -120,9 +122,11 @@ class PanopticSegFormer(nn.Module):
             stuff_decoder = thing_decoder
         else:
             stuff_decoder = build_mask_decoder(cfg, stuff_depth)
-        classifier = None
+        thing_classifier = stuff_classifier = None
         if num_things and psf.THING_CLASSIFIER == "mask_decoder":
-            classifier = QueryClassifier(psf.HIDDEN_DIM, thing_depth.num_layers, num_outputs=num_things)
+            thing_classifier = QueryClassifier(psf.HIDDEN_DIM, thing_depth.num_layers, num_outputs=num_things)
+        if classes.stuff_ids:
+            stuff_classifier = QueryClassifier(psf.HIDDEN_DIM, stuff_depth.num_layers, num_outputs=1)
         return {
             "backbone": backbone,
             "neck": Neck(
@@ -134,8 +138,9 @@ class PanopticSegFormer(nn.Module):
             "pixel_encoder": build_pixel_encoder(cfg),
             "location_decoder": build_location_decoder(cfg, num_things) if num_things else None,
             "thing_decoder": thing_decoder,
-            "thing_classifier": classifier,
+            "thing_classifier": thing_classifier,
             "stuff_decoder": stuff_decoder,
+            "stuff_classifier": stuff_classifier,
             "matching": build_matching(cfg),
             "criterion": build_criterion(cfg),
             "post_processor": build_post_processor(cfg),
@@ -157,7 +162,8 @@ class PanopticSegFormer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.pixel_mean.device
+        device: torch.device = self.pixel_mean.device
+        return device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Detectron2's interface.
@@ -212,7 +218,7 @@ class PanopticSegFormer(nn.Module):
 
     def _decode_stuff(self, memory: FeatureTokens, layer: int | None) -> tuple[DecodedMasks, list[Tensor]]:
         """Masks and class logits (B, K_stuff) of the stuff queries, which need no location."""
-        if self.stuff_decoder is None:
+        if self.stuff_decoder is None or self.stuff_classifier is None:
             return NO_MASKS, []
         queries = self.stuff_content.weight.expand(len(memory.tokens), -1, -1)
         decoded = self.stuff_decoder(queries, memory, self.stuff_position.weight, layer=layer)
@@ -300,4 +306,10 @@ def _joined(things: Candidates, stuff: Candidates) -> Candidates:
     boxes = things.boxes_cxcywh_norm
     if boxes is not None:
         boxes = torch.cat((boxes, boxes.new_zeros(len(stuff.class_scores), 4)))  # stuff has none
-    return Candidates(*(torch.cat(pair) for pair in zip(things[:4], stuff[:4], strict=True)), boxes)
+    return Candidates(
+        class_scores=torch.cat((things.class_scores, stuff.class_scores)),
+        class_indices=torch.cat((things.class_indices, stuff.class_indices)),
+        is_thing=torch.cat((things.is_thing, stuff.is_thing)),
+        mask_scores=torch.cat((things.mask_scores, stuff.mask_scores)),
+        boxes_cxcywh_norm=boxes,
+    )

@@ -101,7 +101,7 @@ class PostProcessor(abc.ABC):
         things = things.select(strongest)
         thresholds = per_candidate(things.is_thing, self.things, self.stuff)
         possible = upper_bound(things, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
-        things, thresholds = things.select(possible), MergingThresholds(*(x[possible] for x in thresholds))
+        things, thresholds = things.select(possible), thresholds.select(possible)
         scored = score_masks(
             things, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
         )
@@ -136,7 +136,7 @@ class MaskWiseMerging(PostProcessor):
         thresholds = per_candidate(candidates.is_thing, self.things, self.stuff)
         possible = upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
         kept = possible.nonzero()[:, 0]  # the others are discarded whatever their masks look like at full size
-        chosen, thresholds = candidates.select(kept), MergingThresholds(*(x[kept] for x in thresholds))
+        chosen, thresholds = candidates.select(kept), thresholds.select(kept)
         scored = score_masks(
             chosen, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
         )

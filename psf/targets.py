@@ -35,7 +35,8 @@ def panoptic_targets(
     """The truth of each image, on `device`, with masks at the padded size.
 
     Raises:
-        ValueError: if an input holds none of the three forms, or a category id that is not among the classes.
+        ValueError: if an input holds none of the three forms, things without masks, a truth of another size than its
+            image, or a category id that is not among the classes.
     """
     return [_one_image(x, classes, padded_size, device) for x in batched_inputs]
 
@@ -58,11 +59,16 @@ def _one_image(
         is_thing = torch.isin(ids, ids.new_tensor(classes.thing_ids))
     else:
         raise ValueError(
-            f"image {x.get('file_name', x.get('image_id', '?'))}: no truth to train on; expected `panoptic_labels` "
+            f"image {_name(x)}: no truth to train on; expected `panoptic_labels` "
             f"with `segments_info`, or `instances`, or `instances` with `sem_seg`, found {sorted(x)}; set "
             'INPUT.DATASET_MAPPER_NAME to "psf_panoptic"'
         )
     height, width = image_size
+    if tuple(masks.shape[1:]) != image_size:
+        raise ValueError(
+            f"image {_name(x)} has {height} x {width} pixels (height x width), its truth "
+            f"{masks.shape[1]} x {masks.shape[2]}; the data mapper must resize and crop both alike"
+        )
     masks = F.pad(masks, (0, padded_size[1] - width, 0, padded_size[0] - height))
     not_empty = masks.flatten(1).any(1)
     masks, ids, is_thing = masks[not_empty], ids[not_empty], is_thing[not_empty]
@@ -109,12 +115,21 @@ def _instance_masks(instances: Instances, image_size: tuple[int, int], device: A
     """(G, H, W) bool and (G,) contiguous ids; polygons are drawn."""
     ids = instances.gt_classes.to(device)
     if not instances.has("gt_masks"):  # Detectron2's mapper leaves them out where an image has no instance
+        if len(ids):
+            raise ValueError(
+                f"{len(ids)} `instances` without `gt_masks`: the model learns masks; with Detectron2's own mapper set "
+                "MODEL.MASK_ON to True"
+            )
         return torch.zeros(len(ids), *image_size, dtype=torch.bool, device=device), ids
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks.polygons, *image_size)
     tensor = masks.tensor if isinstance(masks, BitMasks) else masks
     return tensor.to(device).bool(), ids
+
+
+def _name(x: dict[str, Any]) -> Any:
+    return x.get("file_name", x.get("image_id", "?"))
 
 
 def _indices(ids: Tensor, known: tuple[int, ...], kind: str) -> Tensor:

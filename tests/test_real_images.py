@@ -15,13 +15,21 @@ import pytest
 pytestmark = pytest.mark.slow
 
 R50 = "configs/coco/psf_R50_24ep.yaml"
-SMALL = (
-    "MODEL.WEIGHTS '' INPUT.MIN_SIZE_TRAIN (128,) INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 128 "
-    "INPUT.MAX_SIZE_TEST 192 INPUT.CROP.ENABLED False SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 1 "
-    "DATASETS.TRAIN ('coco_2017_val_panoptic',) DATASETS.TEST ('coco_2017_val_panoptic',) "
-    "MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF 0.0001 MODEL.PSF.POST_PROCESSOR.STUFF.T_CNF 0.0001"
-).split()
-SMALL[1] = ""
+SMALL = [
+    *("MODEL.WEIGHTS", ""),
+    *("DATASETS.TRAIN", "('coco_2017_val_panoptic',)"),
+    *("DATASETS.TEST", "('coco_2017_val_panoptic',)"),
+    *("INPUT.MIN_SIZE_TRAIN", "(128,)"),
+    *("INPUT.MAX_SIZE_TRAIN", "192"),
+    *("INPUT.MIN_SIZE_TEST", "128"),
+    *("INPUT.MAX_SIZE_TEST", "192"),
+    *("INPUT.CROP.ENABLED", "False"),
+    *("SOLVER.IMS_PER_BATCH", "2"),
+    *("DATALOADER.NUM_WORKERS", "1"),
+    # After 20 iterations nothing is sure, and an evaluation without segments compares nothing.
+    *("MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF", "0.0001"),
+    *("MODEL.PSF.POST_PROCESSOR.STUFF.T_CNF", "0.0001"),
+]
 
 # Detectron2's own evaluator on the same checkpoint, in the same process that its catalog finds the images.
 COMPARE = """
@@ -63,7 +71,7 @@ def run(shared: Path, repository: Path) -> Run:
 def test_the_road_on_coco_images(run: Run, shared: Path, tmp_path: Path) -> None:
     output, demo = tmp_path / "run", tmp_path / "demo"
     common = ("--config-file", R50, "--num-gpus", "0", "OUTPUT_DIR", str(output), *SMALL)
-    run("train_net.py", *common[:4], *common[4:], "SOLVER.MAX_ITER", "20", "TEST.EVAL_PERIOD", "0")
+    run("train_net.py", *common, "SOLVER.MAX_ITER", "20", "TEST.EVAL_PERIOD", "0")
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     losses = {key: value for line in lines for key, value in line.items() if "loss" in key}
     assert len(losses) == 1 + 3 * 6 + (4 + 5) + (6 + 7)  # total, L_det, things, stuff

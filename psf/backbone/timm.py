@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -39,18 +40,19 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[-1]}*")[:5]
             raise ValueError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
-        info = timm.create_model(name, features_only=True, pretrained=False).feature_info
+        arguments: dict[str, Any] = {"features_only": True, "pretrained": False, **_any_size(name)}
+        info = timm.create_model(name, **arguments).feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
         if missing:
             raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; {name} gives {sorted(indices)}")
         self.model = timm.create_model(
             name,
-            features_only=True,
-            pretrained=False,
             in_chans=in_channels,
             out_indices=tuple(indices[f] for f in out_features),
+            **arguments,
         )
+        self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
         if frozen_norm:
             freeze_batch_norm_2d(self.model)
         for prefix in freeze:
@@ -65,11 +67,19 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> map name: (B, channels, H/stride, W/stride)."""
-        return dict(zip(self._out_features, self.model(images), strict=True))
+        maps = self.model(images)
+        if self._channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return dict(zip(self._out_features, maps, strict=True))
 
 
 def _map_name(stride: int) -> str:
     return f"res{int(math.log2(stride))}"
+
+
+def _any_size(name: str) -> dict[str, bool]:
+    """Swin is bound to the image size that it was pretrained with, unless told otherwise."""
+    return {"strict_img_size": False} if name.startswith(("swin_", "swinv2_")) else {}
 
 
 @BACKBONE_REGISTRY.register()

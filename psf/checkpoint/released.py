@@ -34,7 +34,7 @@ PIXEL_ENCODER = {
     "transformer.encoder.layers.#.norms.1.*": "pixel_encoder.layers.#.feed_forward_norm.*",
 }
 
-LOCATION_DECODER = {
+LOCATION_DECODER: dict[str, str | tuple[str, ...]] = {
     "query_embedding.weight": ("location_decoder.position.weight", "location_decoder.content.weight"),
     "transformer.reference_points.*": "location_decoder.reference_points.*",
     "transformer.decoder.layers.#.attentions.0.attn.*": "location_decoder.layers.#.self_attention.*",
@@ -48,7 +48,7 @@ LOCATION_DECODER = {
     "reg_branches.#.*": "location_decoder.location_heads.#.*",
 }
 
-STUFF = {
+STUFF: dict[str, str | tuple[str, ...]] = {
     "stuff_query.weight": ("stuff_content.weight", "stuff_position.weight"),
     "cls_stuff_branches.#.*": "stuff_classifier.layers.#.*",
 }
@@ -77,7 +77,7 @@ MASK_DECODER = {
     "attnen.linear.0.*": "tail_head.fuse.*",
 }
 
-HEAD = {
+HEAD: dict[str, str | tuple[str, ...]] = {
     **PIXEL_ENCODER,
     **LOCATION_DECODER,
     **STUFF,
@@ -110,7 +110,7 @@ def convert_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(
             f"the checkpoint is no released Panoptic SegFormer: it has none of the entries {', '.join(BACKBONES)}"
         )
-    table = {
+    table: dict[str, str | tuple[str, ...]] = {
         **{f"backbone.{old}": f"backbone.{new}" for old, new in backbone.items()},
         **NECK,
         **{f"bbox_head.{old}": new for old, new in HEAD.items()},

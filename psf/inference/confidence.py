@@ -10,7 +10,15 @@ from torch import Tensor
 from psf.inference.resizing import Frame, resize_in_chunks
 from psf.predictions import Candidates
 
-__all__ = ["MergingThresholds", "ScoredMasks", "mask_confidence", "per_candidate", "score_masks", "upper_bound"]
+__all__ = [
+    "CandidateThresholds",
+    "MergingThresholds",
+    "ScoredMasks",
+    "mask_confidence",
+    "per_candidate",
+    "score_masks",
+    "upper_bound",
+]
 
 
 class MergingThresholds(NamedTuple):
@@ -22,6 +30,19 @@ class MergingThresholds(NamedTuple):
     t_keep: float  # smaller share of the mask still free: discarded
 
 
+class CandidateThresholds(NamedTuple):
+    """The same for N candidates, each with the numbers of its kind; (N,) float64 each."""
+
+    alpha: Tensor
+    beta: Tensor
+    t_cnf: Tensor
+    t_keep: Tensor
+
+    def select(self, index: Tensor) -> CandidateThresholds:
+        """Those that `index` (bool mask or positions) picks."""
+        return CandidateThresholds(*(x[index] for x in self))
+
+
 class ScoredMasks(NamedTuple):
     """Candidates at output size."""
 
@@ -30,10 +51,10 @@ class ScoredMasks(NamedTuple):
     confidence: Tensor  # (N,) s = p^alpha * mean(m over the mask)^beta; 0 for an empty mask
 
 
-def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> MergingThresholds:
-    """The four numbers as (N,) tensors; float64, so that a share of exactly t_keep is enough."""
+def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> CandidateThresholds:
+    """Give each candidate the numbers of its kind; in float64, so that a share of exactly t_keep is enough."""
     values = torch.tensor([stuff, things], dtype=torch.float64, device=is_thing.device)
-    return MergingThresholds(*values[is_thing.long()].unbind(1))  # type: ignore[arg-type]
+    return CandidateThresholds(*values[is_thing.long()].unbind(1))
 
 
 def mask_confidence(
@@ -49,7 +70,7 @@ def mask_confidence(
     return torch.where(area > 0, confidence, 0.0).to(class_scores.dtype)
 
 
-def upper_bound(candidates: Candidates, thresholds: MergingThresholds, mask_threshold: float) -> Tensor:
+def upper_bound(candidates: Candidates, thresholds: CandidateThresholds, mask_threshold: float) -> Tensor:
     """(N,) no less than the confidence can become; 0 where the mask must be empty.
 
     No mean exceeds the highest score, and interpolating does not raise that one but by rounding.
@@ -62,7 +83,7 @@ def upper_bound(candidates: Candidates, thresholds: MergingThresholds, mask_thre
 def score_masks(
     candidates: Candidates,
     frame: Frame,
-    thresholds: MergingThresholds,
+    thresholds: CandidateThresholds,
     *,
     mask_threshold: float,
     extra_pixels: float,
@@ -89,6 +110,6 @@ def score_masks(
         area,
         thresholds.alpha,
         thresholds.beta,
-        extra_pixels,  # type: ignore[arg-type]
+        extra_pixels,
     )
     return ScoredMasks(torch.cat(masks), area, confidence)

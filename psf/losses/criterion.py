@@ -69,10 +69,10 @@ class PanopticCriterion:
     ) -> dict[str, Tensor]:
         """The terms by name; the total is their plain sum. Layers but the last have their number, from 0, as suffix."""
         num_things, num_stuff = _count_segments(targets)
-        things_weight, stuff_weight = self.things_weight, self.stuff_weight
+        things_scale, stuff_scale = self.things_weight / num_things, self.stuff_weight / num_stuff
         if self.balance == "share":
-            things_weight = things_weight * (num_things / (num_things + num_stuff))
-            stuff_weight = stuff_weight * (num_stuff / (num_things + num_stuff))
+            things_scale = things_scale * num_things / (num_things + num_stuff)
+            stuff_scale = stuff_scale * num_stuff / (num_things + num_stuff)
         losses = {}
         thing_terms = {
             **self._detection(predictions.location_layers, assignments.location, targets),
@@ -80,14 +80,14 @@ class PanopticCriterion:
             **self._masks("loss_seg_things", predictions.things.mask_scores, assignments.masks, targets, "thing"),
         }
         for name, value in thing_terms.items():
-            losses[name] = value * things_weight / num_things
+            losses[name] = value * things_scale
         present = [Assignment(target.stuff_classes, _positions(target.stuff_classes)) for target in targets]
         stuff_terms = {
             **self._stuff_classes(predictions.stuff_class_logits, targets),
             **self._masks("loss_seg_stuff", predictions.stuff.mask_scores, present, targets, "stuff"),
         }
         for name, value in stuff_terms.items():
-            losses[name] = value * stuff_weight / num_stuff
+            losses[name] = value * stuff_scale
         return losses
 
     def _detection(

@@ -92,12 +92,12 @@ class HungarianMatcher:
 
     def __call__(
         self,
-        class_logits: Tensor,
-        locations: Tensor | None,
-        mask_scores: list[Tensor] | Tensor | None,
+        class_logits: Tensor | list[Tensor],
+        locations: Tensor | list[Tensor] | None,
+        mask_scores: Tensor | list[Tensor] | None,
         targets: list[PanopticTargets],
     ) -> list[Assignment]:
-        """Match each image of a batch; inputs as in `cost`, with a leading B (or a list over images)."""
+        """Match each image of a batch; inputs as in `cost`, with a leading B or as a list over images."""
         assignments = []
         for b, target in enumerate(targets):
             if len(target.thing_classes) == 0:

@@ -96,7 +96,7 @@ class MaskHead(nn.Module):
         level_keys = keys.split(sizes, dim=2)
         level_padding = [None] * len(sizes) if memory.padding_mask is None else memory.padding_mask.split(sizes, dim=1)
         fuse_weights = self.fuse.weight.view(len(sizes), 1, -1)
-        fused = self.fuse.bias
+        fused: Tensor = self.fuse.bias
         for level, (mix, (h, w)) in enumerate(zip(self.level_mix, shapes, strict=True)):
             logits = q @ level_keys[level].transpose(-1, -2)  # (B, heads, N, h*w), the attention maps A
             mixed = F.relu(mix.weight @ logits.flatten(2) + mix.bias[:, None])  # over heads: (B, heads, N*h*w)

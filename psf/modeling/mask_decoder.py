@@ -114,7 +114,7 @@ class MaskDecoder(nn.Module):
             raise ValueError(f"MODEL.PSF.TEST_LAYER is {layer}: expected a layer from 1, or -1 for the last")
         memory = self._memory(features)
         to_tail = layer is None or layer == -1
-        depth = len(self.layers) if to_tail else min(layer, len(self.layers))
+        depth = len(self.layers) if layer is None or layer == -1 else min(layer, len(self.layers))
         in_stream = self.position_in_stream
         masks, refined = [], []
         for i, block in enumerate(self.layers[:depth], start=1):
@@ -183,9 +183,10 @@ class QueryClassifier(nn.Module):
 
     def __init__(self, dim: int, num_layers: int, num_outputs: int):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(dim, num_outputs) for _ in range(num_layers))
-        for layer in self.layers:
+        layers = [nn.Linear(dim, num_outputs) for _ in range(num_layers)]
+        for layer in layers:
             nn.init.constant_(layer.bias, initial_class_bias())
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, decoded: DecodedMasks, layer: int | None = None) -> list[Tensor]:
         """Class logits (B, N, num_outputs) of each of `decoded.refined_queries`, decoded with the same `layer`."""

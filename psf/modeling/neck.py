@@ -40,7 +40,7 @@ class Neck(nn.Module):
         self.projections = nn.ModuleList(_projection(c, dim, kernel_size=1) for c in channels)
         extra_channels = [channels[-1]] + [dim] * (num_extra - 1)
         self.extra_projections = nn.ModuleList(
-            _projection(c, dim, kernel_size=3, stride=2, padding=1) for c in extra_channels[:num_extra]
+            _projection(c, dim, kernel_size=3, stride=2) for c in extra_channels[:num_extra]
         )
 
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
@@ -54,7 +54,7 @@ class Neck(nn.Module):
         return levels
 
 
-def _projection(in_channels: int, dim: int, **convolution: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, dim, bias=False, **convolution)
+def _projection(in_channels: int, dim: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, dim, kernel_size, stride, padding=kernel_size // 2, bias=False)
     nn.init.xavier_uniform_(conv.weight)
     return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, dim))

@@ -1,0 +1,51 @@
+# An environment of the project's own, or one that is there: `make test VENV=path`, `make test VENV=` (the active one).
+VENV ?= .venv
+# The interpreter that a new environment is made with.
+BASE_PYTHON ?= python3
+
+ifeq ($(strip $(VENV)),)
+override VENV := $(shell $(BASE_PYTHON) -c 'import sys; print(sys.prefix)')
+endif
+PYTHON := $(VENV)/bin/python3
+SETUP_DONE := $(VENV)/.psf-setup
+# One thread per test process, as the processes fill the cores.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4
+
+.PHONY: help setup quickstart test test-all check lint types clean
+
+help:
+	@echo "make setup       install everything into $(VENV) (VENV=path: there; VENV=: into the active environment)"
+	@echo "make quickstart  train on generated scenes, evaluate, draw: output/quickstart"
+	@echo "make test        all tests but the slow ones (make test-all: those too)"
+	@echo "make check       lint, types, test"
+	@echo "make clean       remove builds and caches"
+
+setup: $(SETUP_DONE)
+
+$(SETUP_DONE): constraints.txt pyproject.toml setup.py tools/setup_env.sh tools/detectron2.txt | $(PYTHON)
+	@bash tools/setup_env.sh $(PYTHON)
+	@touch $@
+
+$(PYTHON):
+	$(BASE_PYTHON) -m venv $(VENV)
+
+quickstart: setup
+	$(PYTHON) tools/quickstart.py
+
+test: setup
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: setup
+	$(PYTEST) -m "not gpu"
+
+check: lint types test
+
+lint: setup
+	$(PYTHON) -m ruff check .
+
+types: setup
+	$(PYTHON) -m mypy
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +

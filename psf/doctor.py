@@ -1,0 +1,253 @@
+"""`python -m psf.doctor`: the versions of all that matters, what will run on this machine, and how to mend the rest.
+
+It has to work where torch or Detectron2 are missing, or fail at import: so this file imports the standard library
+alone, tries everything else, and reports the reason of each failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import shlex
+import shutil
+import sys
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+__all__ = ["Finding", "examine", "main"]
+
+PYTHON = shlex.quote(sys.executable)
+PIP_INSTALL = f"{PYTHON} -m pip install"
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    subject: str
+    state: str  # version and remarks, or what is wrong
+    mend: str = ""  # the one line that mends it; "": nothing to mend
+    is_fatal: bool = False  # True: psf cannot run
+
+
+class _Part(NamedTuple):
+    """Something psf needs, or can use."""
+
+    name: str
+    imports: str  # the module whose import proves that it works
+    mend: str
+    mend_broken: str  # where it is installed and does not import
+    needs: tuple[str, ...] = ()  # parts that must work before this one can be tried
+    purpose: str = ""  # of a part that psf runs without: what is lost then
+
+
+def _parts() -> list[_Part]:
+    def from_index(name: str, imports: str = "", needs: tuple[str, ...] = (), purpose: str = "") -> _Part:
+        install = f"{PIP_INSTALL} {name}"  # brings what it needs, also where only that is missing
+        reinstall = f"{install} && {PIP_INSTALL} --force-reinstall --no-deps {name}"
+        return _Part(name, imports or name, install, reinstall, needs, purpose)
+
+    # A torch and a torchvision of different builds fail at import ("operator torchvision::nms does not exist").
+    both, both_anew = f"{PIP_INSTALL} torch torchvision", f"{PIP_INSTALL} --upgrade --force-reinstall torch torchvision"
+    # Its metadata asks for numpy<2, which its code does not need.
+    panopticapi = f"{PIP_INSTALL} --no-deps panopticapi-lite==0.2.0"
+    # The wheel is tagged for CPython 3.10 because of one compiled module that psf does not need; pip takes it for
+    # another Python only into a named folder, and without its requirements, which ask for numpy<2 besides.
+    around_detectron2 = f"{PIP_INSTALL} {_detectron2_needs()}"
+    detectron2 = (
+        f"{around_detectron2} && {PIP_INSTALL} --no-deps --only-binary=:all: --python-version 3.10 "
+        f"--target {shlex.quote(sysconfig.get_paths()['purelib'])} sal-detectron2==0.7.2"
+    )
+    # A Detectron2 that is there is never overwritten: it may be one that the user built.
+    around_detectron2 += "  # and if it still fails, build Detectron2 anew for this torch"
+    return [
+        _Part("torch", "torch", both, both_anew),
+        _Part("torchvision", "torchvision", both, both_anew, ("torch",)),
+        from_index("numpy"),
+        from_index("scipy", "scipy.optimize"),
+        from_index("fvcore"),
+        from_index("pycocotools", "pycocotools.mask"),
+        _Part("panopticapi", "panopticapi.evaluation", panopticapi, panopticapi, ("numpy",)),
+        _Part("detectron2", "detectron2.engine", detectron2, around_detectron2, ("torch", "torchvision", "numpy")),
+        from_index("timm", needs=("torch", "torchvision"), purpose="backbones of timm"),
+        from_index("av", purpose="videos"),
+    ]
+
+
+def _detectron2_needs() -> str:
+    """The requirement that stands for all that Detectron2 imports: an extra of psf, where psf is installed or lies."""
+    try:
+        importlib.metadata.version("panoptic-segformer")
+    except importlib.metadata.PackageNotFoundError:
+        return "-e " + shlex.quote(f"{_package_folder().parent}[detectron2-needs]")
+    return '"panoptic-segformer[detectron2-needs]"'
+
+
+def _package_folder() -> Path:
+    return Path(__file__).resolve().parent
+
+
+def _try_import(name: str) -> ModuleType | Exception:
+    """The module, or why it cannot be imported."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except Exception as error:  # a broken library may raise anything, and each kind is a finding
+        return error
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _find_part(part: _Part, failed: set[str]) -> Finding:
+    """How this part stands, where the parts in `failed` do not work."""
+    is_fatal = not part.purpose
+    if importlib.util.find_spec(part.name) is None:
+        return Finding(part.name, f"missing: no {part.purpose}" if part.purpose else "missing", part.mend, is_fatal)
+    if broken := failed.intersection(part.needs):
+        return Finding(part.name, f"installed; cannot be tried without {', '.join(sorted(broken))}")
+    module = _try_import(part.imports)
+    if isinstance(module, ModuleType):
+        return Finding(part.name, _describe(part.name))
+    return Finding(part.name, f"cannot be imported: {_in_one_line(module)}", part.mend_broken, is_fatal)
+
+
+def _describe(name: str) -> str:
+    """Version of a part that imports, and what else decides how it runs."""
+    module = sys.modules[name]
+    version = getattr(module, "__version__", None) or _distribution_version(name)
+    if name == "torch":
+        return f"{version}, {_cuda_build(module)}"
+    if name == "detectron2":
+        has_compiled = isinstance(_try_import("detectron2._C"), ModuleType)
+        code = "with compiled _C" if has_compiled else "Python only, no compiled _C (psf does not need it)"
+        return f"{version}, {code}, {Path(str(module.__file__)).parent}"
+    return str(version)
+
+
+def _distribution_version(module: str) -> str:
+    names = importlib.metadata.packages_distributions().get(module)
+    return importlib.metadata.version(names[0]) if names else "of unknown version"
+
+
+def _cuda_build(torch: Any) -> str:
+    return f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+
+
+def _find_gpus(torch: Any) -> list[Finding]:
+    """One finding for each GPU, tried with one addition, or one that says why there is none."""
+    if torch.version.cuda is None:
+        return [Finding("GPU", "not used: torch is a build without CUDA")]
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        mend = "update the NVIDIA driver, or install a torch that is built for the driver's CUDA version"
+        return [Finding("GPU", f"none: {reason}", mend if shutil.which("nvidia-smi") else "")]
+    findings = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        state = f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+        try:
+            torch.ones(1, device=f"cuda:{index}").add(1).item()
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            mend = f"install a torch that is built for capability {gpu.major}.{gpu.minor}, or set MODEL.DEVICE cpu"
+            findings.append(Finding(f"GPU {index}", f"{state}; fails: {reason}", mend))
+        else:
+            findings.append(Finding(f"GPU {index}", state))
+    return findings
+
+
+def _find_triton(has_gpu: bool) -> Finding:
+    if importlib.util.find_spec("triton") is None:
+        return Finding("triton", "missing: no Triton kernels", f"{PIP_INSTALL} triton" if has_gpu else "")
+    triton = _try_import("triton")
+    if isinstance(triton, Exception):
+        mend = f"{PIP_INSTALL} --force-reinstall --no-deps triton"
+        return Finding("triton", f"cannot be imported: {_in_one_line(triton)}", mend)
+    if not has_gpu:
+        return Finding("triton", f"{triton.__version__}, idle: no GPU")
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return Finding("triton", f"{triton.__version__}, lacks a C compiler for its launcher", "apt-get install gcc")
+    return Finding("triton", f"{triton.__version__}, ready")
+
+
+def _find_psf(can_run: bool) -> list[Finding]:
+    """psf itself, and the deformable attention that it will use."""
+    package = sys.modules["psf"]
+    state = f"{getattr(package, '__version__', 'of unknown version')}, {_package_folder()}"
+    if not can_run:
+        return [Finding("psf", state), Finding("deformable attention", "none: what psf needs is missing, see below")]
+    for module in ("psf.meta_arch", "psf.engine"):
+        error = _try_import(module)
+        if isinstance(error, Exception):
+            mend = f"{PYTHON} -c 'import {module}'  # shows where it fails"
+            return [Finding("psf", f"{state}; cannot be imported: {_in_one_line(error)}", mend, True)]
+    return [
+        Finding("psf", state),
+        Finding("deformable attention", importlib.import_module("psf.ops").describe_implementation()),
+    ]
+
+
+def examine() -> list[Finding]:
+    """Look at this machine and its Python: one finding for each thing that matters, in the order of the report."""
+    found: list[Finding] = []
+    failed: set[str] = set()
+    for part in _parts():
+        found.append(_find_part(part, failed))
+        if found[-1].mend:
+            failed.add(part.name)
+    gpus = [Finding("GPU", "unknown without torch")] if "torch" in failed else _find_gpus(sys.modules["torch"])
+    has_gpu = any(gpu.subject != "GPU" for gpu in gpus)
+    can_run = not any(finding.is_fatal for finding in found)
+    return [
+        Finding("Python", f"{platform.python_version()}, {sys.executable}"),
+        Finding("system", platform.platform()),
+        *_find_psf(can_run),
+        *found,
+        _find_triton(has_gpu),
+        *gpus,
+    ]
+
+
+def _report(findings: list[Finding]) -> str:
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        row = f"{'!' if finding.is_fatal else ' '} {finding.subject:<{width}}  {finding.state}"
+        indent = " " * (width + 4)
+        lines += textwrap.wrap(row, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    fatal = _mends(finding for finding in findings if finding.is_fatal)
+    optional = _mends(finding for finding in findings if finding.mend and not finding.is_fatal)
+    lines += ["", "psf cannot run. Mend this, from the top:" if fatal else "psf can run.", *fatal]
+    if optional:
+        lines += ["", "Not necessary:", *optional]
+    return "\n".join(lines) + "\n"
+
+
+def _mends(findings: Iterable[Finding]) -> list[str]:
+    """One line for each different way to mend, with all that it mends."""
+    subjects: dict[str, list[str]] = {}
+    for finding in findings:
+        subjects.setdefault(finding.mend, []).append(finding.subject)
+    return [f"  {', '.join(mended)}: {mend}" for mend, mended in subjects.items()]
+
+
+def main() -> int:
+    """Write the report to standard output; 0: psf can run, 1: it cannot."""
+    findings = examine()
+    sys.stdout.write(_report(findings))
+    return int(any(finding.is_fatal for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

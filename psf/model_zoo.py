@@ -1,0 +1,27 @@
+"""The configs that come with psf, by name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+__all__ = ["get_config_file"]
+
+
+def get_config_file(name: str) -> str:
+    """Path of a config that comes with psf, whether psf is a wheel, an editable install or a checkout.
+
+    Args:
+        name: path below configs/, such as "coco/psf_R50_24ep.yaml".
+
+    Raises:
+        ValueError: if there is no such config; it names those that are spelled alike.
+    """
+    package = Path(__file__).resolve().parent
+    shipped = package / "configs"  # in a wheel; elsewhere they lie beside the package
+    root = shipped if shipped.is_dir() else package.parent / "configs"
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    if name not in names:
+        alike = difflib.get_close_matches(name, names, cutoff=0.5) or names
+        raise ValueError(f"psf has no config {name!r}; in {root} there are {', '.join(alike) or 'none'}")
+    return str(root / name)

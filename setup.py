@@ -1,0 +1,9 @@
+"""What pyproject.toml cannot say: the folder configs/ of the repository is shipped as psf/configs."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["psf", "psf.*"]), "psf.configs"],
+    package_dir={"psf.configs": "configs"},
+    package_data={"psf": ["py.typed"], "psf.configs": ["**/*.yaml"]},
+)

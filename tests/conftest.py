@@ -1,0 +1,66 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Python runs a `sitecustomize` before anything else: here it hides modules, as if they were not installed.
+_HIDE_MODULES = """
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = staticmethod(lambda name, *args: None if name in {hidden!r} else find_spec(name, *args))
+"""
+
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and reference numbers that lies beside some checkouts."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared (real images and reference numbers), which is not beside this checkout")
+    return folder
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """Run a fresh Python in the repository: run_python("-c", code, hidden=["timm"], broken={"av": "why"}).
+
+    `hidden` modules are as if not installed, `broken` ones raise RuntimeError with that text at import, `path` are
+    folders in front of the import path. Returns the finished process, with stdout and stderr as text.
+    """
+
+    def run(
+        *arguments: str,
+        hidden: Iterable[str] = (),
+        broken: dict[str, str] | None = None,
+        path: Iterable[Path] = (),
+        cwd: Path = REPOSITORY,
+    ) -> subprocess.CompletedProcess[str]:
+        stand_ins = Path(tempfile.mkdtemp(dir=tmp_path))
+        if hidden:
+            (stand_ins / "sitecustomize.py").write_text(_HIDE_MODULES.format(hidden=set(hidden)))
+        for name, reason in (broken or {}).items():
+            (stand_ins / f"{name}.py").write_text(f"raise RuntimeError({reason!r})\n")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [stand_ins, *path]))}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run

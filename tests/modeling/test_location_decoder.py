@@ -1,0 +1,251 @@
+"""Location-aware queries, and the auxiliary head that tells where they are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import Tensor, nn
+
+from psf.config import add_psf_config
+from psf.modeling import LocationDecoder, build_location_decoder
+from tests.features import random_features
+
+SHAPES = [(4, 6), (2, 3)]
+BATCHED = ("tokens", "position", "padding_mask", "valid_ratios")
+DEFAULTS: dict[str, Any] = {
+    "dim": 8,
+    "num_queries": 5,
+    "num_classes": 3,
+    "num_heads": 2,
+    "num_feature_levels": 2,
+    "num_layers": 3,
+    "feedforward_dim": 12,
+    "num_points": 2,
+    "dropout": 0.0,
+    "target": "box",
+    "box_refinement": False,
+    "head_at_test": False,
+}
+
+
+def build(**changes: Any) -> LocationDecoder:
+    """As it starts; in double precision."""
+    torch.manual_seed(0)
+    return LocationDecoder(**{**DEFAULTS, **changes}).double()
+
+
+def build_random(**changes: Any) -> LocationDecoder:
+    """Parameters from a normal distribution, so that nothing is 0 by chance."""
+    decoder = build(**changes)
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return decoder
+
+
+def padded_features():
+    return random_features(SHAPES, own_shares=[(1.0, 1.0), (0.5, 0.6)])
+
+
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    return torch.log(x / (1 - x))
+
+
+class Recorder:
+    """Inputs of each layer's attentions and outputs of each location head, as the decoder runs."""
+
+    def __init__(self, decoder: LocationDecoder):
+        self.references: list[Tensor] = []
+        self.raw: list[Tensor] = []
+        self.calls: Counter[str] = Counter()
+        self.self_attention: list[tuple[Tensor, ...]] = []
+        for layer in decoder.layers:
+            layer.cross_attention.register_forward_pre_hook(lambda _, inputs: self.references.append(inputs[1]))
+            layer.self_attention.register_forward_pre_hook(lambda _, inputs: self.self_attention.append(inputs))
+        for name in ("class_heads", "location_heads"):
+            for i, head in enumerate(getattr(decoder, name)):
+                head.register_forward_hook(lambda *_, key=f"{name}.{i}": self.calls.update([key]))
+        for head in decoder.location_heads:
+            head.register_forward_hook(lambda _, __, output: self.raw.append(output))
+
+
+class TestBoxes:
+    def test_without_refinement_relative_to_the_first_references(self):
+        decoder = build_random()
+        seen = Recorder(decoder)
+        located = decoder(random_features(SHAPES))
+        first = torch.sigmoid(decoder.reference_points(decoder.position.weight))
+        assert len(located.layers) == len(seen.raw) == len(seen.references) == 3
+        for layer, raw, references in zip(located.layers, seen.raw, seen.references, strict=True):
+            centre = torch.sigmoid(raw[..., :2] + inverse_sigmoid(first))
+            expected = torch.cat((centre, torch.sigmoid(raw[..., 2:])), dim=-1)
+            torch.testing.assert_close(layer.locations, expected, rtol=0, atol=1e-12)
+            torch.testing.assert_close(references, first[None, :, None].expand(2, 5, 2, 2), rtol=0, atol=1e-12)
+            assert layer.class_logits.shape == (2, 5, 3)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_with_refinement_each_layer_starts_from_the_last(self, training):
+        decoder = build_random(box_refinement=True, head_at_test=True).train(training)
+        features = padded_features()
+        seen = Recorder(decoder)
+        located = decoder(features)
+        first = torch.sigmoid(decoder.reference_points(decoder.position.weight))
+        centre = torch.sigmoid(seen.raw[0][..., :2] + inverse_sigmoid(first))
+        boxes = [torch.cat((centre, torch.sigmoid(seen.raw[0][..., 2:])), dim=-1)]
+        for raw in seen.raw[1:]:
+            boxes.append(torch.sigmoid(raw + inverse_sigmoid(boxes[-1])))
+        expected = boxes if training else boxes[-1:]
+        assert len(located.layers) == len(expected)
+        for layer, box in zip(located.layers, expected, strict=True):
+            torch.testing.assert_close(layer.locations, box, rtol=0, atol=1e-11)
+        # Attention looks around the box that entered the layer: the last but one for the last layer.
+        ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
+        torch.testing.assert_close(seen.references[2], boxes[1][:, :, None] * ratios, rtol=0, atol=1e-11)
+        # The first references are points.
+        points = (first[None, :, None] * features.valid_ratios[:, None]).expand(2, 5, 2, 2)
+        torch.testing.assert_close(seen.references[0], points, rtol=0, atol=1e-12)
+
+    def test_by_hand_at_the_start(self):
+        # Last head layer 0: the centre is the reference itself; its biases -2 give sigmoid(-2) = 0.1192 of the image.
+        decoder = build()
+        nn.init.zeros_(decoder.reference_points.weight)
+        with torch.no_grad():
+            decoder.reference_points.bias.copy_(torch.tensor([0.0, math.log(3)], dtype=torch.float64))  # 1/2, 3/4
+        box = decoder(random_features(SHAPES)).layers[0].locations[0, 0]
+        expected = torch.tensor([0.5, 0.75, 1 / (1 + math.e**2), 1 / (1 + math.e**2)], dtype=torch.float64)
+        torch.testing.assert_close(box, expected, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("refinement", [False, True])
+    def test_saturated_references_stay_finite(self, refinement):
+        decoder = build_random(box_refinement=refinement)
+        with torch.no_grad():
+            decoder.reference_points.bias.copy_(torch.tensor([1e4, -1e4]))
+        located = decoder(random_features(SHAPES))
+        sum(layer.locations.sum() + layer.class_logits.sum() for layer in located.layers).backward()
+        assert located.queries.isfinite().all()
+        assert all(layer.locations.isfinite().all() for layer in located.layers)
+        assert all(p.grad.isfinite().all() for p in decoder.parameters() if p.grad is not None)
+
+    def test_a_refined_reference_carries_no_gradient(self):
+        decoder = build_random(box_refinement=True)
+        decoder(random_features(SHAPES)).layers[1].locations.sum().backward()
+        assert decoder.location_heads[0][-1].weight.grad is None
+        assert decoder.location_heads[1][-1].weight.grad.abs().sum() > 0
+        assert decoder.content.weight.grad.abs().sum() > 0
+
+    def test_box_keeps_the_gradient_of_the_first_references(self):
+        decoder = build_random()
+        decoder(random_features(SHAPES)).layers[0].locations.sum().backward()
+        assert decoder.reference_points.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("refinement", [False, True])
+def test_mass_centres(refinement):
+    decoder = build_random(target="mass_center", box_refinement=refinement)
+    seen = Recorder(decoder)
+    located = decoder(random_features(SHAPES))
+    centre = torch.sigmoid(decoder.reference_points(decoder.position.weight)).expand(2, 5, 2)
+    for layer, raw in zip(located.layers, seen.raw, strict=True):
+        assert layer.locations.shape == (2, 5, 2)
+        corrected = torch.sigmoid(raw + inverse_sigmoid(centre))
+        torch.testing.assert_close(layer.locations, corrected, rtol=0, atol=1e-11)
+        centre = corrected if refinement else centre
+
+
+class TestHeadAtTest:
+    def test_not_run_unless_asked(self):
+        decoder = build().eval()
+        seen = Recorder(decoder)
+        assert decoder(random_features(SHAPES)).layers == []
+        assert not seen.calls
+
+    def test_last_layer_alone_where_asked(self):
+        decoder = build(head_at_test=True).eval()
+        seen = Recorder(decoder)
+        assert len(decoder(random_features(SHAPES)).layers) == 1
+        assert seen.calls == {"class_heads.2": 1, "location_heads.2": 1}
+
+    def test_refinement_needs_the_boxes_between(self):
+        decoder = build(box_refinement=True).eval()
+        seen = Recorder(decoder)
+        assert decoder(random_features(SHAPES)).layers == []
+        assert seen.calls == {"location_heads.0": 1, "location_heads.1": 1}
+
+    def test_same_numbers_as_in_training(self):
+        decoder, features = build_random(head_at_test=True), padded_features()
+        training, test = decoder(features), decoder.eval()(features)
+        torch.testing.assert_close(training.queries, test.queries)
+        torch.testing.assert_close(training.layers[-1], test.layers[-1])
+
+
+def test_no_layers_hand_the_queries_on():
+    decoder = build(num_layers=0)
+    located = decoder(random_features(SHAPES))
+    assert torch.equal(located.queries, decoder.content.weight.expand(2, -1, -1))
+    assert located.layers == []
+    assert [name for name, _ in decoder.named_parameters()] == ["content.weight"]
+
+
+def test_position_goes_to_queries_and_keys_not_to_values():
+    decoder = build_random()
+    seen = Recorder(decoder)
+    decoder(random_features(SHAPES))
+    queries, keys, values = seen.self_attention[0]
+    content, position = decoder.content.weight, decoder.position.weight
+    torch.testing.assert_close(queries[0], content + position)
+    torch.testing.assert_close(keys[0], content + position)
+    torch.testing.assert_close(values[1], content)
+
+
+@pytest.mark.parametrize("refinement", [False, True])
+def test_queries_may_be_permuted(refinement):
+    decoder, features = build_random(box_refinement=refinement), padded_features()
+    before, order = decoder(features), torch.tensor([3, 0, 4, 1, 2])
+    with torch.no_grad():
+        for embedding in (decoder.content, decoder.position):
+            embedding.weight.copy_(embedding.weight[order])
+    after = decoder(features)
+    torch.testing.assert_close(after.queries, before.queries[:, order])
+    for a, b in zip(after.layers, before.layers, strict=True):
+        torch.testing.assert_close(a.class_logits, b.class_logits[:, order])
+        torch.testing.assert_close(a.locations, b.locations[:, order])
+
+
+@pytest.mark.parametrize("refinement", [False, True])
+def test_batch_of_two_equals_two_of_one(refinement):
+    decoder, features = build_random(box_refinement=refinement), padded_features()
+    both = decoder(features)
+    for b in range(2):
+        alone = decoder(features._replace(**{k: getattr(features, k)[b : b + 1] for k in BATCHED}))
+        torch.testing.assert_close(alone.queries[0], both.queries[b])
+        torch.testing.assert_close(alone.layers[-1].locations[0], both.layers[-1].locations[b])
+
+
+class TestKeys:
+    def test_built_from_them(self):
+        cfg = get_cfg()
+        add_psf_config(cfg)
+        psf = cfg.MODEL.PSF
+        psf.HIDDEN_DIM, psf.NUM_HEADS, psf.NUM_THING_QUERIES = 16, 4, 7
+        psf.LOCATION_DECODER.NUM_LAYERS, psf.LOCATION_DECODER.TARGET = 2, "mass_center"
+        decoder = build_location_decoder(cfg, num_classes=9)
+        assert decoder.content.weight.shape == (7, 16) and len(decoder.layers) == 2
+        assert decoder.class_heads[0].out_features == 9 and decoder.location_heads[0][-1].out_features == 2
+        assert not decoder.head_at_test and not decoder.box_refinement
+
+    @pytest.mark.parametrize(
+        "key, value", [("THING_CLASSIFIER", "location_decoder"), ("TEST.INSTANCE.BOXES", "location_decoder")]
+    )
+    def test_what_asks_for_the_head_at_test(self, key, value):
+        cfg = get_cfg()
+        add_psf_config(cfg)
+        cfg.merge_from_list([f"MODEL.PSF.{key}", value])
+        assert build_location_decoder(cfg, num_classes=2).head_at_test
+
+    def test_unknown_target(self):
+        with pytest.raises(ValueError, match=r'LOCATION_DECODER.TARGET is "centre": expected one of'):
+            build(target="centre")

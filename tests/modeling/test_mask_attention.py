@@ -1,0 +1,136 @@
+"""Attention maps as masks: our order of operations against the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from psf.modeling.mask_attention import AttentionMemory, MaskAttention, MaskHead
+from tests.features import random_features
+from tests.modeling.plain_mask_decoder import plain_attention, plain_logits, plain_mask
+
+LEVELS = {
+    "three": [(4, 6), (2, 3), (1, 1)],
+    "odd sizes": [(5, 7), (3, 4), (2, 2)],
+    "one": [(3, 5)],
+    "coarser is not smaller": [(1, 1), (1, 1), (1, 1)],
+}
+
+
+def randomise(*modules: nn.Module, std: float = 0.7) -> None:
+    for module in modules:
+        for parameter in module.double().parameters():
+            nn.init.normal_(parameter, std=std)
+
+
+def memory_of(shapes: list[tuple[int, int]], *, padded: bool) -> AttentionMemory:
+    shares = [(1.0, 1.0), (0.6, 0.5)] if padded else None
+    features = random_features(shapes, dim=16, own_shares=shares)
+    return AttentionMemory(features.position, features.tokens, features.spatial_shapes, features.padding_mask)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_masks_and_gradients_equal_the_plain_way(levels, activation, padded):
+    torch.manual_seed(0)
+    memory = memory_of(LEVELS[levels], padded=padded)
+    attention = MaskAttention(dim=16, num_heads=8, mask_only=True)
+    head = MaskHead(num_levels=len(memory.spatial_shapes), num_heads=8, activation=activation)
+    randomise(attention, head)
+    queries = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    keys = memory.keys.requires_grad_()
+
+    ours = head(*attention.queries_and_keys(queries, memory), memory)
+    logits = plain_logits(attention, queries, keys)
+    plain = plain_mask(head, logits, memory.spatial_shapes, memory.padding_mask)
+    assert ours.shape == (2, 5, *memory.spatial_shapes[0])
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+
+    inputs = [queries, keys, *attention.parameters(), *head.parameters()]
+    direction = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, inputs, direction), torch.autograd.grad(plain, inputs, direction)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert ours.min() >= 0 and (activation == "relu" or ours.max() <= 1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_refined_queries_equal_the_plain_way(padded):
+    torch.manual_seed(0)
+    memory = memory_of(LEVELS["three"], padded=padded)
+    attention = MaskAttention(dim=16, num_heads=4)
+    randomise(attention)
+    queries = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    ours = attention(*attention.queries_and_keys(queries, memory), memory)
+    logits = plain_logits(attention, queries, memory.keys)
+    plain = plain_attention(attention, logits, memory.values, memory.padding_mask)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    inputs = [queries, *attention.parameters()]
+    direction = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, inputs, direction), torch.autograd.grad(plain, inputs, direction)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_fusing_by_hand():
+    # One head, one query, levels of 1x2 and 1x1 pixels; every projection leaves things as they are.
+    attention = MaskAttention(dim=1, num_heads=1, mask_only=True)
+    head = MaskHead(num_levels=2, num_heads=1, activation="relu")
+    with torch.no_grad():
+        for linear in (attention.query_proj, attention.key_proj, *head.level_mix):
+            linear.weight.fill_(1)
+            linear.bias.zero_()
+        head.fuse.weight.copy_(torch.tensor([[2.0, 10.0]]))
+        head.fuse.bias.fill_(-1)
+    keys = torch.tensor([3.0, -5.0, 0.25]).view(1, 3, 1)
+    memory = AttentionMemory(keys, keys, [(1, 2), (1, 1)], None)
+    scores = head(*attention.queries_and_keys(torch.full((1, 1, 1), 2.0), memory), memory)
+    # Logits 6, -10 | 0.5, after the ReLU 6, 0 | 0.5. Left 2 * 6 + 10 * 0.5 - 1 = 16, right 0 + 5 - 1 = 4.
+    assert scores.tolist() == [[[[16.0, 4.0]]]]
+
+
+def test_padding_is_zero_in_the_map_and_out_of_the_softmax():
+    torch.manual_seed(0)
+    attention, head = MaskAttention(dim=16, num_heads=8), MaskHead(num_levels=3, num_heads=8, activation="sigmoid")
+    randomise(attention, head)
+    memory, queries = memory_of(LEVELS["three"], padded=True), torch.randn(2, 5, 16, dtype=torch.float64)
+    assert memory.padding_mask is not None
+    noise = 50 * torch.randn_like(memory.keys) * memory.padding_mask[..., None]
+    changed = memory._replace(keys=memory.keys + noise, values=memory.values - noise)
+    results = []
+    for one in (memory, changed):
+        q, keys = attention.queries_and_keys(queries, one)
+        results.append((attention(q, keys, one), head(q, keys, one)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+    padding = memory.padding_mask[:, None, :24].view(2, 1, 4, 6).expand(2, 5, 4, 6)
+    scores = results[0][1]
+    assert not scores[padding].any() and (scores[~padding] > 0).all()
+    q, keys = attention.queries_and_keys(queries, memory)
+    free = memory._replace(padding_mask=None)  # the released recipe: padding takes part
+    assert not torch.allclose(attention(q, keys, free), results[0][0])
+    assert (head(q, keys, free) > 0).all()
+
+
+def test_the_head_has_241_numbers():
+    head = MaskHead(num_levels=3, num_heads=8, activation="sigmoid")
+    assert sum(p.numel() for p in head.parameters()) == 3 * (8 * 8 + 8) + 24 + 1 == 241
+
+
+def test_no_queries_are_refined_to_none():
+    attention, memory = MaskAttention(dim=16, num_heads=4).double(), memory_of(LEVELS["three"], padded=True)
+    q, keys = attention.queries_and_keys(torch.zeros(2, 0, 16, dtype=torch.float64), memory)
+    assert attention(q, keys, memory).shape == (2, 0, 16)
+
+
+def test_a_tail_projects_queries_and_keys_alone():
+    names = {name.split(".")[0] for name, _ in MaskAttention(dim=8, num_heads=2, mask_only=True).named_parameters()}
+    assert names == {"query_proj", "key_proj"}
+
+
+def test_activations():
+    x = torch.tensor([-2.0, 0.0, 3.0])
+    for name, expected in (("relu", F.relu(x)), ("sigmoid", 1 / (1 + torch.exp(-x)))):
+        torch.testing.assert_close(MaskHead(num_levels=1, num_heads=1, activation=name).activation(x), expected)
+    with pytest.raises(ValueError, match=r'MASK_ACTIVATION is "tanh": expected one of \[\'relu\', \'sigmoid\'\]'):
+        MaskHead(num_levels=1, num_heads=1, activation="tanh")

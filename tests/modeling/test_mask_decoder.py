@@ -1,0 +1,202 @@
+"""From queries to masks and refined queries, layer by layer; and their classes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import Tensor, nn
+
+from psf.config import add_psf_config
+from psf.modeling import MaskDecoder, MaskDecoderDepth, QueryClassifier, build_mask_decoder
+from psf.predictions import DecodedMasks, FeatureTokens
+from tests.features import random_features
+from tests.modeling.plain_mask_decoder import plain_decode
+
+SHAPES = [(4, 5), (2, 3), (1, 1)]
+DEFAULTS: dict[str, Any] = {
+    "dim": 16,
+    "num_heads": 4,
+    "num_levels": 3,
+    "num_layers": 3,
+    "self_attention": True,
+    "feedforward_dim": 12,
+    "mask_activation": "sigmoid",
+    "ignore_padding": True,
+    "position_in_stream": False,
+    "key_position": False,
+}
+
+
+def build(**changes: Any) -> MaskDecoder:
+    torch.manual_seed(0)
+    decoder = MaskDecoder(**{**DEFAULTS, **changes}).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return decoder
+
+
+@pytest.fixture
+def features() -> FeatureTokens:
+    return random_features(SHAPES, dim=16, own_shares=[(1.0, 1.0), (0.5, 0.6)])
+
+
+@pytest.fixture
+def queries() -> Tensor:
+    return torch.randn(2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def position() -> Tensor:
+    return torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(ours) == len(expected)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+class TestAgainstThePlainWay:
+    @pytest.mark.parametrize(
+        "self_attention, in_stream, key_position, ignore_padding", list(itertools.product([False, True], repeat=4))
+    )
+    def test_all_layers(self, features, queries, position, self_attention, in_stream, key_position, ignore_padding):
+        decoder = build(
+            self_attention=self_attention,
+            position_in_stream=in_stream,
+            key_position=key_position,
+            ignore_padding=ignore_padding,
+        )
+        decoded, plain = decoder(queries, features, position), plain_decode(decoder, queries, features, position)
+        assert_same(decoded.mask_scores, [*plain.block_masks, plain.tail_mask])
+        assert_same(decoded.refined_queries, plain.queries)
+
+    def test_without_position(self, features, queries):
+        for in_stream in (False, True):
+            decoder = build(position_in_stream=in_stream)
+            plain = plain_decode(decoder, queries, features, None)
+            assert_same(decoder(queries, features).mask_scores, [*plain.block_masks, plain.tail_mask])
+
+    def test_gradients(self, features, queries, position):
+        decoder = build(num_layers=2, mask_activation="relu")
+        plain = plain_decode(decoder, queries, features, position)
+        decoded = decoder(queries, features, position)
+        gradients = []
+        for masks, refined in ((decoded.mask_scores, decoded.refined_queries), (None, plain.queries)):
+            masks = [*plain.block_masks, plain.tail_mask] if masks is None else masks
+            loss = sum(m.square().sum() for m in masks) + sum(q[..., 0].sum() for q in refined)
+            gradients.append(torch.autograd.grad(loss, list(decoder.parameters())))
+        for (name, _), a, b in zip(decoder.named_parameters(), *gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+            assert a.any(), name
+
+
+class TestLayer:
+    @pytest.mark.parametrize("in_stream", [False, True])
+    def test_one_layer_is_that_entry_of_all(self, features, queries, position, in_stream):
+        decoder = build(position_in_stream=in_stream)
+        everything = decoder(queries, features, position)
+        for k in (1, 2, 3):
+            one = decoder(queries, features, position, layer=k)
+            assert_same(one.mask_scores, [everything.mask_scores[k - 1]])
+            assert_same(one.refined_queries, [everything.refined_queries[k - 1]])
+
+    def test_beyond_the_depth_is_the_last_block(self, features, queries):
+        decoder = build()
+        last, beyond = decoder(queries, features, layer=3), decoder(queries, features, layer=7)
+        assert_same(beyond.mask_scores, last.mask_scores)
+        assert_same(beyond.refined_queries, last.refined_queries)
+
+    def test_minus_one_is_the_tail_with_the_last_queries(self, features, queries, position):
+        decoder = build()
+        everything, last = decoder(queries, features, position), decoder(queries, features, position, layer=-1)
+        assert len(everything.mask_scores) == 4 and len(everything.refined_queries) == 3
+        assert_same(last.mask_scores, everything.mask_scores[-1:])
+        assert_same(last.refined_queries, everything.refined_queries[-1:])
+        assert not torch.allclose(last.mask_scores[0], everything.mask_scores[2])
+
+    def test_masks_that_nobody_wants_are_not_made(self, features, queries):
+        decoder, made = build(), []
+        for i, head in enumerate([*(block.mask_head for block in decoder.layers), decoder.tail_head]):
+            head.register_forward_hook(lambda *_, i=i: made.append(i))
+        for layer, expected in ((-1, [3]), (2, [1]), (None, [0, 1, 2, 3])):
+            made.clear()
+            decoder(queries, features, layer=layer)
+            assert made == expected
+
+    @pytest.mark.parametrize("layer", [0, -2])
+    def test_bad_layer(self, features, queries, layer):
+        with pytest.raises(ValueError, match=f"TEST_LAYER is {layer}: expected a layer from 1, or -1"):
+            build()(queries, features, layer=layer)
+
+
+class TestQueries:
+    @pytest.mark.parametrize("in_stream", [False, True])
+    def test_may_be_permuted(self, features, queries, position, in_stream):
+        decoder, order = build(position_in_stream=in_stream), torch.tensor([2, 0, 3, 1])
+        before, after = decoder(queries, features, position), decoder(queries[:, order], features, position[order])
+        assert_same(after.mask_scores, [m[:, order] for m in before.mask_scores])
+        assert_same(after.refined_queries, [q[:, order] for q in before.refined_queries])
+
+    def test_without_self_attention_each_is_alone(self, features, queries):
+        decoder = build(self_attention=False)
+        assert_same(
+            decoder(queries[:, 1:2], features).mask_scores, [m[:, 1:2] for m in decoder(queries, features).mask_scores]
+        )
+        together = build()
+        alone = together(queries[:, 1:2], features).mask_scores[-1]
+        assert not torch.allclose(alone, together(queries, features).mask_scores[-1][:, 1:2])
+
+    def test_batch_of_two_equals_two_of_one(self, features, queries, position):
+        decoder = build()
+        both = decoder(queries, features, position)
+        for b in range(2):
+            names = ("tokens", "position", "padding_mask", "valid_ratios")
+            image = features._replace(**{name: getattr(features, name)[b : b + 1] for name in names})
+            one = decoder(queries[b : b + 1], image, position)
+            assert_same(one.mask_scores, [m[b : b + 1] for m in both.mask_scores])
+
+    def test_position_per_image(self, features, queries, position):
+        decoder = build()
+        one, both = (decoder(queries, features, p) for p in (position, position.expand(2, -1, -1)))
+        assert_same(one.mask_scores, both.mask_scores)
+
+
+class TestKeys:
+    @pytest.mark.parametrize("stuff_position, in_stream", [("query", False), ("stream", True)])
+    def test_built_from_them(self, stuff_position, in_stream):
+        cfg = get_cfg()
+        add_psf_config(cfg)
+        psf = cfg.MODEL.PSF
+        psf.HIDDEN_DIM, psf.NUM_HEADS, psf.IN_FEATURES = 16, 4, ["res4", "res5"]
+        psf.MASK_DECODER.FEEDFORWARD_DIM, psf.MASK_DECODER.MASK_ACTIVATION = 20, "relu"
+        psf.MASK_DECODER.IGNORE_PADDING, psf.MASK_DECODER.STUFF_POSITION = False, stuff_position
+        decoder = build_mask_decoder(cfg, MaskDecoderDepth(num_layers=2, self_attention=False))
+        assert len(decoder.layers) == 2 and all(block.self_attention is None for block in decoder.layers)
+        assert len(decoder.tail_head.level_mix) == 2 and decoder.tail_head.activation is torch.nn.functional.relu
+        assert decoder.layers[0].feed_forward.fc1.out_features == 20
+        assert not decoder.ignore_padding and decoder.position_in_stream is in_stream
+
+    def test_no_layers(self):
+        with pytest.raises(ValueError, match="MASK_DECODER: a mask decoder of 0 layers; expected at least 1"):
+            build(num_layers=0)
+
+
+class TestClassifier:
+    def test_each_layer_has_its_own(self, queries):
+        torch.manual_seed(0)
+        classifier = QueryClassifier(16, 3, num_outputs=5).double()
+        decoded = DecodedMasks([], [queries, queries + 1, queries + 2])
+        logits = classifier(decoded)
+        assert_same(logits, [fc(q) for fc, q in zip(classifier.layers, decoded.refined_queries, strict=True)])
+        assert logits[0].shape == (2, 4, 5)
+
+    @pytest.mark.parametrize("layer, used", [(1, 0), (2, 1), (3, 2), (9, 2), (-1, 2)])
+    def test_one_layer(self, queries, layer, used):
+        classifier = QueryClassifier(16, 3, num_outputs=1).double()
+        (logits,) = classifier(DecodedMasks([], [queries]), layer)
+        torch.testing.assert_close(logits, classifier.layers[used](queries))

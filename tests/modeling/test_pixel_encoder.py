@@ -1,0 +1,183 @@
+"""Maps become tokens; tokens attend to one another; padding stays out of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, get_cfg
+from torch import Tensor, nn
+
+from psf.config import add_psf_config
+from psf.modeling import DeformablePixelEncoder, build_pixel_encoder
+from psf.modeling.position_encoding import sine_position_encoding
+from tests.naive import naive_ms_deform_attn
+
+
+def build(num_layers: int, *, levels: int = 2, dim: int = 8, dropout: float = 0.0) -> DeformablePixelEncoder:
+    """In double precision, its parameters random."""
+    encoder = DeformablePixelEncoder(
+        dim=dim,
+        num_heads=2,
+        num_feature_levels=levels,
+        num_layers=num_layers,
+        feedforward_dim=12,
+        num_points=2,
+        dropout=dropout,
+    ).double()
+    torch.manual_seed(0)  # the same level embedding, whatever the depth
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return encoder
+
+
+def random_levels(sizes: list[tuple[int, int]], batch: int = 2, dim: int = 8) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(batch, dim, h, w, dtype=torch.float64) for h, w in sizes]
+
+
+def padding_of(padded_size: tuple[int, int], *own_sizes: tuple[int, int]) -> Tensor:
+    mask = torch.ones(len(own_sizes), *padded_size, dtype=torch.bool)
+    for image, (h, w) in zip(mask, own_sizes, strict=True):
+        image[:h, :w] = False
+    return mask
+
+
+# An image of 8x8 pixels in the batch, levels at strides 2 and 4; the second image is 5 high and 3 wide.
+SIZES, MASK = [(4, 4), (2, 2)], padding_of((8, 8), (8, 8), (5, 3))
+
+
+def test_tokens_are_the_maps_row_by_row():
+    levels = random_levels([(2, 3), (1, 2)])
+    features = build(0)(levels, None)
+    assert features.spatial_shapes == [(2, 3), (1, 2)] and features.padding_mask is None
+    assert features.tokens.shape == (2, 8, 8)
+    for y in range(2):
+        for x in range(3):
+            torch.testing.assert_close(features.tokens[:, 3 * y + x], levels[0][:, :, y, x], rtol=0, atol=0)
+    torch.testing.assert_close(features.tokens[:, 7], levels[1][:, :, 0, 1], rtol=0, atol=0)
+    assert torch.equal(features.valid_ratios, torch.ones(2, 2, 2, dtype=torch.float64))
+
+
+def test_position_is_sine_plus_level_embedding():
+    encoder = build(0)
+    features = encoder(random_levels(SIZES), MASK)
+    small = torch.ones(1, 4, 4, dtype=torch.bool)
+    small[:, :3, :2] = False  # the second image at stride 2, see below
+    sine = sine_position_encoding(small, 8).double()[0].flatten(1).T
+    torch.testing.assert_close(features.position[1, :16], sine + encoder.level_embedding[0])
+    free = sine_position_encoding(torch.zeros(1, 2, 2, dtype=torch.bool), 8).double()[0].flatten(1).T
+    torch.testing.assert_close(features.position[0, 16:], free + encoder.level_embedding[1])
+
+
+def test_padding_mask_and_valid_ratios_by_hand():
+    features = build(0)(random_levels(SIZES), MASK)
+    assert features.padding_mask is not None
+    assert not features.padding_mask[0].any()
+    # The nearest pixels of the 4x4 level are rows and columns 0, 2, 4, 6: of 5 rows three are own, of 3 columns two.
+    own = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert (~features.padding_mask[1, :16]).int().view(4, 4).tolist() == own
+    # Of the 2x2 level: rows 0 and 4 are own, of columns 0 and 4 one.
+    assert (~features.padding_mask[1, 16:]).int().tolist() == [1, 0, 1, 0]
+    # x before y
+    assert features.valid_ratios.tolist() == [[[1, 1], [1, 1]], [[0.5, 0.75], [0.5, 1.0]]]
+
+
+def test_a_pixel_in_a_large_batch_still_has_a_token_of_its_own():
+    levels = random_levels([(8, 8), (2, 2)], batch=1)
+    features = build(1)(levels, padding_of((64, 64), (1, 1)))
+    assert (~features.padding_mask[0]).nonzero().flatten().tolist() == [0, 64]
+    assert features.valid_ratios.tolist() == [[[1 / 8, 1 / 8], [1 / 2, 1 / 2]]]
+    assert features.tokens.isfinite().all()
+
+
+def test_references_are_pixel_centres_by_hand():
+    encoder = build(1)
+    seen: list[Tensor] = []
+    encoder.layers[0].attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    encoder(random_levels(SIZES), MASK)
+    (references,) = seen
+    assert references.shape == (2, 20, 2, 2)
+    # Unpadded: token 6 of the 4x4 level is row 1, column 2, the same place on each level.
+    assert references[0, 6].tolist() == [[2.5 / 4, 1.5 / 4], [2.5 / 4, 1.5 / 4]]
+    # Second image, valid ratios (1/2, 3/4) and (1/2, 1): row 1, column 1 is (1.5 / 2, 1.5 / 3) of its own size.
+    assert references[1, 5].tolist() == [[0.75 * 0.5, 0.5 * 0.75], [0.75 * 0.5, 0.5 * 1.0]]
+    # Token 18, level 2x2, row 1, column 0: (0.5 / 1, 1.5 / 2) of its own size.
+    assert references[1, 18].tolist() == [[0.5 * 0.5, 0.75 * 0.75], [0.5 * 0.5, 0.75 * 1.0]]
+
+
+def test_a_layer_by_its_formula():
+    encoder = build(1)
+    features, before = encoder(random_levels(SIZES), MASK), build(0)(random_levels(SIZES), MASK)
+    layer, tokens = encoder.layers[0], before.tokens
+    attention = layer.attention
+    placed = tokens + before.position  # (B, 20, 8): offsets and weights come from it, values from the tokens alone
+    values = attention.value_proj(tokens).masked_fill(before.padding_mask[..., None], 0).view(2, 20, 2, 4)
+    offsets = attention.sampling_offsets(placed).view(2, 20, 2, 2, 2, 2)
+    weights = attention.attention_weights(placed).view(2, 20, 2, 4).softmax(-1).view(2, 20, 2, 2, 2)
+    locations = torch.empty(2, 20, 2, 2, 2, 2, dtype=torch.float64)
+    for b in range(2):
+        for token in range(20):
+            level, size, i = (0, 4, token) if token < 16 else (1, 2, token - 16)
+            own = before.valid_ratios[b, level] * size
+            centre = torch.tensor([i % size + 0.5, i // size + 0.5], dtype=torch.float64) / own
+            for sampled, sampled_size in enumerate((4, 2)):
+                reference = centre * before.valid_ratios[b, sampled]
+                locations[b, token, :, sampled] = reference + offsets[b, token, :, sampled] / sampled_size
+    attended = attention.output_proj(naive_ms_deform_attn(values, SIZES, locations, weights))
+    tokens = layer.attention_norm(tokens + attended)  # after the residual
+    hidden = F.relu(layer.feed_forward.fc1(tokens))
+    expected = layer.feed_forward_norm(tokens + layer.feed_forward.fc2(hidden))
+    torch.testing.assert_close(features.tokens, expected, rtol=0, atol=1e-11)
+    assert layer.attention_norm.eps == layer.feed_forward_norm.eps == 1e-5
+
+
+def test_batch_of_two_equals_two_of_one():
+    encoder, levels = build(3), random_levels(SIZES)
+    both = encoder(levels, MASK)
+    for b in range(2):
+        one = encoder([x[b : b + 1] for x in levels], MASK[b : b + 1])
+        torch.testing.assert_close(both.tokens[b], one.tokens[0], rtol=0, atol=1e-12)
+        assert torch.equal(both.position[b], one.position[0])
+    plain = encoder([x[:1] for x in levels], None)  # a mask that masks nothing
+    torch.testing.assert_close(both.tokens[0], plain.tokens[0], rtol=0, atol=1e-12)
+
+
+def test_what_is_in_the_padding_does_not_matter():
+    encoder, levels = build(3), random_levels(SIZES)
+    before = encoder(levels, MASK)
+    changed = []
+    for level, (h, w) in zip(levels, SIZES, strict=True):
+        padding = F.interpolate(MASK[:, None].double(), size=(h, w)).bool().expand_as(level)
+        changed.append(torch.where(padding, 100 * torch.randn_like(level), level))
+    after = encoder(changed, MASK)
+    own = ~before.padding_mask
+    torch.testing.assert_close(after.tokens[own], before.tokens[own], rtol=0, atol=1e-11)
+    assert not torch.allclose(after.tokens[~own], before.tokens[~own])
+
+
+def test_dropout_only_in_training():
+    encoder, levels = build(1, dropout=0.5), random_levels(SIZES)
+    assert not torch.equal(encoder(levels, None).tokens, encoder(levels, None).tokens)
+    encoder.eval()
+    assert torch.equal(encoder(levels, None).tokens, encoder(levels, None).tokens)
+
+
+def test_built_from_its_keys():
+    cfg: CfgNode = get_cfg()
+    add_psf_config(cfg)
+    psf = cfg.MODEL.PSF
+    psf.HIDDEN_DIM, psf.NUM_HEADS, psf.NUM_FEATURE_LEVELS = 16, 4, 5
+    psf.PIXEL_ENCODER.NUM_LAYERS, psf.PIXEL_ENCODER.FEEDFORWARD_DIM = 2, 24
+    psf.PIXEL_ENCODER.NUM_POINTS, psf.PIXEL_ENCODER.DROPOUT = 3, 0.25
+    encoder = build_pixel_encoder(cfg)
+    assert encoder.level_embedding.shape == (5, 16) and len(encoder.layers) == 2
+    layer = encoder.layers[0]
+    assert layer.attention.sampling_offsets.out_features == 4 * 5 * 3 * 2
+    assert layer.feed_forward.fc1.out_features == 24
+    assert layer.dropout.p == layer.feed_forward.dropout.p == 0.25
+
+
+def test_dim_must_be_a_multiple_of_four():
+    with pytest.raises(ValueError, match="HIDDEN_DIM is 6: the sine encoding needs a multiple of 4"):
+        build(1, dim=6)

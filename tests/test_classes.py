@@ -1,0 +1,104 @@
+"""Classes from metadata: in any order, joint or separated, and what contradicts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import Metadata, MetadataCatalog
+
+from psf import add_psf_config
+from psf.classes import PanopticClasses, classes_from_config
+from psf.data import panoptic_metadata
+
+CATEGORIES = [
+    {"id": 7, "name": "sky", "isthing": 0, "color": [0, 0, 250]},
+    {"id": 3, "name": "ball", "isthing": 1, "color": [250, 0, 0]},
+    {"id": 12, "name": "ground", "isthing": 0, "color": [0, 250, 0]},
+    {"id": 5, "name": "box", "isthing": 1, "color": [250, 250, 0]},
+    {"id": 1, "name": "wall", "isthing": 0, "color": [9, 9, 9]},
+]
+
+
+@pytest.fixture
+def named() -> Iterator[str]:
+    """A name in the catalog with the classes of CATEGORIES."""
+    name = "psf_test_classes"
+    MetadataCatalog.get(name).set(**panoptic_metadata(CATEGORIES))
+    yield name
+    MetadataCatalog.remove(name)
+
+
+def config(*, train: tuple[str, ...] = (), test: tuple[str, ...] = (), things: int = -1, stuff: int = -1) -> CfgNode:
+    cfg = get_cfg()
+    add_psf_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train, test
+    cfg.MODEL.PSF.NUM_THING_CLASSES, cfg.MODEL.PSF.NUM_STUFF_CLASSES = things, stuff
+    return cfg
+
+
+class TestMetadata:
+    def test_any_order(self, named: str):
+        assert PanopticClasses.from_metadata(MetadataCatalog.get(named)) == ((1, 3), (0, 2, 4))
+
+    def test_coco(self):
+        classes = PanopticClasses.from_metadata(MetadataCatalog.get("coco_2017_val_panoptic"))
+        assert classes == (tuple(range(80)), tuple(range(80, 133)))
+        assert not classes.is_separated
+        assert classes.semantic_channels == (*classes, 133)
+
+    def test_separated_coco(self):
+        classes = PanopticClasses.from_metadata(MetadataCatalog.get("coco_2017_val_panoptic_separated"))
+        assert classes == (tuple(range(80)), tuple(range(1, 54)))  # 0 is "things"
+        assert classes.is_separated
+        assert classes.semantic_channels == ((0,) * 80, tuple(range(1, 54)), 54)
+
+    def test_things_alone(self):
+        classes = PanopticClasses.from_metadata(MetadataCatalog.get("coco_2017_val"))
+        assert classes == (tuple(range(80)), ())
+        assert classes.semantic_channels == (tuple(range(80)), (), 80)
+
+    def test_stuff_alone(self):
+        classes = PanopticClasses.from_metadata(Metadata(stuff_dataset_id_to_contiguous_id={9: 1, 4: 0}))
+        assert classes == ((), (0, 1))
+        assert classes.semantic_channels == ((), (0, 1), 2)
+
+    def test_none(self):
+        assert PanopticClasses.from_metadata(Metadata()) is None
+
+
+class TestConfig:
+    @pytest.mark.parametrize("where", ["train", "test"])
+    def test_counted_in_the_metadata(self, named: str, where: str):
+        assert classes_from_config(config(**{where: (named,)})) == ((1, 3), (0, 2, 4))
+
+    def test_numbers_that_agree(self, named: str):
+        assert classes_from_config(config(train=(named,), things=2, stuff=3)) == ((1, 3), (0, 2, 4))
+
+    @pytest.mark.parametrize(
+        ("counts", "key", "found"),
+        [({"things": 5}, "NUM_THING_CLASSES is 5", "2"), ({"stuff": 2}, "NUM_STUFF_CLASSES is 2", "3")],
+    )
+    def test_contradiction_names_both(self, named: str, counts: dict[str, int], key: str, found: str):
+        with pytest.raises(ValueError, match=rf'MODEL\.PSF\.{key}, but data set "{named}" has {found} such classes'):
+            classes_from_config(config(train=(named,), **counts))
+
+    def test_training_set_before_test_set(self, named: str):
+        cfg = config(train=(named,), test=("coco_2017_val_panoptic",))
+        assert classes_from_config(cfg) == ((1, 3), (0, 2, 4))
+
+    def test_sets_without_classes_are_passed_over(self, named: str):
+        cfg = config(train=("psf_test_unknown_set",), test=(named,))
+        assert classes_from_config(cfg) == ((1, 3), (0, 2, 4))
+        MetadataCatalog.remove("psf_test_unknown_set")
+
+    def test_without_data_sets_things_come_first(self):
+        assert classes_from_config(config(things=2, stuff=3)) == ((0, 1), (2, 3, 4))
+        assert classes_from_config(config(things=0, stuff=2)) == ((), (0, 1))
+        assert classes_from_config(config(things=2, stuff=0)) == ((0, 1), ())
+
+    @pytest.mark.parametrize("counts", [(-1, -1), (3, -1), (-1, 3), (0, 0)])
+    def test_nobody_knows(self, counts: tuple[int, int]):
+        with pytest.raises(ValueError, match=r"classes are not known.*NUM_THING_CLASSES and NUM_STUFF_CLASSES are"):
+            classes_from_config(config(things=counts[0], stuff=counts[1]))

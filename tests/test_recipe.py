@@ -1,0 +1,114 @@
+"""What the keys of matching and losses become, and which values and combinations are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from psf.losses import PerLayerMatching, SharedMatching
+from psf.recipe import build_criterion, build_matching, check_recipe
+from tests.models import RECIPES, RELEASED, tiny_config
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_both_recipes_are_sound(recipe: dict[str, Any]):
+    check_recipe(tiny_config(recipe))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["THING_CLASSIFIER", "MATCHER.MODE", "TEST.CANDIDATES", "TEST.INSTANCE.BOXES", "MASK_DECODER.STUFF_POSITION"],
+)
+def test_unknown_value_names_the_key_and_what_is_expected(key: str):
+    with pytest.raises(ValueError, match=rf'MODEL\.PSF\.{key} is "other": expected one of \['):
+        check_recipe(tiny_config({key: "other"}))
+
+
+COMBINATIONS = {
+    "matched queries alone cannot teach classes": (
+        {"MATCHER.MODE": "per_layer"},
+        r'MATCHER\.MODE "per_layer".*set MODEL\.PSF\.THING_CLASSIFIER to "location_decoder"',
+    ),
+    "padding must not be attended to": (
+        {**RELEASED, "MASK_DECODER.THING_SELF_ATTENTION": True},
+        r"MASK_DECODER\.THING_SELF_ATTENTION to False",
+    ),
+    "no layer, no classes": (
+        {"LOCATION_DECODER.NUM_LAYERS": 0, "THING_CLASSIFIER": "location_decoder"},
+        r"LOCATION_DECODER\.NUM_LAYERS is 0",
+    ),
+    "no layer, no boxes": (
+        {"LOCATION_DECODER.NUM_LAYERS": 0, "TEST.INSTANCE.BOXES": "location_decoder"},
+        r"LOCATION_DECODER\.NUM_LAYERS is 0",
+    ),
+    "centres are no boxes": (
+        {"LOCATION_DECODER.TARGET": "mass_center", "TEST.INSTANCE.BOXES": "location_decoder"},
+        r'predicts no boxes with LOCATION_DECODER\.TARGET "mass_center"',
+    ),
+    "shared weights of unequal depths": (
+        {"MASK_DECODER.SHARE_WEIGHTS": True, "MASK_DECODER.STUFF_SELF_ATTENTION": False},
+        r"SHARE_WEIGHTS needs .*; found 2 and 3, False and False",
+    ),
+    "shared weights of unequal self-attention": (
+        {"MASK_DECODER.SHARE_WEIGHTS": True, "MASK_DECODER.NUM_STUFF_LAYERS": 2},
+        r"SHARE_WEIGHTS needs .*; found 2 and 2, False and True",
+    ),
+}
+
+
+@pytest.mark.parametrize(("keys", "message"), COMBINATIONS.values(), ids=COMBINATIONS)
+def test_combinations_that_mean_nothing(keys: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        check_recipe(tiny_config(keys))
+
+
+MATCHER_KEYS = {
+    "MATCHER.CLASS_WEIGHT": 3.0,
+    "MATCHER.L1_WEIGHT": 4.0,
+    "MATCHER.GIOU_WEIGHT": 6.0,
+    "MATCHER.DICE_WEIGHT": 7.0,
+    "LOSS.FOCAL_ALPHA": 0.5,
+    "LOSS.FOCAL_GAMMA": 1.5,
+}
+MATCHER_VALUES = {
+    "class_weight": 3.0,
+    "l1_weight": 4.0,
+    "giou_weight": 6.0,
+    "dice_weight": 7.0,
+    "focal_alpha": 0.5,
+    "focal_gamma": 1.5,
+}
+
+
+def test_shared_matching():
+    matching = build_matching(tiny_config(MATCHER_KEYS))
+    assert isinstance(matching, SharedMatching)
+    assert vars(matching.matcher) == MATCHER_VALUES
+
+
+def test_matching_per_layer():
+    keys = {**RELEASED, **MATCHER_KEYS, "MATCHER.SECOND_CLASS_WEIGHT": 8.0, "MATCHER.QUERIES_PER_THING": 2}
+    matching = build_matching(tiny_config(keys))
+    assert isinstance(matching, PerLayerMatching)
+    assert vars(matching.matcher) == MATCHER_VALUES
+    assert vars(matching.second_matcher) == {**MATCHER_VALUES, "class_weight": 8.0}
+    assert matching.queries_per_thing == 2
+
+
+def test_criterion():
+    values = {
+        "cls_weight": 2.5,
+        "stuff_cls_weight": 3.5,
+        "seg_weight": 4.5,
+        "det_cls_weight": 5.5,
+        "det_l1_weight": 6.5,
+        "det_giou_weight": 7.5,
+        "things_weight": 8.5,
+        "stuff_weight": 9.5,
+        "balance": "share",
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.5,
+    }
+    criterion = build_criterion(tiny_config({f"LOSS.{name.upper()}": value for name, value in values.items()}))
+    assert vars(criterion) == values

@@ -1,0 +1,186 @@
+"""One training step of every recipe and variant, on images with nothing, one or many of a kind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from psf import PanopticSegFormer
+from psf.losses.criterion import PanopticCriterion
+from tests.models import RECIPES, RELEASED, gradients, make_input, tiny_model, total
+
+# Keys under MODEL.PSF, beside those of the recipe.
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    **RECIPES,
+    "mass centre": {"LOCATION_DECODER.TARGET": "mass_center"},
+    "mass centre, released": {
+        **RELEASED,
+        "LOCATION_DECODER.TARGET": "mass_center",
+        "TEST.INSTANCE.BOXES": "mask",
+    },
+    "no location layers": {"LOCATION_DECODER.NUM_LAYERS": 0},
+    "one location layer, refined": {"LOCATION_DECODER.NUM_LAYERS": 1, "LOCATION_DECODER.BOX_REFINEMENT": True},
+    "four levels": {"NUM_FEATURE_LEVELS": 4},
+    "five levels": {"NUM_FEATURE_LEVELS": 5},
+    "shared weights": {
+        "MASK_DECODER.SHARE_WEIGHTS": True,
+        "MASK_DECODER.NUM_STUFF_LAYERS": 2,
+        "MASK_DECODER.THING_SELF_ATTENTION": True,
+    },
+    "shared weights, released": {
+        **RELEASED,
+        "MASK_DECODER.SHARE_WEIGHTS": True,
+        "MASK_DECODER.NUM_STUFF_LAYERS": 2,
+        "MASK_DECODER.STUFF_SELF_ATTENTION": False,
+    },
+    "positions in the keys": {"MASK_DECODER.KEY_POSITION": True},
+    "one layer each": {"MASK_DECODER.NUM_THING_LAYERS": 1, "MASK_DECODER.NUM_STUFF_LAYERS": 1},
+    "classes by the location decoder": {"THING_CLASSIFIER": "location_decoder"},
+    "two queries per thing": {**RELEASED, "MATCHER.QUERIES_PER_THING": 2},
+    "fewer queries than things": {"NUM_THING_QUERIES": 2},
+    "fewer queries than things, released": {**RELEASED, "NUM_THING_QUERIES": 2},
+    "share of the segments": {"LOSS.BALANCE": "share"},
+    "things alone": {"NUM_STUFF_CLASSES": 0},
+    "things alone, released": {**RELEASED, "NUM_STUFF_CLASSES": 0},
+    "stuff alone": {"NUM_THING_CLASSES": 0},
+    "stuff alone, released": {**RELEASED, "NUM_THING_CLASSES": 0},
+}
+
+
+@functools.cache
+def model(variant: str) -> PanopticSegFormer:
+    """Steps change no weight, so a model serves many tests."""
+    return tiny_model(VARIANTS[variant])
+
+
+def batch_for(variant: str, *images: tuple[int, int]) -> list[dict[str, Any]]:
+    """Images of unequal sizes with these numbers of things and stuff, as far as the model knows them."""
+    knows_things, knows_stuff = (len(ids) > 0 for ids in model(variant).classes)
+    sizes = [(64, 96), (50, 72)]
+    return [
+        make_input(
+            *sizes[i],
+            things=things if knows_things else 0,
+            stuff=stuff if knows_stuff else 0,
+            seed=i,
+            first_stuff_id=3 if knows_things else 0,
+        )
+        for i, (things, stuff) in enumerate(images)
+    ]
+
+
+def assert_sound(losses: dict[str, torch.Tensor], found: dict[str, torch.Tensor | None]) -> None:
+    assert [name for name, value in losses.items() if not value.isfinite()] == []
+    assert [name for name, gradient in found.items() if gradient is None] == []
+    assert [name for name, gradient in found.items() if not gradient.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("stuff", [0, 1, 4])
+@pytest.mark.parametrize("things", [0, 1, 4])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_edge_matrix(recipe: str, things: int, stuff: int, images: int):
+    inputs = batch_for(recipe, *[(things, stuff)] * images)
+    assert_sound(*gradients(model(recipe), inputs))
+
+
+@pytest.mark.parametrize("images", [[(4, 4), (0, 0)], [(0, 1), (3, 0)], [(0, 0)]], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS.keys() - RECIPES.keys())
+def test_variants(variant: str, images: list[tuple[int, int]]):
+    assert_sound(*gradients(model(variant), batch_for(variant, *images)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_learns(variant: str):
+    _, found = gradients(model(variant), batch_for(variant, (4, 3), (2, 2)))
+    assert [name for name, gradient in found.items() if not gradient.any()] == []
+
+
+def test_names_of_the_terms():
+    paper = {"det_cls", "det_l1", "det_giou", "cls_things", "seg_things", "cls_stuff", "seg_stuff"}
+    expected = {"paper": paper, "released": paper - {"cls_things"}, "mass centre": paper - {"det_giou"},
+                "no location layers": paper - {"det_cls", "det_l1", "det_giou"},
+                "things alone": paper - {"cls_stuff", "seg_stuff"}, "stuff alone": {"cls_stuff", "seg_stuff"}}  # fmt: skip
+    for variant, names in expected.items():
+        losses, _ = gradients(model(variant), batch_for(variant, (2, 2)))
+        assert {name.removeprefix("loss_").rstrip("_0123456789") for name in losses if name != "loss_det_l1"} | (
+            {"det_l1"} & names
+        ) == {name.rstrip("_0123456789") for name in names - {"det_l1"}} | ({"det_l1"} & names)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+class TestSymmetries:
+    def test_two_images_weigh_as_two_batches_of_one(self, recipe: str):
+        """At the same padded size (GroupNorm sees the padding), in units of what the loss is divided by."""
+        both = tiny_model({**RECIPES[recipe], "SIZE_DIVISIBILITY": 32}).double().train()
+        inputs = batch_for(recipe, (3, 1), (0, 4))
+        inputs[1]["image"], inputs[1]["panoptic_labels"] = (
+            torch.nn.functional.pad(inputs[1][key], (0, 0, 0, 10), value=1) for key in ("image", "panoptic_labels")
+        )  # 60 x 72: padded to 64 x 96 as the other one
+        counts = [(len_things(x), len_stuff(x)) for x in inputs]
+        losses = both(inputs)
+        alone = [both([x]) for x in inputs]
+        for name, value in losses.items():
+            units = [unit(both.criterion, name, *count) for count in counts]
+            whole = unit(both.criterion, name, *map(sum, zip(*counts, strict=True)))
+            expected = sum(u * one[name] for u, one in zip(units, alone, strict=True)) / whole
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7, msg=name)
+
+    def test_order_of_the_images(self, recipe: str):
+        inputs = batch_for(recipe, (3, 1), (1, 4))
+        there, back = model(recipe).train()(inputs), model(recipe)(inputs[::-1])
+        for name, value in there.items():
+            torch.testing.assert_close(back[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_order_of_the_thing_queries(self, recipe: str):
+        permuted = tiny_model(RECIPES[recipe])
+        inputs = batch_for(recipe, (3, 1), (1, 4))
+        before = permuted.train()(inputs)
+        order = torch.tensor([3, 0, 5, 1, 4, 2])
+        for embedding in (permuted.location_decoder.content, permuted.location_decoder.position):
+            embedding.weight.data = embedding.weight.data[order]
+        for name, value in permuted(inputs).items():
+            torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_order_of_the_segments(self, recipe: str):
+        inputs = batch_for(recipe, (3, 2))
+        there = model(recipe).train()(inputs)
+        inputs[0]["segments_info"] = inputs[0]["segments_info"][::-1]
+        for name, value in model(recipe)(inputs).items():
+            torch.testing.assert_close(value, there[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def len_things(x: dict[str, Any]) -> int:
+    present = set(x["panoptic_labels"].unique().tolist())
+    return sum(segment["isthing"] and segment["id"] in present for segment in x["segments_info"])
+
+
+def len_stuff(x: dict[str, Any]) -> int:
+    present = set(x["panoptic_labels"].unique().tolist())
+    return sum(not segment["isthing"] and segment["id"] in present for segment in x["segments_info"])
+
+
+def unit(criterion: PanopticCriterion, name: str, things: int, stuff: int) -> int:
+    """What a term is divided by; with shares, weight T / (T + S) and division by T leave T + S."""
+    things, stuff = max(things, 1), max(stuff, 1)
+    if criterion.balance == "share":
+        return things + stuff
+    return stuff if "stuff" in name else things
+
+
+def test_learns_by_heart():
+    """A few steps on one image bring every term down but those that are small already."""
+    learner = tiny_model().train()
+    inputs = batch_for("paper", (2, 2))
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
+    first = total(learner(inputs)).item()
+    for _ in range(15):
+        loss = total(learner(inputs))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert total(learner(inputs)).item() < 0.7 * first
