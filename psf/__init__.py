@@ -15,8 +15,8 @@ __all__ = ["__version__"]
 _is_doctor = sys.orig_argv[-2:] == ["-m", "psf.doctor"]
 
 if not _is_doctor and find_spec("torch") and find_spec("detectron2"):
-    from psf import backbone, checkpoint, data
+    from psf import backbone, checkpoint, data, model_zoo
     from psf.config import add_psf_config
     from psf.meta_arch import PanopticSegFormer
 
-    __all__ += ["PanopticSegFormer", "add_psf_config", "backbone", "checkpoint", "data"]
+    __all__ += ["PanopticSegFormer", "add_psf_config", "backbone", "checkpoint", "data", "model_zoo"]

@@ -102,8 +102,10 @@ def _model_defaults() -> CN:
     # Where the stuff queries' position goes: into the "query" of each layer, or into the residual "stream", where it
     # accumulates (released recipe).
     psf.MASK_DECODER.STUFF_POSITION = "query"
-    # True: the position encoding of the tokens is added to the keys. In neither recipe; it speeds up learning.
+    # Two keys in neither recipe, for quick learning: the position encoding of the tokens is added to the keys; and
+    # the thing queries' position is "none", or the encoding of where the location decoder's head has "located" them.
     psf.MASK_DECODER.KEY_POSITION = False
+    psf.MASK_DECODER.THING_POSITION = "none"
 
     # Which FC layer names the class of a thing, in training and at test: that of the "mask_decoder" on the refined
     # query (section 3.3.3), or that of the "location_decoder"'s last layer (released recipe).

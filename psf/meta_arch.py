@@ -232,7 +232,7 @@ class PanopticSegFormer(nn.Module):
         if self.location_decoder is not None and self.thing_decoder is not None:
             located = self.location_decoder(tokens)
             selected = self.matching.select(located, targets)
-            things = self.thing_decoder(selected.queries, memory)
+            things = self.thing_decoder(selected.queries, memory, selected.position)
             logits = [] if self.thing_classifier is None else self.thing_classifier(things)
             predictions = predictions._replace(location_layers=located.layers, things=things, thing_class_logits=logits)
             assignments = self.matching.assign(predictions, selected, targets)
@@ -261,10 +261,10 @@ class PanopticSegFormer(nn.Module):
         layer = self.settings.layer
         if self.thing_classifier is None:  # the classes are known: only the chosen queries are decoded
             rows, classes, scores = self._choose(located.layers[-1].class_logits)
-            queries = torch.take_along_dim(located.queries, rows[..., None], dim=1)
-            masks = self.thing_decoder(queries, memory, layer=layer).mask_scores[-1]
+            chosen = located.pick(rows)
+            masks = self.thing_decoder(chosen.queries, memory, chosen.position, layer=layer).mask_scores[-1]
         else:
-            decoded = self.thing_decoder(located.queries, memory, layer=layer)
+            decoded = self.thing_decoder(located.queries, memory, located.position, layer=layer)
             rows, classes, scores = self._choose(self.thing_classifier(decoded, layer)[-1])
             masks = torch.take_along_dim(decoded.mask_scores[-1], rows[..., None, None], dim=1)
         boxes: list[Tensor | None] = [None] * len(rows)

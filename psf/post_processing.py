@@ -13,8 +13,10 @@ from torchvision.ops import box_convert, masks_to_boxes
 
 from psf.classes import PanopticClasses
 from psf.inference import (
+    CandidateThresholds,
     Frame,
     MergingThresholds,
+    ScoredMasks,
     class_times_mask,
     mask_wise_merging,
     per_candidate,
@@ -96,15 +98,11 @@ class PostProcessor(abc.ABC):
             Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
             (contiguous ids). Masks may overlap; empty ones are left out.
         """
-        things = candidates.select(candidates.is_thing)
-        strongest = things.class_scores.argsort(descending=True, stable=True)[: self.instance.max_per_image]
-        things = things.select(strongest)
+        things = self._most_confident(candidates.select(candidates.is_thing))
         thresholds = per_candidate(things.is_thing, self.things, self.stuff)
         possible = upper_bound(things, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
         things, thresholds = things.select(possible), thresholds.select(possible)
-        scored = score_masks(
-            things, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
-        )
+        scored = self._score(things, thresholds, frame)
         order = scored.confidence.argsort(descending=True, stable=True)
         order = order[(scored.area > 0)[order] & (scored.confidence >= self.instance.score_thresh)[order]]
         result = Instances(frame.output_size)
@@ -114,10 +112,22 @@ class PostProcessor(abc.ABC):
         result.pred_boxes = Boxes(self._boxes(things, scored.masks, frame)[order])
         return result
 
+    def _most_confident(self, things: Candidates) -> Candidates:
+        """The `max_per_image` best, judged by the masks as they were made: no others need be resized."""
+        size = (things.mask_scores.shape[1], things.mask_scores.shape[2])
+        thresholds = per_candidate(things.is_thing, self.things, self.stuff)
+        confidence = self._score(things, thresholds, Frame(size, size, size)).confidence
+        return things.select(confidence.argsort(descending=True, stable=True)[: self.instance.max_per_image])
+
+    def _score(self, candidates: Candidates, thresholds: CandidateThresholds, frame: Frame) -> ScoredMasks:
+        return score_masks(
+            candidates, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
+        )
+
     def _boxes(self, things: Candidates, masks: Tensor, frame: Frame) -> Tensor:
         """(N, 4) x0 y0 x1 y1 in output pixels."""
         height, width = frame.output_size
-        if self.instance.boxes == "location_decoder":
+        if self.instance.boxes == "location_decoder" and len(masks):  # a model without things has no boxes at all
             assert things.boxes_cxcywh_norm is not None
             boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
             return boxes * boxes.new_tensor([width, height, width, height])
@@ -137,9 +147,7 @@ class MaskWiseMerging(PostProcessor):
         possible = upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
         kept = possible.nonzero()[:, 0]  # the others are discarded whatever their masks look like at full size
         chosen, thresholds = candidates.select(kept), thresholds.select(kept)
-        scored = score_masks(
-            chosen, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
-        )
+        scored = self._score(chosen, thresholds, frame)
         merged = mask_wise_merging(scored.confidence, scored.masks, scored.area, thresholds.t_cnf, thresholds.t_keep)
         originals = kept.tolist()
         return merged._replace(segments=[s._replace(candidate=originals[s.candidate]) for s in merged.segments])

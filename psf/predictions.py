@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -56,7 +57,14 @@ class LocatedQueries(NamedTuple):
     """Location-aware queries, and what the auxiliary head says of them."""
 
     queries: Tensor  # (B, N, D)
+    position: Tensor | None  # (B, N, D) encoding of their predicted places; None where the recipe has none
     layers: list[LocationLayer]  # all layers in training, the last or none at test
+
+    def pick(self, rows: Tensor) -> LocatedQueries:
+        """Queries and positions of the (B, M) rows; what the head says stays whole."""
+        index = rows[..., None]
+        position = None if self.position is None else torch.take_along_dim(self.position, index, dim=1)
+        return self._replace(queries=torch.take_along_dim(self.queries, index, dim=1), position=position)
 
 
 class DecodedMasks(NamedTuple):

@@ -14,6 +14,7 @@ CHOICES = {
     "TEST.CANDIDATES": ("best_class", "top_pairs"),
     "TEST.INSTANCE.BOXES": ("mask", "location_decoder"),
     "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
+    "MASK_DECODER.THING_POSITION": ("none", "located"),
 }
 
 
@@ -30,6 +31,10 @@ def check_recipe(cfg: CfgNode) -> None:
             value = value[part]
         if value not in allowed:
             raise ValueError(f'MODEL.PSF.{key} is "{value}": expected one of {list(allowed)}')
+    if psf.HIDDEN_DIM % psf.NUM_HEADS:
+        raise ValueError(
+            f"MODEL.PSF.HIDDEN_DIM {psf.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {psf.NUM_HEADS}"
+        )
     named_by_location = psf.THING_CLASSIFIER == "location_decoder"
     if psf.MATCHER.MODE == "per_layer":
         if not named_by_location:
@@ -42,10 +47,15 @@ def check_recipe(cfg: CfgNode) -> None:
                 'MODEL.PSF.MATCHER.MODE "per_layer" pads images with fewer matched queries, which must not be attended '
                 "to: set MODEL.PSF.MASK_DECODER.THING_SELF_ATTENTION to False"
             )
-    if psf.LOCATION_DECODER.NUM_LAYERS == 0 and (named_by_location or psf.TEST.INSTANCE.BOXES == "location_decoder"):
+    head_needed = (
+        named_by_location
+        or psf.TEST.INSTANCE.BOXES == "location_decoder"
+        or psf.MASK_DECODER.THING_POSITION == "located"
+    )
+    if psf.LOCATION_DECODER.NUM_LAYERS == 0 and head_needed:
         raise ValueError(
             "MODEL.PSF.LOCATION_DECODER.NUM_LAYERS is 0: there is no head that gives classes or boxes; set "
-            'THING_CLASSIFIER to "mask_decoder" and TEST.INSTANCE.BOXES to "mask"'
+            'THING_CLASSIFIER to "mask_decoder", TEST.INSTANCE.BOXES to "mask", MASK_DECODER.THING_POSITION to "none"'
         )
     if psf.TEST.INSTANCE.BOXES == "location_decoder" and psf.LOCATION_DECODER.TARGET != "box":
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from psf.inference import Frame, MergingThresholds
+from psf.inference import CandidateThresholds, Frame
 from psf.predictions import Candidates
 
 __all__ = ["make_candidates", "random_candidates", "same_size", "thresholds_of"]
@@ -33,10 +33,10 @@ def same_size(height: int, width: int) -> Frame:
     return Frame((height, width), (height, width), (height, width))
 
 
-def thresholds_of(count: int, **values: float) -> MergingThresholds:
+def thresholds_of(count: int, **values: float) -> CandidateThresholds:
     """The same four numbers for each of `count` candidates; defaults as in the paper recipe's things."""
     numbers = {"alpha": 1.0, "beta": 2.0, "t_cnf": 0.25, "t_keep": 0.6, **values}
-    return MergingThresholds(**{k: torch.full((count,), v, dtype=torch.float64) for k, v in numbers.items()})  # type: ignore[arg-type]
+    return CandidateThresholds(**{k: torch.full((count,), v, dtype=torch.float64) for k, v in numbers.items()})
 
 
 @st.composite

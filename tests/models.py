@@ -79,8 +79,10 @@ def tiny_model(psf: Mapping[str, Any] = PAPER, *, seed: int = 0, **keys: Any) ->
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and ("class_heads" in name or "_classifier" in name):
                 parameter += 4.0  # probabilities around a half
-            if name.endswith("fuse.bias"):
-                parameter += 0.5  # no mask is 0 everywhere
+            if name.endswith("query_proj.weight"):
+                parameter *= 2.0  # attention maps of some contrast
+            if name.endswith("fuse.weight"):
+                parameter.abs_()  # masks that are high where the maps are, and nowhere 0 altogether
     return model
 
 

@@ -18,7 +18,14 @@ def test_both_recipes_are_sound(recipe: dict[str, Any]):
 
 @pytest.mark.parametrize(
     "key",
-    ["THING_CLASSIFIER", "MATCHER.MODE", "TEST.CANDIDATES", "TEST.INSTANCE.BOXES", "MASK_DECODER.STUFF_POSITION"],
+    [
+        "THING_CLASSIFIER",
+        "MATCHER.MODE",
+        "TEST.CANDIDATES",
+        "TEST.INSTANCE.BOXES",
+        "MASK_DECODER.STUFF_POSITION",
+        "MASK_DECODER.THING_POSITION",
+    ],
 )
 def test_unknown_value_names_the_key_and_what_is_expected(key: str):
     with pytest.raises(ValueError, match=rf'MODEL\.PSF\.{key} is "other": expected one of \['):
@@ -42,6 +49,11 @@ COMBINATIONS = {
         {"LOCATION_DECODER.NUM_LAYERS": 0, "TEST.INSTANCE.BOXES": "location_decoder"},
         r"LOCATION_DECODER\.NUM_LAYERS is 0",
     ),
+    "no layer, no places": (
+        {"LOCATION_DECODER.NUM_LAYERS": 0, "MASK_DECODER.THING_POSITION": "located"},
+        r"LOCATION_DECODER\.NUM_LAYERS is 0",
+    ),
+    "heads share the channels": ({"NUM_HEADS": 7}, r"HIDDEN_DIM 64 is not a multiple of MODEL\.PSF\.NUM_HEADS 7"),
     "centres are no boxes": (
         {"LOCATION_DECODER.TARGET": "mass_center", "TEST.INSTANCE.BOXES": "location_decoder"},
         r'predicts no boxes with LOCATION_DECODER\.TARGET "mass_center"',

@@ -1,13 +1,21 @@
 """From masks and classes to a panoptic map, instances and semantic scores: pure functions."""
 
 from psf.inference.candidates import best_class, top_pairs
-from psf.inference.confidence import MergingThresholds, ScoredMasks, per_candidate, score_masks, upper_bound
+from psf.inference.confidence import (
+    CandidateThresholds,
+    MergingThresholds,
+    ScoredMasks,
+    per_candidate,
+    score_masks,
+    upper_bound,
+)
 from psf.inference.mask_wise_merging import mask_wise_merging
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
 from psf.inference.resizing import Frame, resize_masks
 from psf.inference.semantic import semantic_scores
 
 __all__ = [
+    "CandidateThresholds",
     "Frame",
     "MergingThresholds",
     "ScoredMasks",

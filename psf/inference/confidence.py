@@ -20,6 +20,8 @@ __all__ = [
     "upper_bound",
 ]
 
+ROUNDING = 1 + 1e-5  # more than float32 can add
+
 
 class MergingThresholds(NamedTuple):
     """The four numbers of Algorithm 1, for one kind of segments."""
@@ -67,7 +69,7 @@ def mask_confidence(
     """
     mean = score_sum / (area + extra_pixels).clamp(min=1)
     confidence = class_scores**alpha * mean**beta
-    return torch.where(area > 0, confidence, 0.0).to(class_scores.dtype)
+    return torch.where(area > 0, confidence, 0.0).to(score_sum.dtype)
 
 
 def upper_bound(candidates: Candidates, thresholds: CandidateThresholds, mask_threshold: float) -> Tensor:
@@ -75,8 +77,8 @@ def upper_bound(candidates: Candidates, thresholds: CandidateThresholds, mask_th
 
     No mean exceeds the highest score, and interpolating does not raise that one but by rounding.
     """
-    highest = candidates.mask_scores.flatten(1).amax(1) * (1 + 1e-5)
-    bound = candidates.class_scores**thresholds.alpha * highest**thresholds.beta
+    highest = candidates.mask_scores.flatten(1).amax(1) * ROUNDING
+    bound = candidates.class_scores**thresholds.alpha * highest**thresholds.beta * ROUNDING
     return torch.where(highest > mask_threshold, bound, 0.0)
 
 
@@ -102,7 +104,7 @@ def score_masks(
         mask = scores > mask_threshold
         masks.append(mask)
         areas.append(mask.sum((1, 2)))
-        sums.append((scores * mask).sum((1, 2)))
+        sums.append((scores * mask).sum((1, 2), dtype=torch.float32))  # a sum in float16 would overflow
     area, score_sum = torch.cat(areas), torch.cat(sums)
     confidence = mask_confidence(
         candidates.class_scores,

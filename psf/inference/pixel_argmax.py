@@ -50,7 +50,7 @@ def class_times_mask(
     chosen = candidates.select(kept)
     winner, mask_areas = _best_candidate(chosen.mask_scores, chosen.class_scores, frame, mask_threshold)
     won = torch.bincount(winner[winner >= 0], minlength=len(kept))
-    lost = won < t_keep[kept] * mask_areas
+    lost = won / mask_areas.double() < t_keep[kept]  # in float64, so that a share of exactly t_keep is enough
     winner = torch.where((winner >= 0) & ~_lookup(lost, winner), winner, -1)
     return _segments(winner, kept, candidates.class_scores)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Frame", "resize_in_chunks", "resize_masks"]
 
-CHUNK_PIXELS = 2**24  # output pixels that are held as floats at a time: 64 MB
+CHUNK_PIXELS = 2**24  # resized pixels, padding included, that are held as floats at a time: 64 MB
 
 
 class Frame(NamedTuple):
@@ -23,17 +23,21 @@ class Frame(NamedTuple):
 
 def resize_masks(mask_scores: Tensor, frame: Frame) -> Tensor:
     """(N, h, w) scores of the padded image -> (N, H, W) at the output size, bilinear, padding cropped away."""
-    scaled = [
-        max(out, round(padded * out / own))
-        for padded, own, out in zip(frame.padded_size, frame.image_size, frame.output_size, strict=True)
-    ]
     height, width = frame.output_size
-    resized = F.interpolate(mask_scores[:, None], size=scaled, mode="bilinear", align_corners=False)
+    resized = F.interpolate(mask_scores[:, None], size=_uncropped_size(frame), mode="bilinear", align_corners=False)
     return resized[:, 0, :height, :width]
 
 
 def resize_in_chunks(mask_scores: Tensor, frame: Frame) -> Iterator[Tensor]:
     """`resize_masks` a few masks at a time, so that memory stays bounded; at least one chunk, which may be empty."""
-    height, width = frame.output_size
+    height, width = _uncropped_size(frame)
     for chunk in mask_scores.split(max(1, CHUNK_PIXELS // (height * width))):
         yield resize_masks(chunk, frame)
+
+
+def _uncropped_size(frame: Frame) -> list[int]:
+    """Height and width of the output with the padding still there."""
+    return [
+        max(out, round(padded * out / own))
+        for padded, own, out in zip(frame.padded_size, frame.image_size, frame.output_size, strict=True)
+    ]

@@ -18,6 +18,7 @@ class MaskQueries(NamedTuple):
     """The thing queries that go on to the mask decoder in training."""
 
     queries: Tensor  # (B, M, D); rows beyond an image's own number are padding
+    position: Tensor | None  # (B, M, D), theirs
     kept: list[Tensor] | None  # per image, the (M_b,) positions among all thing queries; None: all of them
     location_assignments: list[list[Assignment]]  # per location layer and image, if already known
 
@@ -41,7 +42,7 @@ class SharedMatching:
 
     def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> MaskQueries:
         """All thing queries."""
-        return MaskQueries(located.queries, None, [])
+        return MaskQueries(located.queries, located.position, None, [])
 
     def assign(
         self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
@@ -79,8 +80,8 @@ class PerLayerMatching:
         rows = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
         if rows.shape[1] == 0:  # no thing in the batch: one padding row keeps the mask decoder in the graph
             rows = rows.new_zeros(len(kept), 1)
-        queries = torch.take_along_dim(located.queries, rows[..., None], dim=1)
-        return MaskQueries(queries, kept, assignments)
+        chosen = located.pick(rows)
+        return MaskQueries(chosen.queries, chosen.position, kept, assignments)
 
     def _keep(self, pairs: Assignment, logits: Tensor, locations: Tensor, target: PanopticTargets) -> Tensor:
         kept = [pairs.queries]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.modeling.feed_forward import FeedForward
+from psf.modeling.position_encoding import sine_point_encoding
 from psf.predictions import FeatureTokens, LocatedQueries, LocationLayer
 from psf.registry import LOCATION_DECODER_REGISTRY
 
@@ -39,6 +40,7 @@ class LocationDecoder(nn.Module):
         target: "box" (cx cy w h) or "mass_center" (x y), what the head locates.
         box_refinement: each layer corrects the location of the one before, and samples there.
         head_at_test: the last layer's head runs at test too.
+        encode_location: queries come with the sine encoding of the place that the last layer's head predicts.
     """
 
     @configurable
@@ -57,13 +59,15 @@ class LocationDecoder(nn.Module):
         target: str,
         box_refinement: bool,
         head_at_test: bool,
+        encode_location: bool,
     ):
         super().__init__()
         if target not in LOCATION_DIMS:
             raise ValueError(
                 f'MODEL.PSF.LOCATION_DECODER.TARGET is "{target}": expected one of {sorted(LOCATION_DIMS)}'
             )
-        self.box_refinement, self.head_at_test = box_refinement, head_at_test
+        self.box_refinement, self.encode_location = box_refinement, encode_location
+        self.head_at_test = head_at_test or encode_location
         self.content = nn.Embedding(num_queries, dim)
         self.layers = nn.ModuleList(
             _LocationLayer(
@@ -98,6 +102,7 @@ class LocationDecoder(nn.Module):
             "target": node.TARGET,
             "box_refinement": node.BOX_REFINEMENT,
             "head_at_test": psf.THING_CLASSIFIER == "location_decoder" or psf.TEST.INSTANCE.BOXES == "location_decoder",
+            "encode_location": psf.MASK_DECODER.THING_POSITION == "located",
         }
 
     def _build_heads(self, dim: int, num_classes: int, location_dim: int) -> None:
@@ -121,7 +126,7 @@ class LocationDecoder(nn.Module):
         batch = features.tokens.shape[0]
         queries = self.content.weight.expand(batch, -1, -1)
         if not self.layers:
-            return LocatedQueries(queries, [])
+            return LocatedQueries(queries, None, [])
         position = self.position.weight.expand(batch, -1, -1)
         references = self.reference_points(position).sigmoid()  # (B, N, 2), of the image without padding
         last = len(self.layers) - 1
@@ -135,7 +140,10 @@ class LocationDecoder(nn.Module):
                     predictions.append(LocationLayer(self.class_heads[i](queries), locations))
                 if self.box_refinement:
                     references = locations.detach()
-        return LocatedQueries(queries, predictions)
+        position = None
+        if self.encode_location:
+            position = sine_point_encoding(predictions[-1].locations[..., :2].detach(), queries.shape[-1])
+        return LocatedQueries(queries, position, predictions)
 
     def _locate(self, i: int, queries: Tensor, references: Tensor) -> Tensor:
         """(B, N, 4 or 2) in [0, 1]: the head corrects the reference, in those of its numbers that there are."""

@@ -98,7 +98,7 @@ class DeformablePixelEncoder(nn.Module):
             position=torch.cat([x.flatten(2).transpose(1, 2) for x in position], dim=1),
             spatial_shapes=shapes,
             padding_mask=None if padding_mask is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            valid_ratios=valid_ratios.to(levels[0].dtype),
+            valid_ratios=valid_ratios.to(torch.promote_types(levels[0].dtype, torch.float32)),  # half is too coarse
         )
 
 

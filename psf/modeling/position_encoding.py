@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["sine_position_encoding"]
+__all__ = ["sine_point_encoding", "sine_position_encoding"]
 
 TEMPERATURE = 10000.0
 
@@ -27,11 +27,22 @@ def sine_position_encoding(padding_mask: Tensor, dim: int) -> Tensor:
     return torch.cat(encoded, dim=-1).permute(0, 3, 1, 2)  # (B, h, w, dim) -> (B, dim, h, w)
 
 
+def sine_point_encoding(points: Tensor, dim: int) -> Tensor:
+    """The same encoding of any points: (..., 2) x and y in [0, 1] of the unpadded image -> (..., dim)."""
+    x, y = points.unbind(-1)
+    return torch.cat((_sines(y, dim // 2), _sines(x, dim // 2)), dim=-1)
+
+
 def _encode(valid: Tensor, axis: int, num_features: int) -> Tensor:
     count = valid.cumsum(axis)
     last = count.narrow(axis, count.shape[axis] - 1, 1)
-    angle = (count - 0.5) / (last + 1e-6) * (2 * math.pi)
-    index = torch.arange(num_features, dtype=torch.float32, device=valid.device)
+    return _sines((count - 0.5) / (last + 1e-6), num_features)
+
+
+def _sines(place: Tensor, num_features: int) -> Tensor:
+    """(...) places in [0, 1] -> (..., num_features), sine and cosine in turn."""
+    angle = place * (2 * math.pi)
+    index = torch.arange(num_features, dtype=place.dtype, device=place.device)
     frequency = TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
-    phase = angle[..., None] / frequency  # (B, h, w, num_features)
+    phase = angle[..., None] / frequency
     return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=-1).flatten(-2)

@@ -102,6 +102,25 @@ def test_upper_bound_is_never_below(candidates, output_size, exponents, mask_thr
     assert (bound >= confidence).all()
 
 
+def test_upper_bound_where_only_the_class_counts():
+    # The bound is computed in float64, the confidence rounded to float32: upwards for about half of these.
+    candidates = make_candidates(torch.linspace(0.01, 0.99, 99).tolist(), torch.ones(99, 1, 1))
+    thresholds = thresholds_of(99, alpha=0.3, beta=0.0)
+    bound, scored = upper_bound(candidates, thresholds, 0.5), score(candidates, same_size(1, 1), thresholds)
+    assert (bound >= scored.confidence).all()
+
+
+@pytest.mark.parametrize("half", [("class_scores",), ("class_scores", "mask_scores")])
+def test_half_precision_neither_overflows_nor_coarsens(half):
+    # 90,000 pixels of score 1: their number is beyond float16. The classes are neighbours in float16.
+    candidates = make_candidates([0.5, 0.5 + 2**-11], torch.ones(2, 3, 3))
+    candidates = candidates._replace(**{name: getattr(candidates, name).half() for name in half})
+    confidence = score(candidates, Frame((3, 3), (3, 3), (300, 300)), thresholds_of(2, alpha=0.5)).confidence
+    expected = candidates.class_scores.float() ** 0.5
+    assert confidence.dtype == torch.float32
+    torch.testing.assert_close(confidence, expected, rtol=1e-4, atol=0)
+
+
 def test_upper_bound_rules_out_empty_masks():
     candidates = make_candidates([0.9, 0.9], [[[0.4, 0.3]], [[0.6, 0.0]]])
     bound = upper_bound(candidates, thresholds_of(2), 0.5)

@@ -31,10 +31,10 @@ def layer(logits: Tensor) -> LocationLayer:
 
 
 def located(*layers: Tensor) -> LocatedQueries:
-    """Query n of image b holds the number 100 b + n."""
+    """Query n of image b holds the number 100 b + n, its position minus that."""
     batch, number = layers[-1].shape[:2]
     queries = torch.arange(number).float() + 100 * torch.arange(batch)[:, None]
-    return LocatedQueries(queries[..., None], [layer(x) for x in layers])
+    return LocatedQueries(queries[..., None], -queries[..., None], [layer(x) for x in layers])
 
 
 def as_pairs(assignment) -> list[tuple[int, int]]:
@@ -48,13 +48,13 @@ class TestShared:
         predictions = TrainingPredictions(
             [layer(x) for x in location_logits], DecodedMasks(masks, []), class_logits, NO_MASKS, []
         )
-        queries = located(*location_logits) if location_logits else LocatedQueries(torch.zeros(1, 4, 1), [])
+        queries = located(*location_logits) if location_logits else LocatedQueries(torch.zeros(1, 4, 1), None, [])
         return self.matching.assign(predictions, self.matching.select(queries, [TWO_THINGS]), [TWO_THINGS])
 
     def test_all_queries_are_decoded(self):
         queries = located(sure(4))
         selected = self.matching.select(queries, [TWO_THINGS])
-        assert selected.queries is queries.queries
+        assert selected.queries is queries.queries and selected.position is queries.position
         assert selected.kept is None and selected.location_assignments == []
 
     def test_last_layer_of_the_mask_decoder_serves_all(self):
@@ -100,6 +100,11 @@ class TestPerLayer:
         selected = self.matching().select(located(last), [TWO_THINGS, ONE_THING, NO_THINGS])
         assert [kept.tolist() for kept in selected.kept] == [[1, 3], [4], []]
         assert selected.queries[..., 0].tolist() == [[1, 3], [104, 100], [200, 200]]
+        assert torch.equal(selected.position, -selected.queries)
+
+    def test_queries_without_position(self):
+        queries = located(sure(5, None, 0))._replace(position=None)
+        assert self.matching().select(queries, [ONE_THING]).position is None
 
     def test_no_thing_in_the_batch_leaves_one_row(self):
         layers = located(torch.cat((sure(5), sure(5))))

@@ -44,12 +44,15 @@ def test_offsets_around_a_point_are_pixels():
 
 
 def test_offsets_in_a_box_are_shares_of_it():
-    module = place_finder(1, [[[1.0, 0.0], [0.0, -1.0], [2.0, 2.0], [0.0, 0.0]]])
-    boxes = torch.tensor([0.5, 0.5, 0.4, 0.8], dtype=torch.float64).view(1, 1, 1, 4)
-    place = module(torch.zeros(1, 1, 2, dtype=torch.float64), boxes, ramp([(10, 20)]))[0, 0]
-    # Location = centre + offset / 4 * size / 2: one step is 0.05 in x and 0.1 in y.
-    # x: 0.5 + (0.05 + 0 + 0.1 + 0) / 4; y: 0.5 + (0 - 0.1 + 0.2 + 0) / 4.
-    torch.testing.assert_close(place, torch.tensor([0.5375, 0.525], dtype=torch.float64), rtol=0, atol=1e-12)
+    box = torch.tensor([0.5, 0.5, 0.4, 0.8], dtype=torch.float64).view(1, 1, 1, 4)
+    # Location = centre + offset / P * size / 2. With four points a step is 0.05 in x and 0.1 in y, and the mean of the
+    # four is x: 0.5 + (0.05 + 0 + 0.1 + 0) / 4; y: 0.5 + (0 - 0.1 + 0.2 + 0) / 4. With two points it is 0.1 and 0.2.
+    for offsets, expected in (
+        ([[1.0, 0.0], [0.0, -1.0], [2.0, 2.0], [0.0, 0.0]], [0.5375, 0.525]),
+        ([[1.0, 0.0], [0.0, -1.0]], [0.55, 0.4]),
+    ):
+        place = place_finder(1, [offsets])(torch.zeros(1, 1, 2, dtype=torch.float64), box, ramp([(10, 20)]))[0, 0]
+        torch.testing.assert_close(place, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from torch import Tensor, nn
 
-from psf.config import add_psf_config
-from psf.modeling import LocationDecoder, build_location_decoder
+from psf.modeling import LocationDecoder
+from psf.modeling.position_encoding import sine_point_encoding
 from tests.features import random_features
 
 SHAPES = [(4, 6), (2, 3)]
@@ -30,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "target": "box",
     "box_refinement": False,
     "head_at_test": False,
+    "encode_location": False,
 }
 
 
@@ -63,8 +63,10 @@ class Recorder:
         self.raw: list[Tensor] = []
         self.calls: Counter[str] = Counter()
         self.self_attention: list[tuple[Tensor, ...]] = []
+        self.cross_attention: list[Tensor] = []
         for layer in decoder.layers:
             layer.cross_attention.register_forward_pre_hook(lambda _, inputs: self.references.append(inputs[1]))
+            layer.cross_attention.register_forward_pre_hook(lambda _, inputs: self.cross_attention.append(inputs[0]))
             layer.self_attention.register_forward_pre_hook(lambda _, inputs: self.self_attention.append(inputs))
         for name in ("class_heads", "location_heads"):
             for i, head in enumerate(getattr(decoder, name)):
@@ -186,19 +188,32 @@ def test_no_layers_hand_the_queries_on():
     decoder = build(num_layers=0)
     located = decoder(random_features(SHAPES))
     assert torch.equal(located.queries, decoder.content.weight.expand(2, -1, -1))
-    assert located.layers == []
+    assert located.layers == [] and located.position is None
     assert [name for name, _ in decoder.named_parameters()] == ["content.weight"]
+
+
+@pytest.mark.parametrize("target", ["box", "mass_center"])
+@pytest.mark.parametrize("training", [True, False])
+def test_encoded_locations(target, training):
+    decoder = build_random(target=target, encode_location=True).train(training)
+    located = decoder(padded_features())
+    assert located.position is not None and not located.position.requires_grad
+    centres = located.layers[-1].locations[..., :2]
+    torch.testing.assert_close(located.position, sine_point_encoding(centres, 8), rtol=0, atol=1e-12)
+    assert build_random(target=target)(padded_features()).position is None
 
 
 def test_position_goes_to_queries_and_keys_not_to_values():
     decoder = build_random()
-    seen = Recorder(decoder)
+    seen, between = Recorder(decoder), []
+    decoder.layers[0].self_attention_norm.register_forward_hook(lambda _, __, output: between.append(output))
     decoder(random_features(SHAPES))
     queries, keys, values = seen.self_attention[0]
     content, position = decoder.content.weight, decoder.position.weight
     torch.testing.assert_close(queries[0], content + position)
     torch.testing.assert_close(keys[0], content + position)
     torch.testing.assert_close(values[1], content)
+    torch.testing.assert_close(seen.cross_attention[0], between[0] + position)
 
 
 @pytest.mark.parametrize("refinement", [False, True])
@@ -225,27 +240,6 @@ def test_batch_of_two_equals_two_of_one(refinement):
         torch.testing.assert_close(alone.layers[-1].locations[0], both.layers[-1].locations[b])
 
 
-class TestKeys:
-    def test_built_from_them(self):
-        cfg = get_cfg()
-        add_psf_config(cfg)
-        psf = cfg.MODEL.PSF
-        psf.HIDDEN_DIM, psf.NUM_HEADS, psf.NUM_THING_QUERIES = 16, 4, 7
-        psf.LOCATION_DECODER.NUM_LAYERS, psf.LOCATION_DECODER.TARGET = 2, "mass_center"
-        decoder = build_location_decoder(cfg, num_classes=9)
-        assert decoder.content.weight.shape == (7, 16) and len(decoder.layers) == 2
-        assert decoder.class_heads[0].out_features == 9 and decoder.location_heads[0][-1].out_features == 2
-        assert not decoder.head_at_test and not decoder.box_refinement
-
-    @pytest.mark.parametrize(
-        "key, value", [("THING_CLASSIFIER", "location_decoder"), ("TEST.INSTANCE.BOXES", "location_decoder")]
-    )
-    def test_what_asks_for_the_head_at_test(self, key, value):
-        cfg = get_cfg()
-        add_psf_config(cfg)
-        cfg.merge_from_list([f"MODEL.PSF.{key}", value])
-        assert build_location_decoder(cfg, num_classes=2).head_at_test
-
-    def test_unknown_target(self):
-        with pytest.raises(ValueError, match=r'LOCATION_DECODER.TARGET is "centre": expected one of'):
-            build(target="centre")
+def test_unknown_target():
+    with pytest.raises(ValueError, match=r'LOCATION_DECODER.TARGET is "centre": expected one of'):
+        build(target="centre")

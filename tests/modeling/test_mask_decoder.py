@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from torch import Tensor, nn
 
-from psf.config import add_psf_config
-from psf.modeling import MaskDecoder, MaskDecoderDepth, QueryClassifier, build_mask_decoder
+from psf.modeling import MaskDecoder, QueryClassifier
 from psf.predictions import DecodedMasks, FeatureTokens
 from tests.features import random_features
 from tests.modeling.plain_mask_decoder import plain_decode
@@ -166,24 +164,9 @@ class TestQueries:
         assert_same(one.mask_scores, both.mask_scores)
 
 
-class TestKeys:
-    @pytest.mark.parametrize("stuff_position, in_stream", [("query", False), ("stream", True)])
-    def test_built_from_them(self, stuff_position, in_stream):
-        cfg = get_cfg()
-        add_psf_config(cfg)
-        psf = cfg.MODEL.PSF
-        psf.HIDDEN_DIM, psf.NUM_HEADS, psf.IN_FEATURES = 16, 4, ["res4", "res5"]
-        psf.MASK_DECODER.FEEDFORWARD_DIM, psf.MASK_DECODER.MASK_ACTIVATION = 20, "relu"
-        psf.MASK_DECODER.IGNORE_PADDING, psf.MASK_DECODER.STUFF_POSITION = False, stuff_position
-        decoder = build_mask_decoder(cfg, MaskDecoderDepth(num_layers=2, self_attention=False))
-        assert len(decoder.layers) == 2 and all(block.self_attention is None for block in decoder.layers)
-        assert len(decoder.tail_head.level_mix) == 2 and decoder.tail_head.activation is torch.nn.functional.relu
-        assert decoder.layers[0].feed_forward.fc1.out_features == 20
-        assert not decoder.ignore_padding and decoder.position_in_stream is in_stream
-
-    def test_no_layers(self):
-        with pytest.raises(ValueError, match="MASK_DECODER: a mask decoder of 0 layers; expected at least 1"):
-            build(num_layers=0)
+def test_no_layers():
+    with pytest.raises(ValueError, match="MASK_DECODER: a mask decoder of 0 layers; expected at least 1"):
+        build(num_layers=0)
 
 
 class TestClassifier:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, get_cfg
 from torch import Tensor, nn
 
-from psf.config import add_psf_config
-from psf.modeling import DeformablePixelEncoder, build_pixel_encoder
+from psf.modeling import DeformablePixelEncoder
 from psf.modeling.position_encoding import sine_position_encoding
 from tests.naive import naive_ms_deform_attn
 
@@ -106,6 +104,18 @@ def test_references_are_pixel_centres_by_hand():
     assert references[1, 18].tolist() == [[0.5 * 0.5, 0.75 * 0.75], [0.5 * 0.5, 0.75 * 1.0]]
 
 
+def test_references_are_not_rounded_in_mixed_precision():
+    encoder = build(1).float()
+    seen: list[Tensor] = []
+    encoder.layers[0].attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    levels = random_levels([(4, 100), (2, 50)])
+    mask = padding_of((8, 200), (8, 200), (8, 150))
+    encoder([x.float() for x in levels], mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder([x.bfloat16() for x in levels], mask)
+    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
+
+
 def test_a_layer_by_its_formula():
     encoder = build(1)
     features, before = encoder(random_levels(SIZES), MASK), build(0)(random_levels(SIZES), MASK)
@@ -161,21 +171,6 @@ def test_dropout_only_in_training():
     assert not torch.equal(encoder(levels, None).tokens, encoder(levels, None).tokens)
     encoder.eval()
     assert torch.equal(encoder(levels, None).tokens, encoder(levels, None).tokens)
-
-
-def test_built_from_its_keys():
-    cfg: CfgNode = get_cfg()
-    add_psf_config(cfg)
-    psf = cfg.MODEL.PSF
-    psf.HIDDEN_DIM, psf.NUM_HEADS, psf.NUM_FEATURE_LEVELS = 16, 4, 5
-    psf.PIXEL_ENCODER.NUM_LAYERS, psf.PIXEL_ENCODER.FEEDFORWARD_DIM = 2, 24
-    psf.PIXEL_ENCODER.NUM_POINTS, psf.PIXEL_ENCODER.DROPOUT = 3, 0.25
-    encoder = build_pixel_encoder(cfg)
-    assert encoder.level_embedding.shape == (5, 16) and len(encoder.layers) == 2
-    layer = encoder.layers[0]
-    assert layer.attention.sampling_offsets.out_features == 4 * 5 * 3 * 2
-    assert layer.feed_forward.fc1.out_features == 24
-    assert layer.dropout.p == layer.feed_forward.dropout.p == 0.25
 
 
 def test_dim_must_be_a_multiple_of_four():

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from psf.modeling.position_encoding import sine_position_encoding
+from psf.modeling.position_encoding import sine_point_encoding, sine_position_encoding
 
 
 def expected_channel(count: int, total: int, index: int, per_axis: int) -> float:
@@ -49,3 +49,9 @@ def test_images_of_a_batch_are_encoded_apart():
     both = sine_position_encoding(mask, 8)
     torch.testing.assert_close(both[1:], sine_position_encoding(mask[1:], 8), rtol=0, atol=0)
     assert not torch.equal(both[0], both[1])
+
+
+def test_points_are_encoded_as_the_pixels_that_they_hit():
+    pixels = sine_position_encoding(torch.zeros(1, 3, 5, dtype=torch.bool), 12)[0]
+    points = torch.tensor([[(x + 0.5) / 5, (y + 0.5) / 3] for y in range(3) for x in range(5)])
+    torch.testing.assert_close(sine_point_encoding(points, 12), pixels.flatten(1).T, rtol=0, atol=2e-5)

@@ -1,0 +1,217 @@
+"""What the model gives at test: shapes, types, sizes, and the same for an image alone and in a batch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from psf import PanopticSegFormer
+from tests.models import RECIPES, RELEASED, make_input, tiny_model
+
+ALL_KEPT = {f"POST_PROCESSOR.{kind}.{key}": 0.0 for kind in ("THINGS", "STUFF") for key in ("T_CNF", "T_KEEP")}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {**ALL_KEPT},
+    "released": {**RELEASED, **ALL_KEPT},
+    "location decoder's boxes": {"TEST.INSTANCE.BOXES": "location_decoder", **ALL_KEPT},
+    "top pairs": {"TEST.CANDIDATES": "top_pairs", **ALL_KEPT},
+    "no location layers": {"LOCATION_DECODER.NUM_LAYERS": 0, **ALL_KEPT},
+    "mass centre": {"LOCATION_DECODER.TARGET": "mass_center", **ALL_KEPT},
+    "located things": {"MASK_DECODER.THING_POSITION": "located", **ALL_KEPT},
+    "located things, released": {**RELEASED, "MASK_DECODER.THING_POSITION": "located", **ALL_KEPT},
+    "argmax": {"POST_PROCESSOR.NAME": "PixelArgmax", **ALL_KEPT},
+    "heuristic": {"POST_PROCESSOR.NAME": "ClassTimesMask", **ALL_KEPT},
+    "things alone": {"NUM_STUFF_CLASSES": 0, **ALL_KEPT},
+    "things alone, released": {**RELEASED, "NUM_STUFF_CLASSES": 0, **ALL_KEPT},
+    "stuff alone": {"NUM_THING_CLASSES": 0, **ALL_KEPT},
+    "nothing is sure enough": {"POST_PROCESSOR.THINGS.T_CNF": 2.0, "POST_PROCESSOR.STUFF.T_CNF": 2.0},
+}
+
+
+@functools.cache
+def model(variant: str) -> PanopticSegFormer:
+    return tiny_model(VARIANTS[variant]).eval()
+
+
+@torch.no_grad()
+def run(which: PanopticSegFormer, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return which(inputs)
+
+
+def photo(height: int, width: int, *, seed: int = 0, out: tuple[int, int] | None = None) -> dict[str, Any]:
+    """An image as the mapper gives it at test, with the size of the wanted results."""
+    x = make_input(height, width, things=0, stuff=0, seed=seed)
+    image = {key: x[key] for key in ("image", "file_name", "image_id")}
+    return image if out is None else {**image, "height": out[0], "width": out[1]}
+
+
+def check(result: dict[str, Any], which: PanopticSegFormer, height: int, width: int) -> None:
+    """The contract of results."""
+    thing_ids, stuff_ids = which.classes
+    segment_map, segments = result["panoptic_seg"]
+    assert segment_map.shape == (height, width) and segment_map.dtype == torch.int32
+    for segment in segments:
+        kinds = {key: type(value) for key, value in segment.items()}
+        assert kinds == {"id": int, "category_id": int, "isthing": bool, "score": float, "area": int}
+        assert segment["category_id"] in (thing_ids if segment["isthing"] else stuff_ids)
+        assert int((segment_map == segment["id"]).sum()) == segment["area"] > 0
+    assert [segment["id"] for segment in segments] == list(range(1, len(segments) + 1))
+    assert set(segment_map.unique().tolist()) <= set(range(len(segments) + 1))
+    stuff = [segment["category_id"] for segment in segments if not segment["isthing"]]
+    assert len(stuff) == len(set(stuff))
+
+    instances = result["instances"]
+    assert isinstance(instances, Instances) and instances.image_size == (height, width)
+    number = len(instances)
+    assert instances.pred_masks.shape == (number, height, width) and instances.pred_masks.dtype == torch.bool
+    assert isinstance(instances.pred_boxes, Boxes) and instances.pred_boxes.tensor.shape == (number, 4)
+    x0, y0, x1, y1 = instances.pred_boxes.tensor.unbind(1)
+    assert ((x0 >= 0) & (x0 <= x1) & (x1 <= width) & (y0 >= 0) & (y0 <= y1) & (y1 <= height)).all()
+    assert torch.equal(instances.scores, instances.scores.sort(descending=True).values)
+    assert instances.pred_classes.dtype == torch.int64 and set(instances.pred_classes.tolist()) <= set(thing_ids)
+    assert result["sem_seg"].shape == (max(thing_ids + stuff_ids) + 1, height, width)
+    assert result["sem_seg"].is_floating_point() and (result["sem_seg"] >= 0).all()
+
+
+class TestContract:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_batch_of_unequal_sizes(self, variant: str):
+        results = run(model(variant), [photo(64, 96, out=(50, 75)), photo(50, 72, seed=1, out=(100, 144))])
+        assert len(results) == 2
+        check(results[0], model(variant), 50, 75)
+        check(results[1], model(variant), 100, 144)
+        is_empty = variant == "nothing is sure enough"
+        assert all((len(result["panoptic_seg"][1]) == 0) == is_empty for result in results)
+        if model(variant).classes.thing_ids:
+            assert all(len(result["instances"]) for result in results)
+
+    @pytest.mark.parametrize("variant", ["paper", "released"])
+    @pytest.mark.parametrize("size", [(1, 1), (1, 90), (17, 400), (400, 17), (33, 31)], ids=str)
+    def test_unusual_sizes(self, variant: str, size: tuple[int, int]):
+        [result] = run(model(variant), [photo(*size)])
+        check(result, model(variant), *size)
+        both = run(model(variant), [photo(*size, out=(20, 30)), photo(40, 50, out=(1, 1))])
+        check(both[0], model(variant), 20, 30)
+        check(both[1], model(variant), 1, 1)
+
+    def test_no_more_instances_than_asked_for(self):
+        few = tiny_model({**ALL_KEPT, "TEST.INSTANCE.MAX_PER_IMAGE": 2}).eval()
+        [all_of_them], [best] = run(model("paper"), [photo(64, 96)]), run(few, [photo(64, 96)])
+        assert len(all_of_them["instances"]) > 2 >= len(best["instances"]) > 0
+
+    @pytest.mark.parametrize("switch", ["PANOPTIC", "INSTANCE", "SEMANTIC"])
+    def test_switches(self, switch: str):
+        names = {"PANOPTIC": "panoptic_seg", "INSTANCE": "instances", "SEMANTIC": "sem_seg"}
+        [result] = run(tiny_model({f"TEST.{switch}_ON": False}).eval(), [photo(64, 96)])
+        assert set(result) == set(names.values()) - {names[switch]}
+
+    def test_location_head_is_not_run_where_nothing_asks_for_it(self):
+        for variant, calls in (("paper", 0), ("released", 1), ("location decoder's boxes", 1), ("located things", 1)):
+            counted = []
+            head = model(variant).location_decoder.class_heads[-1]
+            handle = head.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+            run(model(variant), [photo(64, 96)])
+            handle.remove()
+            assert len(counted) == calls, variant
+
+
+def test_boxes_are_those_of_the_masks():
+    [result] = run(model("paper"), [photo(64, 96)])
+    for mask, box in zip(result["instances"].pred_masks, result["instances"].pred_boxes.tensor.tolist(), strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@pytest.mark.parametrize(("hidden", "expected"), [("STUFF", (4, True)), ("THINGS", (3, False))])
+def test_categories_are_the_contiguous_ids_of_the_kind(hidden: str, expected: tuple[int, bool]):
+    """The second thing class and the third stuff class are made sure, all others impossible."""
+    sure = tiny_model({**ALL_KEPT, f"POST_PROCESSOR.{hidden}.T_CNF": 2.0}).eval()
+    sure.classes = sure.classes._replace(thing_ids=(1, 4, 6), stuff_ids=(0, 2, 3, 5))
+    with torch.no_grad():
+        for layer in sure.thing_classifier.layers:
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([-50.0, 50.0, -50.0]))
+        sure.stuff_decoder.tail_head.fuse.bias += 50.0  # all masks are full
+        sure.stuff_classifier.layers[-1].register_forward_hook(
+            lambda *_: torch.tensor([-50.0, -50.0, 50.0, -50.0]).view(1, 4, 1)
+        )
+        [result] = sure([photo(64, 96)])
+    assert {(x["category_id"], x["isthing"]) for x in result["panoptic_seg"][1] if x["score"] > 0.1} == {expected}
+    assert set(result["instances"].pred_classes.tolist()) == {4}
+    assert [k for k in range(7) if result["sem_seg"][k].max() > 0.1] == [3, 4]
+
+
+class TestBatch:
+    """In float64, so that no pixel lies near enough to a threshold to change sides."""
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_two_images_are_two_batches_of_one(self, recipe: str):
+        keys = {**VARIANTS[recipe], "SIZE_DIVISIBILITY": 32, "POST_PROCESSOR.MASK_THRESHOLD": 0.9}
+        exact = tiny_model(keys).double().eval()
+        inputs = [photo(60, 90, out=(45, 70)), photo(64, 70, seed=1)]  # both padded to 64 x 96
+        both = run(exact, inputs)
+        assert sum(len(one["panoptic_seg"][1]) for one in both) > 2
+        for one, [alone] in zip(both, [run(exact, [x]) for x in inputs], strict=True):
+            assert torch.equal(one["panoptic_seg"][0], alone["panoptic_seg"][0])
+            for segment, same in zip(one["panoptic_seg"][1], alone["panoptic_seg"][1], strict=True):
+                assert segment == {**same, "score": pytest.approx(same["score"])}
+            assert torch.equal(one["instances"].pred_masks, alone["instances"].pred_masks)
+            assert torch.equal(one["instances"].pred_classes, alone["instances"].pred_classes)
+            torch.testing.assert_close(one["instances"].scores, alone["instances"].scores)
+            torch.testing.assert_close(one["instances"].pred_boxes.tensor, alone["instances"].pred_boxes.tensor)
+            torch.testing.assert_close(one["sem_seg"], alone["sem_seg"])
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_thing_queries_may_be_permuted(self, recipe: str):
+        permuted = tiny_model(VARIANTS[recipe]).double().eval()
+        [before] = run(permuted, [photo(64, 96)])
+        order = torch.tensor([3, 0, 5, 1, 4, 2])
+        for embedding in (permuted.location_decoder.content, permuted.location_decoder.position):
+            embedding.weight.data = embedding.weight.data[order]
+        [after] = run(permuted, [photo(64, 96)])
+        assert torch.equal(before["panoptic_seg"][0], after["panoptic_seg"][0])
+        assert torch.equal(before["instances"].pred_masks, after["instances"].pred_masks)
+
+
+class TestLayer:
+    """TEST_LAYER: masks and classes of layer min(k, depth) of each decoder; -1: the tail's masks."""
+
+    def candidates(self, layer: int) -> list[torch.Tensor]:
+        which = tiny_model({"TEST_LAYER": layer, "SIZE_DIVISIBILITY": 32}).eval()
+        with torch.no_grad():
+            tokens = which._encode(which._preprocess([photo(64, 96)]))
+            [found] = which._candidates(tokens)
+        return [found.class_scores, found.mask_scores]
+
+    def test_layers_differ_until_the_decoders_end(self):
+        """Things have two layers, stuff three."""
+        [one, two, three, four, last] = [self.candidates(layer) for layer in (1, 2, 3, 4, -1)]
+        things, stuff = slice(0, 6), slice(6, 10)
+        for i in range(2):
+            assert not torch.allclose(one[i][things], two[i][things])
+            assert not torch.allclose(two[i][stuff], three[i][stuff])
+            assert torch.equal(two[i][things], three[i][things])
+            assert torch.equal(three[i], four[i])
+        assert torch.equal(three[0], last[0])  # the classes
+        assert not torch.allclose(three[1], last[1])  # the masks
+
+    def test_is_what_training_supervises(self):
+        """The masks of layer k at test are those of layer k in training."""
+        which = tiny_model({"SIZE_DIVISIBILITY": 32}).train()
+        seen = {}
+        which.thing_decoder.register_forward_hook(lambda module, inputs, output: seen.update(things=output))
+        which.stuff_decoder.register_forward_hook(lambda module, inputs, output: seen.update(stuff=output))
+        with torch.no_grad():
+            which([make_input(64, 96, things=2, stuff=2)])
+        for layer, thing_layer, stuff_layer in ((1, 0, 0), (2, 1, 1), (3, 1, 2), (-1, 2, 3)):
+            _, masks = self.candidates(layer)
+            torch.testing.assert_close(masks[:6], seen["things"].mask_scores[thing_layer][0])
+            torch.testing.assert_close(masks[6:], seen["stuff"].mask_scores[stuff_layer][0])
+
+    @pytest.mark.parametrize("layer", [0, -2])
+    def test_no_such_layer(self, layer: int):
+        with pytest.raises(ValueError, match=rf"MODEL\.PSF\.TEST_LAYER is {layer}"):
+            self.candidates(layer)
