@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from psf import PanopticSegFormer, add_psf_config, model_zoo
+from psf.modeling.mask_attention import MaskHead
 
 NUM_THING_CLASSES, NUM_STUFF_CLASSES = 3, 4  # contiguous ids 0..2 and 3..6
 
@@ -74,16 +75,30 @@ def tiny_model(psf: Mapping[str, Any] = PAPER, *, seed: int = 0, **keys: Any) ->
     torch.manual_seed(seed)
     model = build_model(tiny_config(psf, **keys))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
         for name, parameter in model.named_parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
             if name.endswith("bias") and ("class_heads" in name or "_classifier" in name):
                 parameter += 4.0  # probabilities around a half
-            if name.endswith("query_proj.weight"):
-                parameter *= 2.0  # attention maps of some contrast
-            if name.endswith("fuse.weight"):
-                parameter.abs_()  # masks that are high where the maps are, and nowhere 0 altogether
+        _centre_masks(model)
     return model
+
+
+def _centre_masks(model: PanopticSegFormer) -> None:
+    """Masks become high in places and low in others: a ReLU could have made them 0 everywhere."""
+
+    def centre(head: MaskHead, inputs: Any, fused: Tensor) -> None:
+        head.fuse.bias -= fused.mean() - 0.5
+
+    heads = [module for module in model.modules() if isinstance(module, MaskHead)]
+    activations = [head.activation for head in heads]
+    hooks = [head.register_forward_hook(centre) for head in heads]
+    for head in heads:
+        head.activation = nn.Identity()
+    nothing = {"panoptic_labels": torch.zeros(64, 96, dtype=torch.uint8), "segments_info": []}
+    model.train()([{**make_input(64, 96, things=0, stuff=0), **nothing}])
+    for head, activation, hook in zip(heads, activations, hooks, strict=True):
+        head.activation = activation
+        hook.remove()
 
 
 def make_input(

@@ -75,6 +75,11 @@ class TestInstances:
             found = build(score_thresh=threshold).instances(scene(), JOINT, same_size(4, 5))
             assert len(found) == count
 
+    def test_score_threshold_is_for_the_mean_of_the_mask(self):
+        candidates = make_candidates([1.0], [[[1.0, 0.6, 0.6, 0.6]]])  # confidence 0.7^2, though one pixel is sure
+        for threshold, count in ((0.48, 1), (0.5, 0)):
+            assert len(build(score_thresh=threshold).instances(candidates, JOINT, same_size(1, 4))) == count
+
     def test_the_most_confident_are_kept(self):
         # The class of the first is surer, its mask is not: confidences 0.324 and 0.8.
         (kept,) = build(max_per_image=1).instances(scene(), JOINT, same_size(4, 5)).scores.tolist()
@@ -149,6 +154,11 @@ class TestPanoptic:
         whole = mask_wise_merging(scored.confidence, scored.masks, scored.area, thresholds.t_cnf, thresholds.t_keep)
         ours = build(extra_pixels=extra_pixels).panoptic(candidates, frame)
         assert torch.equal(ours.segment_map, whole.segment_map) and ours.segments == whole.segments
+
+    def test_exactly_t_cnf_is_enough(self):
+        for score, count in ((0.25, 1), (0.2499, 0)):
+            candidates = make_candidates([score], torch.ones(1, 2, 2))
+            assert len(build().panoptic(candidates, same_size(2, 2)).segments) == count
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_candidates_are_counted_among_all(self, kind):

@@ -91,6 +91,16 @@ def test_chunks_change_nothing(candidates, pixels):
         assert torch.equal(a.segment_map, b.segment_map) and a.segments == b.segments
 
 
+def test_the_first_of_equals_wins_across_chunks_too(monkeypatch):
+    monkeypatch.setattr(resizing, "CHUNK_PIXELS", 1)
+    candidates = make_candidates([0.9] * 3, torch.ones(3, 1, 1))
+    for result in (
+        pixel_argmax(candidates, same_size(1, 1), full(3, 0.25)),
+        class_times_mask(candidates, same_size(1, 1), full(3, 0.25), full(3, 0.6), 0.5),
+    ):
+        assert [s.candidate for s in result.segments] == [0]
+
+
 class TestByHand:
     #                      left wins  |  a tie  |  both low
     MASKS = (((0.9, 0.6, 0.1),), ((0.5, 0.6, 0.3),))
