@@ -65,6 +65,7 @@ class PanopticSegFormer(nn.Module):
         pixel_mean: per channel, in the images' units.
         pixel_std: per channel.
         size_divisibility: images are padded to a multiple of it; -1: what the backbone asks for.
+        channels_last: memory format of the images and of the backbone's weights.
         settings: what is computed at test.
     """
 
@@ -89,10 +90,13 @@ class PanopticSegFormer(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
+        channels_last: bool,
         settings: ResultSettings,
     ):
         super().__init__()
         self.backbone, self.neck, self.pixel_encoder = backbone, neck, pixel_encoder
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)
         self.location_decoder = location_decoder
         self.thing_decoder, self.thing_classifier = thing_decoder, thing_classifier
         self.stuff_decoder, self.stuff_classifier = stuff_decoder, stuff_classifier
@@ -150,6 +154,7 @@ class PanopticSegFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": psf.SIZE_DIVISIBILITY,
+            "channels_last": psf.CHANNELS_LAST,
             "settings": ResultSettings(
                 layer=psf.TEST_LAYER,
                 candidates=psf.TEST.CANDIDATES,
@@ -213,7 +218,7 @@ class PanopticSegFormer(nn.Module):
             padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=self.device)
             for mask, (h, w) in zip(padding_mask, images.image_sizes, strict=True):
                 mask[:h, :w] = False
-        levels = self.neck(self.backbone(images.tensor))
+        levels = self.neck(self.backbone(images.tensor.contiguous(memory_format=self.memory_format)))
         return self.pixel_encoder(levels, padding_mask)
 
     def _decode_stuff(self, memory: FeatureTokens, layer: int | None) -> tuple[DecodedMasks, list[Tensor]]:

@@ -149,11 +149,10 @@ class TestBatch:
 
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_two_images_are_two_batches_of_one(self, recipe: str):
-        keys = {**VARIANTS[recipe], "SIZE_DIVISIBILITY": 32, "POST_PROCESSOR.MASK_THRESHOLD": 0.9}
-        exact = tiny_model(keys).double().eval()
+        exact = tiny_model({**VARIANTS[recipe], "SIZE_DIVISIBILITY": 32}).double().eval()
         inputs = [photo(60, 90, out=(45, 70)), photo(64, 70, seed=1)]  # both padded to 64 x 96
         both = run(exact, inputs)
-        assert sum(len(one["panoptic_seg"][1]) for one in both) > 2
+        assert sum(len(one["panoptic_seg"][1]) for one in both) > 1
         for one, [alone] in zip(both, [run(exact, [x]) for x in inputs], strict=True):
             assert torch.equal(one["panoptic_seg"][0], alone["panoptic_seg"][0])
             for segment, same in zip(one["panoptic_seg"][1], alone["panoptic_seg"][1], strict=True):

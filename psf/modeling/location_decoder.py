@@ -140,10 +140,10 @@ class LocationDecoder(nn.Module):
                     predictions.append(LocationLayer(self.class_heads[i](queries), locations))
                 if self.box_refinement:
                     references = locations.detach()
-        position = None
+        located = None
         if self.encode_location:
-            position = sine_point_encoding(predictions[-1].locations[..., :2].detach(), queries.shape[-1])
-        return LocatedQueries(queries, position, predictions)
+            located = sine_point_encoding(predictions[-1].locations[..., :2].detach(), queries.shape[-1])
+        return LocatedQueries(queries, located, predictions)
 
     def _locate(self, i: int, queries: Tensor, references: Tensor) -> Tensor:
         """(B, N, 4 or 2) in [0, 1]: the head corrects the reference, in those of its numbers that there are."""
