@@ -102,7 +102,7 @@ def _model_defaults() -> CN:
     # True: padded tokens are left out of the softmax and are 0 in the maps. False: they take part (released recipe).
     psf.MASK_DECODER.IGNORE_PADDING = True
     # Where the stuff queries' position goes: into the "query" of each layer, or into the residual "stream", where it
-    # accumulates (released recipe).
+    # accumulates (released recipe). That of thing queries, where they have one, goes the same way.
     psf.MASK_DECODER.STUFF_POSITION = "query"
     # Two keys in neither recipe, for quick learning: the position encoding of the tokens is added to the keys; and
     # the thing queries' position is "none", or the encoding of where the location decoder's head has "located" them.
