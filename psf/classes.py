@@ -28,8 +28,10 @@ class PanopticClasses(NamedTuple):
         stuff_map = metadata.get("stuff_dataset_id_to_contiguous_id")
         if thing_map is None and stuff_map is None:
             return None
-        thing_ids = tuple(sorted(set((thing_map or {}).values())))
-        stuff_ids = tuple(sorted(set((stuff_map or {}).values())))
+        thing_map, stuff_map = thing_map or {}, stuff_map or {}
+        thing_ids = tuple(sorted(set(thing_map.values())))
+        # Metadata for semantic evaluation list the things among the stuff, too.
+        stuff_ids = tuple(sorted({contiguous for i, contiguous in stuff_map.items() if i not in thing_map}))
         if metadata.get("stuff_classes", [None])[:1] == ["things"]:
             stuff_ids = tuple(i for i in stuff_ids if i != 0)
         return cls(thing_ids, stuff_ids)

@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from psf.classes import PanopticClasses, classes_from_config
-from psf.inference import Frame, best_class, top_pairs
+from psf.inference import Frame, best_class, join_candidates, stuff_candidates, top_pairs
 from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
 from psf.modeling import (
     MaskDecoderDepth,
@@ -252,11 +252,11 @@ class PanopticSegFormer(nn.Module):
         if not stuff_logits:
             return things
         candidates = [
-            _stuff_candidates(logits, masks)
+            stuff_candidates(logits, masks)
             for logits, masks in zip(stuff_logits[-1], stuff.mask_scores[-1], strict=True)
         ]
         if things:
-            candidates = [_joined(t, s) for t, s in zip(things, candidates, strict=True)]
+            candidates = [join_candidates(t, s) for t, s in zip(things, candidates, strict=True)]
         return candidates
 
     def _thing_candidates(self, tokens: FeatureTokens, memory: FeatureTokens) -> list[Candidates]:
@@ -299,22 +299,3 @@ class PanopticSegFormer(nn.Module):
         if self.settings.semantic:
             result["sem_seg"] = semantic_result(candidates, self.classes, frame)
         return result
-
-
-def _stuff_candidates(class_logits: Tensor, mask_scores: Tensor) -> Candidates:
-    """Every stuff class of one image: logits (K_stuff,) and masks (K_stuff, h, w)."""
-    index = torch.arange(len(class_logits), device=class_logits.device)
-    return Candidates(class_logits.sigmoid(), index, torch.zeros_like(index, dtype=torch.bool), mask_scores, None)
-
-
-def _joined(things: Candidates, stuff: Candidates) -> Candidates:
-    boxes = things.boxes_cxcywh_norm
-    if boxes is not None:
-        boxes = torch.cat((boxes, boxes.new_zeros(len(stuff.class_scores), 4)))  # stuff has none
-    return Candidates(
-        class_scores=torch.cat((things.class_scores, stuff.class_scores)),
-        class_indices=torch.cat((things.class_indices, stuff.class_indices)),
-        is_thing=torch.cat((things.is_thing, stuff.is_thing)),
-        mask_scores=torch.cat((things.mask_scores, stuff.mask_scores)),
-        boxes_cxcywh_norm=boxes,
-    )

@@ -5,6 +5,12 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from psf.losses import HungarianMatcher, PanopticCriterion, PerLayerMatching, SharedMatching
+from psf.registry import (
+    LOCATION_DECODER_REGISTRY,
+    MASK_DECODER_REGISTRY,
+    PIXEL_ENCODER_REGISTRY,
+    POST_PROCESSOR_REGISTRY,
+)
 
 __all__ = ["build_criterion", "build_matching", "check_recipe"]
 
@@ -15,6 +21,12 @@ CHOICES = {
     "TEST.INSTANCE.BOXES": ("mask", "location_decoder"),
     "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
     "MASK_DECODER.THING_POSITION": ("none", "located"),
+}
+REGISTRIES = {
+    "PIXEL_ENCODER": PIXEL_ENCODER_REGISTRY,
+    "LOCATION_DECODER": LOCATION_DECODER_REGISTRY,
+    "MASK_DECODER": MASK_DECODER_REGISTRY,
+    "POST_PROCESSOR": POST_PROCESSOR_REGISTRY,
 }
 
 
@@ -35,6 +47,14 @@ def check_recipe(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.PSF.HIDDEN_DIM {psf.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {psf.NUM_HEADS}"
         )
+    for key, registry in REGISTRIES.items():
+        if psf[key].NAME not in registry:
+            known = sorted(name for name, _ in registry)
+            raise ValueError(f'MODEL.PSF.{key}.NAME is "{psf[key].NAME}": registered are {known}')
+    if psf.TEST_LAYER == 0 or psf.TEST_LAYER < -1:
+        raise ValueError(f"MODEL.PSF.TEST_LAYER is {psf.TEST_LAYER}: expected a layer from 1, or -1 for the last")
+    if psf.MATCHER.QUERIES_PER_THING < 1:
+        raise ValueError(f"MODEL.PSF.MATCHER.QUERIES_PER_THING is {psf.MATCHER.QUERIES_PER_THING}: expected 1 or more")
     named_by_location = psf.THING_CLASSIFIER == "location_decoder"
     if psf.MATCHER.MODE == "per_layer":
         if not named_by_location:

@@ -5,7 +5,7 @@ An input dict carries the truth in one of these forms (H, W are those of its `im
 (a) psf's own mapper: `panoptic_labels` (H, W) integer map, 0 = void, and `segments_info`, a list of dicts with `id`
     (the value in the map), `category_id` (contiguous), `isthing` and `iscrowd`;
 (b) `instances` with `gt_classes` and `gt_masks` of things and stuff together, in joint contiguous ids (what
-    Mask2Former's mappers give);
+    Mask2Former's mappers give); a `sem_seg` beside them is not looked at;
 (c) `instances` of things and `sem_seg` (H, W), contiguous ids of stuff (what Detectron2's default mapper gives for
     Panoptic FPN).
 
@@ -47,7 +47,7 @@ def _one_image(
     image_size = (x["image"].shape[-2], x["image"].shape[-1])
     if "panoptic_labels" in x:
         masks, ids, is_thing = _from_labels(x, device)
-    elif "sem_seg" in x:
+    elif "sem_seg" in x and not _holds_stuff(x, classes):
         masks, ids, is_thing = _from_instances_and_semantics(x, classes, image_size, device)
     elif "instances" in x:
         if classes.is_separated:
@@ -126,6 +126,13 @@ def _instance_masks(instances: Instances, image_size: tuple[int, int], device: A
         masks = BitMasks.from_polygon_masks(masks.polygons, *image_size)
     tensor = masks.tensor if isinstance(masks, BitMasks) else masks
     return tensor.to(device).bool(), ids
+
+
+def _holds_stuff(x: dict[str, Any], classes: PanopticClasses) -> bool:
+    """Whether the instances are form (b), which some mappers give with a `sem_seg` beside it."""
+    if "instances" not in x or classes.is_separated:
+        return False
+    return bool(set(x["instances"].gt_classes.tolist()) & set(classes.stuff_ids))
 
 
 def _name(x: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from psf import PanopticSegFormer, add_psf_config, model_zoo
@@ -146,3 +147,31 @@ def gradients(model: nn.Module, inputs: list[dict[str, Any]]) -> tuple[dict[str,
     losses = model(inputs)
     total(losses).backward()
     return losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_result(result: dict[str, Any], model: PanopticSegFormer, height: int, width: int) -> None:
+    """Assert the contract of one image's results, of this size."""
+    thing_ids, stuff_ids = model.classes
+    segment_map, segments = result["panoptic_seg"]
+    assert segment_map.shape == (height, width) and segment_map.dtype == torch.int32
+    for segment in segments:
+        kinds = {key: type(value) for key, value in segment.items()}
+        assert kinds == {"id": int, "category_id": int, "isthing": bool, "score": float, "area": int}
+        assert segment["category_id"] in (thing_ids if segment["isthing"] else stuff_ids)
+        assert int((segment_map == segment["id"]).sum()) == segment["area"] > 0
+    assert [segment["id"] for segment in segments] == list(range(1, len(segments) + 1))
+    assert set(segment_map.unique().tolist()) <= set(range(len(segments) + 1))
+    stuff = [segment["category_id"] for segment in segments if not segment["isthing"]]
+    assert len(stuff) == len(set(stuff))
+
+    instances = result["instances"]
+    assert isinstance(instances, Instances) and instances.image_size == (height, width)
+    number = len(instances)
+    assert instances.pred_masks.shape == (number, height, width) and instances.pred_masks.dtype == torch.bool
+    assert isinstance(instances.pred_boxes, Boxes) and instances.pred_boxes.tensor.shape == (number, 4)
+    x0, y0, x1, y1 = instances.pred_boxes.tensor.unbind(1)
+    assert ((x0 >= 0) & (x0 <= x1) & (x1 <= width) & (y0 >= 0) & (y0 <= y1) & (y1 <= height)).all()
+    assert torch.equal(instances.scores, instances.scores.sort(descending=True).values)
+    assert instances.pred_classes.dtype == torch.int64 and set(instances.pred_classes.tolist()) <= set(thing_ids)
+    assert result["sem_seg"].shape == (max(thing_ids + stuff_ids) + 1, height, width)
+    assert result["sem_seg"].is_floating_point() and (result["sem_seg"] >= 0).all()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from psf import model_zoo
 from psf.losses import PerLayerMatching, SharedMatching
 from psf.recipe import build_criterion, build_matching, check_recipe
 from tests.models import RECIPES, RELEASED, tiny_config
@@ -14,6 +15,12 @@ from tests.models import RECIPES, RELEASED, tiny_config
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_both_recipes_are_sound(recipe: dict[str, Any]):
     check_recipe(tiny_config(recipe))
+
+
+def test_the_tests_keys_are_those_of_the_released_configs():
+    cfg = tiny_config()
+    cfg.merge_from_file(model_zoo.get_config_file("coco/released/Base-Released.yaml"))
+    assert cfg.MODEL.PSF == tiny_config(RELEASED).MODEL.PSF
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 
 from psf import PanopticSegFormer
-from tests.models import RECIPES, RELEASED, make_input, tiny_model
+from tests.models import RECIPES, RELEASED, check_result, make_input, tiny_model
 
 ALL_KEPT = {f"POST_PROCESSOR.{kind}.{key}": 0.0 for kind in ("THINGS", "STUFF") for key in ("T_CNF", "T_KEEP")}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,41 +47,13 @@ def photo(height: int, width: int, *, seed: int = 0, out: tuple[int, int] | None
     return image if out is None else {**image, "height": out[0], "width": out[1]}
 
 
-def check(result: dict[str, Any], which: PanopticSegFormer, height: int, width: int) -> None:
-    """The contract of results."""
-    thing_ids, stuff_ids = which.classes
-    segment_map, segments = result["panoptic_seg"]
-    assert segment_map.shape == (height, width) and segment_map.dtype == torch.int32
-    for segment in segments:
-        kinds = {key: type(value) for key, value in segment.items()}
-        assert kinds == {"id": int, "category_id": int, "isthing": bool, "score": float, "area": int}
-        assert segment["category_id"] in (thing_ids if segment["isthing"] else stuff_ids)
-        assert int((segment_map == segment["id"]).sum()) == segment["area"] > 0
-    assert [segment["id"] for segment in segments] == list(range(1, len(segments) + 1))
-    assert set(segment_map.unique().tolist()) <= set(range(len(segments) + 1))
-    stuff = [segment["category_id"] for segment in segments if not segment["isthing"]]
-    assert len(stuff) == len(set(stuff))
-
-    instances = result["instances"]
-    assert isinstance(instances, Instances) and instances.image_size == (height, width)
-    number = len(instances)
-    assert instances.pred_masks.shape == (number, height, width) and instances.pred_masks.dtype == torch.bool
-    assert isinstance(instances.pred_boxes, Boxes) and instances.pred_boxes.tensor.shape == (number, 4)
-    x0, y0, x1, y1 = instances.pred_boxes.tensor.unbind(1)
-    assert ((x0 >= 0) & (x0 <= x1) & (x1 <= width) & (y0 >= 0) & (y0 <= y1) & (y1 <= height)).all()
-    assert torch.equal(instances.scores, instances.scores.sort(descending=True).values)
-    assert instances.pred_classes.dtype == torch.int64 and set(instances.pred_classes.tolist()) <= set(thing_ids)
-    assert result["sem_seg"].shape == (max(thing_ids + stuff_ids) + 1, height, width)
-    assert result["sem_seg"].is_floating_point() and (result["sem_seg"] >= 0).all()
-
-
 class TestContract:
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_batch_of_unequal_sizes(self, variant: str):
         results = run(model(variant), [photo(64, 96, out=(50, 75)), photo(50, 72, seed=1, out=(100, 144))])
         assert len(results) == 2
-        check(results[0], model(variant), 50, 75)
-        check(results[1], model(variant), 100, 144)
+        check_result(results[0], model(variant), 50, 75)
+        check_result(results[1], model(variant), 100, 144)
         is_empty = variant == "nothing is sure enough"
         assert all((len(result["panoptic_seg"][1]) == 0) == is_empty for result in results)
         if model(variant).classes.thing_ids:
@@ -92,10 +63,10 @@ class TestContract:
     @pytest.mark.parametrize("size", [(1, 1), (1, 90), (17, 400), (400, 17), (33, 31)], ids=str)
     def test_unusual_sizes(self, variant: str, size: tuple[int, int]):
         [result] = run(model(variant), [photo(*size)])
-        check(result, model(variant), *size)
+        check_result(result, model(variant), *size)
         both = run(model(variant), [photo(*size, out=(20, 30)), photo(40, 50, out=(1, 1))])
-        check(both[0], model(variant), 20, 30)
-        check(both[1], model(variant), 1, 1)
+        check_result(both[0], model(variant), 20, 30)
+        check_result(both[1], model(variant), 1, 1)
 
     def test_no_more_instances_than_asked_for(self):
         few = tiny_model({**ALL_KEPT, "TEST.INSTANCE.MAX_PER_IMAGE": 2}).eval()

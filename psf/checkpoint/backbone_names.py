@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PVT_V2", "PVT_V2_TIMM", "RESNET", "SWIN", "SWIN_TIMM"]
+__all__ = ["PVT_V2", "RESNET", "SWIN"]
 
 # torchvision's, timm's and mmdetection's ResNet -> Detectron2's
 RESNET = {
@@ -35,22 +35,9 @@ PVT_V2 = {
     },
 }
 
-# PVTv2 of timm's classifiers -> timm's features_only
-PVT_V2_TIMM = {
-    "patch_embed.*": "model.patch_embed.*",
-    "stages.#.*": "model.stages_#.*",
-}
-
 # Swin of its authors (and of the released checkpoints) -> Detectron2's, which has the same names
 SWIN = {
     "patch_embed.*": "patch_embed.*",
     "layers.#.*": "layers.#.*",
     "norm#.*": "norm#.*",
-}
-
-# Swin of timm: there a stage begins with the downsampling that ends the one before elsewhere
-SWIN_TIMM = {
-    "patch_embed.*": "patch_embed.*",
-    **{f"layers.{stage}.downsample.*": f"layers.{stage - 1}.downsample.*" for stage in range(1, 4)},
-    "layers.#.blocks.*": "layers.#.blocks.*",
 }

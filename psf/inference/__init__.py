@@ -1,6 +1,6 @@
 """From masks and classes to a panoptic map, instances and semantic scores: pure functions."""
 
-from psf.inference.candidates import best_class, top_pairs
+from psf.inference.candidates import best_class, join_candidates, stuff_candidates, top_pairs
 from psf.inference.confidence import (
     CandidateThresholds,
     MergingThresholds,
@@ -21,12 +21,14 @@ __all__ = [
     "ScoredMasks",
     "best_class",
     "class_times_mask",
+    "join_candidates",
     "mask_wise_merging",
     "per_candidate",
     "pixel_argmax",
     "resize_masks",
     "score_masks",
     "semantic_scores",
+    "stuff_candidates",
     "top_pairs",
     "upper_bound",
 ]

@@ -45,6 +45,8 @@ def class_times_mask(
 
     Returns:
         The map; a segment's score is its class probability.
+
+    Differs from MaskFormer's code: there the pixels that a candidate won outside its own mask count for its share, too.
     """
     kept = (candidates.class_scores >= t_cnf).nonzero()[:, 0]
     chosen = candidates.select(kept)

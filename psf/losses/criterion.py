@@ -1,4 +1,4 @@
-"""The training loss: L = lambda_things L_things + lambda_stuff L_stuff (section 3.4; B3)."""
+"""The training loss: L = lambda_things L_things + lambda_stuff L_stuff (section 3.4)."""
 
 from __future__ import annotations
 

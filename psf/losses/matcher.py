@@ -1,4 +1,4 @@
-"""Which query answers for which thing: the cheapest one-to-one assignment (section 3.4; B3.6)."""
+"""Which query answers for which thing: the cheapest one-to-one assignment (section 3.4)."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class PerLayerMatching:
 
     Args:
         matcher: of the location layers, without mask cost.
-        second_matcher: of the kept queries, with mask cost (B3.5).
+        second_matcher: of the kept queries, with mask cost.
         queries_per_thing: rounds of matching on the last location layer; each round takes one more query per thing.
     """
 

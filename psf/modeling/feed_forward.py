@@ -13,7 +13,7 @@ class FeedForward(nn.Module):
     Args:
         dim: channels in and out.
         hidden_dim: channels between.
-        activation: module class; ReLU in encoder and location decoder, GELU in the mask decoder (B1.5, B1.8).
+        activation: module class; ReLU in encoder and location decoder, GELU in the mask decoder.
         dropout: probability, after the activation and at the end.
     """
 

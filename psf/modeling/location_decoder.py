@@ -1,8 +1,9 @@
-"""Thing queries become location-aware (section 3.3.2; B1.6 and B1.7 of the released model)."""
+"""Thing queries become location-aware (section 3.3.2)."""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -179,7 +180,7 @@ class _LocationLayer(nn.Module):
 
 def initial_class_bias(prior: float = 0.01) -> float:
     """Bias of a class layer for which every class starts with probability `prior` (focal loss, section 4.1)."""
-    return torch.logit(torch.tensor(prior)).item()
+    return math.log(prior / (1 - prior))
 
 
 def _inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

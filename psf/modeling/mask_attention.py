@@ -1,4 +1,4 @@
-"""Cross-attention whose logits are also masks, and the light head that fuses them (section 3.3.3; B1.8).
+"""Cross-attention whose logits are also masks, and the light head that fuses them (section 3.3.3).
 
 The refined query needs the softmax over all tokens, the mask needs the logits before it. They are computed apart: the
 one by torch's fused attention, which never writes the logits down, the other only in layers whose mask is used.

@@ -1,4 +1,4 @@
-"""Queries become masks and classes: the attention maps of every layer are its masks (section 3.3.3; B1.8)."""
+"""Queries become masks and classes: the attention maps of every layer are its masks (section 3.3.3)."""
 
 from __future__ import annotations
 

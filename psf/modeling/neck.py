@@ -1,4 +1,4 @@
-"""Projection of the backbone's maps to D channels each (section 3.2; B1.2 of the released model)."""
+"""Projection of the backbone's maps to D channels each (section 3.2)."""
 
 from __future__ import annotations
 

