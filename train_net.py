@@ -5,7 +5,9 @@ python train_net.py --config-file configs/shapes/psf_tiny.yaml --num-gpus 0 OUTP
 python train_net.py --config-file configs/shapes/psf_tiny.yaml --eval-only MODEL.WEIGHTS output/tiny/model_final.pth
 """
 
-from psf.engine import argument_parser, launch, main
+import sys
+
+from psf.engine import run_command_line
 
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    sys.exit(run_command_line())

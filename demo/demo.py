@@ -21,13 +21,15 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from psf.data import read_image
-from psf.engine import build_config
+from psf.data import build_augmentations, read_image
+from psf.engine import Checkpointer, build_config
 from psf.panoptic_output import OUTPUT_ENDINGS, split_panoptic, write_panoptic_output
 from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
 
@@ -83,8 +85,23 @@ def build_predictor(args: argparse.Namespace) -> DefaultPredictor:
     cfg.MODEL.PSF.TEST.PANOPTIC_ON = True
     cfg.MODEL.PSF.TEST.INSTANCE_ON = False
     cfg.MODEL.PSF.TEST.SEMANTIC_ON = False
-    _check_weights(cfg)
-    return DefaultPredictor(cfg)
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
+    return Predictor(cfg)
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's, with psf's own resize, which keeps the longest and thinnest images, and psf's checkpointer."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("BGR", "RGB"):
+            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}, expected 'BGR' or 'RGB'")
+        [self.aug] = build_augmentations(cfg, is_train=False)
+        self.model = build_model(cfg).eval()
+        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
 
 
 def _choose_device(asked: str | None, configured: str) -> str:
@@ -96,14 +113,6 @@ def _choose_device(asked: str | None, configured: str) -> str:
         return "cpu"
     logger.info("running on %s", device)
     return device
-
-
-def _check_weights(cfg: CfgNode) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
-    elif "://" not in weights and not Path(weights).is_file():
-        raise ValueError(f"MODEL.WEIGHTS {weights}: no such file")
 
 
 def segment_images(args: argparse.Namespace) -> int:

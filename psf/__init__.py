@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__"]
 
 # The doctor must run where these imports fail, too: it makes them itself.
-_is_doctor = sys.orig_argv[-2:] == ["-m", "psf.doctor"]
+_is_doctor = ("-m", "psf.doctor") in zip(sys.orig_argv, sys.orig_argv[1:])
 
 if not _is_doctor and find_spec("torch") and find_spec("detectron2"):
     from psf import backbone, checkpoint, data, model_zoo

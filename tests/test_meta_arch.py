@@ -12,22 +12,15 @@ from detectron2.modeling import build_model
 
 from psf import PanopticSegFormer
 from psf.data import panoptic_metadata
-from tests.models import RECIPES, RELEASED, gradients, make_input, tiny_config, tiny_model, total
+from tests.mini_set import CATEGORIES
+from tests.models import RECIPES, gradients, make_input, tiny_config, tiny_model, total
 
-# Stuff comes first, and the kinds alternate: things are 1 and 3.
-CATEGORIES = [
-    {"id": 7, "name": "sky", "isthing": 0, "color": [0, 0, 250]},
-    {"id": 3, "name": "ball", "isthing": 1, "color": [250, 0, 0]},
-    {"id": 12, "name": "ground", "isthing": 0, "color": [0, 250, 0]},
-    {"id": 5, "name": "box", "isthing": 1, "color": [250, 250, 0]},
-    {"id": 1, "name": "wall", "isthing": 0, "color": [9, 9, 9]},
-]
 COUNTED = {"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1}
 
 
 @pytest.fixture
 def named() -> Iterator[str]:
-    """A data set name whose metadata has the classes of CATEGORIES."""
+    """A data set name in whose metadata stuff comes first and the kinds alternate: things are 1 and 3."""
     name = "psf_test_model_classes"
     MetadataCatalog.get(name).set(**panoptic_metadata(CATEGORIES))
     yield name
@@ -184,6 +177,17 @@ class TestTypes:
             [result, _] = model.eval()(inputs)
         assert result["sem_seg"].dtype == torch.float64
 
+    def test_channels_last_gives_the_same(self):
+        plain, last = tiny_model(), tiny_model({"CHANNELS_LAST": True})
+        last.load_state_dict(plain.state_dict())
+        assert last.backbone.res3[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+        inputs = [make_input(64, 96, things=3, stuff=2), make_input(50, 72, things=0, stuff=3, seed=1)]
+        expected, _ = gradients(plain, inputs)
+        losses, found = gradients(last, inputs)
+        for name, value in losses.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+        assert all(gradient is not None for gradient in found.values())
+
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_bfloat16_autocast(self, recipe: str):
         model = tiny_model(RECIPES[recipe])
@@ -197,14 +201,16 @@ class TestTypes:
         assert len(results) == 2
 
 
-def test_released_padding_takes_part():
-    """The same image with more padding: only where padding is ignored do the masks not change much."""
-    for recipe, ignored in ((RELEASED, False), ({**RELEASED, "MASK_DECODER.IGNORE_PADDING": True}, True)):
-        model = tiny_model(recipe).eval()
-        seen: list[torch.Tensor] = []
-        model.stuff_decoder.register_forward_hook(lambda *args, seen=seen: seen.append(args[2].mask_scores[-1][0]))
-        small, large = (make_input(*size, things=0, stuff=0, seed=1) for size in ((32, 32), (64, 64)))
-        with torch.no_grad():
-            model([small, large])
-        outside = seen[0][:, 4:, :]
-        assert (outside == 0).all() == ignored
+@pytest.mark.parametrize("ignored", [True, False])
+def test_padding_is_masked_out_or_takes_part(ignored: bool):
+    model = tiny_model({"MASK_DECODER.IGNORE_PADDING": ignored}).eval()
+    seen: list[torch.Tensor] = []
+    model.stuff_decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.mask_scores[-1]))
+    inputs = [make_input(*size, things=0, stuff=0) for size in ((32, 32), (64, 64))]
+    with torch.no_grad():
+        model(inputs)
+    [masks] = seen  # (2, 4, 8, 8), of which the first image has 4 x 4
+    own = torch.zeros(8, 8, dtype=torch.bool)
+    own[:4, :4] = True
+    assert bool((masks[0][:, ~own] == 0).all()) == ignored
+    assert (masks[0][:, own] > 0).all() and (masks[1] > 0).all()

@@ -90,3 +90,12 @@ def test_void_alone_draws_the_image_itself():
     drawn = draw_panoptic(image_bgr, predict(np.zeros((30, 40), np.int32)), JOINT)
     assert np.array_equal(drawn, image_bgr[:, :, ::-1])
     assert describe_segments(predict(np.zeros((30, 40), np.int32)), JOINT) == []
+
+
+def test_metadata_of_things_alone():
+    metadata = SimpleNamespace(thing_classes=["ball"], thing_dataset_id_to_contiguous_id={7: 0})
+    ids = np.array([[1, 2]], np.int32)
+    [thing] = describe_segments(predict(ids, (1, 0, True)), metadata)
+    assert (thing["class"], thing["category_id"]) == ("ball", 7)
+    with pytest.raises(ValueError, match=r"class 0 as stuff.* DATASETS\.TEST"):
+        describe_segments(predict(ids, (1, 0, True), (2, 0, False)), metadata)

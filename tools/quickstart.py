@@ -2,7 +2,7 @@
 """The whole road on generated scenes: train, evaluate on held-out scenes, run the demo on some of them.
 
 Leaves output/quickstart/{results.json,panel.png,model_final.pth} and output/quickstart/demo/. Options are passed on to
-train_net.py as KEY VALUE pairs, for example SEED 1.
+train_net.py as KEY VALUE pairs, for example SEED 1; all but OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-import psf.data  # noqa: F401  (registers the scenes)
+from psf.data.shapes import NUM_SCENES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/shapes/psf_tiny.yaml"
@@ -26,6 +26,8 @@ NUM_PROCESSES = 2  # divides the batch of 4; two processes of one thread are fas
 
 
 def main(options: list[str]) -> None:
+    if "OUTPUT_DIR" in options[::2]:
+        sys.exit(f"OUTPUT_DIR is always {OUTPUT} here; to train into another folder, run train_net.py")
     processes = str(min(os.cpu_count() or 1, NUM_PROCESSES))
     device = ("--num-gpus", "0", "--num-processes", processes)
     run("train_net.py", "--config-file", CONFIG, *device, "OUTPUT_DIR", str(OUTPUT), *options)
@@ -33,7 +35,8 @@ def main(options: list[str]) -> None:
     weights = ("--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth"))
     run("demo/demo.py", "--config-file", CONFIG, "--input", *held_out, "--output", str(OUTPUT / "demo"), *weights)
     results = json.loads((ROOT / OUTPUT / "results.json").read_text())["panoptic_seg"]
-    print("\nOn 100 held-out scenes: " + ", ".join(f"{name} {results[name]:.1f}" for name in ("PQ", "PQ_th", "PQ_st")))
+    figures = ", ".join(f"{name} {results[name]:.1f}" for name in ("PQ", "PQ_th", "PQ_st"))
+    print(f"\nOn {NUM_SCENES['val']} held-out scenes: {figures}")
     print(f"Look at {OUTPUT / 'panel.png'} (input | truth | prediction) and {OUTPUT / 'demo'}")
 
 

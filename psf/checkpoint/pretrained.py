@@ -6,8 +6,6 @@ No network: the package holds the file. The converted copy is kept in the cache 
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from psf.data.shapes import cache_root
+from psf.data.cache import cache_draft, cache_root
 
 __all__ = ["PretrainedHandler", "register_pretrained_handler"]
 
@@ -55,7 +53,9 @@ class PretrainedHandler(PathHandler):
             )
         converted = cache_root() / "pretrained" / f"{name}.pth"
         if force or not converted.exists():
-            _save_atomically({"model": _convert(PACKAGED_WEIGHTS[name])}, converted)
+            weights = _convert(PACKAGED_WEIGHTS[name])
+            with cache_draft(converted) as draft:
+                torch.save({"model": weights}, draft)
         return str(converted)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
@@ -87,11 +87,3 @@ def _convert(weights: PackagedWeights) -> dict[str, torch.Tensor]:
     return {
         f"backbone.model.{name}": value for name, value in zip(wanted, values.values(), strict=True) if name in features
     }
-
-
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    torch.save(state, temporary)
-    os.replace(temporary, path)

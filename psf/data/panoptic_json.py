@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.utils.colormap import colormap
 from detectron2.utils.file_io import PathManager
 
 from psf.data.dataset_check import require_file
@@ -23,11 +24,13 @@ def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         thing_classes and stuff_classes, thing_colors and stuff_colors: all K classes in both lists of a pair, because
-        Detectron2 indexes them by the joint id; {thing,stuff}_dataset_id_to_contiguous_id: each its own kind alone;
-        ignore_label, label_divisor and evaluator_type.
+        Detectron2 indexes them by the joint id (a category without a color gets one);
+        {thing,stuff}_dataset_id_to_contiguous_id: each its own kind alone; ignore_label, label_divisor and
+        evaluator_type.
     """
     names = [category["name"] for category in categories]
-    colors = [list(category["color"]) for category in categories]
+    palette = colormap(rgb=True, maximum=255).astype(int).tolist()
+    colors = [list(category.get("color", palette[i % len(palette)])) for i, category in enumerate(categories)]
     thing_ids, stuff_ids = (
         {category["id"]: position for position, category in enumerate(categories) if bool(category["isthing"]) is kind}
         for kind in (True, False)

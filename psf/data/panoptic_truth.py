@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from detectron2.utils.logger import log_first_n
 
 from psf.data.images import open_image
 
-__all__ = ["PanopticLabels", "compact", "read_panoptic_labels"]
+__all__ = ["PanopticLabels", "compact", "read_panoptic_ids", "read_panoptic_labels"]
 
 _NEEDED_KEYS = {"id", "category_id", "isthing"}
 
@@ -45,25 +45,16 @@ def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, An
             raise ValueError(
                 f"{file_name}: a segment of segments_info lacks {_NEEDED_KEYS - segment.keys()}: {segment}"
             )
-    ids = _read_ids(file_name)
     known = np.array([segment["id"] for segment in segments_info], dtype=np.int64)
     order = np.argsort(known)
     known = np.concatenate(([0], known[order]))
     if (np.diff(known) <= 0).any():
         raise ValueError(f"{file_name}: segments_info has an id below 1 or one id twice: {sorted(known[1:].tolist())}")
 
-    # Neighbours mostly share their id, so the search runs once per run of equal pixels, not per pixel.
-    flat = ids.reshape(-1)
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-    runs = flat[starts]
-    found = np.searchsorted(known, runs).clip(max=len(known) - 1)
-    unknown = np.unique(runs[known[found] != runs])
-    if len(unknown):
-        raise ValueError(
-            f"{file_name}: the PNG has ids that segments_info does not list: {unknown[:10].tolist()}"
-            f"{' ...' if len(unknown) > 10 else ''}; JSON and PNG must be of the same version"
-        )
-    labels = np.repeat(found.astype(_label_type(len(order))), np.diff(starts, append=len(flat))).reshape(ids.shape)
+    ids = read_panoptic_ids(file_name, known)
+    starts, runs = _runs(ids)
+    found = np.searchsorted(known, runs)
+    labels = np.repeat(found.astype(_label_type(len(order))), np.diff(starts, append=ids.size)).reshape(ids.shape)
     segments = [
         {
             "id": position,
@@ -79,6 +70,29 @@ def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, An
         message = f"{file_name}: segments {absent[:10]} of the JSON have no pixel in the PNG and are dropped"
         log_first_n(logging.WARNING, message, key="caller", name=__name__)
     return result
+
+
+def read_panoptic_ids(file_name: str, known: Iterable[int]) -> np.ndarray:
+    """The (H, W) uint32 ids of a COCO panoptic PNG; 0 is void.
+
+    Raises:
+        ValueError: if the PNG is missing, unreadable or not in colour, or has ids other than 0 and those in `known`.
+    """
+    ids = _read_ids(file_name)
+    unknown = np.setdiff1d(_runs(ids)[1], [0, *known])
+    if len(unknown):
+        raise ValueError(
+            f"{file_name}: the PNG has ids that segments_info does not list: {unknown[:10].tolist()}"
+            f"{' ...' if len(unknown) > 10 else ''}; JSON and PNG must be of the same version"
+        )
+    return ids
+
+
+def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal pixels start, row by row, and their ids: far fewer than pixels."""
+    flat = ids.reshape(-1)
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    return starts, flat[starts]
 
 
 def compact(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> PanopticLabels:

@@ -7,8 +7,6 @@ JSON) at first use, since evaluators read files: under PSF_CACHE, by default psf
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from psf.data.cache import cache_draft, cache_root
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata
 from psf.data.shapes_scene import CATEGORIES, Scene, make_scene
 
@@ -29,12 +28,6 @@ VERSION = 1
 
 # Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
 _ID_STEP = 0x9E3779
-
-
-def cache_root() -> Path:
-    """Folder of the written splits: $PSF_CACHE, else psf/ in the user's cache folder. Nothing is created."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psf"
-    return Path(os.environ.get("PSF_CACHE") or default).expanduser().absolute()
 
 
 def register_shapes() -> None:
@@ -68,27 +61,12 @@ def training_dicts() -> list[dict[str, Any]]:
 def load_written_split(split: str, folder: Path) -> list[dict[str, Any]]:
     """Data set dicts of a split that lies in `folder`; made and written there first, if it does not exist.
 
-    Processes may race for it: each writes a folder of its own, and the first to rename it wins.
-
     Raises:
         ValueError: naming PSF_CACHE, if the folder cannot be written.
     """
-    try:
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-                draft = Path(temporary) / folder.name
-                _write_split(split, draft)
-                try:
-                    os.replace(draft, folder)
-                except OSError:
-                    if not folder.is_dir():  # else another process was first, with the same scenes
-                        raise
-    except OSError as error:
-        raise ValueError(
-            f"cannot write the generated data set to {folder} ({error}); set the variable PSF_CACHE to a folder that "
-            "can be written"
-        ) from error
+    if not folder.is_dir():
+        with cache_draft(folder) as draft:
+            _write_split(split, draft)
     paths = _paths(folder)
     return load_panoptic_json(str(paths["panoptic_json"]), str(paths["panoptic_root"]), str(paths["image_root"]))
 

@@ -2,6 +2,7 @@
 
 from psf.engine.arguments import argument_parser, build_config, setup
 from psf.engine.checkpointer import Checkpointer
+from psf.engine.command_line import run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
 from psf.engine.optimizer import build_optimizer
@@ -16,5 +17,6 @@ __all__ = [
     "build_optimizer",
     "launch",
     "main",
+    "run_command_line",
     "setup",
 ]

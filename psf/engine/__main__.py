@@ -1,6 +1,8 @@
 """`python -m psf.engine`: what train_net.py does, where there is no checkout."""
 
-from psf.engine import argument_parser, launch, main
+import sys
+
+from psf.engine import run_command_line
 
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    sys.exit(run_command_line())

@@ -34,15 +34,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run, and Detectron2's set-up of loggers and seeds for it.
 
     Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
+    The name of a config that comes with psf becomes its path in `args.config_file`.
 
     Raises:
-        ValueError: as `build_config` does; if OUTPUT_DIR cannot be written; if several GPUs are to run a config that
-            says MODEL.DEVICE "cpu".
+        ValueError: as `build_config` does; if OUTPUT_DIR cannot be written; if GPUs are to run a config that says
+            MODEL.DEVICE "cpu".
     """
+    args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
     cfg = build_config(args.config_file, args.opts)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
-    elif args.num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
+    elif cfg.MODEL.DEVICE == "cpu":
         raise ValueError(
             f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": give MODEL.DEVICE cuda, or --num-gpus 0'
         )
@@ -66,11 +68,7 @@ def build_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_psf_config(cfg)
-    if not os.path.isfile(config_file):
-        try:
-            config_file = get_config_file(config_file)
-        except ValueError as error:
-            raise ValueError(f"--config-file {config_file!r} does not exist, and {error}") from error
+    config_file = _find_config_file(config_file)
     known = list(_dotted_keys(cfg))
     try:
         cfg.merge_from_file(config_file)
@@ -84,6 +82,15 @@ def build_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             raise _unknown_key(key, "the command line", known)
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def _find_config_file(name: str) -> str:
+    if os.path.isfile(name):
+        return name
+    try:
+        return get_config_file(name)
+    except ValueError as error:
+        raise ValueError(f"--config-file {name!r} does not exist, and {error}") from error
 
 
 def _dotted_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from PIL import Image
+
+from psf.data import read_panoptic_ids
 
 __all__ = ["ImageTruth", "PanopticGroundTruth", "has_panoptic_truth"]
 
@@ -56,21 +57,15 @@ class PanopticGroundTruth:
         """One image's truth.
 
         Raises:
-            ValueError: if the JSON does not have the image, or if the PNG cannot be read.
+            ValueError: if the JSON does not have the image, if the PNG cannot be read, or if it has ids that the JSON
+                does not list.
         """
         annotation = self.annotations.get(image_key(image_id))
         if annotation is None:
             raise ValueError(f"{self.metadata.panoptic_json} has no annotation of the image with id {image_id!r}")
         path = os.path.join(self.metadata.panoptic_root, annotation["file_name"])
-        try:
-            with Image.open(path) as image:
-                # Four bytes a pixel, which read as one number have the id, R + 256 G + 65536 B, in the lower three.
-                pixels = np.ascontiguousarray(image.convert("RGBA"))
-        except OSError as error:
-            raise ValueError(
-                f"cannot read the panoptic PNG {path}, which {self.metadata.panoptic_json} names: {error}"
-            ) from error
-        return ImageTruth(pixels.view("<u4")[..., 0] & np.uint32(0xFFFFFF), annotation["segments_info"])
+        segments = annotation["segments_info"]
+        return ImageTruth(read_panoptic_ids(path, [segment["id"] for segment in segments]), segments)
 
     def contiguous_id(self, category_id: int) -> int:
         """The model's class of a category of the JSON."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -67,19 +68,37 @@ class InstanceEvaluator(COCOEvaluator):
 def write_instance_json(dataset_name: str, path: Path) -> None:
     """Write the things of a panoptic data set as a COCO instance JSON (masks as RLE), in the main process.
 
-    A file that is newer than the panoptic JSON is kept as it is. All processes must call this together.
+    A file that was written of the same panoptic JSON is kept as it is. All processes must call this together.
     """
     truth = PanopticGroundTruth(dataset_name)
-    panoptic_json = Path(truth.metadata.panoptic_json)
-    is_current = path.is_file() and path.stat().st_mtime >= panoptic_json.stat().st_mtime
-    if comm.is_main_process() and not is_current:
+    source = _describe_source(truth.metadata)
+    if comm.is_main_process() and _read_source(path) != source:
         logger.info("Deriving instance masks of %s from its panoptic PNGs: %s", dataset_name, path)
-        content = _instance_content(truth)
+        content = {"info": source, **_instance_content(truth)}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(path)
     comm.synchronize()
+
+
+def _describe_source(metadata: Metadata) -> dict[str, Any]:
+    """What tells one panoptic truth from another, and from what it was before."""
+    status = os.stat(metadata.panoptic_json)
+    return {
+        "panoptic_json": os.path.abspath(metadata.panoptic_json),
+        "panoptic_root": os.path.abspath(metadata.panoptic_root),
+        "modified_ns": status.st_mtime_ns,
+        "size": status.st_size,
+    }
+
+
+def _read_source(path: Path) -> dict[str, Any] | None:
+    """The source that an instance JSON was written of; None if there is no such file, or not one of ours."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("info")
+    except (OSError, ValueError):
+        return None
 
 
 def _instance_content(truth: PanopticGroundTruth) -> dict[str, list[dict[str, Any]]]:

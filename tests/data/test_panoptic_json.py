@@ -90,3 +90,12 @@ def test_damaged_and_missing_json_are_named(tmp_path):
     Path(path).unlink()
     with pytest.raises(ValueError, match=r"panoptic\.json: .*missing.*DETECTRON2_DATASETS"):
         load_panoptic_json(path, "", "")
+
+
+def test_categories_without_color_get_one() -> None:
+    categories = [{"id": i, "name": str(i), "isthing": i % 2} for i in range(200)]
+    colors = panoptic_metadata(categories)["thing_colors"]
+    assert len(colors) == 200
+    assert all(
+        len(color) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in color) for color in colors
+    )

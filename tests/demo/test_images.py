@@ -70,7 +70,7 @@ def test_config_decides_without_a_threshold(run, image, out):
     assert found_classes(out) == ["ball"]
 
 
-def test_real_model_obeys_the_threshold(run, config, image, out):
+def write_config_of_real_model(config: Path) -> None:
     config.write_text(
         "VERSION: 2\n"
         "DATASETS: {TEST: [psf_test_demo]}\n"
@@ -79,6 +79,10 @@ def test_real_model_obeys_the_threshold(run, config, image, out):
         "  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}\n"
         "  PSF: {HIDDEN_DIM: 32, NUM_THING_QUERIES: 10, POST_PROCESSOR: {MASK_THRESHOLD: 0.0}}\n"
     )
+
+
+def test_real_model_obeys_the_threshold(run, config, image, out):
+    write_config_of_real_model(config)
     assert run("--input", image, "--output", out, "--confidence-threshold", "0") == 0
     _, ids, record = load_output(out, "a")
     segments = record["segments_info"]
@@ -109,6 +113,7 @@ def test_unusual_images_simply_work(run, scene, tmp_path, out):
         "thin.png": np.full((3, 2, 3), (255, 0, 0), np.uint8),
         "long.png": np.tile(scene(width=17)[:50], (80, 1, 1)),  # 4000 x 17
         "wide.png": np.tile(scene()[30:47, :40], (1, 100, 1)),  # 17 x 4000
+        "line.png": np.full((1, 4000, 3), (255, 0, 0), np.uint8),
         "gray.png": scene()[..., 0],
         "rgba.png": np.dstack([scene(), np.full((60, 90), 9, np.uint8)]),
         "deep.png": scene()[..., 2].astype(np.uint16) * 257,
@@ -191,3 +196,11 @@ def test_device(run, image, out, caplog):
     with caplog.at_level("INFO"):
         assert run("--input", image, "--output", out, "--opts", "MODEL.DEVICE", "cuda") == 0
     assert "no CUDA GPU found: running on the CPU" in caplog.text
+
+
+def test_weights_of_a_backbone_alone_are_a_loud_warning(run, config, image, out, tmp_path, caplog):
+    write_config_of_real_model(config)
+    torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "imagenet.pth")
+    assert run("--input", image, "--output", out, "--opts", "MODEL.WEIGHTS", str(tmp_path / "imagenet.pth")) == 0
+    [warning] = [r.getMessage() for r in caplog.records if r.name.startswith("psf") and r.levelname == "WARNING"]
+    assert "THE RESULTS WILL BE RANDOM" in warning and "thing_decoder" in warning and "backbone," not in warning

@@ -65,10 +65,22 @@ def test_config_by_name():
     assert by_name.MODEL.META_ARCHITECTURE == "PanopticSegFormer"
 
 
-def test_several_gpus_and_a_config_for_the_cpu(parse_args: ParseArgs):
-    args = parse_args("MODEL.DEVICE", "cpu")
-    args.num_gpus = 2
-    with pytest.raises(ValueError, match=r'--num-gpus is 2, MODEL\.DEVICE is "cpu"'):
+def test_set_up_by_the_name_of_a_config(parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # away from the checkout
+    args = parse_args()
+    args.config_file = "coco/psf_R50_24ep.yaml"
+    assert setup(args).MODEL.META_ARCHITECTURE == "PanopticSegFormer"
+    assert Path(args.config_file).is_file()
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2])
+@pytest.mark.parametrize("by", ["option", "yaml"])
+def test_gpus_and_a_config_for_the_cpu(num_gpus: int, by: str, config_file: Path, parse_args: ParseArgs):
+    args = parse_args(*(["MODEL.DEVICE", "cpu"] if by == "option" else []))
+    if by == "yaml":
+        config_file.write_text(config_file.read_text().replace("MODEL: {", "MODEL: {DEVICE: cpu, "))
+    args.num_gpus = num_gpus
+    with pytest.raises(ValueError, match=rf'--num-gpus is {num_gpus}, MODEL\.DEVICE is "cpu"'):
         setup(args)
 
 

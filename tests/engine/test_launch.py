@@ -76,5 +76,5 @@ def test_two_processes_train_and_gather_results(
 
 def test_train_net_stops_with_a_clear_line(run_python: RunPython, tmp_path: Path):
     done = run_python("train_net.py", "--config-file", str(tmp_path / "none.yaml"), "--num-gpus", "0")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ValueError: --config-file")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --config-file") and "Traceback" not in done.stderr

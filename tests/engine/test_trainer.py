@@ -156,6 +156,15 @@ class TestCheckpointOfAnotherShape:
             Checkpointer(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))).load(self.save(tmp_path))
         assert not caplog.records
 
+    @pytest.mark.parametrize("is_training", [False, True])
+    def test_weights_that_lack_a_part(self, is_training: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        path = self.save(tmp_path)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+        more = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)} if is_training else {}
+        Checkpointer(model, **more).load(path, checkpointables=[])
+        loud = [record.getMessage() for record in caplog.records if record.name.startswith("psf")]
+        assert ["RANDOM" in one and "model's 3;" in one for one in loud] == ([] if is_training else [True])
+
     def test_resume_refuses(self, tmp_path: Path):
         self.save(tmp_path)
         model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -143,6 +144,12 @@ class TestPanopticQualityEvaluator:
             evaluator.process([{"image_id": 77}], [output])
         with pytest.raises(ValueError, match="class 44 as a thing"):
             evaluator.process([image], [{"panoptic_seg": (ids, [{"id": 1, "category_id": 44, "isthing": True}])}])
+        source = Path(MetadataCatalog.get(mini).panoptic_json)
+        content = json.loads(source.read_text())
+        unlisted = content["annotations"][0]["segments_info"].pop()["id"]
+        source.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"0\.png: the PNG has ids .* not list: \[{unlisted}\]"):
+            PanopticQualityEvaluator(mini).process([image], [output])
         Path(MetadataCatalog.get(mini).panoptic_root, "0.png").unlink()
         with pytest.raises(ValueError, match=r"0\.png"):
             evaluator.process([image], [output])
@@ -248,6 +255,21 @@ class TestInstanceEvaluator:
         before = path.stat().st_mtime_ns
         write_instance_json(mini, path)
         assert path.stat().st_mtime_ns == before
+
+    def test_derived_json_of_another_truth_is_replaced(self, mini: str, tmp_path: Path):
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        source = Path(MetadataCatalog.get(mini).panoptic_json)
+        content = json.loads(source.read_text())
+        content["annotations"] = content["annotations"][:1]
+        vars(MetadataCatalog.get(mini))["panoptic_json"] = str(tmp_path / "smaller.json")
+        (tmp_path / "smaller.json").write_text(json.dumps(content))
+        os.utime(tmp_path / "smaller.json", (0, 0))  # older than what was derived of the other
+        write_instance_json(mini, path)
+        assert [one["image_id"] for one in json.loads(path.read_text())["annotations"]] == [1, 1]
+        path.write_text("damaged")
+        write_instance_json(mini, path)
+        assert len(json.loads(path.read_text())["images"]) == 1
 
     def test_stuff_is_refused(self, mini: str, tmp_path: Path):
         write_instance_json(mini, tmp_path / "instances.json")
