@@ -169,17 +169,23 @@ class TestLayer:
         assert not torch.allclose(three[1], last[1])  # the masks
 
     def test_is_what_training_supervises(self):
-        """The masks of layer k at test are those of layer k in training."""
+        """Masks and classes of layer k at test are those of layer k in training."""
         which = tiny_model({"SIZE_DIVISIBILITY": 32}).train()
-        seen = {}
-        which.thing_decoder.register_forward_hook(lambda module, inputs, output: seen.update(things=output))
-        which.stuff_decoder.register_forward_hook(lambda module, inputs, output: seen.update(stuff=output))
+        seen: dict[str, Any] = {}
+        for name in ("thing_decoder", "stuff_decoder", "thing_classifier", "stuff_classifier"):
+            part = which.get_submodule(name)
+            part.register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output}))
         with torch.no_grad():
             which([make_input(64, 96, things=2, stuff=2)])
-        for layer, thing_layer, stuff_layer in ((1, 0, 0), (2, 1, 1), (3, 1, 2), (-1, 2, 3)):
-            _, masks = self.candidates(layer)
-            torch.testing.assert_close(masks[:6], seen["things"].mask_scores[thing_layer][0])
-            torch.testing.assert_close(masks[6:], seen["stuff"].mask_scores[stuff_layer][0])
+        masks = [seen[name].mask_scores for name in ("thing_decoder", "stuff_decoder")]
+        scores = [[x[0].sigmoid() for x in seen[name]] for name in ("thing_classifier", "stuff_classifier")]
+        # TEST_LAYER: position of the mask and of the class among those of training, for things and for stuff
+        expected = {1: (0, 0, 0, 0), 2: (1, 1, 1, 1), 3: (1, 2, 1, 2), -1: (2, 3, 1, 2)}
+        for layer, (thing_mask, stuff_mask, thing_class, stuff_class) in expected.items():
+            found_scores, found_masks = self.candidates(layer)
+            torch.testing.assert_close(found_masks, torch.cat((masks[0][thing_mask][0], masks[1][stuff_mask][0])))
+            best = scores[0][thing_class].amax(-1)
+            torch.testing.assert_close(found_scores, torch.cat((best, scores[1][stuff_class][:, 0])))
 
     @pytest.mark.parametrize("layer", [0, -2])
     def test_no_such_layer(self, layer: int):

@@ -173,7 +173,7 @@ def test_written_truth_scores_100_against_itself(tune_folder: Path, capsys):
 
 def test_files_are_written_once(tune_folder: Path, monkeypatch):
     monkeypatch.setattr(shapes, "_write_split", lambda *_: pytest.fail("written again"))
-    shapes.load_written_split("tune", tune_folder)
+    assert len(shapes.load_written_split("tune", tune_folder)) == shapes.NUM_SCENES["tune"]
 
 
 def test_who_is_late_in_a_race_takes_the_winners_files(tmp_path: Path, monkeypatch):
