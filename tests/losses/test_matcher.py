@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psf.losses.matcher import dice_cost, focal_cost, solve
@@ -80,6 +80,7 @@ def costs(draw: st.DrawFn) -> torch.Tensor:
     return torch.tensor(flat, dtype=torch.float32).view(num_queries, num_things)
 
 
+@settings(deadline=None)
 @given(costs())
 def test_no_other_assignment_is_cheaper(cost: torch.Tensor):
     queries, things = solve(cost)
