@@ -46,7 +46,18 @@ def _model_defaults() -> CN:
     psf.TIMM = CN()
     psf.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
     psf.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
+    psf.TIMM.DROP_PATH = 0.0  # rate at the last block, from 0 at the first
     psf.TIMM.FREEZE = []  # beginnings of the names of parameters that are not trained
+
+    # ------------------------------------------------------------------ backbone (build_psf_swin_backbone alone)
+    # Swin-T by default, with its usual drop path in detection.
+    psf.SWIN = CN()
+    psf.SWIN.EMBED_DIM = 96  # channels of the first stage; each further one has twice as many
+    psf.SWIN.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    psf.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    psf.SWIN.WINDOW_SIZE = 7
+    psf.SWIN.DROP_PATH = 0.2
+    psf.SWIN.FREEZE = []  # as TIMM.FREEZE; "patch_embed" and "layers.0" are where the network begins
 
     # ------------------------------------------------------------------ tokens (section 3.2)
     # Backbone features C3, C4, C5, finest first. The mask decoder attends to these levels.

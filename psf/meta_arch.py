@@ -185,20 +185,20 @@ class PanopticSegFormer(nn.Module):
         Raises:
             ValueError: if an image holds NaN or infinite values, or the truth is not understood.
         """
-        images = self._preprocess(batched_inputs)
-        tokens = self._encode(images)
+        images = self.preprocess(batched_inputs)
         if self.training:
             targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
-            return self._losses(tokens, targets)
-        candidates = self._candidates(tokens)
+            return self._losses(self._encode(images), targets)
         results = []
-        for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
+        for x, image_size, image_candidates in zip(
+            batched_inputs, images.image_sizes, self.candidates(images), strict=True
+        ):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
             frame = Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
             results.append(self._result(image_candidates, frame))
         return results
 
-    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised, then padded with zeros to the largest height and width of the batch."""
         images = []
         for x in batched_inputs:
@@ -244,8 +244,9 @@ class PanopticSegFormer(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return self.criterion(predictions, assignments, targets)
 
-    def _candidates(self, tokens: FeatureTokens) -> list[Candidates]:
-        """What competes for the pixels of each image: chosen things, then all stuff classes."""
+    def candidates(self, images: ImageList) -> list[Candidates]:
+        """What competes for the pixels of each normalised image: chosen things, then all stuff classes."""
+        tokens = self._encode(images)
         memory = tokens.finest(self.num_mask_levels)
         stuff, stuff_logits = self._decode_stuff(memory, self.settings.layer)
         things = self._thing_candidates(tokens, memory)

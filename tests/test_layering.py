@@ -36,7 +36,9 @@ ORDER = (
     "checkpoint",
     "evaluation",
     "video",
+    "analysis",
     "engine",
+    "golden",
     "doctor",
     "__init__",
 )

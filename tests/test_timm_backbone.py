@@ -23,7 +23,9 @@ MAPS = ["res3", "res4", "res5"]
 
 def backbone(name: str = "test_efficientnet", **changes: Any) -> TimmBackbone:
     """One of timm's models for tests, or another."""
-    settings: dict[str, Any] = {"out_features": MAPS, "in_channels": 3, "frozen_norm": True, "freeze": []}
+    settings: dict[str, Any] = {
+        "out_features": MAPS, "in_channels": 3, "frozen_norm": True, "drop_path": 0.0, "freeze": []
+    }  # fmt: skip
     return TimmBackbone(name, **{**settings, **changes})
 
 
@@ -85,6 +87,46 @@ class TestFrozen:
             backbone(freeze=["stem"])
 
 
+class TestDropPath:
+    @staticmethod
+    def rates(model: TimmBackbone) -> list[float]:
+        from timm.layers import DropPath
+
+        return [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+
+    def test_grows_over_all_blocks(self):
+        """PVTv2-B0 has 8 blocks, each with a drop path after attention and after the MLP; the first drops nothing."""
+        found = self.rates(backbone("pvt_v2_b0", drop_path=0.7))
+        assert found == pytest.approx([0.1 * block for block in range(1, 8) for _ in range(2)])
+
+    def test_zero_is_zero(self):
+        """timm's own default for Swin is 0.1."""
+        assert self.rates(backbone("swin_tiny_patch4_window7_224")) == []
+
+    def test_a_model_without(self):
+        assert list(backbone("densenet121").output_shape()) == MAPS
+        with pytest.raises(ValueError, match=r"TIMM\.DROP_PATH is 0\.1, but densenet121 has no drop path"):
+            backbone("densenet121", drop_path=0.1)
+
+
+def test_pvt_has_the_released_constants():
+    """Layer norms: eps 1e-5 in patch embeddings and after the reduction of keys and values, else 1e-6."""
+    with torch.device("meta"):
+        model = backbone("pvt_v2_b5")
+    norms = {name: m.eps for name, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert len(norms) == 4 + 49 + 2 * 52 + 4  # embeddings; reductions, but of the last stage; blocks; ends
+    for name, eps in norms.items():
+        assert eps == (1e-5 if "patch_embed" in name or "downsample" in name or "attn" in name else 1e-6), name
+    blocks = [m for name, m in model.named_modules() if name.endswith(("blocks.0", "blocks.39"))]
+    assert [block.mlp.fc1.weight.shape for block in blocks] == [
+        (256, 64),
+        (512, 128),
+        (1280, 320),
+        (1280, 320),
+        (2048, 512),
+    ]
+
+
 class TestErrors:
     def test_unknown_model(self):
         with pytest.raises(ValueError, match=r'MODEL\.PSF\.TIMM\.NAME is "no_such_net"'):
@@ -101,11 +143,13 @@ class TestInTheModel:
 
     def test_built_by_its_name(self):
         model = build_backbone(
-            tiny_config({**self.keys, "TIMM.FROZEN_NORM": False}, **self.name), ShapeSpec(channels=3)
+            tiny_config({**self.keys, "TIMM.FROZEN_NORM": False, "TIMM.DROP_PATH": 0.2}, **self.name),
+            ShapeSpec(channels=3),
         )
         assert isinstance(model, TimmBackbone)
         trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         assert not trained["model.conv_stem.weight"] and trained["model.bn1.weight"]
+        assert max(TestDropPath.rates(model)) > 0.1
 
     def test_learns(self):
         losses, found = gradients(

@@ -1,5 +1,6 @@
 """Backbones beside Detectron2's own."""
 
+from psf.backbone.swin import SwinBackbone, build_psf_swin_backbone
 from psf.backbone.timm import TimmBackbone, build_psf_timm_backbone
 
-__all__ = ["TimmBackbone", "build_psf_timm_backbone"]
+__all__ = ["SwinBackbone", "TimmBackbone", "build_psf_swin_backbone", "build_psf_timm_backbone"]

@@ -9,7 +9,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from torch import Tensor, nn
+
+from psf.backbone.freezing import freeze_parameters
 
 __all__ = ["TimmBackbone", "build_psf_timm_backbone"]
 
@@ -24,14 +26,23 @@ class TimmBackbone(Backbone):
         out_features: names of the maps to give.
         in_channels: channels of the image.
         frozen_norm: batch norms keep their statistics and affine parameters.
+        drop_path: rate at the last block, from 0 at the first.
         freeze: beginnings of names of parameters that are not trained.
 
     Raises:
-        ValueError: if timm does not know the model, it lacks a map, or a name in `freeze` begins no parameter.
+        ValueError: if timm does not know the model, it lacks a map, it has no drop path and one is asked for, or a name
+            in `freeze` begins no parameter.
     """
 
     def __init__(
-        self, name: str, *, out_features: Sequence[str], in_channels: int, frozen_norm: bool, freeze: Sequence[str]
+        self,
+        name: str,
+        *,
+        out_features: Sequence[str],
+        in_channels: int,
+        frozen_norm: bool,
+        drop_path: float,
+        freeze: Sequence[str],
     ):
         super().__init__()
         import timm  # takes seconds, and only this backbone needs it
@@ -46,8 +57,9 @@ class TimmBackbone(Backbone):
         missing = [f for f in out_features if f not in indices]
         if missing:
             raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; {name} gives {sorted(indices)}")
-        self.model = timm.create_model(
+        self.model = _create_model(
             name,
+            drop_path,
             in_chans=in_channels,
             out_indices=tuple(indices[f] for f in out_features),
             **arguments,
@@ -55,12 +67,7 @@ class TimmBackbone(Backbone):
         self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
         if frozen_norm:
             freeze_batch_norm_2d(self.model)
-        for prefix in freeze:
-            frozen = [p for n, p in self.model.named_parameters() if n.startswith(prefix)]
-            if not frozen:
-                raise ValueError(f'MODEL.PSF.TIMM.FREEZE holds "{prefix}", with which no parameter of {name} begins')
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+        freeze_parameters(self.model, freeze, key="MODEL.PSF.TIMM.FREEZE", name=name)
         self._out_features = list(out_features)
         self._out_feature_channels = {f: info.channels()[indices[f]] for f in out_features}
         self._out_feature_strides = {f: info.reduction()[indices[f]] for f in out_features}
@@ -71,6 +78,23 @@ class TimmBackbone(Backbone):
         if self._channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return dict(zip(self._out_features, maps, strict=True))
+
+
+def _create_model(name: str, drop_path: float, **arguments: Any) -> nn.Module:
+    """timm's model with this rate of drop path, be it 0 where timm's default is not; some models do not have it."""
+    import timm
+    from timm.layers import DropPath
+
+    model: nn.Module
+    try:
+        model = timm.create_model(name, drop_path_rate=drop_path, **arguments)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        model = timm.create_model(name, **arguments)
+    if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
+        raise ValueError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}, but {name} has no drop path: set it to 0.0")
+    return model
 
 
 def _map_name(stride: int) -> str:
@@ -91,5 +115,6 @@ def build_psf_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbon
         out_features=cfg.MODEL.PSF.IN_FEATURES,
         in_channels=input_shape.channels,
         frozen_norm=node.FROZEN_NORM,
+        drop_path=node.DROP_PATH,
         freeze=node.FREEZE,
     )

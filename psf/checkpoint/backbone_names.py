@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PVT_V2", "RESNET", "SWIN"]
+__all__ = ["PVT_V2", "RESNET", "SWIN", "TIMM_PVT_V2", "TIMM_SWIN"]
 
 # torchvision's, timm's and mmdetection's ResNet -> Detectron2's
 RESNET = {
@@ -35,9 +35,22 @@ PVT_V2 = {
     },
 }
 
-# Swin of its authors (and of the released checkpoints) -> Detectron2's, which has the same names
+# PVTv2 of timm with its classifier -> timm's features_only
+TIMM_PVT_V2 = {
+    "patch_embed.*": "model.patch_embed.*",
+    "stages.#.*": "model.stages_#.*",
+}
+
+# Swin of its authors (and of the released checkpoints) -> psf's, which has the same names
 SWIN = {
     "patch_embed.*": "patch_embed.*",
     "layers.#.*": "layers.#.*",
     "norm#.*": "norm#.*",
+}
+
+# Swin of timm -> psf's: there a stage begins with the patch merging with which its authors end the one before
+TIMM_SWIN = {
+    "patch_embed.*": "patch_embed.*",
+    **{f"layers.{stage}.downsample.*": f"layers.{stage - 1}.downsample.*" for stage in range(1, 4)},
+    "layers.#.blocks.*": "layers.#.blocks.*",
 }

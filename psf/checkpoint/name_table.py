@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from torch import Tensor
 
-__all__ = ["rename"]
+__all__ = ["count_matches", "is_match", "rename"]
 
 
 def rename(
@@ -54,6 +55,19 @@ def rename(
     return renamed
 
 
+def is_match(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, as in `rename`, fits the whole name."""
+    return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
+
+
+def count_matches(names: Iterable[str], patterns: Iterable[str]) -> dict[str, int]:
+    """How many names each pattern fits; patterns that fit none are left out."""
+    names = list(names)
+    counts = {pattern: sum(is_match(name, [pattern]) for name in names) for pattern in patterns}
+    return {pattern: count for pattern, count in counts.items() if count}
+
+
+@cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(re.escape(pattern).replace(r"\#", r"(\d+)").replace(r"\*", r"(.*)"))
 

@@ -104,7 +104,8 @@ def score_masks(
         mask = scores > mask_threshold
         masks.append(mask)
         areas.append(mask.sum((1, 2)))
-        sums.append((scores * mask).sum((1, 2), dtype=torch.float32))  # a sum in float16 would overflow
+        exact = torch.promote_types(scores.dtype, torch.float32)  # a sum in float16 would overflow
+        sums.append((scores * mask).sum((1, 2), dtype=exact))
     area, score_sum = torch.cat(areas), torch.cat(sums)
     confidence = mask_confidence(
         candidates.class_scores,

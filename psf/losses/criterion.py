@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fvcore.nn import giou_loss, sigmoid_focal_loss
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
 from psf.losses.boxes import image_scale, target_locations
 from psf.losses.matcher import Assignment
 from psf.losses.matching import ThingAssignments
+from psf.losses.precision import at_least_float32
 from psf.predictions import LocationLayer, PanopticTargets, TrainingPredictions
 
 __all__ = ["PanopticCriterion", "dice_loss"]
@@ -99,13 +99,13 @@ class PanopticCriterion:
             suffix = _suffix(i, len(layers))
             losses[f"loss_det_cls{suffix}"] = self.det_cls_weight * self._focal(layer.class_logits, pairs, targets)
             dim = layer.locations.shape[-1]
-            found = torch.cat([x[p.queries] for x, p in zip(layer.locations.float(), pairs, strict=True)])
+            found = torch.cat([x[p.queries] for x, p in zip(at_least_float32(layer.locations), pairs, strict=True)])
             wanted = [target_locations(t, dim)[p.things] for t, p in zip(targets, pairs, strict=True)]
             losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (found - torch.cat(wanted)).abs().sum()
             if dim == 4:
                 scale = torch.cat([image_scale(t).expand(len(w), 4) for t, w in zip(targets, wanted, strict=True)])
                 boxes, wanted_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (found, torch.cat(wanted)))
-                giou = giou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
+                giou = generalized_box_iou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
                 losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
         return losses
 
@@ -122,18 +122,20 @@ class PanopticCriterion:
         """L_cls of stuff: is the query's own class present in the image?"""
         losses = {}
         for i, logits in enumerate(layers):
-            present = torch.zeros_like(logits, dtype=torch.float32)
+            logits = at_least_float32(logits)
+            present = torch.zeros_like(logits)
             for row, target in zip(present, targets, strict=True):
                 row[target.stuff_classes] = 1.0
-            value = sigmoid_focal_loss(logits.float(), present, self.focal_alpha, self.focal_gamma, reduction="sum")
+            value = sigmoid_focal_loss(logits, present, self.focal_alpha, self.focal_gamma, reduction="sum")
             losses[f"loss_cls_stuff{_suffix(i, len(layers))}"] = self.stuff_cls_weight * value
         return losses
 
     def _focal(self, logits: Tensor, pairs: list[Assignment], targets: list[PanopticTargets]) -> Tensor:
-        is_class = torch.zeros_like(logits, dtype=torch.float32)
+        logits = at_least_float32(logits)
+        is_class = torch.zeros_like(logits)
         for row, p, target in zip(is_class, pairs, targets, strict=True):
             row[p.queries, target.thing_classes[p.things]] = 1.0
-        return sigmoid_focal_loss(logits.float(), is_class, self.focal_alpha, self.focal_gamma, reduction="sum")
+        return sigmoid_focal_loss(logits, is_class, self.focal_alpha, self.focal_gamma, reduction="sum")
 
     def _masks(
         self,
@@ -146,12 +148,13 @@ class PanopticCriterion:
         """L_seg: dice of the matched masks at twice the finest level's size, at each layer and the tail."""
         if not layers:
             return {}
+        layers = [at_least_float32(scores) for scores in layers]
         size = [2 * s for s in layers[0].shape[-2:]]
         masks = [t.thing_masks[p.things] if kind == "thing" else t.stuff_masks for t, p in zip(targets, pairs)]
-        truth = torch.cat([_resize(m.float(), size) for m in masks])
+        truth = torch.cat([_resize(m.to(layers[0].dtype), size) for m in masks])
         losses = {}
         for i, scores in enumerate(layers):
-            matched = torch.cat([x[p.queries] for x, p in zip(scores.float(), pairs, strict=True)])
+            matched = torch.cat([x[p.queries] for x, p in zip(scores, pairs, strict=True)])
             # The sum over no mask is 0, and still part of the graph: every process must send the same gradients.
             losses[f"{name}{_suffix(i, len(layers))}"] = (
                 self.seg_weight * dice_loss(_resize(matched, size), truth).sum()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from psf.losses.boxes import image_scale, target_locations
+from psf.losses.precision import at_least_float32
 from psf.predictions import PanopticTargets
 
 __all__ = ["Assignment", "HungarianMatcher", "dice_cost", "focal_cost"]
@@ -63,24 +64,24 @@ class HungarianMatcher:
             target: the truth, with G things.
 
         Returns:
-            (N, G) float32.
+            (N, G), float32 or as precise as the inputs.
 
         Raises:
             ValueError: if a cost is not finite, naming the term.
         """
         terms = {
             "class": self.class_weight
-            * focal_cost(class_logits.float(), self.focal_alpha, self.focal_gamma)[:, target.thing_classes]
+            * focal_cost(at_least_float32(class_logits), self.focal_alpha, self.focal_gamma)[:, target.thing_classes]
         }
         if locations is not None:
-            locations = locations.float()
-            wanted = target_locations(target, locations.shape[-1])
+            locations = at_least_float32(locations)
+            wanted = target_locations(target, locations.shape[-1]).to(locations.dtype)
             terms["L1"] = self.l1_weight * torch.cdist(locations, wanted, p=1)
             if locations.shape[-1] == 4:
                 boxes = box_convert(locations, "cxcywh", "xyxy") * image_scale(target)
                 terms["GIoU"] = -self.giou_weight * generalized_box_iou(boxes, target.thing_boxes_xyxy_px)
         if mask_scores is not None:
-            terms["dice"] = self.dice_weight * dice_cost(mask_scores.float(), target.thing_masks)
+            terms["dice"] = self.dice_weight * dice_cost(at_least_float32(mask_scores), target.thing_masks)
         total = torch.stack(list(terms.values())).sum(0)
         if not torch.isfinite(total).all():
             bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
@@ -133,7 +134,8 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float = 1e-12) -
 
 def dice_cost(mask_scores: Tensor, masks: Tensor) -> Tensor:
     """1 - dice of each pair, at the size of the scores: (N, h, w), (G, H, W) bool -> (N, G)."""
-    wanted = F.interpolate(masks[:, None].float(), size=mask_scores.shape[-2:], mode="bilinear", align_corners=False)
+    wanted = masks[:, None].to(mask_scores.dtype)
+    wanted = F.interpolate(wanted, size=mask_scores.shape[-2:], mode="bilinear", align_corners=False)
     scores, wanted = mask_scores.flatten(1), wanted.flatten(1)
     squares = scores.square().sum(1)[:, None] + wanted.square().sum(1)[None] + 2 * DICE_COST_EPS
     return 1 - 2 * (scores @ wanted.T) / squares

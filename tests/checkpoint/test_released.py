@@ -8,33 +8,63 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch import nn
 
 from psf.checkpoint import convert_released
 from psf.checkpoint.name_table import rename
 from psf.engine import build_config
 
+# Parameters with gradient of the released models less 612,688, the heads whose losses were multiplied by zero; neck.
+SIZES = {
+    "r50": ("psf_R50_24ep", 50_383_692, 5_638_144),
+    "r101": ("psf_R101_24ep", 69_936_284 - 612_688, 5_638_144),
+    "pvtb5": ("psf_PVTv2-B5_24ep", 104_996_188 - 612_688, 1_427_456),
+    "swinl": ("psf_Swin-L_24ep", 221_342_832 - 612_688, 4_229_120),
+}
 
-@pytest.mark.parametrize(("manifest", "config"), [("r50", "psf_R50_24ep"), ("r101", "psf_R101_24ep")])
-def test_every_entry_of_a_released_model_has_its_place(shared: Path, manifest: str, config: str) -> None:
-    shapes = json.loads((shared / "golden" / f"manifest_{manifest}.json").read_text())
-    released = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+def meta_model(config: str) -> nn.Module:
+    """The model of a released config, without the memory of its weights."""
     cfg = build_config(f"coco/released/{config}.yaml")
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        wanted = build_model(cfg).state_dict()
+        return build_model(cfg)
+
+
+def trained_size(module: nn.Module) -> int:
+    return sum(x.numel() for x in module.parameters() if x.requires_grad)
+
+
+@pytest.mark.parametrize("manifest", SIZES)
+def test_every_entry_of_a_released_model_has_its_place(shared: Path, manifest: str) -> None:
+    shapes = json.loads((shared / "golden" / f"manifest_{manifest}.json").read_text())
+    released = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    wanted = meta_model(SIZES[manifest][0]).state_dict()
     converted = convert_released(released)
     assert {name: tuple(x.shape) for name, x in converted.items()} == {
         name: tuple(x.shape) for name, x in wanted.items()
     }
+    zeroed = [name for name in shapes if "reg_branches2" in name or "cls_thing_branches" in name]
+    assert sum(released[name].numel() for name in zeroed) == 612_688
+    counters = [name for name in shapes if name.endswith("num_batches_tracked")]
+    halves = 2  # query_embedding and stuff_query become two each
+    assert len(converted) == len(shapes) - len(zeroed) - len(counters) + halves
 
 
-@pytest.mark.parametrize("manifest", ["pvtb5", "swinl"])
-def test_other_backbones_are_known(shared: Path, manifest: str) -> None:
-    shapes = json.loads((shared / "golden" / f"manifest_{manifest}.json").read_text())
-    converted = convert_released({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    dropped = [name for name in shapes if "reg_branches2" in name or "cls_thing_branches" in name]
-    split = 2  # query_embedding and stuff_query become two each
-    assert len(converted) == len(shapes) - len(dropped) + split
+@pytest.mark.parametrize(("config", "size", "neck_size"), SIZES.values(), ids=SIZES)
+def test_sizes_of_the_released_models(config: str, size: int, neck_size: int) -> None:
+    model = meta_model(config)
+    assert trained_size(model) == size
+    assert trained_size(model.neck) == neck_size
+    assert size - neck_size - trained_size(model.backbone) == 22_125_724 - 612_688  # the head, with every backbone
+
+
+def test_frozen_parts_of_the_released_models() -> None:
+    """Swin-L: the patch embedding, 9,792 parameters; PVTv2-B5: nothing."""
+    frozen = [(n, x.numel()) for n, x in meta_model("psf_Swin-L_24ep").named_parameters() if not x.requires_grad]
+    assert all(name.startswith("backbone.patch_embed.") for name, _ in frozen)
+    assert sum(size for _, size in frozen) == 9_792
+    assert all(x.requires_grad for x in meta_model("psf_PVTv2-B5_24ep").parameters())
 
 
 def test_an_unknown_entry_is_named() -> None:

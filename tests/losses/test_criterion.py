@@ -259,8 +259,8 @@ class TestBatch:
         assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves_of(found))
 
 
-@pytest.mark.parametrize("given", [torch.bfloat16, torch.float64])
-def test_losses_are_float32(given: torch.dtype):
+@pytest.mark.parametrize(("given", "precision"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_losses_are_at_least_float32(given: torch.dtype, precision: torch.dtype):
     found, assignments = everything(ONE_IMAGE)
     expected = criterion()(found, assignments, ONE_IMAGE)
     cast = TrainingPredictions(
@@ -272,4 +272,6 @@ def test_losses_are_float32(given: torch.dtype):
     )
     losses = criterion()(cast, assignments, ONE_IMAGE)
     for name, value in losses.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-6 if given == torch.float64 else 0.02, atol=1e-6)
+        assert value.dtype == precision
+        tolerance = 1e-6 if given == torch.float64 else 0.02
+        torch.testing.assert_close(value.float(), expected[name], rtol=tolerance, atol=1e-6)

@@ -1,0 +1,138 @@
+"""Swin Transformer, put together from Detectron2's parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from psf.backbone.freezing import freeze_parameters
+
+__all__ = ["SwinBackbone", "build_psf_swin_backbone"]
+
+PATCH_SIZE = 4
+
+
+class SwinBackbone(Backbone):
+    """Feature maps of a Swin Transformer, each with a layer norm of its own: res2 (stride 4), res3, res4, res5 (32).
+
+    Blocks, names of parameters and numbers are those of Detectron2's SwinTransformer, and thus of the released model:
+    maps are padded to multiples of the window, then shifted. It differs from that class in what surrounds the blocks:
+    names of the maps, no stage beyond the last map, `size_divisibility` (there it raises), drop path without timm, and
+    it can be built on the meta device.
+
+    Args:
+        embed_dim: channels of the first stage; each further one has twice as many.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        window_size: side of the windows, in patches.
+        drop_path: rate at the last block, from 0 at the first, linear over all blocks.
+        out_features: names of the maps to give.
+        in_channels: channels of the image.
+        freeze: beginnings of names of parameters that are not trained.
+
+    Raises:
+        ValueError: if Detectron2 has no Swin, the stages do not fit together, there is no map of a wanted name, or a
+            name in `freeze` begins no parameter.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int,
+        drop_path: float,
+        out_features: Sequence[str],
+        in_channels: int,
+        freeze: Sequence[str],
+    ):
+        super().__init__()
+        try:
+            from detectron2.modeling.backbone.swin import BasicLayer, PatchEmbed, PatchMerging
+        except ImportError as error:
+            raise ValueError(
+                'MODEL.BACKBONE.NAME is "build_psf_swin_backbone", but this Detectron2 has no Swin Transformer (v0.6 '
+                "does not): install a newer one, or take a Swin of timm with build_psf_timm_backbone"
+            ) from error
+        dims = [embed_dim * 2**i for i in range(len(depths))]
+        _check_stages(dims, depths, num_heads, drop_path)
+        stages = {f"res{i + 2}": i for i in range(len(depths))}
+        if unknown := [f for f in out_features if f not in stages]:
+            raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {unknown}; Swin of these depths gives {list(stages)}")
+        self._stage_outputs = {stages[f]: f for f in out_features}
+        last = max(self._stage_outputs)
+
+        self.patch_embed = PatchEmbed(PATCH_SIZE, in_channels, embed_dim, nn.LayerNorm)
+        self.layers = nn.ModuleList()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # torch, of how Detectron2 calls it
+            for i in range(last + 1):
+                merging = PatchMerging if i < last else None
+                self.layers.append(BasicLayer(dims[i], depths[i], num_heads[i], window_size, downsample=merging))
+        for i in sorted(self._stage_outputs):
+            self.add_module(f"norm{i}", nn.LayerNorm(dims[i]))
+        self.apply(_initialise)
+        self._set_drop_path(drop_path, sum(depths))
+        freeze_parameters(self, freeze, key="MODEL.PSF.SWIN.FREEZE", name="Swin")
+        self._out_features = list(out_features)
+        self._out_feature_channels = {f: dims[stages[f]] for f in out_features}
+        self._out_feature_strides = {f: PATCH_SIZE * 2 ** stages[f] for f in out_features}
+
+    def _set_drop_path(self, rate: float, num_blocks: int) -> None:
+        blocks = [block for layer in self.layers for block in layer.blocks]
+        for position, block in enumerate(blocks):
+            if position and rate:
+                block.drop_path = StochasticDepth(rate * position / (num_blocks - 1), mode="row")
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) -> map name: (B, channels, H/stride, W/stride), rounded up."""
+        patches = self.patch_embed(images)
+        height, width = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h*w, D)
+        maps = {}
+        for i, layer in enumerate(self.layers):
+            output, here_height, here_width, tokens, height, width = layer(tokens, height, width)
+            if i in self._stage_outputs:
+                output = getattr(self, f"norm{i}")(output).unflatten(1, (here_height, here_width))
+                maps[self._stage_outputs[i]] = output.permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w)
+        return {f: maps[f] for f in self._out_features}
+
+
+def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], drop_path: float) -> None:
+    if len(depths) != len(num_heads) or not depths or any(dim % heads for dim, heads in zip(dims, num_heads)):
+        raise ValueError(
+            f"MODEL.PSF.SWIN.NUM_HEADS is {list(num_heads)}, with DEPTHS {list(depths)}: expected one number per stage "
+            f"of either, heads that divide the stage's channels {list(dims)}"
+        )
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"MODEL.PSF.SWIN.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@BACKBONE_REGISTRY.register()
+def build_psf_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
+    """MODEL.BACKBONE.NAME "build_psf_swin_backbone": the Swin of MODEL.PSF.SWIN, maps MODEL.PSF.IN_FEATURES."""
+    node = cfg.MODEL.PSF.SWIN
+    return SwinBackbone(
+        embed_dim=node.EMBED_DIM,
+        depths=node.DEPTHS,
+        num_heads=node.NUM_HEADS,
+        window_size=node.WINDOW_SIZE,
+        drop_path=node.DROP_PATH,
+        out_features=cfg.MODEL.PSF.IN_FEATURES,
+        in_channels=input_shape.channels,
+        freeze=node.FREEZE,
+    )

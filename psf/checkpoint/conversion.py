@@ -1,0 +1,108 @@
+"""Foreign checkpoint files -> files for MODEL.WEIGHTS, held against the model that they are for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
+from psf.checkpoint.name_table import count_matches, is_match
+from psf.checkpoint.reading import read_state_dict
+from psf.checkpoint.released import DROPPED, convert_released
+
+__all__ = ["Conversion", "convert_checkpoint"]
+
+BACKBONE = "backbone."
+NUM_NAMED = 8  # entries in an error message
+
+
+class Conversion(NamedTuple):
+    """What became of the entries of a checkpoint."""
+
+    is_backbone: bool  # an ImageNet backbone, not a whole released model
+    num_source: int
+    num_written: int  # more than the used ones: some are split in two
+    dropped: dict[str, int]  # pattern -> entries left out on purpose
+    fresh: dict[str, int]  # pattern -> entries of the backbone that the source rightly lacks: they keep initial values
+
+
+def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, overwrite: bool = False) -> Conversion:
+    """Write a released checkpoint, or an ImageNet backbone, as the config's MODEL.WEIGHTS.
+
+    Args:
+        source: a released Panoptic SegFormer, or a classifier that `convert_imagenet` knows; which shows in its names.
+        target: file to write; it appears whole, or not at all.
+        cfg: of the model that it is for.
+        overwrite: whether `target` may be there.
+
+    Raises:
+        ValueError: if a file cannot be read or written, naming entries that are not known, or naming what of the model
+            (of its backbone) is not filled, has another shape, or is not there.
+    """
+    source, target = Path(source), Path(target)
+    if target.is_dir() or target.resolve() == source.resolve():
+        raise ValueError(f"{target}: is a folder, or the source itself; name another file")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target}: is there already; name another file, or overwrite it with --force")
+    entries = read_state_dict(source)
+    is_backbone = not any(name.startswith("bbox_head.") for name in entries)
+    wanted = _shapes_of_model(cfg)
+    may_lack: tuple[str, ...] = ()
+    if is_backbone:
+        converted, dropped, may_lack = convert_imagenet(entries), find_layout(entries).dropped, NOT_IN_IMAGENET
+        wanted = {name: shape for name, shape in wanted.items() if name.startswith(BACKBONE)}
+    else:
+        converted, dropped = convert_released(entries), DROPPED
+    _check_fit(converted, wanted, may_lack, str(source))
+    _write({"model": converted}, target)
+    fresh = count_matches(wanted.keys() - converted.keys(), may_lack)
+    return Conversion(is_backbone, len(entries), len(converted), count_matches(entries, dropped), fresh)
+
+
+def _shapes_of_model(cfg: CfgNode) -> dict[str, torch.Size]:
+    """Name -> shape of each parameter and buffer, without their memory."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return {name: x.shape for name, x in build_model(cfg).state_dict().items()}
+
+
+def _check_fit(
+    converted: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], may_lack: Sequence[str], source: str
+) -> None:
+    """ValueError unless the names and shapes are those that are wanted, but for patterns that may lack."""
+    unfilled = [name for name in wanted if name not in converted and not is_match(name, may_lack)]
+    foreign = [name for name in converted if name not in wanted]
+    other = [
+        f"{name} {tuple(converted[name].shape)}, expected {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in converted and converted[name].shape != shape
+    ]
+    complaints = {"not in the model": foreign, "not filled": unfilled, "of another shape": other}
+    if any(complaints.values()):
+        text = "; ".join(f"{len(names)} {what}: {_shortened(names)}" for what, names in complaints.items() if names)
+        raise ValueError(f"{source} is not for the model of this config (--config-file): {text}")
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
+
+
+def _write(content: dict[str, dict[str, Tensor]], target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            draft = Path(folder) / target.name
+            torch.save(content, draft)
+            os.replace(draft, target)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        raise ValueError(f"{target}: cannot be written ({error})") from error

@@ -1,0 +1,66 @@
+"""Reading checkpoints of strangers: tensors and plain values, and nothing that runs."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["read_state_dict"]
+
+# Numbers of NumPy, which training logs in checkpoints may hold; NumPy 2 renamed the function that makes them.
+_MAKE_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_MAKE_SCALAR, "numpy.core.multiarray.scalar"),
+    (_MAKE_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
+]
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by name, on the CPU. Whatever the file holds, none of it is executed.
+
+    Args:
+        path: a file by torch.save: a dict of tensors, or one that holds it under "state_dict" or "model".
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, it holds anything but tensors and plain values (naming the
+            function or class that loading it would call), or there are no weights in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    content = _load(path)
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(x, Tensor) for x in content.values()):
+        found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f'{path}: expected tensors by name, as such or under "state_dict" or "model"; found {found}')
+    return dict(content)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # there is no saying what a damaged file makes torch raise
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path}: refused, and nothing in it was executed: to load it would mean to call {refused[1]}, and a "
+                "checkpoint from elsewhere may hold tensors and plain values only. If you trust who made it, load it "
+                "yourself and save its state_dict alone"
+            ) from error
+        raise ValueError(f"{path}: damaged, or not written by torch.save ({type(error).__name__})") from error

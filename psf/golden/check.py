@@ -1,0 +1,100 @@
+"""A folder of reference numbers, held against psf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from psf.golden.evaluation import compare_evaluation
+from psf.golden.folder import GoldenFolder, read_json
+from psf.golden.models import config_for, released_names
+from psf.golden.operators import compare_deformable_attention, compare_merging
+from psf.golden.start import compare_initialisation, compare_optimizer
+from psf.golden.stored import Comparison, StoredTensors
+from psf.golden.training import compare_costs, compare_training
+
+__all__ = ["Report", "check_folder"]
+
+UNKNOWN = "psf knows no tensor of this name"
+
+
+class Report(NamedTuple):
+    """What a check found."""
+
+    comparisons: list[Comparison]
+    skipped: dict[str, str]  # what was not compared, "case: tensor" -> why
+
+
+def check_folder(path: Path, dtype: torch.dtype = torch.float32) -> Iterator[Report]:
+    """Compare everything that a folder's cases.json speaks of, and the files of known names beside it.
+
+    Args:
+        path: folder with cases.json, whose `eval` and `train` name manifests and files of reference numbers. Read where
+            they are there: ops_msda.npz, ops_merge.npz, init_stats_*.json, optimizer_*.json, and *_costs.npz beside a
+            training file.
+        dtype: what psf computes in; in float64, references in float64 are used where there are any.
+
+    Yields:
+        A report after each case.
+
+    Raises:
+        ValueError: if a file is missing or is not what it should be.
+    """
+    folder = GoldenFolder(path, dtype)
+    for name, case in folder.cases.get("eval", {}).items():
+        yield _check_evaluation(folder, name, case)
+    if "train" in folder.cases:
+        yield from _check_training(folder, folder.cases["train"])
+    yield from _check_operators(folder)
+    yield from _check_start(folder)
+
+
+def _check_evaluation(folder: GoldenFolder, name: str, case: dict[str, Any]) -> Report:
+    found = folder.evaluate(case)
+    stored = StoredTensors(folder.path / file for file in case["files"])
+    squeezed = [] if case.get("crops_padding") else _padded_images(case)
+    comparisons, skipped = compare_evaluation(name, found, stored, squeezed)
+    return Report(comparisons, {f"{name}: {x}": skipped.get(x, UNKNOWN) for x in stored.left})
+
+
+def _padded_images(case: dict[str, Any]) -> list[int]:
+    return [b for b, x in enumerate(case["images"]) if [x["height"], x["width"]] != case["padded_size"]]
+
+
+def _check_training(folder: GoldenFolder, node: dict[str, str]) -> Iterator[Report]:
+    costs_file = folder.path / node["file"].replace(".json", "_costs.npz")
+    costs = StoredTensors([costs_file] if costs_file.exists() else [])
+    for name, case, step in folder.train(node):
+        comparisons = compare_training(name, step, case, float64=folder.dtype == torch.float64)
+        yield Report(comparisons + compare_costs(name, step, costs), {})
+    yield Report([], {f"costs: {name}": UNKNOWN for name in costs.left})
+
+
+def _check_operators(folder: GoldenFolder) -> Iterator[Report]:
+    file = folder.path / "ops_msda.npz"
+    if file.exists():
+        yield Report(compare_deformable_attention(StoredTensors([file]), folder.dtype), {})
+    file = folder.path / "ops_merge.npz"
+    if file.exists():
+        cfg = config_for([], "coco/released/psf_R50_24ep.yaml")
+        ids = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        things, stuff = ids.thing_dataset_id_to_contiguous_id, ids.stuff_dataset_id_to_contiguous_id
+        yield Report(compare_merging(StoredTensors([file]), cfg, [*things, *stuff]), {})
+
+
+def _check_start(folder: GoldenFolder) -> Iterator[Report]:
+    for file in sorted(folder.path.glob("init_stats_*.json")):
+        statistics = read_json(file)
+        cfg = config_for(statistics, folder.config_file)
+        torch.manual_seed(0)
+        comparisons, skipped = compare_initialisation(build_model(cfg), released_names(statistics), statistics)
+        yield Report(comparisons, {f"initialisation: {name}": why for name, why in skipped.items()})
+    for file in sorted(folder.path.glob("optimizer_*.json")):
+        expected = read_json(file)
+        cfg = config_for(expected["groups"], folder.config_file)
+        yield Report(compare_optimizer(cfg, build_model(cfg), released_names(expected["groups"]), expected), {})

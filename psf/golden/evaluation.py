@@ -1,0 +1,185 @@
+"""A test run, tensor by tensor, under the names and in the shapes of the reference numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psf.golden.ranking import num_instances, put_instances_in_order, put_pairs_in_order
+from psf.golden.stored import Comparison, StoredTensors, compare_arrays
+from psf.inference import top_pairs
+from psf.meta_arch import PanopticSegFormer
+from psf.predictions import DecodedMasks
+
+__all__ = ["Tensors", "compare_evaluation", "evaluation_tensors"]
+
+TOLERANCE = 2e-4  # of real tensors, of the largest value
+PIXEL_TOLERANCE = 2e-4  # share of pixels of maps and masks
+Tensors = dict[str, Tensor]
+
+
+@torch.no_grad()
+def evaluation_tensors(model: PanopticSegFormer, inputs: list[dict[str, Any]], dataset_ids: dict[int, int]) -> Tensors:
+    """Run the model on a batch and keep what the reference numbers keep.
+
+    Args:
+        model: of the released recipe, in eval mode.
+        inputs: Detectron2's input dicts.
+        dataset_ids: contiguous category id -> the data set's.
+    """
+    assert model.location_decoder is not None and model.thing_decoder is not None and model.stuff_decoder is not None
+    kept: dict[str, Any] = {"queries": []}
+    modules: dict[str, nn.Module] = {
+        "backbone": model.backbone,
+        "neck": model.neck,
+        "pixel_encoder": model.pixel_encoder,
+        "location_decoder": model.location_decoder,
+    }
+    handles = [module.register_forward_hook(_keep_output(kept, name)) for name, module in modules.items()]
+    handles += [layer.register_forward_hook(_append_output(kept["queries"])) for layer in model.location_decoder.layers]
+    for name, decoder in (("things", model.thing_decoder), ("stuff", model.stuff_decoder)):
+        handles.append(decoder.register_forward_pre_hook(_keep_arguments(kept, name)))
+    model.location_decoder.training = True  # itself, not its parts: its head then speaks of every layer
+    try:
+        results = model(inputs)
+    finally:
+        model.location_decoder.training = False
+        for handle in handles:
+            handle.remove()
+    tensors = _of_batch(kept)
+    things, stuff = (decoder(*kept[name]) for name, decoder in _decoders(model))
+    classifier = model.stuff_classifier
+    assert classifier is not None
+    for b, (x, result) in enumerate(zip(inputs, results, strict=True)):
+        tensors.update({f"img{b}_{name}": value for name, value in _top_pairs(model, kept, b, x).items()})
+        for kind, decoded in (("things", things), ("stuff", stuff)):
+            tensors.update({f"img{b}_{kind}_{name}": value for name, value in _decoded(decoded, b).items()})
+        tensors[f"img{b}_stuff_scores"] = classifier(stuff)[-1][b, :, 0].sigmoid()
+        tensors.update({f"img{b}_{name}": value for name, value in _results(result, model, dataset_ids).items()})
+    return tensors
+
+
+def _keep_output(kept: dict[str, Any], name: str) -> Callable[..., None]:
+    return lambda module, arguments, output: kept.update({name: output})
+
+
+def _append_output(kept: list[Tensor]) -> Callable[..., None]:
+    return lambda module, arguments, output: kept.append(output)
+
+
+def _keep_arguments(kept: dict[str, Any], name: str) -> Callable[..., None]:
+    return lambda module, arguments: kept.update({name: arguments})
+
+
+def _decoders(model: PanopticSegFormer) -> list[tuple[str, nn.Module]]:
+    assert model.thing_decoder is not None and model.stuff_decoder is not None
+    return [("things", model.thing_decoder), ("stuff", model.stuff_decoder)]
+
+
+def _of_batch(kept: dict[str, Any]) -> Tensors:
+    tokens, located = kept["pixel_encoder"], kept["location_decoder"]
+    locations = torch.stack([layer.locations for layer in located.layers])
+    before_last = locations[-2].clamp(0, 1)
+    return {
+        **{f"backbone_c{name.removeprefix('res')}": value for name, value in kept["backbone"].items()},
+        **{f"neck_p{i}": value for i, value in enumerate(kept["neck"])},
+        "encoder_memory": tokens.tokens,
+        "decoder_hs": torch.stack(kept["queries"]),
+        "decoder_refs": locations,  # with box refinement, what the head says is the next layer's reference
+        "all_cls_scores": torch.stack([layer.class_logits for layer in located.layers]),
+        "all_bbox_preds": locations,
+        "last_reference_unsigmoid": (before_last.clamp(min=1e-5) / (1 - before_last).clamp(min=1e-5)).log(),
+        "mask_memory_hw": torch.tensor(tokens.spatial_shapes, dtype=torch.int32),
+    }
+
+
+def _top_pairs(model: PanopticSegFormer, kept: dict[str, Any], b: int, x: dict[str, Any]) -> Tensors:
+    last = kept["location_decoder"].layers[-1]
+    rows, classes, scores = top_pairs(last.class_logits[b], model.settings.num_top_pairs)
+    cx, cy, w, h = last.locations[b, rows].unbind(-1)
+    height, width = x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2])
+    corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1).clamp(0, 1)
+    boxes = corners * corners.new_tensor([width, height, width, height])
+    return {
+        "topk_query": rows.int(),
+        "topk_labels": classes.int(),
+        "topk_boxes": torch.cat((boxes, scores[:, None]), dim=1),
+    }
+
+
+def _decoded(decoded: DecodedMasks, b: int) -> Tensors:
+    masks = [scores[b].flatten(1) for scores in decoded.mask_scores]
+    return {
+        "tail_mask": masks[-1],
+        "block_masks": torch.stack(masks[:-1]),
+        "block_queries": torch.stack([queries[b] for queries in decoded.refined_queries]),
+    }
+
+
+def _results(result: dict[str, Any], model: PanopticSegFormer, dataset_ids: dict[int, int]) -> Tensors:
+    segment_map, segments = result["panoptic_seg"]
+    category, instance = torch.zeros_like(segment_map), torch.zeros_like(segment_map)
+    num_things = 0
+    for segment in segments:
+        own = segment_map == segment["id"]
+        category[own] = dataset_ids[segment["category_id"]]
+        if segment["isthing"]:
+            num_things += 1
+            instance[own] = num_things
+    instances = result["instances"]
+    labels = [model.classes.thing_ids.index(i) for i in instances.pred_classes.tolist()]
+    return {
+        "panoptic_category": category,
+        "panoptic_instance": instance,
+        "inst_boxes": torch.cat((instances.pred_boxes.tensor, instances.scores[:, None]), dim=1),
+        "inst_labels": torch.tensor(labels, dtype=torch.int32),
+        "inst_masks": instances.pred_masks,
+    }
+
+
+def compare_evaluation(
+    case: str, found: Tensors, stored: StoredTensors, squeezed: list[int]
+) -> tuple[list[Comparison], dict[str, str]]:
+    """Hold a test run against the reference.
+
+    Args:
+        case: for the report.
+        found: `evaluation_tensors` of the same images.
+        stored: the reference; its tensors of unknown names stay `left`.
+        squeezed: positions of images whose results the released code squeezed, as they were padded.
+
+    Returns:
+        Comparisons, and by name why a tensor was not compared.
+    """
+    ours = {name: x.double().numpy() if x.is_floating_point() else x.numpy() for name, x in found.items()}
+    skipped = {}
+    for b in range(sum(name.endswith("_panoptic_category") for name in ours)):
+        image = f"img{b}_"
+        if image + "topk_query" in stored:
+            put_pairs_in_order(ours, stored, image)
+        if b in squeezed:
+            results = (image + "panoptic_", image + "inst_")
+            why = "the released code squeezes the results of padded images"
+            skipped.update({name: why for name in stored.names if name.startswith(results)})
+        elif image + "inst_boxes" in stored:
+            put_instances_in_order(ours, stored, image)
+    comparisons = []
+    for name in stored.names:
+        if name in ours and name not in skipped:
+            tolerance = TOLERANCE if ours[name].dtype.kind == "f" else 0.0
+            if name.endswith(("panoptic_category", "panoptic_instance", "inst_masks")):
+                tolerance = PIXEL_TOLERANCE
+            comparisons.append(_compare(case, name, ours[name], stored, tolerance))
+    return comparisons, skipped
+
+
+def _compare(case: str, name: str, ours: np.ndarray, stored: StoredTensors, tolerance: float) -> Comparison:
+    """As `StoredTensors.compare`; of instances those with a score, as empty masks end the reference in any order."""
+    if "_inst_" not in name:
+        return stored.compare(case, name, ours, tolerance)
+    number = num_instances(stored, name.partition("inst_")[0])
+    return compare_arrays(case, name, ours, stored[name][:number], tolerance)

@@ -1,0 +1,94 @@
+"""Checkpoints of strangers: what weights are comes out, what would run is refused, what is damaged is said to be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from psf.checkpoint import read_state_dict
+
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
+
+
+def saved(folder: Path, content: Any, **options: Any) -> Path:
+    path = folder / "checkpoint.pth"
+    torch.save(content, path, **options)
+    return path
+
+
+class Touch:
+    """Unpickled by creating a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_weights_come_out(tmp_path: Path, key: str | None, is_zip: bool) -> None:
+    content = WEIGHTS if key is None else {key: WEIGHTS, "epoch": 24}
+    read = read_state_dict(saved(tmp_path, content, _use_new_zipfile_serialization=is_zip))
+    assert list(read) == list(WEIGHTS)
+    assert all(torch.equal(read[name], x) and read[name].dtype == x.dtype for name, x in WEIGHTS.items())
+
+
+def test_plain_values_and_numbers_of_numpy_beside_them(tmp_path: Path) -> None:
+    meta = {"time": "today", "classes": ("cat", "dog"), "losses": [np.float64(0.5), np.float32(2), np.int64(3)]}
+    meta |= {"done": np.bool_(True), "step": np.int32(4)}
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).state_dict()
+    read = read_state_dict(saved(tmp_path, {"meta": meta, "state_dict": WEIGHTS, "optimizer": optimizer}))
+    assert list(read) == list(WEIGHTS)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_the_other_numpy(tmp_path: Path, module: str) -> None:
+    """NumPy 2 calls the module of its scalars otherwise: either name is read by either version."""
+    old = saved(tmp_path, {"meta": np.float64(1), "model": WEIGHTS}, _use_new_zipfile_serialization=False)
+    here = np.float64(1).__reduce__()[0].__module__
+    old.write_bytes(old.read_bytes().replace(f"c{here}\n".encode(), f"c{module}\n".encode()))
+    assert list(read_state_dict(old)) == list(WEIGHTS)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
+def test_what_would_run_is_refused(tmp_path: Path, is_zip: bool) -> None:
+    evil = {"state_dict": WEIGHTS, "meta": Touch(tmp_path / "executed")}
+    path = saved(tmp_path, evil, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: refused, .* to call posix\.mkdir"):
+        read_state_dict(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_permission_for_numbers_ends(tmp_path: Path) -> None:
+    before = torch.serialization.get_safe_globals()
+    read_state_dict(saved(tmp_path, WEIGHTS))
+    assert torch.serialization.get_safe_globals() == before
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
+def test_damaged(tmp_path: Path, is_zip: bool) -> None:
+    path = saved(tmp_path, {"a": torch.zeros(1000)}, _use_new_zipfile_serialization=is_zip)
+    content = path.read_bytes()
+    for part in (content[: len(content) // 2], b"", b"<html>404</html>" * 9, b"\x80\x04N."):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match=r"checkpoint\.pth: damaged, or not written by torch\.save"):
+            read_state_dict(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.pth"):
+        with pytest.raises(ValueError, match="no such file"):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {"epoch": 3}}, [torch.zeros(1)], {"optimizer": {}}])
+def test_without_weights(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ValueError, match="expected tensors by name"):
+        read_state_dict(saved(tmp_path, content))

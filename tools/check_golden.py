@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Compare psf with a folder of reference numbers of the released model: every tensor, loss, gradient and matching.
+
+Exit code 1 if anything is beyond its tolerance, 2 if the folder cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from psf.golden import Comparison, check_folder, record_folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the folder that holds cases.json")
+    parser.add_argument("--float64", action="store_true", help="compute in float64; default: float32")
+    parser.add_argument(
+        "--record", action="store_true", help="write what psf computes over the reference numbers instead"
+    )
+    args = parser.parse_args()
+    try:
+        if args.record:
+            print(*record_folder(args.folder), sep="\n")
+            return 0
+        return check(args.folder, torch.float64 if args.float64 else torch.float32)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def check(folder: Path, dtype: torch.dtype) -> int:
+    print(f"{'case':<20} {'tensor':<58} {'largest':>9} {'rms':>9} {'tolerance':>9}")
+    comparisons: list[Comparison] = []
+    skipped: dict[str, str] = {}
+    for report in check_folder(folder, dtype):
+        for comparison in report.comparisons:
+            print(line(comparison), flush=True)
+        comparisons += report.comparisons
+        skipped.update(report.skipped)
+    for name, reason in skipped.items():
+        print(f"not compared: {name} ({reason})")
+    beyond = [comparison for comparison in comparisons if not comparison.passed]
+    print(f"{len(comparisons)} compared, {len(beyond)} beyond tolerance, {len(skipped)} not compared")
+    return 1 if beyond or not comparisons else 0
+
+
+def line(comparison: Comparison) -> str:
+    """Deviations relative to the largest expected value; of maps and masks the share of elements that differ."""
+    rms = "-" if math.isnan(comparison.rms) else f"{comparison.rms:.1e}"
+    verdict = "" if comparison.passed else "  BEYOND"
+    return (
+        f"{comparison.case:<20} {comparison.name:<58} {comparison.largest:9.1e} {rms:>9} "
+        f"{comparison.tolerance:9.0e}{verdict}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
