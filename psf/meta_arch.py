@@ -22,7 +22,7 @@ from psf.modeling import (
     build_mask_decoder,
     build_pixel_encoder,
 )
-from psf.post_processing import PostProcessor, build_post_processor, panoptic_result, semantic_result
+from psf.post_processing import PostProcessor, build_post_processor, semantic_result
 from psf.predictions import Candidates, DecodedMasks, FeatureTokens, PanopticTargets, TrainingPredictions
 from psf.recipe import build_criterion, build_matching, check_recipe
 from psf.targets import panoptic_targets
@@ -291,12 +291,9 @@ class PanopticSegFormer(nn.Module):
         return rows, classes, scores
 
     def _result(self, candidates: Candidates, frame: Frame) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        if self.settings.panoptic:
-            segmentation = self.post_processor.panoptic(candidates, frame)
-            result["panoptic_seg"] = panoptic_result(segmentation, candidates, self.classes)
-        if self.settings.instance:
-            result["instances"] = self.post_processor.instances(candidates, self.classes, frame)
+        result = self.post_processor.results(
+            candidates, self.classes, frame, panoptic=self.settings.panoptic, instance=self.settings.instance
+        )
         if self.settings.semantic:
             result["sem_seg"] = semantic_result(candidates, self.classes, frame)
         return result

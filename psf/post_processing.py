@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import box_convert, masks_to_boxes
+from torchvision.ops import box_convert
 
 from psf.classes import PanopticClasses
 from psf.inference import (
@@ -23,6 +23,7 @@ from psf.inference import (
     pixel_argmax,
     score_masks,
     semantic_scores,
+    tight_boxes,
     upper_bound,
 )
 from psf.predictions import Candidates, PanopticSegmentation
@@ -34,6 +35,7 @@ __all__ = [
     "MaskWiseMerging",
     "PixelArgmax",
     "PostProcessor",
+    "ScoredCandidates",
     "build_post_processor",
     "panoptic_result",
     "semantic_result",
@@ -46,6 +48,14 @@ class InstanceSettings(NamedTuple):
     boxes: str  # "mask": tight around it; "location_decoder": as predicted
     score_thresh: float  # least confidence
     max_per_image: int
+
+
+class ScoredCandidates(NamedTuple):
+    """Some of the candidates of an image, at output size."""
+
+    positions: Tensor  # (M,) among all candidates, ascending
+    candidates: Candidates  # M of them
+    masks: ScoredMasks  # theirs
 
 
 class PostProcessor(abc.ABC):
@@ -87,86 +97,154 @@ class PostProcessor(abc.ABC):
             "instance": InstanceSettings(instance.BOXES, instance.SCORE_THRESH, instance.MAX_PER_IMAGE),
         }
 
-    @abc.abstractmethod
-    def panoptic(self, candidates: Candidates, frame: Frame) -> PanopticSegmentation:
-        """Decide for each pixel of the output which candidate it belongs to, if any."""
+    def results(
+        self, candidates: Candidates, classes: PanopticClasses, frame: Frame, *, panoptic: bool, instance: bool
+    ) -> dict[str, Any]:
+        """Detectron2's `panoptic_seg` and `instances` of one image, as wanted; a mask is resized once for both.
 
-    def instances(self, candidates: Candidates, classes: PanopticClasses, frame: Frame) -> Instances:
+        Args:
+            candidates: of the image.
+            classes: contiguous ids of the classes.
+            frame: from which size to which.
+            panoptic: give `panoptic_seg`.
+            instance: give `instances`.
+        """
+        rows = torch.zeros_like(candidates.is_thing)
+        if panoptic:
+            rows |= self.panoptic_rows(candidates)
+        if instance:
+            rows |= self.instance_rows(candidates)
+        scored = self.score(candidates, rows, frame)
+        results: dict[str, Any] = {}
+        if panoptic:
+            results["panoptic_seg"] = panoptic_result(self.panoptic(candidates, frame, scored), candidates, classes)
+        if instance:
+            results["instances"] = self.instances(candidates, classes, frame, scored)
+        return results
+
+    @abc.abstractmethod
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, the candidates that `panoptic` needs the score of."""
+
+    @abc.abstractmethod
+    def panoptic(
+        self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        """Decide for each pixel of the output which candidate it belongs to, if any.
+
+        Args:
+            candidates: of one image.
+            frame: from which size to which.
+            scored: `panoptic_rows` and maybe more, if they have been scored already.
+        """
+
+    def instance_rows(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, the candidates that `instances` needs the score of.
+
+        The `max_per_image` most confident things, judged by the masks as they were made, without those that must be
+        empty or cannot reach `score_thresh`.
+        """
+        thresholds = self._thresholds(candidates)
+        possible = upper_bound(candidates, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
+        size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
+        confidence = self._score_masks(candidates, thresholds, Frame(size, size, size)).confidence
+        confidence = confidence.masked_fill(~candidates.is_thing, -1.0)
+        best = confidence.argsort(descending=True, stable=True)[: self.instance.max_per_image]
+        return possible & candidates.is_thing & torch.zeros_like(possible).index_fill(0, best, True)
+
+    def instances(
+        self, candidates: Candidates, classes: PanopticClasses, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> Instances:
         """The thing candidates, best first, by the confidence that mask-wise merging sorts them by.
+
+        Args:
+            candidates: of one image.
+            classes: contiguous ids of the classes.
+            frame: from which size to which.
+            scored: `instance_rows` and maybe more, if they have been scored already.
 
         Returns:
             Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
             (contiguous ids). Masks may overlap; empty ones are left out.
         """
-        things = self._most_confident(candidates.select(candidates.is_thing))
-        thresholds = per_candidate(things.is_thing, self.things, self.stuff)
-        possible = upper_bound(things, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
-        things, thresholds = things.select(possible), thresholds.select(possible)
-        scored = self._score(things, thresholds, frame)
-        order = scored.confidence.argsort(descending=True, stable=True)
-        order = order[(scored.area > 0)[order] & (scored.confidence >= self.instance.score_thresh)[order]]
+        rows = self.instance_rows(candidates)
+        positions, things, masks = scored or self.score(candidates, rows, frame)
+        wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
+        order = masks.confidence.argsort(descending=True, stable=True)
+        order = order[wanted[order]]
         result = Instances(frame.output_size)
-        result.pred_masks = scored.masks[order]
-        result.scores = scored.confidence[order]
+        result.pred_masks = masks.masks[order]
+        result.scores = masks.confidence[order]
         result.pred_classes = order.new_tensor(classes.thing_ids)[things.class_indices[order]]
-        result.pred_boxes = Boxes(self._boxes(things, scored.masks, frame)[order])
+        result.pred_boxes = Boxes(self._boxes(things.select(order), result.pred_masks, frame))
         return result
 
-    def _most_confident(self, things: Candidates) -> Candidates:
-        """The `max_per_image` best, judged by the masks as they were made: no others need be resized."""
-        size = (things.mask_scores.shape[1], things.mask_scores.shape[2])
-        thresholds = per_candidate(things.is_thing, self.things, self.stuff)
-        confidence = self._score(things, thresholds, Frame(size, size, size)).confidence
-        return things.select(confidence.argsort(descending=True, stable=True)[: self.instance.max_per_image])
+    def score(self, candidates: Candidates, rows: Tensor, frame: Frame) -> ScoredCandidates:
+        """Resize the candidates of `rows`, (N,) bool, to the output, and say how much each is to be believed."""
+        positions = rows.nonzero()[:, 0]
+        chosen = candidates.select(positions)
+        return ScoredCandidates(positions, chosen, self._score_masks(chosen, self._thresholds(chosen), frame))
 
-    def _score(self, candidates: Candidates, thresholds: CandidateThresholds, frame: Frame) -> ScoredMasks:
+    def _thresholds(self, candidates: Candidates) -> CandidateThresholds:
+        return per_candidate(candidates.is_thing, self.things, self.stuff)
+
+    def _score_masks(self, candidates: Candidates, thresholds: CandidateThresholds, frame: Frame) -> ScoredMasks:
         return score_masks(
             candidates, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
         )
 
     def _boxes(self, things: Candidates, masks: Tensor, frame: Frame) -> Tensor:
         """(N, 4) x0 y0 x1 y1 in output pixels."""
+        if self.instance.boxes == "mask" or not len(masks):  # a model without things has no boxes at all
+            return tight_boxes(masks)[0].float()
+        assert things.boxes_cxcywh_norm is not None
         height, width = frame.output_size
-        if self.instance.boxes == "location_decoder" and len(masks):  # a model without things has no boxes at all
-            assert things.boxes_cxcywh_norm is not None
-            boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
-            return boxes * boxes.new_tensor([width, height, width, height])
-        boxes = torch.zeros(len(masks), 4, device=masks.device)
-        filled = masks.flatten(1).any(1)
-        boxes[filled] = masks_to_boxes(masks[filled]).float()
-        boxes[filled, 2:] += 1
-        return boxes
+        boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
+        return boxes * boxes.new_tensor([width, height, width, height])
 
 
 @POST_PROCESSOR_REGISTRY.register()
 class MaskWiseMerging(PostProcessor):
     """The paper's way (section 3.5, Algorithm 1): whole masks, in order of confidence."""
 
-    def panoptic(self, candidates: Candidates, frame: Frame) -> PanopticSegmentation:
-        thresholds = per_candidate(candidates.is_thing, self.things, self.stuff)
-        possible = upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
-        kept = possible.nonzero()[:, 0]  # the others are discarded whatever their masks look like at full size
-        chosen, thresholds = candidates.select(kept), thresholds.select(kept)
-        scored = self._score(chosen, thresholds, frame)
-        merged = mask_wise_merging(scored.confidence, scored.masks, scored.area, thresholds.t_cnf, thresholds.t_keep)
-        originals = kept.tolist()
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        """Those that can reach T_CNF; the others are discarded whatever their masks look like at full size."""
+        thresholds = self._thresholds(candidates)
+        return upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
+
+    def panoptic(
+        self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        positions, chosen, masks = scored or self.score(candidates, self.panoptic_rows(candidates), frame)
+        thresholds = self._thresholds(chosen)
+        merged = mask_wise_merging(masks.confidence, masks.masks, masks.area, thresholds.t_cnf, thresholds.t_keep)
+        originals = positions.tolist()
         return merged._replace(segments=[s._replace(candidate=originals[s.candidate]) for s in merged.segments])
 
 
+class _PixelWise(PostProcessor):
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        return torch.zeros_like(candidates.is_thing)  # pixels are compared, not masks
+
+
 @POST_PROCESSOR_REGISTRY.register()
-class PixelArgmax(PostProcessor):
+class PixelArgmax(_PixelWise):
     """DETR's way (table 7, "p"): T_CNF is the least class probability, the highest mask score takes the pixel."""
 
-    def panoptic(self, candidates: Candidates, frame: Frame) -> PanopticSegmentation:
-        return pixel_argmax(candidates, frame, per_candidate(candidates.is_thing, self.things, self.stuff).t_cnf)
+    def panoptic(
+        self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        return pixel_argmax(candidates, frame, self._thresholds(candidates).t_cnf)
 
 
 @POST_PROCESSOR_REGISTRY.register()
-class ClassTimesMask(PostProcessor):
+class ClassTimesMask(_PixelWise):
     """MaskFormer's heuristic (table 7, "p*"): T_CNF is the least class probability, the highest product wins."""
 
-    def panoptic(self, candidates: Candidates, frame: Frame) -> PanopticSegmentation:
-        thresholds = per_candidate(candidates.is_thing, self.things, self.stuff)
+    def panoptic(
+        self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        thresholds = self._thresholds(candidates)
         return class_times_mask(candidates, frame, thresholds.t_cnf, thresholds.t_keep, self.mask_threshold)
 
 

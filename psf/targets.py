@@ -3,7 +3,8 @@
 An input dict carries the truth in one of these forms (H, W are those of its `image`):
 
 (a) psf's own mapper: `panoptic_labels` (H, W) integer map, 0 = void, and `segments_info`, a list of dicts with `id`
-    (the value in the map), `category_id` (contiguous), `isthing` and `iscrowd`;
+    (the value in the map), `category_id` (contiguous), `isthing` and `iscrowd`. With `panoptic_boxes_xyxy_px` (S, 4),
+    a box for each, x1 and y1 exclusive, every segment must have a pixel, and no mask is looked at again;
 (b) `instances` with `gt_classes` and `gt_masks` of things and stuff together, in joint contiguous ids (what
     Mask2Former's mappers give); a `sem_seg` beside them is not looked at;
 (c) `instances` of things and `sem_seg` (H, W), contiguous ids of stuff (what Detectron2's default mapper gives for
@@ -21,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
 from psf.classes import PanopticClasses
+from psf.inference import tight_boxes
 from psf.predictions import PanopticTargets
 
 __all__ = ["panoptic_targets"]
@@ -46,8 +47,8 @@ def _one_image(
 ) -> PanopticTargets:
     image_size = (x["image"].shape[-2], x["image"].shape[-1])
     if "panoptic_labels" in x:
-        masks, ids, is_thing = _from_labels(x, device)
-    elif "sem_seg" in x and not _holds_stuff(x, classes):
+        return _from_labels(x, classes, image_size, padded_size, device)
+    if "sem_seg" in x and not _holds_stuff(x, classes):
         masks, ids, is_thing = _from_instances_and_semantics(x, classes, image_size, device)
     elif "instances" in x:
         if classes.is_separated:
@@ -56,71 +57,97 @@ def _one_image(
                 "too, or use a data set with joint contiguous ids"
             )
         masks, ids = _instance_masks(x["instances"], image_size, device)
-        is_thing = torch.isin(ids, ids.new_tensor(classes.thing_ids))
+        is_thing = [one in classes.thing_ids for one in ids]
     else:
         raise ValueError(
             f"image {_name(x)}: no truth to train on; expected `panoptic_labels` "
             f"with `segments_info`, or `instances`, or `instances` with `sem_seg`, found {sorted(x)}; set "
             'INPUT.DATASET_MAPPER_NAME to "psf_panoptic"'
         )
-    height, width = image_size
-    if tuple(masks.shape[1:]) != image_size:
-        raise ValueError(
-            f"image {_name(x)} has {height} x {width} pixels (height x width), its truth "
-            f"{masks.shape[1]} x {masks.shape[2]}; the data mapper must resize and crop both alike"
-        )
-    masks = F.pad(masks, (0, padded_size[1] - width, 0, padded_size[0] - height))
-    not_empty = masks.flatten(1).any(1)
-    masks, ids, is_thing = masks[not_empty], ids[not_empty], is_thing[not_empty]
-    things, stuff = masks[is_thing], masks[~is_thing]
-    stuff_classes, stuff_masks = _one_mask_a_class(_indices(ids[~is_thing], classes.stuff_ids, "stuff"), stuff)
-    boxes = masks_to_boxes(things)
-    boxes[:, 2:] += 1  # from the last pixel inside to the first outside
+    masks = _pad(masks, x, image_size, padded_size)
+    boxes, has_pixels = tight_boxes(masks)
+    kept = has_pixels.tolist()
+    things = [i for i, thing in enumerate(is_thing) if thing and kept[i]]
+    stuff = [i for i, thing in enumerate(is_thing) if not thing and kept[i]]
+    stuff_classes, stuff_masks = _one_mask_a_class(_indices([ids[i] for i in stuff], classes, False), masks[stuff])
     return PanopticTargets(
-        thing_classes=_indices(ids[is_thing], classes.thing_ids, "thing"),
-        thing_masks=things,
-        thing_boxes_xyxy_px=boxes,
+        thing_classes=torch.tensor(_indices([ids[i] for i in things], classes, True), dtype=torch.long, device=device),
+        thing_masks=masks[things],
+        thing_boxes_xyxy_px=boxes[things].float(),
         stuff_classes=stuff_classes,
         stuff_masks=stuff_masks,
         image_size=image_size,
     )
 
 
-def _from_labels(x: dict[str, Any], device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    segments = [s for s in x["segments_info"] if not s["iscrowd"]]
-    labels = x["panoptic_labels"].to(device)
-    values = torch.tensor([s["id"] for s in segments], dtype=labels.dtype, device=device)
-    masks = labels[None] == values[:, None, None]  # (G, H, W)
-    ids = torch.tensor([s["category_id"] for s in segments], dtype=torch.long, device=device)
-    is_thing = torch.tensor([bool(s["isthing"]) for s in segments], dtype=torch.bool, device=device)
-    return masks, ids, is_thing
+def _from_labels(
+    x: dict[str, Any], classes: PanopticClasses, image_size: tuple[int, int], padded_size: tuple[int, int], device: Any
+) -> PanopticTargets:
+    """Form (a). One small map goes to the device; each mask is one comparison there, written once."""
+    rows = [i for i, segment in enumerate(x["segments_info"]) if not segment["iscrowd"]]
+    labels = _pad(x["panoptic_labels"].to(device), x, image_size, padded_size)
+    segments = x["segments_info"]
+    if "panoptic_boxes_xyxy_px" in x:
+        boxes = x["panoptic_boxes_xyxy_px"]
+    else:
+        boxes, has_pixels = tight_boxes(_compare(labels, [segment["id"] for segment in segments]))
+        rows = [i for i, has_pixel in enumerate(has_pixels.tolist()) if has_pixel and i in rows]
+    things = [i for i in rows if segments[i]["isthing"]]
+    stuff = [segments[i] for i in rows if not segments[i]["isthing"]]
+    first_of: dict[int, int] = {}  # class -> label of its first segment, which takes in the others
+    for segment, one in zip(stuff, _indices([segment["category_id"] for segment in stuff], classes, False)):
+        if first_of.setdefault(one, segment["id"]) != segment["id"]:
+            labels = labels.masked_fill(labels == segment["id"], first_of[one])
+    thing_classes = _indices([segments[i]["category_id"] for i in things], classes, True)
+    stuff_classes = sorted(first_of)
+    return PanopticTargets(
+        thing_classes=torch.tensor(thing_classes, dtype=torch.long, device=device),
+        thing_masks=_compare(labels, [segments[i]["id"] for i in things]),
+        thing_boxes_xyxy_px=boxes[things].to(device, torch.float32),
+        stuff_classes=torch.tensor(stuff_classes, dtype=torch.long, device=device),
+        stuff_masks=_compare(labels, [first_of[one] for one in stuff_classes]),
+        image_size=image_size,
+    )
+
+
+def _compare(labels: Tensor, values: Sequence[int]) -> Tensor:
+    """(H, W) map -> (G, H, W) bool, one mask for each value."""
+    return labels[None] == torch.tensor(values, dtype=labels.dtype, device=labels.device)[:, None, None]
+
+
+def _pad(maps: Tensor, x: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+    """(..., H, W) at the image's size -> the padded one, with void."""
+    (height, width), found = image_size, tuple(maps.shape[-2:])
+    if found != image_size:
+        raise ValueError(
+            f"image {_name(x)} has {height} x {width} pixels (height x width), its truth "
+            f"{found[0]} x {found[1]}; the data mapper must resize and crop both alike"
+        )
+    return F.pad(maps, (0, padded_size[1] - width, 0, padded_size[0] - height))
 
 
 def _from_instances_and_semantics(
     x: dict[str, Any], classes: PanopticClasses, image_size: tuple[int, int], device: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[int], list[bool]]:
     if "instances" in x:
         thing_masks, thing_ids = _instance_masks(x["instances"], image_size, device)
     else:
-        thing_masks = torch.zeros(0, *image_size, dtype=torch.bool, device=device)
-        thing_ids = torch.zeros(0, dtype=torch.long, device=device)
-    semantics = x["sem_seg"].to(device)
-    stuff_ids = torch.tensor(classes.stuff_ids, dtype=semantics.dtype, device=device)
-    stuff_masks = semantics[None] == stuff_ids[:, None, None]
-    is_thing = torch.arange(len(thing_ids) + len(stuff_ids), device=device) < len(thing_ids)
-    return torch.cat((thing_masks, stuff_masks)), torch.cat((thing_ids, stuff_ids.long())), is_thing
+        thing_masks, thing_ids = torch.zeros(0, *image_size, dtype=torch.bool, device=device), []
+    stuff_masks = _compare(x["sem_seg"].to(device), classes.stuff_ids)
+    is_thing = [True] * len(thing_ids) + [False] * len(classes.stuff_ids)
+    return torch.cat((thing_masks, stuff_masks)), [*thing_ids, *classes.stuff_ids], is_thing
 
 
-def _instance_masks(instances: Instances, image_size: tuple[int, int], device: Any) -> tuple[Tensor, Tensor]:
-    """(G, H, W) bool and (G,) contiguous ids; polygons are drawn."""
-    ids = instances.gt_classes.to(device)
+def _instance_masks(instances: Instances, image_size: tuple[int, int], device: Any) -> tuple[Tensor, list[int]]:
+    """(G, H, W) bool and G contiguous ids; polygons are drawn."""
+    ids = instances.gt_classes.tolist()
     if not instances.has("gt_masks"):  # Detectron2's mapper leaves them out where an image has no instance
         if len(ids):
             raise ValueError(
                 f"{len(ids)} `instances` without `gt_masks`: the model learns masks; with Detectron2's own mapper set "
                 "MODEL.MASK_ON to True"
             )
-        return torch.zeros(len(ids), *image_size, dtype=torch.bool, device=device), ids
+        return torch.zeros(0, *image_size, dtype=torch.bool, device=device), ids
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks.polygons, *image_size)
@@ -139,22 +166,23 @@ def _name(x: dict[str, Any]) -> Any:
     return x.get("file_name", x.get("image_id", "?"))
 
 
-def _indices(ids: Tensor, known: tuple[int, ...], kind: str) -> Tensor:
+def _indices(ids: Sequence[int], classes: PanopticClasses, is_thing: bool) -> list[int]:
     """Contiguous ids -> positions among the classes of their kind."""
-    matches = ids[:, None] == ids.new_tensor(known)[None]  # (G, K)
-    if not matches.any(1).all():
-        unknown = sorted(set(ids[~matches.any(1)].tolist()))
+    kind, known = ("thing", classes.thing_ids) if is_thing else ("stuff", classes.stuff_ids)
+    position = {one: i for i, one in enumerate(known)}
+    unknown = sorted(set(ids) - position.keys())
+    if unknown:
         raise ValueError(
             f"the truth holds {kind} category ids {unknown}, the model's {kind} classes have ids {list(known)}; the "
             "data set's metadata and its annotations disagree"
         )
-    return matches.int().argmax(1) if known else ids
+    return [position[one] for one in ids]
 
 
-def _one_mask_a_class(classes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _one_mask_a_class(classes: Sequence[int], masks: Tensor) -> tuple[Tensor, Tensor]:
     """Stuff is one region a class: segments of the same class are joined."""
-    unique, position = classes.unique(return_inverse=True)
+    unique = sorted(set(classes))
     joined = torch.zeros(len(unique), *masks.shape[1:], dtype=torch.bool, device=masks.device)
-    for mask, i in zip(masks, position, strict=True):
-        joined[i] |= mask
-    return unique, joined
+    for mask, one in zip(masks, classes, strict=True):
+        joined[unique.index(one)] |= mask
+    return torch.tensor(unique, dtype=torch.long, device=masks.device), joined

@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "psf"
 PAPER = {
     "predictions": {"torch"},
     "ops": {"torch", "triton"},
-    "modeling": {"torch", "detectron2", "psf.ops", "psf.predictions", "psf.registry"},
-    "losses": {"torch", "torchvision", "scipy", "fvcore", "psf.predictions"},
-    "inference": {"torch", "psf.predictions"},
+    "precision": {"torch"},
+    "modeling": {"torch", "detectron2", "psf.ops", "psf.precision", "psf.predictions", "psf.registry"},
+    "losses": {"torch", "torchvision", "scipy", "fvcore", "psf.precision", "psf.predictions"},
+    "inference": {"torch", "psf.precision", "psf.predictions"},
 }
 # All that modeling takes from Detectron2.
 CONSTRUCTION = {

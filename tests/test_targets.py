@@ -120,8 +120,19 @@ class TestForms:
 
     def test_labels_of_another_type(self):
         x = form_a()
-        x["panoptic_labels"] = x["panoptic_labels"].int()
-        assert_same(read(x), read(form_a()))
+        for dtype in (torch.int16, torch.int32, torch.int64):
+            x["panoptic_labels"] = x["panoptic_labels"].to(dtype)
+            assert_same(read(x), read(form_a()))
+
+    def test_boxes_of_the_loader_are_taken(self):
+        x = form_a()
+        x["segments_info"][3]["iscrowd"] = True  # the first thing
+        boxes = [[0, 0, 20, 6], [0, 6, 8, 12], [14, 6, 20, 12], [3, 2, 7, 9], [9, 8, 13, 11]]
+        plain = read(x)
+        x["panoptic_boxes_xyxy_px"] = torch.tensor(boxes, dtype=torch.int32)
+        assert_same(read(x), plain)
+        x["panoptic_boxes_xyxy_px"][4] = torch.tensor([1, 2, 3, 4])
+        assert read(x).thing_boxes_xyxy_px.tolist() == [[1, 2, 3, 4]]
 
     def test_no_instances_at_all(self):
         x = form_c(things={})

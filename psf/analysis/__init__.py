@@ -1,14 +1,19 @@
-"""How large a model is and what one image costs: the paper's "params" and "FLOPs"."""
+"""How large a model is, and what one image costs: the paper's "params" and "FLOPs", and time."""
 
 from psf.analysis.flops import FlopCount, count_flops, count_image_flops, flop_tables
 from psf.analysis.parameters import PartSize, count_parameters, parameter_table
+from psf.analysis.stages import StageTimes, measure_stages, peak_memory, stage_table
 
 __all__ = [
     "FlopCount",
     "PartSize",
+    "StageTimes",
     "count_flops",
     "count_image_flops",
     "count_parameters",
     "flop_tables",
+    "measure_stages",
     "parameter_table",
+    "peak_memory",
+    "stage_table",
 ]

@@ -14,7 +14,7 @@ from detectron2.utils.registry import Registry
 
 from psf.data.dataset_check import require_file
 from psf.data.images import in_format, read_image
-from psf.data.panoptic_truth import PanopticLabels, compact, read_panoptic_labels
+from psf.data.panoptic_truth import PanopticLabels, compact_with_boxes, read_panoptic_labels
 from psf.data.shapes_scene import make_scene
 
 __all__ = ["DATASET_MAPPER_REGISTRY", "PanopticMapper", "build_augmentations", "build_mapper"]
@@ -74,7 +74,8 @@ class PanopticMapper:
 
     Returns, in training: image (3, H, W) uint8 in INPUT.FORMAT; height and width of the file; file_name; image_id;
     panoptic_labels (H, W) integers, 0 is void and k > 0 the segment with that id; segments_info, a list of
-    {"id": 1..S, "category_id", "isthing", "iscrowd"} with those alone that the augmentation left in the image.
+    {"id": 1..S, "category_id", "isthing", "iscrowd"} with those alone that the augmentation left in the image;
+    panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. Masks are made on the model's device.
     At test: the dict itself, with image, height and width.
     """
 
@@ -112,9 +113,10 @@ class PanopticMapper:
         output["image"] = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
         if truth is None:
             return output
-        truth = compact(_apply_to_labels(transforms, truth.labels), truth.segments)
+        truth, boxes = transform_truth(transforms, truth)
         output = {key: output[key] for key in ("image", "height", "width", "file_name", "image_id")}
-        output["panoptic_labels"] = torch.from_numpy(np.ascontiguousarray(truth.labels))
+        output["panoptic_labels"] = torch.from_numpy(np.require(truth.labels, requirements=["C", "W"]))
+        output["panoptic_boxes_xyxy_px"] = torch.from_numpy(boxes)
         output["segments_info"] = truth.segments
         return output
 
@@ -163,12 +165,18 @@ class _ResizeShortestEdge(T.ResizeShortestEdge):
         return T.ResizeTransform(height, width, max(new_height, 1), max(new_width, 1), self.interp)
 
 
+def transform_truth(transforms: T.TransformList, truth: PanopticLabels) -> tuple[PanopticLabels, np.ndarray]:
+    """What the image's transforms leave of the truth, and its boxes: see `compact_with_boxes`."""
+    return compact_with_boxes(_apply_to_labels(transforms, truth.labels), truth.segments)
+
+
 def _apply_to_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
     """Detectron2 resizes bytes with Pillow and other types with torch, whose "nearest" lies half a pixel off."""
     if labels.dtype == np.uint8:
         return transforms.apply_segmentation(labels)
-    low, high = (transforms.apply_segmentation((labels >> shift & 0xFF).astype(np.uint8)) for shift in (0, 8))
-    return low.astype(np.int32) | high.astype(np.int32) << 8
+    shifts = range(0, 8 * labels.itemsize, 8)
+    parts = [transforms.apply_segmentation((labels >> shift & 0xFF).astype(np.uint8)) for shift in shifts]
+    return sum(part.astype(labels.dtype) << shift for part, shift in zip(parts, shifts, strict=True))
 
 
 def _size(array: np.ndarray) -> str:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from detectron2.utils.logger import log_first_n
 
 from psf.data.images import open_image
 
-__all__ = ["PanopticLabels", "compact", "read_panoptic_ids", "read_panoptic_labels"]
+__all__ = ["PanopticLabels", "compact", "compact_with_boxes", "read_panoptic_ids", "read_panoptic_labels"]
 
 _NEEDED_KEYS = {"id", "category_id", "isthing"}
 
@@ -19,7 +20,7 @@ _NEEDED_KEYS = {"id", "category_id", "isthing"}
 class PanopticLabels(NamedTuple):
     """One image's truth.
 
-    labels: (H, W) uint8 where the ids fit, else int32; 0 is void, k > 0 the segment whose `id` is k.
+    labels: (H, W) uint8, int16 or int32, the least that the ids fit; 0 is void, k > 0 the segment whose `id` is k.
     segments: {"id": k, "category_id": int, "isthing": bool, "iscrowd": bool}, ids 1..S in order, each with a pixel.
     """
 
@@ -45,31 +46,32 @@ def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, An
             raise ValueError(
                 f"{file_name}: a segment of segments_info lacks {_NEEDED_KEYS - segment.keys()}: {segment}"
             )
-    known = np.array([segment["id"] for segment in segments_info], dtype=np.int64)
-    order = np.argsort(known)
-    known = np.concatenate(([0], known[order]))
-    if (np.diff(known) <= 0).any():
-        raise ValueError(f"{file_name}: segments_info has an id below 1 or one id twice: {sorted(known[1:].tolist())}")
+    known = np.sort(np.array([segment["id"] for segment in segments_info], dtype=np.int64))
+    if (np.diff(known, prepend=0) <= 0).any():
+        raise ValueError(f"{file_name}: segments_info has an id below 1 or one id twice: {known.tolist()}")
 
-    ids = read_panoptic_ids(file_name, known)
+    ids = _read_ids(file_name)
     starts, runs = _runs(ids)
-    found = np.searchsorted(known, runs)
-    labels = np.repeat(found.astype(_label_type(len(order))), np.diff(starts, append=ids.size)).reshape(ids.shape)
+    present = _check_ids(file_name, runs, known.tolist())
+    absent = sorted(set(known.tolist()) - present)
+    if absent:
+        message = f"{file_name}: segments {absent[:10]} of the JSON have no pixel in the PNG and are dropped"
+        log_first_n(logging.WARNING, message, key="caller", name=__name__)
+    kept = sorted((one for one in segments_info if one["id"] in present), key=lambda one: one["id"])
+    # Only runs are looked up, in a list of S ids: a table of all 2^24 would cost more, in time and in each worker.
+    found = np.searchsorted([0, *(segment["id"] for segment in kept)], runs)
+    lengths = np.diff(starts, append=ids.size)
+    labels = np.repeat(found.astype(_label_type(len(kept))), lengths).reshape(ids.shape)
     segments = [
         {
             "id": position,
-            "category_id": int(segments_info[index]["category_id"]),
-            "isthing": bool(segments_info[index]["isthing"]),
-            "iscrowd": bool(segments_info[index].get("iscrowd", False)),
+            "category_id": int(segment["category_id"]),
+            "isthing": bool(segment["isthing"]),
+            "iscrowd": bool(segment.get("iscrowd", False)),
         }
-        for position, index in enumerate(order, 1)
+        for position, segment in enumerate(kept, 1)
     ]
-    result = compact(labels, segments)
-    if len(result.segments) < len(segments):
-        absent = sorted(set(known[1:].tolist()) - set(runs.tolist()))
-        message = f"{file_name}: segments {absent[:10]} of the JSON have no pixel in the PNG and are dropped"
-        log_first_n(logging.WARNING, message, key="caller", name=__name__)
-    return result
+    return PanopticLabels(labels, segments)
 
 
 def read_panoptic_ids(file_name: str, known: Iterable[int]) -> np.ndarray:
@@ -79,20 +81,20 @@ def read_panoptic_ids(file_name: str, known: Iterable[int]) -> np.ndarray:
         ValueError: if the PNG is missing, unreadable or not in colour, or has ids other than 0 and those in `known`.
     """
     ids = _read_ids(file_name)
-    unknown = np.setdiff1d(_runs(ids)[1], [0, *known])
-    if len(unknown):
-        raise ValueError(
-            f"{file_name}: the PNG has ids that segments_info does not list: {unknown[:10].tolist()}"
-            f"{' ...' if len(unknown) > 10 else ''}; JSON and PNG must be of the same version"
-        )
+    _check_ids(file_name, _runs(ids)[1], known)
     return ids
 
 
-def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal pixels start, row by row, and their ids: far fewer than pixels."""
-    flat = ids.reshape(-1)
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-    return starts, flat[starts]
+def _check_ids(file_name: str, ids: np.ndarray, known: Iterable[int]) -> set[int]:
+    """The ids that occur; a ValueError if one is neither 0 nor known."""
+    present = set(np.unique(ids).tolist())
+    unknown = sorted(present - {0, *known})
+    if unknown:
+        raise ValueError(
+            f"{file_name}: the PNG has ids that segments_info does not list: {unknown[:10]}"
+            f"{' ...' if len(unknown) > 10 else ''}; JSON and PNG must be of the same version"
+        )
+    return present
 
 
 def compact(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> PanopticLabels:
@@ -102,16 +104,48 @@ def compact(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> Panopt
         labels: (H, W) non-negative integers; each is 0 or the `id` of one of the segments.
         segments: as in `PanopticLabels`; their ids may have gaps.
     """
-    is_present = np.bincount(labels.reshape(-1), minlength=1) > 0
-    kept = [segment for segment in segments if segment["id"] < len(is_present) and is_present[segment["id"]]]
-    table: np.ndarray = np.zeros(len(is_present), dtype=_label_type(len(kept)))
+    return compact_with_boxes(labels, segments)[0]
+
+
+def compact_with_boxes(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> tuple[PanopticLabels, np.ndarray]:
+    """As `compact`, with the box of each segment: (S, 4) int32, x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
+    starts, runs = _runs(labels)
+    present, boxes = _boxes(starts, runs, labels.shape[1])
+    box_of = dict(zip(present.tolist(), boxes))
+    kept = [segment for segment in segments if segment["id"] in box_of]
+    numbered = [{**segment, "id": position} for position, segment in enumerate(kept, 1)]
+    table: np.ndarray = np.zeros(int(present[-1]) + 1, dtype=_label_type(len(kept)))
     for position, segment in enumerate(kept, 1):
         table[segment["id"]] = position
-    return PanopticLabels(table[labels], [{**segment, "id": position} for position, segment in enumerate(kept, 1)])
+    if labels.dtype != table.dtype or (table[present] != present).any():
+        labels = np.take(table, labels)
+    kept_boxes = np.array([box_of[segment["id"]] for segment in kept], dtype=np.int32).reshape(-1, 4)
+    return PanopticLabels(labels, numbered), kept_boxes
+
+
+def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal pixels start, each within a row, and their labels: far fewer than pixels."""
+    is_start: np.ndarray = np.ones(labels.shape, dtype=bool)
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=is_start[:, 1:])
+    starts = np.flatnonzero(is_start)
+    return starts, labels.reshape(-1)[starts]
+
+
+def _boxes(starts: np.ndarray, runs: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that occur, ascending, and the box of each: a run spans columns of one row."""
+    rows, left = np.divmod(starts, width)
+    right = np.append(left[1:], 0)
+    right[right == 0] = width  # the next run starts the next row
+    order = np.argsort(runs, kind="stable")  # a label's runs together, from the top row to the bottom one
+    present, first = np.unique(runs[order], return_index=True)
+    last = np.append(first[1:], len(order)) - 1
+    columns = np.minimum.reduceat(left[order], first), np.maximum.reduceat(right[order], first)
+    boxes = np.stack((columns[0], rows[order[first]], columns[1], rows[order[last]] + 1), axis=1)
+    return present, boxes.astype(np.int32)
 
 
 def _label_type(num_segments: int) -> type:
-    return np.uint8 if num_segments <= np.iinfo(np.uint8).max else np.int32
+    return next(kind for kind in (np.uint8, np.int16, np.int32) if num_segments <= np.iinfo(kind).max)
 
 
 def _read_ids(file_name: str) -> np.ndarray:
@@ -122,5 +156,6 @@ def _read_ids(file_name: str) -> np.ndarray:
                 f"{file_name}: expected a panoptic PNG in RGB (id = R + 256 G + 65536 B), found mode {image.mode!r}"
             )
         # Four bytes a pixel, so that a pixel is one little-endian number with the id in its lower three.
-        pixels = np.ascontiguousarray(image.convert("RGBA"))
+        colors = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = cv2.cvtColor(np.asarray(colors), cv2.COLOR_RGB2RGBA)
     return pixels.view("<u4")[..., 0] & np.uint32(0xFFFFFF)

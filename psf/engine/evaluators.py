@@ -14,6 +14,7 @@ from psf.evaluation import (
     InstanceEvaluator,
     PanelEvaluator,
     PanopticQualityEvaluator,
+    PanopticWriter,
     SemanticEvaluator,
     has_panoptic_truth,
     write_instance_json,
@@ -28,7 +29,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     """Evaluators of PQ, mask AP and mIoU, as MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON ask for.
 
     A panoptic JSON with its PNGs gives all three; an instance JSON that the metadata name is preferred for mask AP.
-    What is asked for and cannot be measured is named in the log. With PQ comes a picture, OUTPUT_DIR/panel.png.
+    BOUNDARY_PQ and PQ_BY_SIZE add to PQ; with it comes a picture, OUTPUT_DIR/panel.png. WRITE_PANOPTIC writes the
+    panoptic predictions too, which needs no truth. What is asked for and cannot be measured is named in the log.
     All processes must call this together.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -39,10 +41,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     if asked.PANOPTIC_ON:
         if has_truth:
             name = "panel.png" if len(cfg.DATASETS.TEST) == 1 else f"panel_{dataset_name}.png"
-            evaluators.append(PanopticQualityEvaluator(dataset_name))
+            options = {"boundary": asked.BOUNDARY_PQ, "by_size": asked.PQ_BY_SIZE}
+            evaluators.append(PanopticQualityEvaluator(dataset_name, **options))
             evaluators.append(PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, Path(cfg.OUTPUT_DIR, name)))
         else:
             left_out.append("PQ (no panoptic_json and panoptic_root)")
+        if asked.WRITE_PANOPTIC:
+            evaluators.append(PanopticWriter(dataset_name, Path(cfg.OUTPUT_DIR, "inference", dataset_name)))
     if asked.INSTANCE_ON:
         json_file = _instance_json(metadata, has_truth, Path(cfg.OUTPUT_DIR, "inference"))
         if json_file is not None:

@@ -4,7 +4,9 @@ from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_truth
 from psf.evaluation.instances import InstanceEvaluator, write_instance_json
 from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
-from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality, match_segments
+from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
+from psf.evaluation.panoptic_writer import PanopticWriter
+from psf.evaluation.segment_matching import match_segments, match_with_boundaries
 from psf.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
@@ -16,9 +18,11 @@ __all__ = [
     "PanopticMap",
     "PanopticQuality",
     "PanopticQualityEvaluator",
+    "PanopticWriter",
     "SemanticEvaluator",
     "draw_panel",
     "has_panoptic_truth",
     "match_segments",
+    "match_with_boundaries",
     "write_instance_json",
 ]

@@ -2,100 +2,122 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
+import math
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from PIL import Image
 from tabulate import tabulate
 
+from psf.evaluation.category_ids import CategoryIds
 from psf.evaluation.ground_truth import PanopticGroundTruth, image_key
-from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality, SegmentMatches, match_segments
+from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
+from psf.evaluation.panoptic_writer import PanopticWriter
+from psf.evaluation.segment_matching import SegmentMatches, match_segments, match_with_boundaries
 
-__all__ = ["PanopticQualityEvaluator"]
+__all__ = ["SEGMENT_SIZES", "PanopticQualityEvaluator"]
 
 logger = logging.getLogger(__name__)
+
+# COCO's sizes: low <= area in pixels < high.
+SEGMENT_SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
+
+
+class _Measured(NamedTuple):
+    """One image: matches by mask IoU, and by boundary IoU if that was asked for."""
+
+    masks: SegmentMatches
+    boundaries: SegmentMatches | None
 
 
 class PanopticQualityEvaluator(DatasetEvaluator):
     """Panoptic quality of `panoptic_seg` results, equal to Detectron2's COCOPanopticEvaluator.
 
-    The sums run in the order of the ground truth's JSON, whatever the order of the images and the number of processes,
-    so that a result is the same to the last bit.
+    Processes send the matches of their images, not sums of them: the main one adds them up in the order of the ground
+    truth's JSON. So counts and IoU sums have the same bits whatever the order of the images and the number of
+    processes: those of panopticapi in one process. (Its pool adds up partial sums, one for each core.)
 
     Args:
         dataset_name: a registered data set with `panoptic_json` and `panoptic_root` in its metadata.
-        output_dir: where to write the predictions in COCO's format, as panoptic_predictions.json and
-            panoptic_predictions/*.png; None writes nothing.
+        output_dir: where a `PanopticWriter` writes the predictions in COCO's format; None writes nothing.
         distributed: gather from all processes, and give results in the main one; else evaluate what this one saw.
+        boundary: measure Boundary PQ too (Cheng et al., arXiv 2103.16562; table 7 of the paper): a match needs
+            min(mask IoU, boundary IoU) > 0.5, and counts with it.
+        by_size: measure PQ of small, medium and large segments too (`SEGMENT_SIZES`). A match and a miss have the size
+            of the true segment, a false positive has its own: every segment counts in exactly one size.
 
-    Attributes:
-        per_class: after `evaluate`, in the main process: category id -> ClassQuality, in the order of the JSON.
+    Attributes, after `evaluate`, in the main process:
+        per_class: category id -> ClassQuality, in the order of the JSON.
+        boundary_per_class: the same of Boundary PQ; empty where it was not asked for.
     """
 
-    def __init__(self, dataset_name: str, *, output_dir: str | None = None, distributed: bool = True) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        output_dir: str | Path | None = None,
+        distributed: bool = True,
+        boundary: bool = False,
+        by_size: bool = False,
+    ) -> None:
         self._truth = PanopticGroundTruth(dataset_name)
-        self._dataset_ids = {
-            True: {new: old for old, new in self._truth.thing_ids.items()},
-            False: {new: old for old, new in self._truth.stuff_ids.items()},
-        }
-        self._png_dir = None if output_dir is None else Path(output_dir, "panoptic_predictions")
+        self._category_ids = CategoryIds(dataset_name)
+        self._writer = None
+        if output_dir is not None:
+            self._writer = PanopticWriter(dataset_name, output_dir, distributed=distributed)
         self._distributed = distributed
+        self._boundary = boundary
+        self._by_size = by_size
         self.per_class: dict[int, ClassQuality] = {}
+        self.boundary_per_class: dict[int, ClassQuality] = {}
         self.reset()
 
     def reset(self) -> None:
-        self._matches: dict[int | str, SegmentMatches] = {}
-        self._written: list[dict[str, Any]] = []
+        self._measured: dict[int | str, _Measured] = {}
+        if self._writer is not None:
+            self._writer.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Match the segments of a batch.
 
         Args:
-            inputs: dicts with "image_id".
+            inputs: dicts with "image_id", and "file_name" where predictions are written.
             outputs: dicts with "panoptic_seg": ((H, W) ids, segments with `id`, `category_id` and `isthing`). As in
                 Detectron2, a segment without `isthing` has the data set's own category id, not the contiguous one.
         """
         for image, output in zip(inputs, outputs):
             ids, segments_info = output["panoptic_seg"]
-            labels = ids.cpu().numpy()
-            segments = [self._in_dataset_ids(segment) for segment in segments_info]
+            segments = self._category_ids.convert(segments_info)
             truth = self._truth.read(image["image_id"])
+            maps = (truth.labels, truth.segments, ids.cpu().numpy(), segments)
             try:
-                matches = match_segments(truth.labels, truth.segments, labels, segments)
+                measured = match_with_boundaries(*maps) if self._boundary else (match_segments(*maps), None)
             except ValueError as error:
                 raise ValueError(f"image {image['image_id']!r}: {error}") from error
-            key = image_key(image["image_id"])
-            self._matches[key] = matches
-            if self._png_dir is not None:
-                self._written.append(_write_png(self._png_dir, self._truth.annotations[key], labels, segments))
+            self._measured[image_key(image["image_id"])] = _Measured(*measured)
+        if self._writer is not None:
+            self._writer.process(inputs, outputs)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """PQ, SQ, RQ of all, _th of things and _st of stuff, in percent, under "panoptic_seg".
+        """In percent, PQ, SQ, RQ of all, _th of things and _st of stuff, under "panoptic_seg".
 
-        The keys of a kind of which no category occurs are left out. None outside the main process.
+        Boundary PQ has the same keys under "panoptic_boundary"; with sizes there are PQ_small, ..., RQ_large under
+        "panoptic_sizes". The keys of a kind or a size of which no segment occurs are left out. None outside the main
+        process.
         """
-        matches, written = self._matches, self._written
+        if self._writer is not None:
+            self._writer.evaluate()
+        measured = self._measured
         if self._distributed:
             comm.synchronize()
-            gathered = comm.gather((matches, written))
+            gathered = comm.gather(measured)
             if not comm.is_main_process():
                 return None
-            matches = {key: value for part, _ in gathered for key, value in part.items()}
-            written = [record for _, part in gathered for record in part]
-
-        categories = self._truth.categories
-        quality = PanopticQuality({key: bool(category["isthing"]) for key, category in categories.items()})
-        for image_id in self._truth.annotations:
-            if image_id in matches:
-                quality.add_matches(matches[image_id])
-        num_missing = len(self._truth.annotations) - len(matches)
+            measured = {key: value for part in gathered for key, value in part.items()}
+        num_missing = len(self._truth.annotations) - len(measured)
         if num_missing:
             logger.warning(
                 "%d of the %d images in %s have no prediction and are left out of the panoptic quality",
@@ -103,50 +125,49 @@ class PanopticQualityEvaluator(DatasetEvaluator):
                 len(self._truth.annotations),
                 self._truth.metadata.panoptic_json,
             )
-        if self._png_dir is not None:
-            content = {"categories": list(categories.values()), "annotations": written}
-            self._png_dir.mkdir(parents=True, exist_ok=True)
-            self._png_dir.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
+        in_order = [measured[key] for key in self._truth.annotations if key in measured]
+        masks = [one.masks for one in in_order]
+        quality = self._add_up(masks)
+        boundary = self._add_up([one.boundaries for one in in_order if one.boundaries is not None])
+        sizes = {}
+        if self._by_size:
+            sizes = {name: self._add_up([one.of_area(*span) for one in masks]) for name, span in SEGMENT_SIZES.items()}
         self.per_class = quality.per_class
-        _log_tables(quality, {key: category["name"] for key, category in categories.items()})
-        return OrderedDict(panoptic_seg=quality.summarise())
+        self.boundary_per_class = boundary.per_class if self._boundary else {}
+        self._log_tables(quality, boundary, sizes)
 
-    def _in_dataset_ids(self, segment: dict[str, Any]) -> dict[str, Any]:
-        is_thing, category = segment.get("isthing"), segment["category_id"]
-        if is_thing is None:
-            return {"id": segment["id"], "category_id": category}
-        if category not in self._dataset_ids[is_thing]:
-            raise ValueError(
-                f"a predicted segment has class {category} as a {'thing' if is_thing else 'stuff'}, the data set's "
-                f"metadata know {sorted(self._dataset_ids[is_thing])}; the model was built for other classes"
-            )
-        return {"id": segment["id"], "category_id": self._dataset_ids[is_thing][category]}
+        results = OrderedDict(panoptic_seg=quality.summarise())
+        if self._boundary:
+            results["panoptic_boundary"] = boundary.summarise()
+        if self._by_size:
+            results["panoptic_sizes"] = {}
+            for name, one in sizes.items():
+                mean = one.mean()
+                results["panoptic_sizes"] |= {} if mean is None else mean.in_percent(f"_{name}")
+        return results
 
+    def _add_up(self, images: list[SegmentMatches]) -> PanopticQuality:
+        quality = PanopticQuality({key: bool(one["isthing"]) for key, one in self._truth.categories.items()})
+        for matches in images:
+            quality.add_matches(matches)
+        return quality
 
-def _write_png(
-    folder: Path, annotation: dict[str, Any], labels: np.ndarray, segments: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Write one prediction (id = R + 256 G + 65536 B), and return its entry in the JSON."""
-    file_name = os.path.splitext(annotation["file_name"])[0] + ".png"
-    path = folder / file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    channels = [(labels >> shift & 0xFF).astype(np.uint8) for shift in (0, 8, 16)]
-    Image.fromarray(np.stack(channels, axis=-1)).save(path)
-    return {"image_id": annotation["image_id"], "file_name": file_name, "segments_info": segments}
+    def _log_tables(
+        self, quality: PanopticQuality, boundary: PanopticQuality, sizes: dict[str, PanopticQuality]
+    ) -> None:
+        kinds = (("all", None), ("things", True), ("stuff", False))
+        means = [(name, quality.mean(is_thing)) for name, is_thing in kinds]
+        means += [(name, one.mean()) for name, one in sizes.items()]
+        means += [(f"{name}, boundary", boundary.mean(is_thing)) for name, is_thing in kinds]
+        rows = [[name, 100 * one.pq, 100 * one.sq, 100 * one.rq, one.num_classes] for name, one in means if one]
+        table = tabulate(rows, ["", "PQ", "SQ", "RQ", "classes"], tablefmt="pipe", floatfmt=".3f")
+        logger.info("Panoptic quality:\n%s", table)
 
-
-def _log_tables(quality: PanopticQuality, names: dict[int, str]) -> None:
-    rows = []
-    for name, is_thing in (("all", None), ("things", True), ("stuff", False)):
-        mean = quality.mean(is_thing)
-        if mean is not None:
-            rows.append([name, 100 * mean.pq, 100 * mean.sq, 100 * mean.rq, mean.num_classes])
-    table = tabulate(rows, ["", "PQ", "SQ", "RQ", "classes"], tablefmt="pipe", floatfmt=".3f")
-    logger.info("Panoptic quality:\n%s", table)
-    rows = [
-        [names[key], 100 * one.pq, 100 * one.sq, 100 * one.rq, one.tp, one.fp, one.fn]
-        for key, one in quality.per_class.items()
-        if one.occurs
-    ]
-    headers = ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
-    logger.info("Panoptic quality per class:\n%s", tabulate(rows, headers, tablefmt="pipe", floatfmt=".2f"))
+        headers = ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN", *(["boundary PQ"] if self._boundary else [])]
+        categories, rows = self._truth.categories, []
+        for key, one in self.per_class.items():
+            if one.occurs:
+                row = [categories[key]["name"], 100 * one.pq, 100 * one.sq, 100 * one.rq]
+                extra = [100 * self.boundary_per_class[key].pq] if self._boundary else []
+                rows.append([*row, one.tp, one.fp, one.fn, *extra])
+        logger.info("Panoptic quality per class:\n%s", tabulate(rows, headers, tablefmt="pipe", floatfmt=".2f"))

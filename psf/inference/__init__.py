@@ -1,5 +1,6 @@
 """From masks and classes to a panoptic map, instances and semantic scores: pure functions."""
 
+from psf.inference.boxes import tight_boxes
 from psf.inference.candidates import best_class, join_candidates, stuff_candidates, top_pairs
 from psf.inference.confidence import (
     CandidateThresholds,
@@ -29,6 +30,7 @@ __all__ = [
     "score_masks",
     "semantic_scores",
     "stuff_candidates",
+    "tight_boxes",
     "top_pairs",
     "upper_bound",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from psf.inference.resizing import Frame, resize_in_chunks
+from psf.precision import at_least_float32
 from psf.predictions import Candidates
 
 __all__ = [
@@ -99,13 +101,16 @@ def score_masks(
         mask_threshold: a pixel belongs to the mask where its score is above.
         extra_pixels: see `mask_confidence`.
     """
-    masks, areas, sums = [], [], []
+    masks = torch.empty(
+        len(candidates.mask_scores), *frame.output_size, dtype=torch.bool, device=thresholds.alpha.device
+    )
+    areas, sums, start = [], [], 0
     for scores in resize_in_chunks(candidates.mask_scores, frame):
-        mask = scores > mask_threshold
-        masks.append(mask)
-        areas.append(mask.sum((1, 2)))
-        exact = torch.promote_types(scores.dtype, torch.float32)  # a sum in float16 would overflow
-        sums.append((scores * mask).sum((1, 2), dtype=exact))
+        kept = at_least_float32(F.threshold_(scores, mask_threshold, 0.0))
+        masks[start : start + len(kept)] = kept > 0
+        start += len(kept)
+        areas.append(kept.sign().sum(2).long().sum(1))  # twice as fast on a CPU as counting bools
+        sums.append(kept.sum((1, 2)))
     area, score_sum = torch.cat(areas), torch.cat(sums)
     confidence = mask_confidence(
         candidates.class_scores,
@@ -115,4 +120,4 @@ def score_masks(
         thresholds.beta,
         extra_pixels,
     )
-    return ScoredMasks(torch.cat(masks), area, confidence)
+    return ScoredMasks(masks, area, confidence)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 __all__ = ["Frame", "resize_in_chunks", "resize_masks"]
 
-CHUNK_PIXELS = 2**24  # resized pixels, padding included, that are held as floats at a time: 64 MB
+# Resized pixels, padding included, that are held as floats at a time: on a CPU few enough to stay in its cache.
+CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**26}
+OTHER_CHUNK_PIXELS = 2**24
 
 
 class Frame(NamedTuple):
@@ -31,7 +33,8 @@ def resize_masks(mask_scores: Tensor, frame: Frame) -> Tensor:
 def resize_in_chunks(mask_scores: Tensor, frame: Frame) -> Iterator[Tensor]:
     """`resize_masks` a few masks at a time, so that memory stays bounded; at least one chunk, which may be empty."""
     height, width = _uncropped_size(frame)
-    for chunk in mask_scores.split(max(1, CHUNK_PIXELS // (height * width))):
+    pixels = CHUNK_PIXELS.get(mask_scores.device.type, OTHER_CHUNK_PIXELS)
+    for chunk in mask_scores.split(max(1, pixels // (height * width))):
         yield resize_masks(chunk, frame)
 
 

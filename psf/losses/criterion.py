@@ -11,7 +11,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 from psf.losses.boxes import image_scale, target_locations
 from psf.losses.matcher import Assignment
 from psf.losses.matching import ThingAssignments
-from psf.losses.precision import at_least_float32
+from psf.precision import at_least_float32
 from psf.predictions import LocationLayer, PanopticTargets, TrainingPredictions
 
 __all__ = ["PanopticCriterion", "dice_loss"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from psf.losses.boxes import image_scale, target_locations
-from psf.losses.precision import at_least_float32
+from psf.precision import at_least_float32
 from psf.predictions import PanopticTargets
 
 __all__ = ["Assignment", "HungarianMatcher", "dice_cost", "focal_cost"]

@@ -68,6 +68,8 @@ class DeformableAttention(nn.Module):
             value = value.masked_fill(features.padding_mask[..., None], 0.0)
         value = value.view(batch, -1, self.num_heads, value.shape[-1] // self.num_heads)  # (B, T, heads, D/heads)
         offsets = self.sampling_offsets(queries).view(*by_head, self.num_levels, self.num_points, 2)
+        # Half precision, of autocast or of the model, would misplace the points by whole pixels.
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         weights = self.attention_weights(queries).view(*by_head, -1).softmax(-1)
         weights = weights.view(*by_head, self.num_levels, self.num_points)
         centres = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)

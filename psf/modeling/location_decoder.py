@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.modeling.feed_forward import FeedForward
 from psf.modeling.position_encoding import sine_point_encoding
+from psf.precision import at_least_float32
 from psf.predictions import FeatureTokens, LocatedQueries, LocationLayer
 from psf.registry import LOCATION_DECODER_REGISTRY
 
@@ -129,7 +130,8 @@ class LocationDecoder(nn.Module):
         if not self.layers:
             return LocatedQueries(queries, None, [])
         position = self.position.weight.expand(batch, -1, -1)
-        references = self.reference_points(position).sigmoid()  # (B, N, 2), of the image without padding
+        with torch.autocast(queries.device.type, enabled=False):
+            references = at_least_float32(self.reference_points(position).sigmoid())  # (B, N, 2), without padding
         last = len(self.layers) - 1
         predictions = []
         for i, layer in enumerate(self.layers):
@@ -147,8 +149,13 @@ class LocationDecoder(nn.Module):
         return LocatedQueries(queries, located, predictions)
 
     def _locate(self, i: int, queries: Tensor, references: Tensor) -> Tensor:
-        """(B, N, 4 or 2) in [0, 1]: the head corrects the reference, in those of its numbers that there are."""
-        raw = self.location_heads[i](queries)
+        """(B, N, 4 or 2) in [0, 1]: the head corrects the reference, in those of its numbers that there are.
+
+        Without autocast: in half precision a box would be off by pixels.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            head = self.location_heads[i]
+            raw = at_least_float32(head(queries.to(head[0].weight.dtype)))
         known = references.shape[-1]
         return torch.cat((raw[..., :known] + _inverse_sigmoid(references), raw[..., known:]), dim=-1).sigmoid()
 

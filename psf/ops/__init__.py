@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from psf.ops.choice import Work, choose, describe_implementation, log_once
+from psf.ops.operator import attend
 from psf.ops.reference import ms_deform_attn_reference
 
 __all__ = ["describe_implementation", "ms_deform_attn", "ms_deform_attn_reference"]
 
 
 def ms_deform_attn(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    implementation: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """Attend to a few sampled points on each level.
 
     Sampling is bilinear between pixel centres (pixel i covers [i, i + 1] / size); outside the map the value is 0.
+    Arithmetic is in float32 at least, whatever the types; float64 if value or locations are.
 
     Args:
         value: (B, S, heads, D), the tokens of all levels, finest first; S = sum of h * w.
         spatial_shapes: (h, w) of each level, as Python ints.
         sampling_locations: (B, Q, heads, L, P, 2), x and y in units of the level's width and height; any real number.
+            Half precision would misplace them by whole pixels: they should come as float32.
         attention_weights: (B, Q, heads, L, P); they usually sum to 1 over L and P.
+        implementation: "reference" (grid_sample), "bag" (embedding_bag) or "triton"; None: what the environment
+            variable PSF_MSDA names, else what suits device and size. Tracing and export always take the reference,
+            so that their graphs load without psf.
+        deterministic: the gradients must be the same in each run, bit by bit; None: as
+            torch.use_deterministic_algorithms says.
 
     Returns:
-        (B, Q, heads * D).
+        (B, Q, heads * D), of value's type.
 
     Raises:
-        ValueError: if the levels do not add up to S, or the numbers of levels differ.
+        ValueError: if the levels do not add up to S, the numbers of levels differ, or the implementation is unknown
+            or cannot run here.
     """
     num_tokens = sum(h * w for h, w in spatial_shapes)
     if num_tokens != value.shape[1]:
@@ -38,9 +56,30 @@ def ms_deform_attn(
             f"levels: {len(spatial_shapes)} in spatial_shapes, {sampling_locations.shape[3]} in sampling_locations, "
             f"{attention_weights.shape[3]} in attention_weights"
         )
-    return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    precision = torch.promote_types(torch.promote_types(value.dtype, sampling_locations.dtype), torch.float32)
+    sampling_locations = sampling_locations.to(precision)
+    if _is_traced():
+        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    inputs = (value, sampling_locations, attention_weights)
+    work = Work(
+        device=value.device.type,
+        points=math.prod(attention_weights.shape[1:]),
+        has_gradient=torch.is_grad_enabled() and any(x.requires_grad for x in inputs),
+        is_deterministic=deterministic,
+    )
+    choice = choose(work, implementation)
+    if not torch.compiler.is_compiling():
+        log_once(choice)
+    if choice.name == "reference":
+        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    value, sampling_locations, attention_weights = (x.contiguous() for x in inputs)
+    backward_by = "bag" if deterministic else choice.name
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    return attend(value, flat_shapes, sampling_locations, attention_weights, choice.name, backward_by)
 
 
-def describe_implementation() -> str:
-    """Which implementation of deformable attention runs here, and why (for `python -m psf.doctor`)."""
-    return "reference (grid_sample), on every device: the only one so far"
+def _is_traced() -> bool:
+    """Whether a graph is being made that has to run elsewhere; torch.compile's runs here, and is none of these."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

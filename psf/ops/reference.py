@@ -14,11 +14,15 @@ __all__ = ["ms_deform_attn_reference"]
 def ms_deform_attn_reference(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Sum of bilinearly sampled values, level by level with `grid_sample`; arguments as in `psf.ops.ms_deform_attn`."""
+    """Sum of bilinearly sampled values, level by level with `grid_sample`; arguments as in `psf.ops.ms_deform_attn`.
+
+    Computed in the precision of the locations.
+    """
     batch, _, heads, dim = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    precision = sampling_locations.dtype
     grids = 2 * sampling_locations - 1  # grid_sample counts from -1 to 1, edge to edge
-    levels = value.split([h * w for h, w in spatial_shapes], dim=1)
+    levels = value.to(precision).split([h * w for h, w in spatial_shapes], dim=1)
     samples = []
     for level, (level_value, (h, w)) in enumerate(zip(levels, spatial_shapes, strict=True)):
         # (B, h*w, heads, D) -> (B*heads, D, h, w)
@@ -26,6 +30,6 @@ def ms_deform_attn_reference(
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B, Q, heads, P, 2) -> (B*heads, Q, P, 2)
         samples.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     sampled = torch.cat(samples, dim=-1)  # (B*heads, D, Q, L*P)
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(levels) * points)
+    weights = attention_weights.to(precision).transpose(1, 2).reshape(batch * heads, 1, queries, len(levels) * points)
     output = (sampled * weights).sum(-1)  # (B*heads, D, Q)
-    return output.view(batch, heads * dim, queries).transpose(1, 2)
+    return output.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -104,13 +105,15 @@ def test_image_without_any_segment_left_is_fine(make_sample):
 def test_training_output_is_the_contract_and_the_dict_stays(make_sample):
     sample = make_sample([[5, 0], [5, 9]], [info(5, 1, isthing=False), info(9, 3)])
     before = copy.deepcopy(sample)
-    output = build_mapper(make_cfg(), is_train=True)(sample)
+    output = build_mapper(make_cfg(RANDOM_FLIP="none"), is_train=True)(sample)
     assert sample == before
     assert output.keys() == {
-        "image", "height", "width", "file_name", "image_id", "panoptic_labels", "segments_info"
+        "image", "height", "width", "file_name", "image_id",
+        "panoptic_labels", "panoptic_boxes_xyxy_px", "segments_info",
     }  # fmt: skip
     assert output["image"].dtype == output["panoptic_labels"].dtype == torch.uint8
     assert output["image"].shape == (3, 64, 64) and output["panoptic_labels"].shape == (64, 64)
+    assert output["panoptic_boxes_xyxy_px"].tolist() == [[0, 0, 32, 64], [32, 32, 64, 64]]
     assert output["image_id"] == 7
     assert output["segments_info"][1] == {"id": 2, "category_id": 3, "isthing": True, "iscrowd": False}
 
@@ -135,6 +138,22 @@ def test_scenes_are_made_in_memory_in_the_format(image_format):
     assert (output["panoptic_labels"].numpy() == scene.labels).all()
     assert output["segments_info"] == scene.segments
     assert (output["height"], output["width"]) == scene.labels.shape
+
+
+def test_a_worker_keeps_nothing_of_an_image(make_sample):
+    ids = np.random.default_rng(0).integers(0, 30, (16, 16)).repeat(20, axis=0).repeat(20, axis=1)
+    sample = make_sample(ids, [info(k) for k in range(1, 30)])
+    mapper = build_mapper(make_cfg(), is_train=True)
+    mapper(sample)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(20):
+            mapper(sample)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20_000  # an image would be 64 x 64 x 3 = 12288 bytes, its PNG's ids 320 x 320 x 4
 
 
 def test_detectron2s_loader_takes_the_mapper():

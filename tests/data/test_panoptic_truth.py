@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from psf.data import compact, read_panoptic_labels
+from psf.data.panoptic_truth import compact_with_boxes
 
 
 def info(id: int, category: int = 0, *, isthing: bool = True, **rest) -> dict:
@@ -42,11 +43,11 @@ def test_void_alone_and_no_segments(make_sample):
     assert labels.shape == (3, 4) and not labels.any() and segments == []
 
 
-def test_more_than_255_segments_take_int32(make_sample):
+def test_more_than_255_segments_take_int16(make_sample):
     ids = np.arange(1, 301).reshape(15, 20) * 1000
     sample = make_sample(ids, [info(int(i)) for i in ids.ravel()])
     labels, segments = read_panoptic_labels(sample["pan_seg_file_name"], sample["segments_info"])
-    assert labels.dtype == np.int32
+    assert labels.dtype == np.int16
     assert (labels == ids // 1000).all() and len(segments) == 300
 
 
@@ -109,3 +110,20 @@ def test_compact_keeps_pixels_and_drops_what_vanished(labels):
     assert [segment["id"] for segment in result.segments] == list(range(1, len(present) + 1))
     category = np.array([0] + [segment["category_id"] for segment in result.segments])
     assert (category[result.labels] == labels.astype(int) * 10).all()
+
+
+@given(hnp.arrays(np.int16, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.sampled_from([0, 1, 2, 300])))
+def test_boxes_enclose_the_pixels(labels):
+    segments = [{"id": k} for k in (300, 1, 2)]
+    result, boxes = compact_with_boxes(labels, segments)
+    assert boxes.shape == (len(result.segments), 4) and boxes.dtype == np.int32
+    for segment, box in zip(result.segments, boxes.tolist(), strict=True):
+        ys, xs = np.nonzero(result.labels == segment["id"])
+        assert box == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@pytest.mark.parametrize(("num_segments", "dtype"), [(255, np.uint8), (256, np.int16), (40_000, np.int32)])
+def test_label_type_is_the_least_that_fits(num_segments, dtype):
+    labels = np.arange(1, num_segments + 1).reshape(-1, 1 if num_segments % 2 else 2)
+    result = compact(labels, [{"id": k} for k in range(1, num_segments + 1)])
+    assert result.labels.dtype == dtype and (result.labels == labels).all()

@@ -42,6 +42,18 @@ def test_switches(mini: str, cfg: CfgNode, key: str, left: list[str]):
     assert kinds(cfg, mini) == left
 
 
+def test_keys_beside_pq(mini: str, cfg: CfgNode, tmp_path: Path):
+    cfg.MODEL.PSF.TEST.INSTANCE_ON = cfg.MODEL.PSF.TEST.SEMANTIC_ON = False
+    cfg.MODEL.PSF.TEST.BOUNDARY_PQ = cfg.MODEL.PSF.TEST.PQ_BY_SIZE = cfg.MODEL.PSF.TEST.WRITE_PANOPTIC = True
+    evaluators = build_evaluator(cfg, mini)
+    assert [type(one).__name__ for one in evaluators._evaluators] == [*ALL[:2], "PanopticWriter"]
+    evaluators.reset()
+    assert evaluators.evaluate().keys() == {"panoptic_seg", "panoptic_boundary", "panoptic_sizes"}
+    assert (tmp_path / "output" / "inference" / mini / "panoptic_predictions.json").is_file()
+    Path(MetadataCatalog.get(mini).panoptic_json).unlink()
+    assert kinds(cfg, mini) == ["PanopticWriter"]
+
+
 def test_own_instance_json_is_preferred(mini: str, cfg: CfgNode, tmp_path: Path):
     own = tmp_path / "own.json"
     MetadataCatalog.get(mini).json_file = str(own)  # named, but not there: as in Detectron2's coco_2017_val_panoptic

@@ -29,6 +29,7 @@ from psf.evaluation import (
     PanopticGroundTruth,
     PanopticMap,
     PanopticQualityEvaluator,
+    PanopticWriter,
     SemanticEvaluator,
     draw_panel,
     write_instance_json,
@@ -87,18 +88,19 @@ class TestPanopticQualityEvaluator:
 
     def test_gathers_from_all_processes(self, mini: str, monkeypatch: pytest.MonkeyPatch):
         pairs = perturbed(mini)
-        alone = run(PanopticQualityEvaluator(mini), pairs)
-        other = PanopticQualityEvaluator(mini)
+        more = {"boundary": True, "by_size": True}
+        alone = run(PanopticQualityEvaluator(mini, **more), pairs)
+        other = PanopticQualityEvaluator(mini, **more)
         for image, output in pairs[1::2]:
             other.process([image], [output])
         comm = SimpleNamespace(
-            synchronize=lambda: None, gather=lambda mine: [mine, (other._matches, [])], is_main_process=lambda: True
+            synchronize=lambda: None, gather=lambda mine: [mine, other._measured], is_main_process=lambda: True
         )
         monkeypatch.setattr(panoptic_evaluator_module, "comm", comm)
-        assert run(PanopticQualityEvaluator(mini), pairs[::2]) == alone
+        assert run(PanopticQualityEvaluator(mini, **more), pairs[::2]) == alone
         comm.is_main_process = lambda: False
-        assert run(PanopticQualityEvaluator(mini), pairs[::2]) is None
-        assert run(PanopticQualityEvaluator(mini, distributed=False), pairs) == alone
+        assert run(PanopticQualityEvaluator(mini, **more), pairs[::2]) is None
+        assert run(PanopticQualityEvaluator(mini, distributed=False, **more), pairs) == alone
 
     def test_per_class_and_missing_image(self, mini: str, caplog: pytest.LogCaptureFixture):
         evaluator = PanopticQualityEvaluator(mini)
@@ -122,9 +124,47 @@ class TestPanopticQualityEvaluator:
         run(evaluator, pairs)
         assert [one.tp for one in evaluator.per_class.values()] == [1, 1, 1, 0, 0]
 
+    def test_boundary_and_sizes_beside_pq(self, mini: str, caplog: pytest.LogCaptureFixture):
+        pairs = perturbed(mini)
+        plain = PanopticQualityEvaluator(mini)
+        assert run(plain, pairs).keys() == {"panoptic_seg"}
+        evaluator = PanopticQualityEvaluator(mini, boundary=True, by_size=True)
+        with caplog.at_level(logging.INFO):
+            results = run(evaluator, pairs)
+        assert results["panoptic_seg"] == run(plain, pairs)["panoptic_seg"]
+        assert list(results["panoptic_boundary"]) == list(results["panoptic_seg"])
+        assert 0 < results["panoptic_boundary"]["PQ"] < results["panoptic_seg"]["PQ"]
+        assert list(results["panoptic_sizes"]) == [
+            "PQ_small",
+            "SQ_small",
+            "RQ_small",
+            "PQ_medium",
+            "SQ_medium",
+            "RQ_medium",
+        ]
+        for text in ("things, boundary", "medium", "boundary PQ", "ground"):
+            assert text in caplog.text
+        for category, one in evaluator.boundary_per_class.items():  # matches get fewer, segments do not
+            mask = evaluator.per_class[category]
+            assert one.tp <= mask.tp and one.tp + one.fn == mask.tp + mask.fn
+
+    def test_set_without_things(self, mini: str):
+        """A kind without categories, and classes that never occur."""
+        source = Path(MetadataCatalog.get(mini).panoptic_json)
+        content = json.loads(source.read_text())
+        content["categories"] = [one for one in content["categories"] if not one["isthing"]]
+        content["annotations"] = content["annotations"][1:2]  # sky alone
+        source.write_text(json.dumps(content))
+        vars(MetadataCatalog.get(mini))["thing_dataset_id_to_contiguous_id"] = {}
+        pairs = perturbed(mini)
+        results = run(PanopticQualityEvaluator(mini, boundary=True, by_size=True), pairs)
+        assert results["panoptic_seg"].keys() == {"PQ", "SQ", "RQ", "PQ_st", "SQ_st", "RQ_st"}
+        assert results["panoptic_seg"]["RQ"] == results["panoptic_boundary"]["RQ_st"] == 100
+        assert results["panoptic_sizes"].keys() == {"PQ_medium", "SQ_medium", "RQ_medium"}  # 40 x 32 pixels
+
     def test_writes_coco_format(self, mini: str, tmp_path: Path):
         pairs = perturbed(mini)
-        run(PanopticQualityEvaluator(mini, output_dir=str(tmp_path / "dump")), pairs)
+        run(PanopticQualityEvaluator(mini, output_dir=tmp_path / "dump"), pairs)
         content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
         assert [one["image_id"] for one in content["annotations"]] == [1, 11, 21, 31, 41]
         _, output = pairs[2]
@@ -133,6 +173,28 @@ class TestPanopticQualityEvaluator:
         np.testing.assert_array_equal(written, output["panoptic_seg"][0].numpy())
         assert annotation["segments_info"] == [{"id": 1, "category_id": 12}, {"id": 2, "category_id": 3},
                                                {"id": 3, "category_id": 3}]  # fmt: skip
+        # panopticapi takes the files, and sees in them what the evaluator has seen
+        metadata = MetadataCatalog.get(mini)
+        stat = panopticapi.evaluation.pq_compute_single_core(
+            0,
+            list(zip(json.loads(Path(metadata.panoptic_json).read_text())["annotations"], content["annotations"])),
+            metadata.panoptic_root,
+            str(tmp_path / "dump" / "panoptic_predictions"),
+            PanopticGroundTruth(mini).categories,
+        )
+        evaluator = PanopticQualityEvaluator(mini)
+        run(evaluator, pairs)
+        for category, one in evaluator.per_class.items():
+            assert (one.tp, one.fp, one.fn, one.iou_sum) == tuple(
+                getattr(stat[category], name) for name in ("tp", "fp", "fn", "iou")
+            )
+
+    def test_writer_needs_no_truth(self, mini: str, tmp_path: Path):
+        pairs = perturbed(mini)
+        Path(MetadataCatalog.get(mini).panoptic_json).unlink()
+        assert run(PanopticWriter(mini, tmp_path / "dump"), pairs) is None
+        content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
+        assert len(content["annotations"]) == len(list((tmp_path / "dump" / "panoptic_predictions").iterdir())) == 5
 
     def test_mistakes_name_the_image_or_the_file(self, mini: str):
         evaluator = PanopticQualityEvaluator(mini)

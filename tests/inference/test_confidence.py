@@ -77,7 +77,7 @@ def test_confidence_uses_each_candidates_exponents():
 def test_chunks_change_nothing(candidates, pixels):
     frame = Frame((24, 32), (20, 25), (9, 13))
     whole = score(candidates, frame)
-    before, resizing.CHUNK_PIXELS = resizing.CHUNK_PIXELS, pixels
+    before, resizing.CHUNK_PIXELS = resizing.CHUNK_PIXELS, {"cpu": pixels}
     try:
         chunked = score(candidates, frame)
     finally:

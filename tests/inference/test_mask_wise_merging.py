@@ -58,11 +58,12 @@ def problems(draw: st.DrawFn, distinct: bool = False) -> tuple[Tensor, Tensor, T
     return steps.float() / 8, masks, 0.5 * thresholds[0], thresholds[1]
 
 
-@given(problem=problems())
-@settings(max_examples=150, deadline=None)
-def test_equals_naive_loops(problem):
+@given(problem=problems(), without_waiting=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_equals_naive_loops(problem, without_waiting):
     confidence, masks, t_cnf, t_keep = problem
-    merged = mask_wise_merging(confidence, masks, masks.sum((1, 2)), t_cnf, t_keep)
+    area = masks.sum((1, 2))
+    merged = mask_wise_merging(confidence, masks, area, t_cnf, t_keep, without_waiting=without_waiting)
     canvas, segments = naive_merging(confidence.tolist(), masks.numpy(), t_cnf.tolist(), t_keep.tolist())
     assert np.array_equal(merged.segment_map.numpy(), canvas) and merged.segment_map.dtype == torch.int32
     assert [(s.candidate, s.area) for s in merged.segments] == segments
@@ -107,11 +108,15 @@ class TestBorders:
         dropped = merge(torch.tensor([0.9, 0.8]), row("#####.....", "##########"))
         assert [s.area for s in dropped.segments] == [5]
 
-    def test_exactly_t_keep_is_enough_for_any_share(self):
+    @pytest.mark.parametrize("without_waiting", [True, False])
+    def test_exactly_t_keep_is_enough_for_any_share(self, without_waiting):
+        cnf = torch.zeros(2, dtype=torch.float64)
         masks = torch.ones(2, 10, 10, dtype=torch.bool)
         for percent in range(1, 100):
             masks[0].view(-1)[:percent] = False
-            merged = merge(torch.tensor([0.9, 0.8]), masks, t_keep=percent / 100)
+            keep, area = torch.full((2,), percent / 100, dtype=torch.float64), masks.sum((1, 2))
+            confidence = torch.tensor([0.9, 0.8])
+            merged = mask_wise_merging(confidence, masks, area, cnf, keep, without_waiting=without_waiting)
             assert [s.area for s in merged.segments] == [100 - percent, percent]
 
     def test_exactly_t_cnf_is_enough(self):

@@ -82,7 +82,7 @@ def test_chunks_change_nothing(candidates, pixels):
         return [pixel_argmax(candidates, FRAME, cnf), class_times_mask(candidates, FRAME, cnf, keep, 0.5)]
 
     whole, before = run(), resizing.CHUNK_PIXELS
-    resizing.CHUNK_PIXELS = pixels
+    resizing.CHUNK_PIXELS = {"cpu": pixels}
     try:
         chunked = run()
     finally:
@@ -92,7 +92,7 @@ def test_chunks_change_nothing(candidates, pixels):
 
 
 def test_the_first_of_equals_wins_across_chunks_too(monkeypatch):
-    monkeypatch.setattr(resizing, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(resizing, "CHUNK_PIXELS", {"cpu": 1})
     candidates = make_candidates([0.9] * 3, torch.ones(3, 1, 1))
     for result in (
         pixel_argmax(candidates, same_size(1, 1), full(3, 0.25)),

@@ -57,7 +57,7 @@ def test_padding_is_cropped_away_after_resizing(frame, scaled):
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("pixels", [1, 60, 10**6])
 def test_chunks_together_are_the_whole(monkeypatch, count, pixels):
-    monkeypatch.setattr(resizing_module, "CHUNK_PIXELS", pixels)
+    monkeypatch.setattr(resizing_module, "CHUNK_PIXELS", {"cpu": pixels})
     scores, frame = random_scores(count, 3, 4), Frame((24, 32), (20, 32), (5, 6))
     chunks = list(resize_in_chunks(scores, frame))
     assert chunks and sum(len(x) for x in chunks) == count
@@ -69,6 +69,6 @@ def test_a_chunk_is_bounded_in_padding_too(monkeypatch):
     made = []
     interpolate = F.interpolate
     monkeypatch.setattr(F, "interpolate", lambda *a, **k: made.append(interpolate(*a, **k)) or made[-1])
-    monkeypatch.setattr(resizing_module, "CHUNK_PIXELS", 2 * 80 * 40)
+    monkeypatch.setattr(resizing_module, "CHUNK_PIXELS", {"cpu": 2 * 80 * 40})
     list(resize_in_chunks(random_scores(6, 10, 5), Frame((80, 40), (4, 40), (4, 40))))
     assert max(x.numel() for x in made) <= 2 * 80 * 40

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from psf.ops import describe_implementation, ms_deform_attn, ms_deform_attn_reference
+from psf.ops import ms_deform_attn, ms_deform_attn_reference
 from tests.naive import naive_ms_deform_attn
+from tests.ops.problems import problem
 from tests.reference_numbers import load_reference
 
-Problem = tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]
 
-
-def problem(
-    seed: int,
-    shapes: list[tuple[int, int]],
-    *,
-    batch: int = 2,
-    queries: int = 5,
-    heads: int = 3,
-    dim: int = 2,
-    points: int = 2,
-    spread: float = 1.0,
-) -> Problem:
-    """Random float64 inputs; locations are uniform in [0.5 - spread, 0.5 + spread]."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator, dtype=torch.float64)
-
-    value = random(batch, sum(h * w for h, w in shapes), heads, dim) - 0.5
-    locations = 0.5 + spread * (2 * random(batch, queries, heads, len(shapes), points, 2) - 1)
-    return value, shapes, locations, random(batch, queries, heads, len(shapes), points)
-
-
-@pytest.fixture(params=[ms_deform_attn, ms_deform_attn_reference])
+@pytest.fixture(params=["chosen", "bag", "reference"])
 def attend(request: pytest.FixtureRequest):
-    """What the model calls, and the specification."""
-    return request.param
+    """What the model calls, what is fast on a CPU, and the specification. For triton see test_triton.py."""
+    functions = {"chosen": ms_deform_attn, "bag": partial(ms_deform_attn, implementation="bag")}
+    return functions.get(request.param, ms_deform_attn_reference)
 
 
 @pytest.mark.parametrize("shapes", [[(4, 7)], [(5, 3), (3, 2), (1, 1)], [(1, 6), (6, 1)]])
@@ -102,7 +80,3 @@ def test_levels_that_do_not_fit_are_named():
         ms_deform_attn(value, shapes, locations[:, :, :, :1], weights)
     with pytest.raises(ValueError, match="2 in sampling_locations, 1 in attention_weights"):
         ms_deform_attn(value, shapes, locations, weights[:, :, :, :1])
-
-
-def test_doctor_can_say_what_runs():
-    assert "reference" in describe_implementation()

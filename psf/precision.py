@@ -1,4 +1,4 @@
-"""The precision that losses and costs are computed in."""
+"""Half precision is for the large matrices; what decides is computed in float32 at least."""
 
 from __future__ import annotations
 

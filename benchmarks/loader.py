@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""The loader's part in the truth: psf's label map and boxes against masks that are made in the loader, on one core.
+
+The peer does what mappers in the style of Mask2Former's do: it transforms the PNG in three channels, compares it with
+each segment's id, and stacks the masks and their boxes. The masks are checked to be the same, after psf's label map has
+been expanded as on the device; the time for that is in a row of its own.
+
+    python benchmarks/loader.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks
+from panopticapi.utils import id2rgb, rgb2id
+from PIL import Image
+from report import report, time_in_turns
+from tabulate import tabulate
+
+from psf.classes import PanopticClasses
+from psf.data import read_panoptic_labels
+from psf.data.mappers import transform_truth
+from psf.targets import panoptic_targets
+
+BAR = 0.15
+SOURCE, TARGET = (480, 730), (800, 1216)  # height, width
+
+
+Truth = tuple[torch.Tensor, torch.Tensor]  # masks (G, H, W) bool, boxes (G, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "truth.png"))
+        measure(path, write_truth(path, options.segments), options.rounds)
+
+
+def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
+    """Compare the masks and boxes, then the times, and report the latter."""
+    transforms = T.TransformList([T.HFlipTransform(SOURCE[1]), T.ResizeTransform(*SOURCE, *TARGET)])
+    classes = PanopticClasses(thing_ids=tuple(range(len(segments))), stuff_ids=(len(segments),))
+    mapped = as_label_map(path, segments, transforms)
+
+    def expand() -> Truth:
+        [targets] = panoptic_targets([mapped], classes, TARGET, "cpu")
+        return targets.thing_masks, targets.thing_boxes_xyxy_px
+
+    for name, ours, theirs in zip(("masks", "boxes"), expand(), as_masks(path, segments, transforms), strict=True):
+        if not torch.equal(ours, theirs):
+            sys.exit(f"the {name} differ")
+
+    peer, ours, decoding, on_device = time_in_turns(
+        [
+            lambda: as_masks(path, segments, transforms),
+            lambda: as_label_map(path, segments, transforms),
+            lambda: np.asarray(Image.open(path)),
+            expand,
+        ],
+        rounds,
+    )
+    rows = [
+        ["masks in the loader", peer, 1.0, 1.0],
+        ["psf: label map and boxes", ours, ours / peer, (ours - decoding) / (peer - decoding)],
+        ["decoding the PNG, in both of them", decoding, decoding / peer, None],
+        ["psf: masks of the map, later, on a CPU", on_device, on_device / peer, None],
+    ]
+    headers = ["", "ms per image", "ratio", "ratio without decoding"]
+    table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+    size = f"{len(segments)} segments at {TARGET[0]} x {TARGET[1]}"
+    report("loader", f"Truth of an image, {size}: masks and boxes identical. Bar {BAR}.\n\n{table}")
+
+
+def as_label_map(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> dict[str, Any]:
+    """psf's mapper, without the image."""
+    truth, boxes = transform_truth(transforms, read_panoptic_labels(path, segments))
+    return {
+        "image": torch.empty(3, *TARGET, dtype=torch.uint8),
+        "panoptic_labels": torch.from_numpy(truth.labels),
+        "panoptic_boxes_xyxy_px": torch.from_numpy(boxes),
+        "segments_info": truth.segments,
+    }
+
+
+def as_masks(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> Truth:
+    """The peer: three channels through the transforms, then one mask per segment."""
+    ids = rgb2id(transforms.apply_segmentation(np.asarray(Image.open(path))))
+    masks = BitMasks(torch.stack([torch.from_numpy(ids == segment["id"]) for segment in segments]))
+    return masks.tensor, masks.get_bounding_boxes().tensor
+
+
+def write_truth(path: str, num_segments: int) -> list[dict[str, Any]]:
+    """Write a PNG of cells around random points, and return its segments, by id."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[: SOURCE[0], : SOURCE[1]]
+    centers = rng.random((num_segments, 2)) * SOURCE
+    cells = ((rows - centers[:, :1, None]) ** 2 + (columns - centers[:, 1:, None]) ** 2).argmin(axis=0)
+    ids = np.sort(rng.choice(2**24 - 1, num_segments, replace=False) + 1)
+    Image.fromarray(id2rgb(ids[cells])).save(path)
+    return [{"id": one, "category_id": number, "isthing": True} for number, one in enumerate(ids.tolist())]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Time of each part of a model at test, images per second, and peak memory.
+
+python tools/benchmark.py --config-file configs/coco/released/psf_R50_24ep.yaml --device cpu
+
+Random weights and random images, without data set or checkpoint. On a CPU the peak is that of the whole process, Python
+and libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling import build_model
+
+from psf.analysis import measure_stages, peak_memory, stage_table
+from psf.engine import build_config
+from psf.ops import describe_implementation
+
+
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one of psf's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--amp", choices=("float16", "bfloat16"), help="autocast to this type")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    args = parse_arguments(words)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    try:
+        model = build_model(build_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device])).eval()
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    size = (len(model.pixel_mean), *args.input_size)
+    inputs = [{"image": torch.randint(0, 256, size, dtype=torch.uint8)} for _ in range(args.batch_size)]
+    autocast = torch.autocast(
+        model.device.type, getattr(torch, args.amp or "float32"), enabled=args.amp is not None, cache_enabled=False
+    )
+    with torch.no_grad(), autocast:
+        peak = peak_memory(model.device, lambda: model(inputs))
+        times = measure_stages(model, inputs, repeats=args.repeats, warm_ups=0)
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {args.threads} threads"
+    print(f"{args.config_file}, {args.batch_size} x {args.input_size[0]} x {args.input_size[1]}, {device}")
+    print(
+        f"deformable attention: {describe_implementation()}\n\n{stage_table(times)}, peak memory {peak / 2**30:.2f} GiB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
