@@ -69,6 +69,9 @@ def _model_defaults() -> CN:
     psf.NUM_HEADS = 8  # h, heads of every attention; the mask head fuses h maps per level
     # Memory format of images and backbone: channels last makes most convolutional backbones faster, also on CPUs.
     psf.CHANNELS_LAST = False
+    # Parts whose blocks keep their inputs alone for backward and are computed twice, for less memory in training:
+    # some of "backbone", "pixel_encoder", "location_decoder", "mask_decoder".
+    psf.RECOMPUTE = []
     # Images are padded to a multiple of this many pixels; -1: what the backbone asks for.
     psf.SIZE_DIVISIBILITY = -1
 
@@ -172,13 +175,16 @@ def _model_defaults() -> CN:
     # Mask decoder layer whose masks and classes are used, counted from 1; -1: the last (table 10).
     psf.TEST_LAYER = -1
     psf.TEST = CN()
+    # Images per forward pass in evaluation. With more than one, the smaller ones are padded, which changes their
+    # results a little: group norm sees the padding.
+    psf.TEST.BATCH_SIZE = 1
     # Thing candidates: each query with its "best_class", or the "top_pairs" of query and class (released recipe).
     psf.TEST.CANDIDATES = "best_class"
     psf.TEST.NUM_TOP_PAIRS = 100
     psf.TEST.PANOPTIC_ON = True
     psf.TEST.INSTANCE_ON = True
     psf.TEST.SEMANTIC_ON = True
-    # Beside PQ: Boundary PQ (table 7), which takes about half as long again; and PQ of small, medium and large segments.
+    # Beside PQ: Boundary PQ (table 7), which takes half as long again; and PQ of small, medium and large segments.
     psf.TEST.BOUNDARY_PQ = False
     psf.TEST.PQ_BY_SIZE = False
     # Write panoptic predictions in COCO's format to OUTPUT_DIR/inference/<data set>, also where there is no truth.

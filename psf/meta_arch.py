@@ -25,6 +25,7 @@ from psf.modeling import (
 from psf.post_processing import PostProcessor, build_post_processor, semantic_result
 from psf.predictions import Candidates, DecodedMasks, FeatureTokens, PanopticTargets, TrainingPredictions
 from psf.recipe import build_criterion, build_matching, check_recipe
+from psf.recompute import recompute_blocks
 from psf.targets import panoptic_targets
 
 __all__ = ["PanopticSegFormer", "ResultSettings"]
@@ -66,6 +67,7 @@ class PanopticSegFormer(nn.Module):
         pixel_std: per channel.
         size_divisibility: images are padded to a multiple of it; -1: what the backbone asks for.
         channels_last: memory format of the images and of the backbone's weights.
+        recompute: parts whose blocks are computed again for backward, see `psf.recompute`.
         settings: what is computed at test.
     """
 
@@ -91,6 +93,7 @@ class PanopticSegFormer(nn.Module):
         pixel_std: Sequence[float],
         size_divisibility: int,
         channels_last: bool,
+        recompute: Sequence[str],
         settings: ResultSettings,
     ):
         super().__init__()
@@ -109,6 +112,7 @@ class PanopticSegFormer(nn.Module):
         self.pixel_mean: Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        recompute_blocks(self, recompute)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -155,6 +159,7 @@ class PanopticSegFormer(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": psf.SIZE_DIVISIBILITY,
             "channels_last": psf.CHANNELS_LAST,
+            "recompute": psf.RECOMPUTE,
             "settings": ResultSettings(
                 layer=psf.TEST_LAYER,
                 candidates=psf.TEST.CANDIDATES,
@@ -188,11 +193,10 @@ class PanopticSegFormer(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
-            return self._losses(self._encode(images), targets)
+            return self._losses(self._encode(images.tensor, _padding_mask(images)), targets)
         results = []
-        for x, image_size, image_candidates in zip(
-            batched_inputs, images.image_sizes, self.candidates(images), strict=True
-        ):
+        candidates = self.candidates(images.tensor, _padding_mask(images))
+        for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
             frame = Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
             results.append(self._result(image_candidates, frame))
@@ -211,14 +215,8 @@ class PanopticSegFormer(nn.Module):
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
 
-    def _encode(self, images: ImageList) -> FeatureTokens:
-        padding_mask = None
-        height, width = images.tensor.shape[-2:]
-        if any(tuple(size) != (height, width) for size in images.image_sizes):
-            padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=self.device)
-            for mask, (h, w) in zip(padding_mask, images.image_sizes, strict=True):
-                mask[:h, :w] = False
-        levels = self.neck(self.backbone(images.tensor.contiguous(memory_format=self.memory_format)))
+    def _encode(self, images: Tensor, padding_mask: Tensor | None) -> FeatureTokens:
+        levels = self.neck(self.backbone(images.contiguous(memory_format=self.memory_format)))
         return self.pixel_encoder(levels, padding_mask)
 
     def _decode_stuff(self, memory: FeatureTokens, layer: int | None) -> tuple[DecodedMasks, list[Tensor]]:
@@ -244,9 +242,16 @@ class PanopticSegFormer(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return self.criterion(predictions, assignments, targets)
 
-    def candidates(self, images: ImageList) -> list[Candidates]:
-        """What competes for the pixels of each normalised image: chosen things, then all stuff classes."""
-        tokens = self._encode(images)
+    def candidates(self, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
+        """What competes for the pixels of each image: chosen things, then all stuff classes.
+
+        All of the network at test, and nothing that depends on its outcome: torch.compile makes one graph of it.
+
+        Args:
+            images: (B, C, H, W), normalised and padded.
+            padding_mask: (B, H, W), True where padded; None if no image is.
+        """
+        tokens = self._encode(images, padding_mask)
         memory = tokens.finest(self.num_mask_levels)
         stuff, stuff_logits = self._decode_stuff(memory, self.settings.layer)
         things = self._thing_candidates(tokens, memory)
@@ -297,3 +302,14 @@ class PanopticSegFormer(nn.Module):
         if self.settings.semantic:
             result["sem_seg"] = semantic_result(candidates, self.classes, frame)
         return result
+
+
+def _padding_mask(images: ImageList) -> Tensor | None:
+    """(B, H, W) bool; None if nothing is padded."""
+    height, width = images.tensor.shape[-2:]
+    if all(tuple(size) == (height, width) for size in images.image_sizes):
+        return None
+    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images.tensor.device)
+    for one, (h, w) in zip(mask, images.image_sizes, strict=True):
+        one[:h, :w] = False
+    return mask

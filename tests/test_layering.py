@@ -28,7 +28,18 @@ CONSTRUCTION = {
     "detectron2.utils.registry.Registry",
 }
 # Detectron2's shell, then what drives the model: each may import those before it, and the paper.
-SHELL = ("registry", *PAPER, "config", "classes", "targets", "backbone", "post_processing", "recipe", "meta_arch")
+SHELL = (
+    "registry",
+    *PAPER,
+    "config",
+    "classes",
+    "targets",
+    "backbone",
+    "post_processing",
+    "recipe",
+    "recompute",
+    "meta_arch",
+)
 ORDER = (
     *SHELL,
     "model_zoo",

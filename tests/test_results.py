@@ -152,7 +152,7 @@ class TestLayer:
     def candidates(self, layer: int) -> list[torch.Tensor]:
         which = tiny_model({"TEST_LAYER": layer, "SIZE_DIVISIBILITY": 32}).eval()
         with torch.no_grad():
-            [found] = which.candidates(which.preprocess([photo(64, 96)]))
+            [found] = which.candidates(which.preprocess([photo(64, 96)]).tensor, None)
         return [found.class_scores, found.mask_scores]
 
     def test_layers_differ_until_the_decoders_end(self):

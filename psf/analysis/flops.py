@@ -120,7 +120,7 @@ class _OneImage(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        (candidates,) = self.model.candidates(self.model.preprocess([{"image": image}]))
+        (candidates,) = self.model.candidates(self.model.preprocess([{"image": image}]).tensor, None)
         return [x for x in candidates if x is not None]
 
 

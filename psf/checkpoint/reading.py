@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["read_state_dict"]
+
+ZIP, PICKLE = b"PK", b"\x80"  # how files by torch.save begin, since and before torch 1.6
 
 # Numbers of NumPy, which training logs in checkpoints may hold; NumPy 2 renamed the function that makes them.
 _MAKE_SCALAR = np.float64(0).__reduce__()[0]
@@ -31,8 +34,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         path: a file by torch.save: a dict of tensors, or one that holds it under "state_dict" or "model".
 
     Raises:
-        ValueError: if there is no such file, it is damaged, it holds anything but tensors and plain values (naming the
-            function or class that loading it would call), or there are no weights in it.
+        ValueError: if there is no such file, it is damaged, it holds what may be more than tensors and plain values
+            (naming the function or class that loading it would call, where it is known), or there are no weights in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,10 +60,22 @@ def _load(path: Path) -> Any:
     except PermissionError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # there is no saying what a damaged file makes torch raise
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        if reason := _refusal(path, error):
             raise ValueError(
-                f"{path}: refused, and nothing in it was executed: to load it would mean to call {refused[1]}, and a "
-                "checkpoint from elsewhere may hold tensors and plain values only. If you trust who made it, load it "
-                "yourself and save its state_dict alone"
+                f"{path}: refused, and nothing in it was executed: {reason}, and a checkpoint from elsewhere may hold "
+                "tensors and plain values only. If you trust who made it, load it yourself and save its state_dict "
+                "alone"
             ) from error
         raise ValueError(f"{path}: damaged, or not written by torch.save ({type(error).__name__})") from error
+
+
+def _refusal(path: Path, error: Exception) -> str | None:
+    """What torch's reader of weights found in a pickle and would not follow; None if it is no pickle, or a torn one."""
+    if called := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"to load it would mean to call {called[1]}"
+    with path.open("rb") as file:
+        is_pickle = file.read(2).startswith((PICKLE, ZIP))
+    if not is_pickle or not isinstance(error, UnpicklingError):
+        return None
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return f"torch's reader of weights stopped at what it does not know ({found[1] if found else error})"

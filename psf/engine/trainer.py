@@ -103,9 +103,15 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Detectron2's loader with the mapper that INPUT.DATASET_MAPPER_NAME names."""
+        """Detectron2's loader with the mapper that INPUT.DATASET_MAPPER_NAME names, in batches of TEST.BATCH_SIZE."""
+        batch_size = cfg.MODEL.PSF.TEST.BATCH_SIZE
+        if batch_size < 1:
+            raise ValueError(f"MODEL.PSF.TEST.BATCH_SIZE is {batch_size}: expected 1 or more")
         return build_detection_test_loader(
-            load_dataset(dataset_name), mapper=build_mapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+            load_dataset(dataset_name),
+            mapper=build_mapper(cfg, False),
+            batch_size=batch_size,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod

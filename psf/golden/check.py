@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
+from psf.golden.description import Described, read_json
 from psf.golden.evaluation import compare_evaluation
-from psf.golden.folder import GoldenFolder, read_json
+from psf.golden.folder import GoldenFolder
 from psf.golden.models import config_for, released_names
 from psf.golden.operators import compare_deformable_attention, compare_merging
 from psf.golden.start import compare_initialisation, compare_optimizer
-from psf.golden.stored import Comparison, StoredTensors
-from psf.golden.training import compare_costs, compare_training
+from psf.golden.stored import Report, StoredTensors
+from psf.golden.training_comparison import compare_costs, compare_training
 
-__all__ = ["Report", "check_folder"]
-
-UNKNOWN = "psf knows no tensor of this name"
-
-
-class Report(NamedTuple):
-    """What a check found."""
-
-    comparisons: list[Comparison]
-    skipped: dict[str, str]  # what was not compared, "case: tensor" -> why
+__all__ = ["check_folder"]
 
 
 def check_folder(path: Path, dtype: torch.dtype = torch.float32) -> Iterator[Report]:
@@ -46,45 +37,50 @@ def check_folder(path: Path, dtype: torch.dtype = torch.float32) -> Iterator[Rep
         ValueError: if a file is missing or is not what it should be.
     """
     folder = GoldenFolder(path, dtype)
-    for name, case in folder.cases.get("eval", {}).items():
+    for name, case in folder.cases.object("eval").objects().items():
         yield _check_evaluation(folder, name, case)
     if "train" in folder.cases:
-        yield from _check_training(folder, folder.cases["train"])
+        yield from _check_training(folder, folder.cases.object("train"))
     yield from _check_operators(folder)
     yield from _check_start(folder)
 
 
-def _check_evaluation(folder: GoldenFolder, name: str, case: dict[str, Any]) -> Report:
+def _check_evaluation(folder: GoldenFolder, name: str, case: Described) -> Report:
     found = folder.evaluate(case)
     stored = StoredTensors(folder.path / file for file in case["files"])
     squeezed = [] if case.get("crops_padding") else _padded_images(case)
     comparisons, skipped = compare_evaluation(name, found, stored, squeezed)
-    return Report(comparisons, {f"{name}: {x}": skipped.get(x, UNKNOWN) for x in stored.left})
+    unknown = [f"{name}: {x}" for x in stored.left if x not in skipped]
+    return Report(comparisons, {f"{name}: {x}": why for x, why in skipped.items()}, unknown)
 
 
-def _padded_images(case: dict[str, Any]) -> list[int]:
+def _padded_images(case: Described) -> list[int]:
     return [b for b, x in enumerate(case["images"]) if [x["height"], x["width"]] != case["padded_size"]]
 
 
-def _check_training(folder: GoldenFolder, node: dict[str, str]) -> Iterator[Report]:
+def _check_training(folder: GoldenFolder, node: Described) -> Iterator[Report]:
     costs_file = folder.path / node["file"].replace(".json", "_costs.npz")
     costs = StoredTensors([costs_file] if costs_file.exists() else [])
     for name, case, step in folder.train(node):
-        comparisons = compare_training(name, step, case, float64=folder.dtype == torch.float64)
-        yield Report(comparisons + compare_costs(name, step, costs), {})
-    yield Report([], {f"costs: {name}": UNKNOWN for name in costs.left})
+        report = compare_training(name, step, case, float64=folder.dtype == torch.float64)
+        yield report._replace(comparisons=report.comparisons + compare_costs(name, step, costs))
+    yield Report([], {}, [f"costs: {name}" for name in costs.left])
 
 
 def _check_operators(folder: GoldenFolder) -> Iterator[Report]:
     file = folder.path / "ops_msda.npz"
     if file.exists():
-        yield Report(compare_deformable_attention(StoredTensors([file]), folder.dtype), {})
+        stored = StoredTensors([file])
+        comparisons = compare_deformable_attention(stored, folder.dtype)
+        yield Report(comparisons, {}, [f"deformable attention: {name}" for name in stored.left])
     file = folder.path / "ops_merge.npz"
     if file.exists():
         cfg = config_for([], "coco/released/psf_R50_24ep.yaml")
         ids = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         things, stuff = ids.thing_dataset_id_to_contiguous_id, ids.stuff_dataset_id_to_contiguous_id
-        yield Report(compare_merging(StoredTensors([file]), cfg, [*things, *stuff]), {})
+        stored = StoredTensors([file])
+        comparisons = compare_merging(stored, cfg, [*things, *stuff])
+        yield Report(comparisons, {}, [f"merging: {name}" for name in stored.left])
 
 
 def _check_start(folder: GoldenFolder) -> Iterator[Report]:
@@ -93,8 +89,8 @@ def _check_start(folder: GoldenFolder) -> Iterator[Report]:
         cfg = config_for(statistics, folder.config_file)
         torch.manual_seed(0)
         comparisons, skipped = compare_initialisation(build_model(cfg), released_names(statistics), statistics)
-        yield Report(comparisons, {f"initialisation: {name}": why for name, why in skipped.items()})
+        yield Report(comparisons, {f"initialisation: {name}": why for name, why in skipped.items()}, [])
     for file in sorted(folder.path.glob("optimizer_*.json")):
         expected = read_json(file)
         cfg = config_for(expected["groups"], folder.config_file)
-        yield Report(compare_optimizer(cfg, build_model(cfg), released_names(expected["groups"]), expected), {})
+        yield Report(compare_optimizer(cfg, build_model(cfg), released_names(expected["groups"]), expected), {}, [])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from psf.golden.ranking import num_instances, put_instances_in_order, put_pairs_in_order
-from psf.golden.stored import Comparison, StoredTensors, compare_arrays
+from psf.golden.ranking import name_instances_alike, put_instances_in_order, put_pairs_in_order
+from psf.golden.stored import Comparison, StoredTensors
 from psf.inference import top_pairs
 from psf.meta_arch import PanopticSegFormer
 from psf.predictions import DecodedMasks
@@ -19,6 +19,10 @@ __all__ = ["Tensors", "compare_evaluation", "evaluation_tensors"]
 
 TOLERANCE = 2e-4  # of real tensors, of the largest value
 PIXEL_TOLERANCE = 2e-4  # share of pixels of maps and masks
+# Why something is not compared.
+SQUEEZED = "the released code squeezes the results of padded images"
+PAIR_TIE = "the last of the best pairs score nearly the same: either may be in"
+INSTANCE_TIE = "they score (nearly) nothing: in any order, or missing"
 Tensors = dict[str, Tensor]
 
 
@@ -41,8 +45,9 @@ def evaluation_tensors(model: PanopticSegFormer, inputs: list[dict[str, Any]], d
     }
     handles = [module.register_forward_hook(_keep_output(kept, name)) for name, module in modules.items()]
     handles += [layer.register_forward_hook(_append_output(kept["queries"])) for layer in model.location_decoder.layers]
-    for name, decoder in (("things", model.thing_decoder), ("stuff", model.stuff_decoder)):
-        handles.append(decoder.register_forward_pre_hook(_keep_arguments(kept, name)))
+    decoders = {"things": model.thing_decoder, "stuff": model.stuff_decoder}
+    for name, decoder in decoders.items():
+        handles.append(decoder.register_forward_pre_hook(_keep_arguments(kept, name), with_kwargs=True))
     model.location_decoder.training = True  # itself, not its parts: its head then speaks of every layer
     try:
         results = model(inputs)
@@ -51,7 +56,7 @@ def evaluation_tensors(model: PanopticSegFormer, inputs: list[dict[str, Any]], d
         for handle in handles:
             handle.remove()
     tensors = _of_batch(kept)
-    things, stuff = (decoder(*kept[name]) for name, decoder in _decoders(model))
+    things, stuff = (decoder(*kept[name][0], **kept[name][1]) for name, decoder in decoders.items())
     classifier = model.stuff_classifier
     assert classifier is not None
     for b, (x, result) in enumerate(zip(inputs, results, strict=True)):
@@ -72,12 +77,10 @@ def _append_output(kept: list[Tensor]) -> Callable[..., None]:
 
 
 def _keep_arguments(kept: dict[str, Any], name: str) -> Callable[..., None]:
-    return lambda module, arguments: kept.update({name: arguments})
-
-
-def _decoders(model: PanopticSegFormer) -> list[tuple[str, nn.Module]]:
-    assert model.thing_decoder is not None and model.stuff_decoder is not None
-    return [("things", model.thing_decoder), ("stuff", model.stuff_decoder)]
+    """But `layer`, as all of them are decoded again."""
+    return lambda module, arguments, named: kept.update(
+        {name: (arguments, {key: value for key, value in named.items() if key != "layer"})}
+    )
 
 
 def _of_batch(kept: dict[str, Any]) -> Tensors:
@@ -123,18 +126,19 @@ def _decoded(decoded: DecodedMasks, b: int) -> Tensors:
 def _results(result: dict[str, Any], model: PanopticSegFormer, dataset_ids: dict[int, int]) -> Tensors:
     segment_map, segments = result["panoptic_seg"]
     category, instance = torch.zeros_like(segment_map), torch.zeros_like(segment_map)
-    num_things = 0
+    scores: list[float] = []
     for segment in segments:
         own = segment_map == segment["id"]
         category[own] = dataset_ids[segment["category_id"]]
         if segment["isthing"]:
-            num_things += 1
-            instance[own] = num_things
+            scores.append(segment["score"])
+            instance[own] = len(scores)
     instances = result["instances"]
     labels = [model.classes.thing_ids.index(i) for i in instances.pred_classes.tolist()]
     return {
         "panoptic_category": category,
         "panoptic_instance": instance,
+        "panoptic_scores": torch.tensor(scores, dtype=torch.float64),  # of things, by their id
         "inst_boxes": torch.cat((instances.pred_boxes.tensor, instances.scores[:, None]), dim=1),
         "inst_labels": torch.tensor(labels, dtype=torch.int32),
         "inst_masks": instances.pred_masks,
@@ -156,30 +160,46 @@ def compare_evaluation(
         Comparisons, and by name why a tensor was not compared.
     """
     ours = {name: x.double().numpy() if x.is_floating_point() else x.numpy() for name, x in found.items()}
-    skipped = {}
+    skipped: dict[str, str] = {}
+    counts: dict[str, np.ndarray] = {}
     for b in range(sum(name.endswith("_panoptic_category") for name in ours)):
         image = f"img{b}_"
+        results = (image + "panoptic_", image + "inst_")
         if image + "topk_query" in stored:
-            put_pairs_in_order(ours, stored, image)
+            rows = put_pairs_in_order(ours, stored, image)
+            _leave_out(rows, ours, (image + "topk_", image + "things_"), PAIR_TIE, counts, skipped)
         if b in squeezed:
-            results = (image + "panoptic_", image + "inst_")
-            why = "the released code squeezes the results of padded images"
-            skipped.update({name: why for name in stored.names if name.startswith(results)})
-        elif image + "inst_boxes" in stored:
-            put_instances_in_order(ours, stored, image)
+            skipped.update({name: SQUEEZED for name in stored.names if name.startswith(results)})
+            continue
+        if image + "inst_boxes" in stored:
+            rows = put_instances_in_order(ours, stored, image)
+            _leave_out(rows, ours, (image + "inst_",), INSTANCE_TIE, counts, skipped)
+        if image + "panoptic_instance" in stored:
+            name_instances_alike(ours, stored, image)
     comparisons = []
     for name in stored.names:
         if name in ours and name not in skipped:
             tolerance = TOLERANCE if ours[name].dtype.kind == "f" else 0.0
             if name.endswith(("panoptic_category", "panoptic_instance", "inst_masks")):
                 tolerance = PIXEL_TOLERANCE
-            comparisons.append(_compare(case, name, ours[name], stored, tolerance))
+            comparisons.append(stored.compare(case, name, ours[name], tolerance, counts.get(name)))
     return comparisons, skipped
 
 
-def _compare(case: str, name: str, ours: np.ndarray, stored: StoredTensors, tolerance: float) -> Comparison:
-    """As `StoredTensors.compare`; of instances those with a score, as empty masks end the reference in any order."""
-    if "_inst_" not in name:
-        return stored.compare(case, name, ours, tolerance)
-    number = num_instances(stored, name.partition("inst_")[0])
-    return compare_arrays(case, name, ours, stored[name][:number], tolerance)
+def _leave_out(
+    rows: np.ndarray,
+    ours: dict[str, np.ndarray],
+    prefixes: tuple[str, ...],
+    why: str,
+    counts: dict[str, np.ndarray],
+    skipped: dict[str, str],
+) -> None:
+    """Note in `counts` and `skipped` that of some tensors not all rows are compared."""
+    if rows.all():
+        return
+    for name in [name for name in ours if name.startswith(prefixes)]:
+        axis = 1 if "_block_" in name else 0
+        counts[name] = np.ones(ours[name].shape, bool)
+        counts[name].swapaxes(0, axis)[~rows] = False
+    left = ", ".join(str(row) for row in np.flatnonzero(~rows))
+    skipped[f"{' and '.join(prefix + '*' for prefix in prefixes)}, rows {left}"] = why

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from psf.golden.description import Described, read_json
 from psf.golden.evaluation import Tensors, evaluation_tensors
 from psf.golden.formula import formula_image
 from psf.golden.models import config_for, filled_model, given_images, read_manifest, released_names, without_dropout
@@ -18,7 +19,7 @@ from psf.golden.training import TrainingStep, training_step
 from psf.meta_arch import PanopticSegFormer
 from psf.post_processing import build_post_processor
 
-__all__ = ["FilledModel", "GoldenFolder", "read_json"]
+__all__ = ["FilledModel", "GoldenFolder"]
 
 
 class FilledModel(NamedTuple):
@@ -56,8 +57,13 @@ class GoldenFolder:
             self._models[manifest] = FilledModel(filled_model(cfg, shapes, self.dtype), cfg, released_names(shapes))
         return self._models[manifest]
 
-    def evaluate(self, case: dict[str, Any]) -> Tensors:
-        """A test run of one batch."""
+    def evaluate(self, case: Described) -> Tensors:
+        """A test run of one batch.
+
+        Raises:
+            ValueError: if the case lacks a key, or its scale factors contradict its sizes.
+        """
+        _expect_sizes(case)
         model, cfg, _ = self.model(case["manifest"])
         model.eval()
         cfg = cfg.clone()
@@ -71,23 +77,29 @@ class GoldenFolder:
                 x.update(height=height, width=width)
             return evaluation_tensors(model, inputs, _dataset_ids(cfg, model))
 
-    def train(self, node: dict[str, str]) -> Iterator[tuple[str, dict[str, Any], TrainingStep]]:
+    def train(self, node: Described) -> Iterator[tuple[str, Described, TrainingStep]]:
         """Name, description and training step of each case of the file that `train` names in cases.json."""
         model, _, parts = self.model(node["manifest"])
         without_dropout(model)
-        for name, case in read_json(self.path / node["file"]).items():
+        for name, case in read_json(self.path / node["file"]).objects().items():
             yield name, case, training_step(model, case, parts)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; ValueError naming the file if it is none."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: expected a JSON file of reference numbers: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, found a {type(content).__name__}")
-    return content
+def _expect_sizes(case: Described) -> None:
+    """An output size for each image; `scale_factors`, an image's width and height over those, say the same."""
+    images, sizes, factors = case["images"], case["output_sizes"], case.get("scale_factors")
+    if len(sizes) != len(images):
+        raise ValueError(f"{case.place}: output_sizes: expected {len(images)}, one per image, found {sizes}")
+    if factors is None:
+        return
+    rows = factors if len(factors) == len(images) else [factors]  # of one image maybe without its brackets
+    for image, (height, width), found in zip(images, sizes, rows, strict=True):
+        scale = np.array([image["width"] / width, image["height"] / height] * 2)  # as boxes: x y x y
+        if found is not None and not np.allclose(np.ravel(found), scale[: np.size(found)], rtol=1e-3):
+            raise ValueError(
+                f"{case.place}: scale_factors: expected {scale.tolist()} for output size {height} x {width}, "
+                f"found {found}"
+            )
 
 
 def _dataset_ids(cfg: CfgNode, model: PanopticSegFormer) -> dict[int, int]:

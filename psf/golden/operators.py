@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 
 from psf.golden.stored import Comparison, StoredTensors, compare_arrays
-from psf.inference import Frame, per_candidate, score_masks
+from psf.inference import Frame
 from psf.ops import ms_deform_attn
 from psf.post_processing import MaskWiseMerging, build_post_processor
 from psf.predictions import Candidates
@@ -70,18 +70,11 @@ def _merge(
     size = (masks.shape[1], masks.shape[2])
     height, width = stored[f"{problem}_out_size"].tolist()
     frame = Frame(size, size, (height, width))
-    thresholds = per_candidate(is_thing, processor.things, processor.stuff)
-    scored = score_masks(
-        candidates,
-        frame,
-        thresholds,
-        mask_threshold=processor.mask_threshold,
-        extra_pixels=processor.extra_pixels,
-    )
-    confidence = scored.confidence
+    scored = processor.score(candidates, torch.ones_like(is_thing), frame)
+    confidence = scored.masks.confidence
     first_stuff = len(dataset_ids) - num_stuff
     category, instance = torch.zeros(height, width, dtype=torch.int16), torch.zeros(height, width, dtype=torch.int16)
-    merged = processor.panoptic(candidates, frame)
+    merged = processor.panoptic(candidates, frame, scored)
     for segment in merged.segments:
         own = merged.segment_map == segment.id
         thing = segment.candidate < num_things
@@ -97,7 +90,7 @@ def _merge(
         "instance_stable": instance.numpy(),
         "inst_scores": confidence[best].numpy(),
         "inst_labels": labels[best].to(torch.int16).numpy(),
-        "inst_masks": scored.masks[best].numpy(),
+        "inst_masks": scored.masks.masks[best].numpy(),
     }
 
 

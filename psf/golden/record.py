@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psf.golden.folder import GoldenFolder, read_json
+from psf.golden.description import read_json
+from psf.golden.folder import GoldenFolder
 
 __all__ = ["record_folder"]
 
@@ -29,7 +30,7 @@ def record_folder(path: Path) -> list[Path]:
     """
     folder = GoldenFolder(path, torch.float32)
     written = []
-    for case in folder.cases.get("eval", {}).values():
+    for case in folder.cases.object("eval").objects().values():
         (name,) = case["files"]
         arrays: dict[str, np.ndarray] = {}
         for key, value in folder.evaluate(case).items():
@@ -37,9 +38,10 @@ def record_folder(path: Path) -> list[Path]:
         np.savez_compressed(path / name, **arrays)  # type: ignore[arg-type]
         written.append(path / name)
     if "train" in folder.cases:
-        file = path / folder.cases["train"]["file"]
+        node = folder.cases.object("train")
+        file = path / node["file"]
         cases = read_json(file)
-        for name, _, step in folder.train(folder.cases["train"]):
+        for name, _, step in folder.train(node):
             result = {
                 "total": sum(step.losses.values()),
                 "losses": step.losses,
@@ -57,7 +59,7 @@ def _packed(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
     if value.dtype == bool:
         return {f"{name}__packed": np.packbits(value), f"{name}__shape": shape}
     entries = {}
-    if value.dtype.kind == "f":
+    if value.dtype.kind == "f" and value.size:
         exact = value.astype(np.float64)
         entries[f"{name}__stats"] = np.array([exact.mean(), exact.std(), np.abs(exact).sum()])
     if value.size <= LARGE or value.dtype.kind != "f":

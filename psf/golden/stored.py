@@ -6,13 +6,15 @@ In an .npz a tensor `x` is stored whole; as every k-th element (`x__flat`, `x__s
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Comparison", "StoredTensors", "compare_arrays", "compare_numbers"]
+__all__ = ["Comparison", "Report", "StoredTensors", "compare_arrays", "compare_numbers"]
 
 SUFFIXES = ("__flat", "__stride", "__shape", "__packed", "__stats")
 
@@ -31,6 +33,14 @@ class Comparison(NamedTuple):
         return self.largest <= self.tolerance  # not so for NaN
 
 
+class Report(NamedTuple):
+    """What a check found. Names are "case: tensor"."""
+
+    comparisons: list[Comparison]
+    skipped: dict[str, str]  # what was not compared on purpose, and why
+    unknown: list[str]  # what the folder has and psf does not know
+
+
 class StoredTensors:
     """The tensors of some .npz files, and which of them have been compared.
 
@@ -42,12 +52,13 @@ class StoredTensors:
     """
 
     def __init__(self, files: Iterable[Path]):
+        self._files = list(files)
         self._arrays: dict[str, np.ndarray] = {}
-        for file in files:
+        for file in self._files:
             try:
                 with np.load(file) as arrays:
                     self._arrays.update(arrays)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise ValueError(f"{file}: expected an .npz file of reference tensors: {error}") from error
         self._compared: set[str] = set()
 
@@ -65,29 +76,53 @@ class StoredTensors:
         return name in self.names
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor that is stored whole, or as bits."""
+        """A tensor that is stored whole, or as bits.
+
+        Raises:
+            ValueError: if it is not.
+        """
         self._compared.add(name)
         if name + "__packed" in self._arrays:
-            shape = self._arrays[name + "__shape"]
-            return np.unpackbits(self._arrays[name + "__packed"])[: np.prod(shape)].reshape(shape).astype(bool)
+            shape = self._array(name + "__shape")
+            return np.unpackbits(self._array(name + "__packed"))[: np.prod(shape)].reshape(shape).astype(bool)
+        return self._array(name)
+
+    def _array(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
+            files = ", ".join(map(str, self._files))
+            raise ValueError(f"{files}: expected an array {name}, found {len(self._arrays)} others")
         return self._arrays[name]
 
-    def compare(self, case: str, name: str, found: Any, tolerance: float) -> Comparison:
-        """Hold a whole tensor of ours against what is stored of it, and against its statistics."""
+    def compare(
+        self, case: str, name: str, found: Any, tolerance: float, counts: np.ndarray | None = None
+    ) -> Comparison:
+        """Hold a whole tensor of ours against what is stored of it, and against its statistics.
+
+        Args:
+            case: for the report.
+            name: of the tensor.
+            found: the whole tensor.
+            tolerance: of the largest deviation.
+            counts: bool, in the shape of the tensor: which elements are compared; None: all. Statistics are of all.
+        """
         found = np.asarray(found)
-        if name + "__flat" not in self._arrays:
-            result = compare_arrays(case, name, found, self[name], tolerance)
-        else:
-            self._compared.add(name)
-            expected, stride = self._arrays[name + "__flat"], int(self._arrays[name + "__stride"])
-            if found.shape != tuple(self._arrays[name + "__shape"]):
-                return Comparison(case, name, np.inf, np.inf, tolerance)
-            result = compare_arrays(case, name, found.reshape(-1)[::stride], expected, tolerance)
-        if name + "__stats" in self._arrays and np.isfinite(result.largest):
-            stored = self[name] if name in self._arrays else self._arrays[name + "__flat"]
+        expected, shape, stride = self._stored(name)
+        if found.shape != shape:
+            return Comparison(case, name, np.inf, np.inf, tolerance)
+        kept = slice(None) if counts is None else counts.reshape(-1)[::stride]
+        result = compare_arrays(case, name, found.reshape(-1)[::stride][kept], expected[kept], tolerance)
+        if counts is None and name + "__stats" in self._arrays and np.isfinite(result.largest):
             away = _statistics_away(found.astype(np.float64), self._arrays[name + "__stats"])
-            result = result._replace(largest=max(result.largest, away / _size(stored)))
+            result = result._replace(largest=max(result.largest, away / _size(expected)))
         return result
+
+    def _stored(self, name: str) -> tuple[np.ndarray, tuple[int, ...], int]:
+        """What is stored of a tensor, flattened; the tensor's shape; and which multiples of the place are stored."""
+        if name + "__flat" not in self._arrays:
+            return self[name].reshape(-1), self[name].shape, 1
+        self._compared.add(name)
+        shape = tuple(self._array(name + "__shape").tolist())
+        return self._arrays[name + "__flat"], shape, int(self._array(name + "__stride"))
 
 
 def compare_arrays(case: str, name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:

@@ -11,17 +11,11 @@ from detectron2.structures import Instances
 
 from psf.golden.formula import formula_image, formula_truth
 from psf.golden.models import given_images
-from psf.golden.stored import Comparison, StoredTensors, compare_arrays, compare_numbers
 from psf.losses import Assignment, PerLayerMatching
 from psf.meta_arch import PanopticSegFormer
 from psf.predictions import LocatedQueries, PanopticTargets
 
-__all__ = ["TrainingStep", "compare_costs", "compare_training", "training_step"]
-
-LOSS_TOLERANCE = 1e-3  # relative
-LOSS_FLOOR = 1e-3  # smaller losses are compared as if they were this large
-GRADIENT_TOLERANCE = 1e-2  # relative
-COST_TOLERANCE = 2e-4  # of the largest cost
+__all__ = ["TrainingStep", "training_step"]
 
 
 @dataclasses.dataclass
@@ -62,11 +56,19 @@ class RecordedMatching:
         for i, layer in enumerate(self.layers):
             for b, pairs in enumerate(layer):
                 entry: dict[str, Any] = {"assigner": "assigner_filter" if i == last else "assigner"}
-                entry["pairs"] = _pairs(pairs)
+                entry |= {"num_queries": self.num_queries, "pairs": _pairs(pairs)}
                 if i == last:
                     entry["kept_queries"] = self.kept[b]
                 entries.append(entry)
-        return entries + [{"assigner": "assigner_with_mask", "pairs": _pairs(pairs)} for pairs in self.masks]
+        for kept, pairs in zip(self.kept, self.masks, strict=True):
+            entries.append({"assigner": "assigner_with_mask", "num_queries": len(kept), "pairs": _pairs(pairs)})
+        return entries
+
+    @property
+    def num_queries(self) -> int:
+        """How many thing queries there are."""
+        assert self.located is not None
+        return self.located.layers[-1].class_logits.shape[1]
 
     def costs(self) -> dict[str, np.ndarray]:
         """The cost matrices of the first image, and what was assigned by them."""
@@ -180,65 +182,3 @@ def _released_loss(name: str, losses: dict[str, Any]) -> str:
     if not layer:
         return released
     return f"d{layer}.{released}" + ("_f" if "_mask_" in released else "")
-
-
-def compare_training(name: str, found: TrainingStep, case: dict[str, Any], float64: bool) -> list[Comparison]:
-    """Hold a training step against a case: losses, their sum, gradient norms, matchings.
-
-    Where a case has `corrected` values, these are right and the released code's own are not. With `float64`, values
-    computed in float64 are used where the case has them.
-    """
-    right = case.get("corrected", case)
-    suffix = "_float64" if float64 and "losses_float64" in right else ""
-    # The mask decoder's own boxes and thing classes are multiplied by zero there, and do not exist here.
-    nothing = {key for key, value in right["losses" + suffix].items() if value == 0 and key not in found.losses}
-    expected = {key: value for key, value in right["losses" + suffix].items() if key not in nothing}
-    total = {"total": right["total" + suffix]}
-    comparisons = [
-        compare_numbers(name, "losses", found.losses, expected, LOSS_TOLERANCE, LOSS_FLOOR),
-        compare_numbers(name, "total", {"total": sum(found.losses.values())}, total, LOSS_TOLERANCE, LOSS_FLOOR),
-        _compare_norms(name, "grad_norms", found.gradient_norms, right["grad_norms" + suffix]),
-        _compare_matchings(name, found.matching.entries(), case["matching"]),
-    ]
-    if right is case and "all_grad_norms" in case:
-        comparisons.append(_compare_norms(name, "all_grad_norms", found.gradient_norms, case["all_grad_norms"]))
-    return comparisons
-
-
-def _compare_norms(
-    case: str, name: str, found: dict[str, float | None], expected: dict[str, float | None]
-) -> Comparison:
-    """To have no gradient is another thing than to have a gradient of zero."""
-    theirs, ours = (
-        {key: -1.0 if value is None else value for key, value in norms.items() if key in expected and key in found}
-        for norms in (expected, found)
-    )
-    # The bias of keys before a softmax has no gradient but rounding.
-    floor = 1e-6 * max(theirs.values())
-    return compare_numbers(case, name, ours, theirs, GRADIENT_TOLERANCE, floor)
-
-
-def _compare_matchings(case: str, found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> Comparison:
-    """Share of matchings that differ, whatever the order of images within a layer."""
-    keys = ("assigner", "pairs", "kept_queries")
-    left = [tuple(str(entry.get(key)) for key in keys) for entry in found]
-    num_missing = 0
-    for entry in expected:
-        wanted = tuple(str(entry.get(key)) for key in keys)
-        if wanted in left:
-            left.remove(wanted)
-        else:
-            num_missing += 1
-    return Comparison(case, "matching", (num_missing + len(left)) / max(len(expected), 1), np.nan, 0.0)
-
-
-def compare_costs(name: str, found: TrainingStep, stored: StoredTensors) -> list[Comparison]:
-    """Hold the cost matrices of a case with one image, and their assignments, against the reference."""
-    if not any(stored_name.startswith(f"{name}_") for stored_name in stored.names):
-        return []
-    comparisons = []
-    for key, value in found.matching.costs().items():
-        if f"{name}_{key}" in stored:
-            tolerance = COST_TOLERANCE if key.endswith("_cost") else 0.0
-            comparisons.append(compare_arrays(name, f"costs {key}", value, stored[f"{name}_{key}"], tolerance))
-    return comparisons

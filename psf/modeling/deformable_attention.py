@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from psf.ops import ms_deform_attn
+from psf.precision import at_least_float32
 from psf.predictions import FeatureTokens
 
 __all__ = ["DeformableAttention"]
@@ -50,34 +52,36 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).flatten())
 
-    def forward(self, queries: Tensor, references: Tensor, features: FeatureTokens) -> Tensor:
-        """Attend to `features.tokens`.
+    def values(self, features: FeatureTokens) -> Tensor:
+        """What is sampled: (B, T, heads, D/heads), the projected tokens; padded ones count as 0."""
+        value = self.value_proj(features.tokens)
+        if features.padding_mask is not None:
+            value = value.masked_fill(features.padding_mask[..., None], 0.0)
+        return value.unflatten(-1, (self.num_heads, -1))
+
+    def forward(
+        self, queries: Tensor, references: Tensor, values: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Sample the tokens around each query's reference.
 
         Args:
             queries: (B, Q, D), position included.
             references: (B, Q, L, 2) points x y, or (B, Q, L, 4) boxes cx cy w h, in units of the padded level.
-            features: what is attended to; padded tokens count as 0.
+            values: from `values`.
+            spatial_shapes: (h, w) of each level.
 
         Returns:
             (B, Q, D), projected; no residual.
         """
-        batch, num_queries, _ = queries.shape
-        by_head = (batch, num_queries, self.num_heads)
-        value = self.value_proj(features.tokens)
-        if features.padding_mask is not None:
-            value = value.masked_fill(features.padding_mask[..., None], 0.0)
-        value = value.view(batch, -1, self.num_heads, value.shape[-1] // self.num_heads)  # (B, T, heads, D/heads)
+        by_head = (*queries.shape[:2], self.num_heads)
         offsets = self.sampling_offsets(queries).view(*by_head, self.num_levels, self.num_points, 2)
-        # Half precision, of autocast or of the model, would misplace the points by whole pixels.
-        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        offsets = at_least_float32(offsets)  # half precision would misplace the points by whole pixels
         weights = self.attention_weights(queries).view(*by_head, -1).softmax(-1)
         weights = weights.view(*by_head, self.num_levels, self.num_points)
         centres = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
         if references.shape[-1] == 2:
-            sizes = [(w, h) for h, w in features.spatial_shapes]
-            unit = (
-                1.0 / torch.tensor(sizes, dtype=offsets.dtype, device=offsets.device)[:, None, :]
-            )  # one pixel: (L, 1, 2)
+            sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
+            unit = 1.0 / sizes[:, None, :]  # one pixel: (L, 1, 2)
         else:  # the points together span half the box, whatever their number
             unit = references[:, :, None, :, None, 2:] * (0.5 / self.num_points)
-        return self.output_proj(ms_deform_attn(value, features.spatial_shapes, centres + offsets * unit, weights))
+        return self.output_proj(ms_deform_attn(values, spatial_shapes, centres + offsets * unit, weights))

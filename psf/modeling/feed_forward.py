@@ -13,13 +13,14 @@ class FeedForward(nn.Module):
     Args:
         dim: channels in and out.
         hidden_dim: channels between.
-        activation: module class; ReLU in encoder and location decoder, GELU in the mask decoder.
+        activation: None: ReLU, as in encoder and location decoder; GELU in the mask decoder.
         dropout: probability, after the activation and at the end.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, activation: type[nn.Module] = nn.ReLU, dropout: float = 0.0):
+    def __init__(self, dim: int, hidden_dim: int, *, activation: nn.Module | None = None, dropout: float = 0.0):
         super().__init__()
-        self.fc1, self.activation, self.fc2 = nn.Linear(dim, hidden_dim), activation(), nn.Linear(hidden_dim, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.activation = activation or nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
         for linear in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)

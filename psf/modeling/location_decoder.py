@@ -180,7 +180,9 @@ class _LocationLayer(nn.Module):
         placed = queries + position
         attended, _ = self.self_attention(placed, placed, queries, need_weights=False)
         queries = self.self_attention_norm(queries + self.dropout(attended))
-        attended = self.cross_attention(queries + position, references, features)
+        attended = self.cross_attention(
+            queries + position, references, self.cross_attention.values(features), features.spatial_shapes
+        )
         queries = self.cross_attention_norm(queries + self.dropout(attended))
         return self.feed_forward_norm(queries + self.feed_forward(queries))
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["AttentionMemory", "MaskAttention", "MaskHead"]
 
@@ -88,6 +89,15 @@ class MaskHead(nn.Module):
     def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
         """Mask scores (B, N, h, w) from the attention logits of `q` (B, heads, N, d) and `keys` (B, heads, T, d).
 
+        Backward makes the attention maps again: those of all layers, N x T x h numbers each, are not kept.
+        """
+        if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):
+            return checkpoint(self._fuse, q, keys, memory, use_reentrant=False, preserve_rng_state=False)
+        return self._fuse(q, keys, memory)
+
+    def _fuse(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
+        """As `forward`.
+
         Fusing is linear and upsampling acts on each map alone, so each level is fused to one map first and that one is
         upsampled: the same numbers as upsampling h maps and fusing then, for a fraction of the work.
         """
@@ -95,12 +105,16 @@ class MaskHead(nn.Module):
         sizes = [h * w for h, w in shapes]
         level_keys = keys.split(sizes, dim=2)
         level_padding = [None] * len(sizes) if memory.padding_mask is None else memory.padding_mask.split(sizes, dim=1)
+        batch = len(keys)
         fuse_weights = self.fuse.weight.view(len(sizes), 1, -1)
         fused: Tensor = self.fuse.bias
         for level, (mix, (h, w)) in enumerate(zip(self.level_mix, shapes, strict=True)):
             logits = q @ level_keys[level].transpose(-1, -2)  # (B, heads, N, h*w), the attention maps A
-            mixed = F.relu(mix.weight @ logits.flatten(2) + mix.bias[:, None])  # over heads: (B, heads, N*h*w)
-            level_map = (fuse_weights[level] @ mixed).view(logits.shape[0], -1, h, w)  # (B, N, h, w)
+            weights, bias = mix.weight.expand(batch, -1, -1), mix.bias[:, None]
+            mixed = F.relu(
+                torch.baddbmm(bias, weights, logits.flatten(2)), inplace=True
+            )  # over heads: (B, heads, N*h*w)
+            level_map = (fuse_weights[level] @ mixed).view(batch, -1, h, w)  # (B, N, h, w)
             padding = level_padding[level]
             if padding is not None:
                 level_map = level_map.masked_fill(padding.view(-1, 1, h, w), 0.0)

@@ -70,7 +70,7 @@ class MaskDecoder(nn.Module):
             _MaskDecoderLayer(
                 MaskAttention(dim=dim, num_heads=num_heads),
                 MaskHead(num_levels=num_levels, num_heads=num_heads, activation=mask_activation),
-                FeedForward(dim, feedforward_dim, activation=nn.GELU),
+                FeedForward(dim, feedforward_dim, activation=nn.GELU()),
                 _self_attention(dim, num_heads) if self_attention else None,
                 dim,
             )

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.modeling.feed_forward import FeedForward
 from psf.modeling.position_encoding import sine_position_encoding
+from psf.ops import is_traced
 from psf.predictions import FeatureTokens
 from psf.registry import PIXEL_ENCODER_REGISTRY
 
 __all__ = ["DeformablePixelEncoder", "build_pixel_encoder"]
+
+TOKENS_AT_ONCE = 1024  # at test on a CPU: 4 MB between the layers of the FFN
 
 
 @PIXEL_ENCODER_REGISTRY.register()
@@ -109,8 +112,18 @@ class _EncoderLayer(nn.Module):
         self.feed_forward, self.feed_forward_norm = feed_forward, nn.LayerNorm(dim)
 
     def forward(self, features: FeatureTokens, references: Tensor) -> Tensor:
-        tokens = features.tokens
-        attended = self.attention(tokens + features.position, references, features)
+        values = self.attention.values(features)
+        tokens, position, shapes = features.tokens, features.position, features.spatial_shapes
+        if tokens.device.type != "cpu" or torch.is_grad_enabled() or is_traced() or torch.compiler.is_compiling():
+            return self._refine(tokens, position, references, values, shapes)
+        # With the values at hand each token is on its own: of a few at a time, all stays in the cache.
+        parts = zip(*(x.split(TOKENS_AT_ONCE, dim=1) for x in (tokens, position, references)), strict=True)
+        return torch.cat([self._refine(*part, values, shapes) for part in parts], dim=1)
+
+    def _refine(
+        self, tokens: Tensor, position: Tensor, references: Tensor, values: Tensor, shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        attended = self.attention(tokens + position, references, values, shapes)
         tokens = self.attention_norm(tokens + self.dropout(attended))
         return self.feed_forward_norm(tokens + self.feed_forward(tokens))
 

@@ -12,7 +12,7 @@ from psf.ops.choice import Work, choose, describe_implementation, log_once
 from psf.ops.operator import attend
 from psf.ops.reference import ms_deform_attn_reference
 
-__all__ = ["describe_implementation", "ms_deform_attn", "ms_deform_attn_reference"]
+__all__ = ["describe_implementation", "is_traced", "ms_deform_attn", "ms_deform_attn_reference"]
 
 
 def ms_deform_attn(
@@ -58,7 +58,7 @@ def ms_deform_attn(
         )
     precision = torch.promote_types(torch.promote_types(value.dtype, sampling_locations.dtype), torch.float32)
     sampling_locations = sampling_locations.to(precision)
-    if _is_traced():
+    if is_traced():
         return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -80,6 +80,6 @@ def ms_deform_attn(
     return attend(value, flat_shapes, sampling_locations, attention_weights, choice.name, backward_by)
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether a graph is being made that has to run elsewhere; torch.compile's runs here, and is none of these."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

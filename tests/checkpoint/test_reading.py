@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,19 @@ def test_what_would_run_is_refused(tmp_path: Path, is_zip: bool) -> None:
     path = saved(tmp_path, evil, _use_new_zipfile_serialization=is_zip)
     with pytest.raises(ValueError, match=r"checkpoint\.pth: refused, .* to call posix\.mkdir"):
         read_state_dict(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("protocol", [4, pickle.HIGHEST_PROTOCOL])
+def test_pickles_that_torch_does_not_even_parse_are_refused(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "checkpoint.pth"
+    evil = {"state_dict": WEIGHTS, "meta": Touch(tmp_path / "executed")}
+    path.write_bytes(pickle.dumps(evil, protocol=protocol))
+    refused = r"checkpoint\.pth: refused, and nothing in it was executed: .* \(Unsupported operand 149\)"
+    with pytest.raises(ValueError, match=refused):
+        read_state_dict(path)
+    with pytest.raises(ValueError, match=refused):
+        read_state_dict(saved(tmp_path, evil, pickle_protocol=protocol))
     assert not (tmp_path / "executed").exists()
 
 

@@ -184,3 +184,19 @@ class TestDataSets:
         json_file.rename(json_file.with_suffix(".away"))
         with pytest.raises(ValueError, match=str(json_file)):
             main(parse_args(*flags))
+
+
+class TestBatchesAtTest:
+    def test_batches_of_the_size_asked_for(self, mini: str, parse_args: ParseArgs):
+        sizes = {}
+        for size in ("1", "3"):
+            cfg = setup(parse_args("MODEL.PSF.TEST.BATCH_SIZE", size))
+            batches = list(Trainer.build_test_loader(cfg, mini))
+            sizes[size] = [len(batch) for batch in batches]
+            names = [image["file_name"] for batch in batches for image in batch]
+            assert len(names) == len(set(names)) == sum(sizes[size])
+        assert set(sizes["1"]) == {1} and sizes["3"][0] == min(3, sum(sizes["1"]))
+
+    def test_none_is_refused(self, mini: str, parse_args: ParseArgs):
+        with pytest.raises(ValueError, match=r"MODEL\.PSF\.TEST\.BATCH_SIZE is 0"):
+            Trainer.build_test_loader(setup(parse_args("MODEL.PSF.TEST.BATCH_SIZE", "0")), mini)

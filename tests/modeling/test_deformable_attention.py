@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.predictions import FeatureTokens
@@ -25,6 +25,10 @@ def ramp(shapes: list[tuple[int, int]]) -> FeatureTokens:
     return FeatureTokens(tokens, torch.zeros_like(tokens), shapes, None, ratios)
 
 
+def attend(module: DeformableAttention, queries: Tensor, references: Tensor, features: FeatureTokens) -> Tensor:
+    return module(queries, references, module.values(features), features.spatial_shapes)
+
+
 def place_finder(num_levels: int, offsets: list[list[list[float]]]) -> DeformableAttention:
     """One head, projections that change nothing, offsets [level][point] = (x, y), all points of the same weight."""
     module = DeformableAttention(dim=2, num_heads=1, num_levels=num_levels, num_points=len(offsets[0])).double()
@@ -38,7 +42,7 @@ def place_finder(num_levels: int, offsets: list[list[list[float]]]) -> Deformabl
 def test_offsets_around_a_point_are_pixels():
     module = place_finder(2, [[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 0.0]]])
     references = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    place = module(torch.zeros(1, 1, 2, dtype=torch.float64), references, ramp([(8, 4), (4, 2)]))[0, 0]
+    place = attend(module, torch.zeros(1, 1, 2, dtype=torch.float64), references, ramp([(8, 4), (4, 2)]))[0, 0]
     # x: (0.5 + 1/4) + 0.5 + 0.5 + 0.5 = 2.25; y: 0.5 + (0.5 + 2/8) + (0.5 + 1/4) + 0.5 = 2.5; the mean of four.
     torch.testing.assert_close(place, torch.tensor([2.25, 2.5], dtype=torch.float64) / 4, rtol=0, atol=1e-12)
 
@@ -51,7 +55,8 @@ def test_offsets_in_a_box_are_shares_of_it():
         ([[1.0, 0.0], [0.0, -1.0], [2.0, 2.0], [0.0, 0.0]], [0.5375, 0.525]),
         ([[1.0, 0.0], [0.0, -1.0]], [0.55, 0.4]),
     ):
-        place = place_finder(1, [offsets])(torch.zeros(1, 1, 2, dtype=torch.float64), box, ramp([(10, 20)]))[0, 0]
+        queries = torch.zeros(1, 1, 2, dtype=torch.float64)
+        place = attend(place_finder(1, [offsets]), queries, box, ramp([(10, 20)]))[0, 0]
         torch.testing.assert_close(place, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -74,7 +79,7 @@ def test_equals_naive_loops(padded):
     locations = references[:, :, None, :, None] + offsets / size[:, None]
     gathered = naive_ms_deform_attn(value.view(2, -1, 2, 4), SHAPES, locations, weights.view(2, 4, 2, 2, 3))
     expected = module.output_proj(gathered)
-    torch.testing.assert_close(module(queries, references, features), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend(module, queries, references, features), expected, rtol=0, atol=1e-12)
 
 
 def test_starts_in_eight_directions():

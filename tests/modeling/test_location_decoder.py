@@ -243,3 +243,24 @@ def test_batch_of_two_equals_two_of_one(refinement):
 def test_unknown_target():
     with pytest.raises(ValueError, match=r'LOCATION_DECODER.TARGET is "centre": expected one of'):
         build(target="centre")
+
+
+@pytest.mark.parametrize("refinement", [False, True])
+def test_places_are_not_rounded_in_mixed_precision(refinement: bool):
+    decoder = build_random(box_refinement=refinement).float().train()
+    features = padded_features()
+    features = features._replace(**{name: getattr(features, name).float() for name in ("tokens", "position")})
+    features = features._replace(valid_ratios=features.valid_ratios.float())
+    references: list[Tensor] = []
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(lambda module, arguments: references.append(arguments[2]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        located = decoder(features)
+    numbers = [x.locations for x in located.layers] + references
+    assert {x.dtype for x in numbers} == {torch.float32}
+    rounded = [torch.equal(x, x.bfloat16().float()) for x in numbers]
+    assert not any(rounded)
+    # The first reference does not depend on any token: it is what full precision gives.
+    first = decoder.reference_points(decoder.position.weight).sigmoid()
+    ratios = features.valid_ratios[:, None]
+    torch.testing.assert_close(references[0], first[None, :, None] * ratios, rtol=0, atol=0)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.plain_mask_decoder import plain_attention, plain_logits, plain_mask
 from psf.modeling.mask_attention import AttentionMemory, MaskAttention, MaskHead
 from tests.features import random_features
-from tests.modeling.plain_mask_decoder import plain_attention, plain_logits, plain_mask
 
 LEVELS = {
     "three": [(4, 6), (2, 3), (1, 1)],

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.plain_mask_decoder import plain_decode
 from psf.modeling import MaskDecoder, QueryClassifier
 from psf.predictions import DecodedMasks, FeatureTokens
 from tests.features import random_features
-from tests.modeling.plain_mask_decoder import plain_decode
 
 SHAPES = [(4, 5), (2, 3), (1, 1)]
 DEFAULTS: dict[str, Any] = {

@@ -43,6 +43,26 @@ def test_count_stands_still_in_padding():
     assert encoding.isfinite().all()
 
 
+def test_rows_and_columns_of_padding_alone_to_the_last_bit():
+    """There the phase is about -3e6, and float32 as well as the order of operations decide about the sine."""
+    mask = torch.ones(1, 5, 7, dtype=torch.bool)
+    mask[:, :3, :4] = False
+    encoding = sine_position_encoding(mask, 24).permute(0, 2, 3, 1)
+    for half, axis in ((encoding[..., :12], 1), (encoding[..., 12:], 2)):
+        assert torch.equal(half, encoded_as_specified(mask, axis, 12, torch.float32))
+        assert (half - encoded_as_specified(mask, axis, 12, torch.float64)).abs().max() > 1e-2
+
+
+def encoded_as_specified(mask: torch.Tensor, axis: int, features: int, dtype: torch.dtype) -> torch.Tensor:
+    """Spec B1.4, step by step, in the precision given."""
+    count = (~mask).to(dtype).cumsum(axis)
+    phase = (count - 0.5) / (count.max(axis, keepdim=True).values + 1e-6) * (2 * math.pi)
+    phase = phase[..., None] / 10000 ** (2 * (torch.arange(features) // 2).to(dtype) / features)
+    encoded = phase.cos()
+    encoded[..., 0::2] = phase[..., 0::2].sin()
+    return encoded
+
+
 def test_images_of_a_batch_are_encoded_apart():
     mask = torch.zeros(2, 3, 3, dtype=torch.bool)
     mask[1, 2:] = True

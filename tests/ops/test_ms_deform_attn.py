@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from psf.golden.stored import StoredTensors
 from psf.ops import ms_deform_attn, ms_deform_attn_reference
 from tests.naive import naive_ms_deform_attn
 from tests.ops.problems import problem
-from tests.reference_numbers import load_reference
 
 
 @pytest.fixture(params=["chosen", "bag", "reference"])
@@ -58,7 +58,7 @@ def test_float32_is_close_to_float64(attend):
 
 
 def test_released_operator(shared: Path, attend):
-    numbers, load = load_reference(shared, "ops_msda.npz")
+    numbers = StoredTensors([shared / "golden" / "ops_msda.npz"])
     for name in ("p0", "p1", "p2"):
         value, locations, weights, grad_output = (
             torch.from_numpy(numbers[f"{name}_{x}"]) for x in ("value", "locations", "weights", "grad_output")
@@ -69,7 +69,7 @@ def test_released_operator(shared: Path, attend):
         gradients = torch.autograd.grad(output, inputs, grad_output)
         kinds = ("output", "grad_value", "grad_locations", "grad_weights")
         for kind, ours in zip(kinds, (output, *gradients), strict=True):
-            assert load.compare(f"{name}_{kind}", ours.detach().numpy(), numbers)[0] < 1e-11, (name, kind)
+            assert numbers.compare("released", f"{name}_{kind}", ours.detach().numpy(), 1e-11).passed, (name, kind)
 
 
 def test_levels_that_do_not_fit_are_named():

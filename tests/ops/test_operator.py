@@ -107,8 +107,8 @@ def test_module_computes_locations_in_float32_under_autocast(monkeypatch, implem
     references[..., 2:] *= 0.01
     references = references.bfloat16()  # as an autocast layer would give them
     queries = torch.randn(1, 30, 16, generator=generator)
-    exact = attention(queries, references.float(), features)
+    exact = attention(queries, references.float(), attention.values(features), features.spatial_shapes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attention(queries, references, features)
+        found = attention(queries, references, attention.values(features), features.spatial_shapes)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=0.05 * exact.abs().max().item())
