@@ -28,8 +28,9 @@ from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from psf.checkpoint import check_same_classes, class_names_from_config
 from psf.data import build_augmentations, read_image
-from psf.engine import Checkpointer, build_config
+from psf.engine import Checkpointer, add_register_flag, build_config
 from psf.panoptic_output import OUTPUT_ENDINGS, split_panoptic, write_panoptic_output
 from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
 
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default="output/demo", metavar="PATH", help="folder, or a video file [%(default)s]")
     add("--confidence-threshold", type=_confidence, metavar="T", help="leave out segments below it [config's T_CNF]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu where there is no GPU]")
+    add_register_flag(parser)
     add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
     return parser
@@ -73,9 +75,10 @@ def _confidence(text: str) -> float:
 
 def build_predictor(args: argparse.Namespace) -> DefaultPredictor:
     """The model of --config-file and --opts, with what the other arguments say of it."""
-    cfg = build_config(args.config_file, args.opts)
+    cfg = build_config(args.config_file, args.opts, args.register)
     if not cfg.DATASETS.TEST:
         raise ValueError(f"{args.config_file}: DATASETS.TEST is empty; class names come from its first data set")
+    check_same_classes((*cfg.DATASETS.TRAIN, cfg.DATASETS.TEST[0]))
 
     cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
     if args.confidence_threshold is not None:
@@ -101,7 +104,7 @@ class Predictor(DefaultPredictor):
             raise ValueError(f"INPUT.FORMAT is {self.input_format!r}, expected 'BGR' or 'RGB'")
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(self.model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
 
 
 def _choose_device(asked: str | None, configured: str) -> str:

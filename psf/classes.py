@@ -36,6 +36,11 @@ class PanopticClasses(NamedTuple):
             stuff_ids = tuple(i for i in stuff_ids if i != 0)
         return cls(thing_ids, stuff_ids)
 
+    @classmethod
+    def from_counts(cls, num_things: int, num_stuff: int) -> PanopticClasses:
+        """Ids from 0: things first, then stuff."""
+        return cls(tuple(range(num_things)), tuple(range(num_things, num_things + num_stuff)))
+
     @property
     def is_separated(self) -> bool:
         """Whether an id can mean a thing class and a stuff class."""
@@ -52,10 +57,11 @@ class PanopticClasses(NamedTuple):
 def classes_from_config(cfg: CfgNode) -> PanopticClasses:
     """The classes of the first data set in DATASETS.TRAIN, then DATASETS.TEST, whose metadata has any.
 
-    Without such a data set, MODEL.PSF.NUM_THING_CLASSES and NUM_STUFF_CLASSES count them: things first.
+    MODEL.PSF.NUM_STUFF_CLASSES 0 leaves its stuff out. Without such a data set, NUM_THING_CLASSES and
+    NUM_STUFF_CLASSES count the classes: things first.
 
     Raises:
-        ValueError: if the keys contradict the metadata, or neither says how many classes there are.
+        ValueError: if the keys contradict the metadata or leave no class, or neither says how many there are.
     """
     wanted = (cfg.MODEL.PSF.NUM_THING_CLASSES, cfg.MODEL.PSF.NUM_STUFF_CLASSES)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -63,7 +69,13 @@ def classes_from_config(cfg: CfgNode) -> PanopticClasses:
         if classes is None:
             continue
         _check_count("NUM_THING_CLASSES", wanted[0], classes.thing_ids, name)
+        if wanted[1] == 0:
+            classes = classes._replace(stuff_ids=())
         _check_count("NUM_STUFF_CLASSES", wanted[1], classes.stuff_ids, name)
+        if not any(classes):
+            raise ValueError(
+                f'MODEL.PSF.NUM_STUFF_CLASSES is 0 (stuff is left out), and data set "{name}" has no things either'
+            )
         return classes
     if min(wanted) < 0 or sum(wanted) == 0:
         raise ValueError(
@@ -71,8 +83,7 @@ def classes_from_config(cfg: CfgNode) -> PanopticClasses:
             f"{list(cfg.DATASETS.TEST)} has thing or stuff ids in its metadata, and MODEL.PSF.NUM_THING_CLASSES and "
             f"NUM_STUFF_CLASSES are {wanted[0]} and {wanted[1]}; name a registered data set or set both keys"
         )
-    num_things, num_stuff = wanted
-    return PanopticClasses(tuple(range(num_things)), tuple(range(num_things, num_things + num_stuff)))
+    return PanopticClasses.from_counts(*wanted)
 
 
 def _check_count(key: str, wanted: int, ids: Sequence[int], dataset: str) -> None:

@@ -29,11 +29,23 @@ def add_psf_config(cfg: CN) -> None:
             node[leaf] = value
 
 
-# Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing.
+# Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing, and one beside TRAIN and
+# TEST.
 _SHARED_KEYS = {
     "INPUT.DATASET_MAPPER_NAME": "psf_panoptic",  # name in psf.data.DATASET_MAPPER_REGISTRY
+    "INPUT.IMAGE_SIZE": 1024,  # psf_panoptic_lsj: side of the square that it crops or pads to, in pixels
+    "INPUT.MIN_SCALE": 0.1,  # psf_panoptic_lsj: scales before that; at 1 the image just fits
+    "INPUT.MAX_SCALE": 2.0,
+    "INPUT.COLOR_AUG_SSD": False,  # psf_panoptic_lsj and psf_panoptic_cityscapes: change colours
+    # psf_panoptic_cityscapes: the largest share of the labelled pixels of a crop that a class may take; 1.0: no limit
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    # Panoptic sets to register, "NAME=JSON,PNGS,IMAGES", as --register does; psf.engine.build_config makes the paths
+    # absolute, so that config.yaml serves anywhere.
+    "DATASETS.PSF_REGISTER": [],
     "SOLVER.OPTIMIZER": "ADAMW",  # "ADAMW" | "SGD", read by psf.engine.Trainer
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone, as a factor of BASE_LR
+    # Learning rate of a backbone's block, as a factor of the next block's; the stem's, of the first's. 1.0: all equal.
+    "SOLVER.BACKBONE_LAYER_DECAY": 1.0,
     "SOLVER.SAMPLING_MULTIPLIER": 0.1,  # the same of sampling offsets and reference points
     "SOLVER.AMP.DTYPE": "float16",  # type of autocast where SOLVER.AMP.ENABLED: "float16" | "bfloat16"
 }
@@ -45,6 +57,9 @@ def _model_defaults() -> CN:
     # ------------------------------------------------------------------ backbone (build_psf_timm_backbone alone)
     psf.TIMM = CN()
     psf.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
+    # True: timm's weights, which timm fetches from the network, each time the model is built and they are not in its
+    # cache; the log says what and where from. False: those of MODEL.WEIGHTS.
+    psf.TIMM.PRETRAINED = False
     psf.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
     psf.TIMM.DROP_PATH = 0.0  # rate at the last block, from 0 at the first
     psf.TIMM.FREEZE = []  # beginnings of the names of parameters that are not trained
@@ -78,7 +93,9 @@ def _model_defaults() -> CN:
     # ------------------------------------------------------------------ classes and queries (section 3.3.1)
     # -1: counted in the metadata of the data set. A number must agree with the metadata, where there is any.
     psf.NUM_THING_CLASSES = -1
-    psf.NUM_STUFF_CLASSES = -1  # = N_stuff, the number of stuff queries
+    # = N_stuff, the number of stuff queries. 0: none, whatever the metadata say, and stuff is void: an instance
+    # segmentation model (table 4).
+    psf.NUM_STUFF_CLASSES = -1
     psf.NUM_THING_QUERIES = 300  # N_things
 
     # ------------------------------------------------------------------ pixel encoder (section 3.2)
@@ -185,7 +202,7 @@ def _model_defaults() -> CN:
     psf.TEST.INSTANCE_ON = True
     psf.TEST.SEMANTIC_ON = True
     # Beside PQ: Boundary PQ (table 7), which takes half as long again; and PQ of small, medium and large segments.
-    psf.TEST.BOUNDARY_PQ = False
+    psf.TEST.BOUNDARY_PQ = True
     psf.TEST.PQ_BY_SIZE = False
     # Write panoptic predictions in COCO's format to OUTPUT_DIR/inference/<data set>, also where there is no truth.
     psf.TEST.WRITE_PANOPTIC = False
@@ -194,4 +211,6 @@ def _model_defaults() -> CN:
     psf.TEST.INSTANCE.BOXES = "mask"
     psf.TEST.INSTANCE.SCORE_THRESH = 0.0  # an instance of less confidence is left out
     psf.TEST.INSTANCE.MAX_PER_IMAGE = 100
+    # Of two instances of a class whose masks have an IoU above this, the less confident is left out; 1.0: none is.
+    psf.TEST.INSTANCE.NMS_THRESH = 1.0
     return psf

@@ -28,7 +28,7 @@ from psf.recipe import build_criterion, build_matching, check_recipe
 from psf.recompute import recompute_blocks
 from psf.targets import panoptic_targets
 
-__all__ = ["PanopticSegFormer", "ResultSettings"]
+__all__ = ["PanopticSegFormer", "ResultSettings", "padded_pixels"]
 
 NO_MASKS = DecodedMasks([], [])
 
@@ -193,13 +193,13 @@ class PanopticSegFormer(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
-            return self._losses(self._encode(images.tensor, _padding_mask(images)), targets)
+            return self._losses(self._encode(images.tensor, padded_pixels(images)), targets)
         results = []
-        candidates = self.candidates(images.tensor, _padding_mask(images))
+        candidates = self.candidates(images.tensor, padded_pixels(images))
         for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
             frame = Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
-            results.append(self._result(image_candidates, frame))
+            results.append(self.result(image_candidates, frame))
         return results
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -295,7 +295,8 @@ class PanopticSegFormer(nn.Module):
         rows, classes, scores = (torch.stack(x) for x in zip(*chosen, strict=True))
         return rows, classes, scores
 
-    def _result(self, candidates: Candidates, frame: Frame) -> dict[str, Any]:
+    def result(self, candidates: Candidates, frame: Frame) -> dict[str, Any]:
+        """One image's results at the size that the frame names, as MODEL.PSF.TEST switches them on."""
         result = self.post_processor.results(
             candidates, self.classes, frame, panoptic=self.settings.panoptic, instance=self.settings.instance
         )
@@ -304,8 +305,8 @@ class PanopticSegFormer(nn.Module):
         return result
 
 
-def _padding_mask(images: ImageList) -> Tensor | None:
-    """(B, H, W) bool; None if nothing is padded."""
+def padded_pixels(images: ImageList) -> Tensor | None:
+    """(B, H, W) bool, True where padded; None if nothing is."""
     height, width = images.tensor.shape[-2:]
     if all(tuple(size) == (height, width) for size in images.image_sizes):
         return None

@@ -18,6 +18,7 @@ from psf.inference import (
     MergingThresholds,
     ScoredMasks,
     class_times_mask,
+    mask_nms,
     mask_wise_merging,
     per_candidate,
     pixel_argmax,
@@ -48,6 +49,7 @@ class InstanceSettings(NamedTuple):
     boxes: str  # "mask": tight around it; "location_decoder": as predicted
     score_thresh: float  # least confidence
     max_per_image: int
+    nms_thresh: float  # mask IoU above which the lesser of two instances of a class is left out; 1: none
 
 
 class ScoredCandidates(NamedTuple):
@@ -94,7 +96,7 @@ class PostProcessor(abc.ABC):
             "stuff": stuff,
             "mask_threshold": node.MASK_THRESHOLD,
             "extra_pixels": node.EXTRA_PIXELS,
-            "instance": InstanceSettings(instance.BOXES, instance.SCORE_THRESH, instance.MAX_PER_IMAGE),
+            "instance": _instance_settings(instance),
         }
 
     def results(
@@ -165,13 +167,15 @@ class PostProcessor(abc.ABC):
 
         Returns:
             Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
-            (contiguous ids). Masks may overlap; empty ones are left out.
+            (contiguous ids). Masks may overlap, by no more than `nms_thresh` within a class; empty ones are left out.
         """
         rows = self.instance_rows(candidates)
         positions, things, masks = scored or self.score(candidates, rows, frame)
         wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
         order = masks.confidence.argsort(descending=True, stable=True)
         order = order[wanted[order]]
+        if self.instance.nms_thresh < 1:
+            order = order[mask_nms(masks.masks[order], things.class_indices[order], self.instance.nms_thresh)]
         result = Instances(frame.output_size)
         result.pred_masks = masks.masks[order]
         result.scores = masks.confidence[order]
@@ -281,3 +285,11 @@ def semantic_result(candidates: Candidates, classes: PanopticClasses, frame: Fra
 def build_post_processor(cfg: CfgNode) -> PostProcessor:
     """The post-processor that MODEL.PSF.POST_PROCESSOR.NAME names."""
     return POST_PROCESSOR_REGISTRY.get(cfg.MODEL.PSF.POST_PROCESSOR.NAME)(cfg)
+
+
+def _instance_settings(node: CfgNode) -> InstanceSettings:
+    if not 0 <= node.NMS_THRESH <= 1:
+        raise ValueError(
+            f"MODEL.PSF.TEST.INSTANCE.NMS_THRESH is {node.NMS_THRESH}: expected an IoU from 0 to 1; 1 keeps all"
+        )
+    return InstanceSettings(node.BOXES, node.SCORE_THRESH, node.MAX_PER_IMAGE, node.NMS_THRESH)

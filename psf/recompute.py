@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["recompute_blocks"]
+__all__ = ["BACKBONE_BLOCKS", "recompute_blocks"]
 
 PARTS = {
     "backbone": ["backbone"],

@@ -10,7 +10,8 @@ An input dict carries the truth in one of these forms (H, W are those of its `im
 (c) `instances` of things and `sem_seg` (H, W), contiguous ids of stuff (what Detectron2's default mapper gives for
     Panoptic FPN).
 
-Crowds and void are in no mask: (a) leaves them out by `iscrowd`, (b) and (c) expect them to be left out already.
+Crowds and void are in no mask: (a) leaves them out by `iscrowd`, (b) and (c) expect them to be left out already. For a
+model without stuff classes stuff is void, too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _one_image(
     boxes, has_pixels = tight_boxes(masks)
     kept = has_pixels.tolist()
     things = [i for i, thing in enumerate(is_thing) if thing and kept[i]]
-    stuff = [i for i, thing in enumerate(is_thing) if not thing and kept[i]]
+    stuff = [i for i, thing in enumerate(is_thing) if not thing and kept[i] and classes.stuff_ids]
     stuff_classes, stuff_masks = _one_mask_a_class(_indices([ids[i] for i in stuff], classes, False), masks[stuff])
     return PanopticTargets(
         thing_classes=torch.tensor(_indices([ids[i] for i in things], classes, True), dtype=torch.long, device=device),
@@ -93,7 +94,7 @@ def _from_labels(
         boxes, has_pixels = tight_boxes(_compare(labels, [segment["id"] for segment in segments]))
         rows = [i for i, has_pixel in enumerate(has_pixels.tolist()) if has_pixel and i in rows]
     things = [i for i in rows if segments[i]["isthing"]]
-    stuff = [segments[i] for i in rows if not segments[i]["isthing"]]
+    stuff = [segments[i] for i in rows if not segments[i]["isthing"] and classes.stuff_ids]
     first_of: dict[int, int] = {}  # class -> label of its first segment, which takes in the others
     for segment, one in zip(stuff, _indices([segment["category_id"] for segment in stuff], classes, False)):
         if first_of.setdefault(one, segment["id"]) != segment["id"]:

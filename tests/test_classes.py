@@ -91,6 +91,17 @@ class TestConfig:
         assert classes_from_config(config(things=0, stuff=2)) == ((), (0, 1))
         assert classes_from_config(config(things=2, stuff=0)) == ((0, 1), ())
 
+    def test_stuff_left_out(self, named: str):
+        """NUM_STUFF_CLASSES 0: an instance segmentation model, whatever the metadata say."""
+        assert classes_from_config(config(train=(named,), stuff=0)) == ((1, 3), ())
+        assert classes_from_config(config(train=(named,), things=2, stuff=0)) == ((1, 3), ())
+
+    def test_nothing_left(self):
+        MetadataCatalog.get("psf_test_stuff_alone").set(stuff_dataset_id_to_contiguous_id={4: 0})
+        with pytest.raises(ValueError, match=r'NUM_STUFF_CLASSES is 0 .* "psf_test_stuff_alone" has no things either'):
+            classes_from_config(config(train=("psf_test_stuff_alone",), stuff=0))
+        MetadataCatalog.remove("psf_test_stuff_alone")
+
     @pytest.mark.parametrize("counts", [(-1, -1), (3, -1), (-1, 3), (0, 0)])
     def test_nobody_knows(self, counts: tuple[int, int]):
         with pytest.raises(ValueError, match=r"classes are not known.*NUM_THING_CLASSES and NUM_STUFF_CLASSES are"):

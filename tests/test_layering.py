@@ -39,6 +39,7 @@ SHELL = (
     "recipe",
     "recompute",
     "meta_arch",
+    "test_time_augmentation",
 )
 ORDER = (
     *SHELL,
@@ -50,6 +51,7 @@ ORDER = (
     "video",
     "analysis",
     "engine",
+    "robustness",
     "golden",
     "doctor",
     "__init__",

@@ -38,6 +38,7 @@ def build(
     boxes: str = "mask",
     score_thresh: float = 0.0,
     max_per_image: int = 100,
+    nms_thresh: float = 1.0,
     extra_pixels: float = 0.0,
 ) -> PostProcessor:
     return kind(
@@ -45,7 +46,7 @@ def build(
         stuff=STUFF,
         mask_threshold=0.5,
         extra_pixels=extra_pixels,
-        instance=InstanceSettings(boxes, score_thresh, max_per_image),
+        instance=InstanceSettings(boxes, score_thresh, max_per_image, nms_thresh),
     )
 
 
@@ -85,6 +86,14 @@ class TestInstances:
         (kept,) = build(max_per_image=1).instances(scene(), JOINT, same_size(4, 5)).scores.tolist()
         assert kept == pytest.approx(0.8)
         assert len(build(max_per_image=0).instances(scene(), JOINT, same_size(4, 5))) == 0
+
+    def test_of_two_that_are_much_the_same_the_lesser_is_left_out(self):
+        # Confidences 0.5, 0.9 and 0.8; the IoU of the first two masks is 4 / 5; the third is of another class.
+        masks = [[[1.0, 1.0, 1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0, 1.0, 0.0]], [[1.0] * 5]]
+        candidates = make_candidates([0.5, 0.9, 0.8], masks, classes=[0, 0, 1])
+        for threshold, scores in ((0.79, [0.9, 0.8]), (0.8, [0.9, 0.8, 0.5]), (1.0, [0.9, 0.8, 0.5])):
+            found = build(nms_thresh=threshold).instances(candidates, JOINT, same_size(1, 5))
+            assert found.scores.tolist() == pytest.approx(scores)
 
     def test_empty_masks_are_left_out(self):
         candidates = make_candidates([0.9, 0.9], [[[0.5, 0.2]], [[0.6, 0.0]]])
@@ -232,7 +241,7 @@ class TestKeys:
         assert type(processor) is MaskWiseMerging
         assert (processor.things, processor.stuff) == (THINGS, STUFF)
         assert (processor.mask_threshold, processor.extra_pixels) == (0.5, 0.0)
-        assert processor.instance == InstanceSettings("mask", 0.0, 100)
+        assert processor.instance == InstanceSettings("mask", 0.0, 100, 1.0)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_by_name(self, cfg, kind):
@@ -246,7 +255,14 @@ class TestKeys:
         node.STUFF.ALPHA, node.STUFF.BETA, node.STUFF.T_CNF, node.STUFF.T_KEEP = 0.5, 0.6, 0.7, 0.8
         instance = cfg.MODEL.PSF.TEST.INSTANCE
         instance.BOXES, instance.SCORE_THRESH, instance.MAX_PER_IMAGE = "location_decoder", 0.9, 7
+        instance.NMS_THRESH = 0.6
         processor = build_post_processor(cfg)
         assert processor.things == (0.1, 0.2, 0.3, 0.4) and processor.stuff == (0.5, 0.6, 0.7, 0.8)
         assert (processor.mask_threshold, processor.extra_pixels) == (0.4, 1.0)
-        assert processor.instance == ("location_decoder", 0.9, 7)
+        assert processor.instance == ("location_decoder", 0.9, 7, 0.6)
+
+    @pytest.mark.parametrize("value", [-0.1, 1.5])
+    def test_no_iou(self, cfg, value):
+        cfg.MODEL.PSF.TEST.INSTANCE.NMS_THRESH = value
+        with pytest.raises(ValueError, match=rf"NMS_THRESH is {value}"):
+            build_post_processor(cfg)

@@ -83,7 +83,10 @@ def test_the_road_on_coco_images(run: Run, shared: Path, tmp_path: Path) -> None
 
     weights = ("MODEL.WEIGHTS", str(output / "model_final.pth"))
     run("train_net.py", "--eval-only", *common, *weights)
-    ours = json.loads((output / "results.json").read_text())["panoptic_seg"]
+    results = json.loads((output / "results.json").read_text())
+    assert set(results) == {"panoptic_seg", "panoptic_boundary", "segm", "bbox", "sem_seg"}  # from one JSON
+    assert len((output / "per_class.csv").read_text().splitlines()) == 1 + 133
+    ours = results["panoptic_seg"]
     theirs = json.loads(run("-c", COMPARE, tmp_path / "d2", R50, *SMALL, *weights).splitlines()[-1])
     for key, value in theirs.items():
         assert ours[key] == pytest.approx(value, abs=1e-9), key

@@ -171,6 +171,13 @@ class TestLeftOut:
         target = read({**image(), "panoptic_labels": torch.zeros(SIZE, dtype=torch.uint8), "segments_info": []})
         assert len(target.thing_classes) == len(target.stuff_classes) == 0
 
+    @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+    def test_stuff_is_void_for_a_model_of_things(self, form):
+        target, with_stuff = (read(form(), JOINT._replace(stuff_ids=ids)) for ids in ((), JOINT.stuff_ids))
+        assert len(target.stuff_classes) == 0 and target.stuff_masks.shape == (0, *PADDED)
+        assert torch.equal(target.thing_classes, with_stuff.thing_classes)
+        assert torch.equal(target.thing_masks, with_stuff.thing_masks)
+
 
 class TestErrors:
     @pytest.mark.parametrize(

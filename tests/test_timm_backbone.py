@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ MAPS = ["res3", "res4", "res5"]
 def backbone(name: str = "test_efficientnet", **changes: Any) -> TimmBackbone:
     """One of timm's models for tests, or another."""
     settings: dict[str, Any] = {
-        "out_features": MAPS, "in_channels": 3, "frozen_norm": True, "drop_path": 0.0, "freeze": []
+        "out_features": MAPS, "in_channels": 3, "frozen_norm": True, "drop_path": 0.0, "freeze": [],
+        "pretrained": False,
     }  # fmt: skip
     return TimmBackbone(name, **{**settings, **changes})
 
@@ -127,7 +129,55 @@ def test_pvt_has_the_released_constants():
     ]
 
 
+class TestFetchedWeights:
+    """TIMM.PRETRAINED, with a stand-in for what timm downloads."""
+
+    @pytest.fixture
+    def fetched(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names that timm asked the hub for; it got a classifier full of ones."""
+        asked = []
+
+        def download(model_id: str, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+            asked.append(model_id)
+            classifier = timm.create_model("test_efficientnet", pretrained=False)
+            return {name: torch.ones_like(value) for name, value in classifier.state_dict().items()}
+
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+        return asked
+
+    def test_only_where_asked_for(self, fetched: list[str]):
+        model = backbone()
+        assert fetched == []
+        assert not all((p == 1).all() for p in model.parameters())
+
+    def test_arrive_and_are_announced(self, fetched: list[str], caplog: pytest.LogCaptureFixture):
+        keys = {"TIMM.NAME": "test_efficientnet", "TIMM.PRETRAINED": True}
+        with caplog.at_level(logging.INFO, logger="psf.backbone.timm"):
+            model = build_backbone(tiny_config(keys, **TestInTheModel.name), ShapeSpec(channels=3))
+        assert fetched == ["timm/test_efficientnet.r160_in1k"]
+        assert all((p == 1).all() for p in model.parameters())
+        [said] = [record.getMessage() for record in caplog.records if record.name == "psf.backbone.timm"]
+        assert "the weights test_efficientnet.r160_in1k come from the Hugging Face hub, timm/test_eff" in said
+        assert "PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]" in said
+
+    def test_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch):
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise OSError("no network")
+
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
+        with pytest.raises(ValueError, match=r"TIMM\.PRETRAINED is True, but .* \(no network\).*MODEL\.WEIGHTS"):
+            backbone(pretrained=True)
+
+    def test_there_are_none(self):
+        with pytest.raises(ValueError, match=r"TIMM\.PRETRAINED is True, but timm has no weights of efficientnet_b6"):
+            backbone("efficientnet_b6", pretrained=True)
+
+
 class TestErrors:
+    def test_one_size_alone(self):
+        with pytest.raises(ValueError, match=r'TIMM\.NAME is "hiera_tiny_224", which takes images of one size alone'):
+            backbone("hiera_tiny_224")
+
     def test_unknown_model(self):
         with pytest.raises(ValueError, match=r'MODEL\.PSF\.TIMM\.NAME is "no_such_net"'):
             backbone("no_such_net")
@@ -150,6 +200,14 @@ class TestInTheModel:
         trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         assert not trained["model.conv_stem.weight"] and trained["model.bn1.weight"]
         assert max(TestDropPath.rates(model)) > 0.1
+
+    def test_images_are_padded_for_maps_that_fit(self):
+        """ConvNeXt would cut off what its strides do not divide."""
+        model = tiny_model({"TIMM.NAME": "test_convnext", "TIMM.FREEZE": []}, **self.name)
+        inputs = [make_input(50, 70, things=1, stuff=1), make_input(33, 40, things=1, stuff=2, seed=1)]
+        assert model.preprocess(inputs).tensor.shape == (2, 3, 64, 96)
+        losses, _ = gradients(model, inputs)
+        assert all(value.isfinite() for value in losses.values())
 
     def test_learns(self):
         losses, found = gradients(

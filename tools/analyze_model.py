@@ -17,7 +17,7 @@ from itertools import takewhile
 from detectron2.modeling import build_model
 
 from psf.analysis import count_image_flops, count_parameters, flop_tables, parameter_table
-from psf.engine import build_config
+from psf.engine import add_register_flag, build_config
 
 TASKS = ("params", "flops")
 
@@ -27,6 +27,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one of psf's own")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="params, flops (default: both)")
     parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1200), metavar=("HEIGHT", "WIDTH"))
+    add_register_flag(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
     args = parser.parse_args(words)
     # argparse hands all words after --tasks to it, the options too.
@@ -42,7 +43,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     args = parse_arguments(words)
     try:
-        model = build_model(build_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"]))
+        model = build_model(build_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.register))
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

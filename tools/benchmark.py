@@ -17,7 +17,7 @@ import torch
 from detectron2.modeling import build_model
 
 from psf.analysis import measure_stages, peak_memory, stage_table
-from psf.engine import build_config
+from psf.engine import add_register_flag, build_config
 from psf.ops import describe_implementation
 
 
@@ -30,6 +30,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--amp", choices=("float16", "bfloat16"), help="autocast to this type")
+    add_register_flag(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
     return parser.parse_args(words)
 
@@ -39,7 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     try:
-        model = build_model(build_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device])).eval()
+        cfg = build_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device], args.register)
+        model = build_model(cfg).eval()
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -17,14 +17,14 @@ import sys
 from collections.abc import Sequence
 
 from psf.checkpoint import Conversion, convert_checkpoint
-from psf.engine import build_config
+from psf.engine import add_register_flag, build_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(argv)
     try:
-        cfg = build_config(args.config_file, args.opts)
+        cfg = build_config(args.config_file, args.opts, args.register)
         conversion = convert_checkpoint(args.source, args.target, cfg, overwrite=args.force)
     except (ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("target", metavar="OUT.pth", help="file to write")
     add("--config-file", required=True, metavar="FILE", help="yaml of the model that it is for")
     add("--force", action="store_true", help="overwrite OUT.pth")
+    add_register_flag(parser)
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
     return parser
 
@@ -56,6 +57,7 @@ def report(conversion: Conversion, args: argparse.Namespace) -> None:
     print(f"{conversion.num_written} entries written to {args.target}. Next:")
     words = ["python", "train_net.py", "--config-file", args.config_file]
     words += [] if conversion.is_backbone else ["--eval-only"]
+    words += [word for text in args.register for word in ("--register", text)]
     print(shlex.join([*words, *args.opts, "MODEL.WEIGHTS", args.target]))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -15,11 +17,17 @@ from psf.backbone.freezing import freeze_parameters
 
 __all__ = ["TimmBackbone", "build_psf_timm_backbone"]
 
+logger = logging.getLogger(__name__)
+
+# Sides that no stride divides, on either side of the halves of 32: what rounds down gives itself away.
+_ODD_SIZES = ((97, 131), (47, 62))
+
 
 class TimmBackbone(Backbone):
     """Feature maps of a timm model, named by their stride: res2 (4), res3 (8), res4 (16), res5 (32).
 
-    Never fetches weights: they come with MODEL.WEIGHTS.
+    Where the model's own maps would not have sides of side/stride, rounded up, for every image (ConvNeXt cuts the rest
+    off, Swin refuses it, MaxViT wants whole windows), `size_divisibility` asks for images with which they do.
 
     Args:
         name: timm's name of the model.
@@ -28,10 +36,12 @@ class TimmBackbone(Backbone):
         frozen_norm: batch norms keep their statistics and affine parameters.
         drop_path: rate at the last block, from 0 at the first.
         freeze: beginnings of names of parameters that are not trained.
+        pretrained: fetch timm's weights, from the network or timm's cache. False: they come with MODEL.WEIGHTS.
 
     Raises:
-        ValueError: if timm does not know the model, it lacks a map, it has no drop path and one is asked for, or a name
-            in `freeze` begins no parameter.
+        ValueError: if timm does not know the model or has no weights of it, they cannot be fetched, it lacks a map,
+            takes images of one size alone, has no drop path and one is asked for, or a name in `freeze` begins no
+            parameter.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class TimmBackbone(Backbone):
         frozen_norm: bool,
         drop_path: float,
         freeze: Sequence[str],
+        pretrained: bool,
     ):
         super().__init__()
         import timm  # takes seconds, and only this backbone needs it
@@ -51,20 +62,25 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[-1]}*")[:5]
             raise ValueError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
-        arguments: dict[str, Any] = {"features_only": True, "pretrained": False, **_any_size(name)}
-        info = timm.create_model(name, **arguments).feature_info
+        arguments: dict[str, Any] = {"features_only": True, **_any_size(name)}
+        with torch.device("meta"):  # its outline: no memory, hardly any time
+            outline = timm.create_model(name, pretrained=False, **arguments).eval()
+        info = outline.feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
         if missing:
             raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; {name} gives {sorted(indices)}")
+        self._size_divisibility = _size_divisibility(outline, name)
+        if pretrained:
+            _announce_weights(name)
         self.model = _create_model(
             name,
             drop_path,
+            pretrained=pretrained,
             in_chans=in_channels,
             out_indices=tuple(indices[f] for f in out_features),
             **arguments,
         )
-        self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
         if frozen_norm:
             freeze_batch_norm_2d(self.model)
         freeze_parameters(self.model, freeze, key="MODEL.PSF.TIMM.FREEZE", name=name)
@@ -72,12 +88,64 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = {f: info.channels()[indices[f]] for f in out_features}
         self._out_feature_strides = {f: info.reduction()[indices[f]] for f in out_features}
 
+    @property
+    def size_divisibility(self) -> int:
+        """Images are to be padded to a multiple of it; 0: to nothing."""
+        return self._size_divisibility
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) -> map name: (B, channels, H/stride, W/stride)."""
-        maps = self.model(images)
-        if self._channels_last:
-            maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return dict(zip(self._out_features, maps, strict=True))
+        """(B, C, H, W) -> map name: (B, channels, H/stride, W/stride), rounded up."""
+        return dict(zip(self._out_features, _maps(self.model, images), strict=True))
+
+
+def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """timm's maps, channels first; Swin has them last."""
+    maps: list[Tensor] = model(images)
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        maps = [x.permute(0, 3, 1, 2) for x in maps]
+    return maps
+
+
+def _size_divisibility(outline: nn.Module, name: str) -> int:
+    """The least of 0, the largest stride and the side of the pretraining's images, with multiples of which maps fit."""
+    import timm
+
+    pretraining = timm.get_pretrained_cfg(name)
+    stride, side = max(outline.feature_info.reduction()), pretraining.input_size[-1] if pretraining else 0
+    for divisibility in (0, stride, side):
+        sizes = ((divisibility, 2 * divisibility), (3 * divisibility, divisibility)) if divisibility else _ODD_SIZES
+        if all(_maps_fit(outline, size) for size in sizes):
+            return divisibility
+    raise ValueError(
+        f'MODEL.PSF.TIMM.NAME is "{name}", which takes images of one size alone; choose a model for images of any size'
+    )
+
+
+@torch.no_grad()
+def _maps_fit(outline: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a model on the meta device takes such an image, and each map has sides of side/stride, rounded up."""
+    try:
+        maps = _maps(outline, torch.zeros(1, 3, *size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError):  # shapes that do not go together, in timm's various words
+        return False
+    strides = outline.feature_info.reduction()
+    return all(x.shape[2:] == tuple(-(-side // s) for side in size) for x, s in zip(maps, strides, strict=True))
+
+
+def _announce_weights(name: str) -> None:
+    """Say what is about to be fetched, and which images it has learned on."""
+    import timm
+
+    weights = timm.get_pretrained_cfg(name)
+    if weights is None or not weights.has_weights:
+        raise ValueError(f"MODEL.PSF.TIMM.PRETRAINED is True, but timm has no weights of {name}: set it to False")
+    source = f"the Hugging Face hub, {weights.hf_hub_id}" if weights.hf_hub_id else weights.url or weights.file
+    mean, std = ([round(255 * value, 3) for value in values] for values in (weights.mean, weights.std))
+    logger.info(
+        "MODEL.PSF.TIMM.PRETRAINED: the weights %s.%s come from %s, or from timm's cache. They are for INPUT.FORMAT "
+        '"RGB", MODEL.PIXEL_MEAN %s, PIXEL_STD %s',
+        *(weights.architecture, weights.tag, source, mean, std),
+    )
 
 
 def _create_model(name: str, drop_path: float, **arguments: Any) -> nn.Module:
@@ -92,6 +160,11 @@ def _create_model(name: str, drop_path: float, **arguments: Any) -> nn.Module:
         if "drop_path_rate" not in str(error):
             raise
         model = timm.create_model(name, **arguments)
+    except OSError as error:
+        raise ValueError(
+            f"MODEL.PSF.TIMM.PRETRAINED is True, but the weights of {name} cannot be fetched ({error}): set it to "
+            "False, and name a file in MODEL.WEIGHTS"
+        ) from error
     if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise ValueError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}, but {name} has no drop path: set it to 0.0")
     return model
@@ -117,4 +190,5 @@ def build_psf_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbon
         frozen_norm=node.FROZEN_NORM,
         drop_path=node.DROP_PATH,
         freeze=node.FREEZE,
+        pretrained=node.PRETRAINED,
     )

@@ -1,5 +1,7 @@
 """Weights that others trained, under psf's names."""
 
+from psf.checkpoint.class_names import ClassNames, check_same_classes, class_names_from_config
+from psf.checkpoint.class_remapping import ClassChanges, changes_table, compare_classes, remap_classes
 from psf.checkpoint.conversion import Conversion, convert_checkpoint
 from psf.checkpoint.imagenet import convert_imagenet
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
@@ -7,13 +9,20 @@ from psf.checkpoint.reading import read_state_dict
 from psf.checkpoint.released import convert_released
 
 __all__ = [
+    "ClassChanges",
+    "ClassNames",
     "Conversion",
     "PretrainedHandler",
+    "changes_table",
+    "check_same_classes",
+    "class_names_from_config",
+    "compare_classes",
     "convert_checkpoint",
     "convert_imagenet",
     "convert_released",
     "read_state_dict",
     "register_pretrained_handler",
+    "remap_classes",
 ]
 
 register_pretrained_handler()

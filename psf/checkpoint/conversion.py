@@ -6,13 +6,14 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from psf.checkpoint.class_names import class_names_from_config
 from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
 from psf.checkpoint.name_table import count_matches, is_match
 from psf.checkpoint.reading import read_state_dict
@@ -36,6 +37,9 @@ class Conversion(NamedTuple):
 
 def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, overwrite: bool = False) -> Conversion:
     """Write a released checkpoint, or an ImageNet backbone, as the config's MODEL.WEIGHTS.
+
+    With a released one go the names of its classes, where the config's data set has them, so that its heads can be
+    re-mapped for another set.
 
     Args:
         source: a released Panoptic SegFormer, or a classifier that `convert_imagenet` knows; which shows in its names.
@@ -62,7 +66,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
     else:
         converted, dropped = convert_released(entries), DROPPED
     _check_fit(converted, wanted, may_lack, str(source))
-    _write({"model": converted}, target)
+    names = None if is_backbone else class_names_from_config(cfg)
+    _write({"model": converted, **(names.as_entry() if names else {})}, target)
     fresh = count_matches(wanted.keys() - converted.keys(), may_lack)
     return Conversion(is_backbone, len(entries), len(converted), count_matches(entries, dropped), fresh)
 
@@ -97,7 +102,7 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
 
 
-def _write(content: dict[str, dict[str, Tensor]], target: Path) -> None:
+def _write(content: Mapping[str, Any], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:

@@ -1,10 +1,13 @@
 """Images and their panoptic truth: reading, mapping for the model, and the generated shapes data sets."""
 
+from psf.data.augmentations import build_augmentations
+from psf.data.builtin import register_builtin
 from psf.data.dataset_check import check_dataset, load_dataset
 from psf.data.images import read_image
-from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_augmentations, build_mapper
-from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata
+from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
+from psf.data.panoptic_json import image_key, load_panoptic_json, panoptic_metadata, read_categories
 from psf.data.panoptic_truth import PanopticLabels, compact, read_panoptic_ids, read_panoptic_labels
+from psf.data.registration import PanopticSet, register_from_config, register_panoptic
 from psf.data.shapes import register_shapes
 from psf.data.shapes_scene import Scene, make_scene
 
@@ -12,19 +15,26 @@ __all__ = [
     "DATASET_MAPPER_REGISTRY",
     "PanopticLabels",
     "PanopticMapper",
+    "PanopticSet",
     "Scene",
     "build_augmentations",
     "build_mapper",
     "check_dataset",
     "compact",
+    "image_key",
     "load_dataset",
     "load_panoptic_json",
     "make_scene",
     "panoptic_metadata",
+    "read_categories",
     "read_image",
     "read_panoptic_ids",
     "read_panoptic_labels",
+    "register_builtin",
+    "register_from_config",
+    "register_panoptic",
     "register_shapes",
 ]
 
+register_builtin()
 register_shapes()

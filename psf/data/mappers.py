@@ -12,18 +12,16 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
 from detectron2.utils.registry import Registry
 
+from psf.data.augmentations import VOID_CLASS, build_augmentations, crop_and_color, large_scale_jitter
 from psf.data.dataset_check import require_file
 from psf.data.images import in_format, read_image
 from psf.data.panoptic_truth import PanopticLabels, compact_with_boxes, read_panoptic_labels
 from psf.data.shapes_scene import make_scene
 
-__all__ = ["DATASET_MAPPER_REGISTRY", "PanopticMapper", "build_augmentations", "build_mapper"]
+__all__ = ["DATASET_MAPPER_REGISTRY", "PanopticMapper", "build_mapper"]
 
 DATASET_MAPPER_REGISTRY = Registry("PSF_DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = "Functions (cfg, is_train) -> mapper; INPUT.DATASET_MAPPER_NAME names one of them."
-
-# Sides to which an image is resized before it is cropped (DETR's augmentation, as in the released training).
-_SHORT_SIDES_BEFORE_CROP, _MAX_SIZE_BEFORE_CROP = (400, 500, 600), 4200
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -37,33 +35,6 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dic
         known = ", ".join(sorted(key for key, _ in DATASET_MAPPER_REGISTRY))
         raise ValueError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of: {known}")
     return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)
-
-
-def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The augmentations of the INPUT keys.
-
-    In training: flip by RANDOM_FLIP; resize to a short side of MIN_SIZE_TRAIN (by MIN_SIZE_TRAIN_SAMPLING), the long
-    side at most MAX_SIZE_TRAIN. With CROP.ENABLED, half of the images are cropped before the resize, by
-    CROP.TYPE and CROP.SIZE; where these are in pixels, the image is first brought to a short side of 400, 500 or 600
-    (the released training: "absolute_range", [384, 600]). At test: resize by MIN_SIZE_TEST and MAX_SIZE_TEST.
-    """
-    if not is_train:
-        return [_ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation] = []
-    flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in ("none", "horizontal", "vertical"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'none', 'horizontal' or 'vertical'")
-    if flip != "none":
-        augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
-    if cfg.INPUT.CROP.ENABLED:
-        crop: list[T.Augmentation] = [T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)]
-        if cfg.INPUT.CROP.TYPE.startswith("absolute"):
-            crop.insert(0, _ResizeShortestEdge(_SHORT_SIDES_BEFORE_CROP, _MAX_SIZE_BEFORE_CROP, "choice"))
-        augmentations.append(T.RandomApply(T.AugmentationList(crop), prob=0.5))
-    augmentations.append(
-        _ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    )
-    return augmentations
 
 
 class PanopticMapper:
@@ -108,7 +79,7 @@ class PanopticMapper:
         image, truth = self._read(dataset_dict)
         output = dict(dataset_dict)
         check_image_size(output, image)
-        inputs = T.AugInput(image)
+        inputs = T.AugInput(image) if truth is None else _ImageAndClasses(image, truth)
         transforms = self.augmentations(inputs)
         output["image"] = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
         if truth is None:
@@ -149,20 +120,39 @@ class PanopticMapper:
 
 @DATASET_MAPPER_REGISTRY.register()
 def psf_panoptic(cfg: CfgNode, is_train: bool) -> PanopticMapper:
+    """The paper's: DETR's multi-scale resize and crop (`build_augmentations`)."""
     return PanopticMapper(cfg, is_train)
 
 
-class _ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, which turns very long images into nothing: here no side becomes shorter than a pixel."""
+@DATASET_MAPPER_REGISTRY.register()
+def psf_panoptic_lsj(cfg: CfgNode, is_train: bool) -> PanopticMapper:
+    """Large-scale jitter (`large_scale_jitter`)."""
+    return PanopticMapper(cfg, True, augmentations=large_scale_jitter(cfg)) if is_train else psf_panoptic(cfg, False)
 
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        height, width = image.shape[:2]
-        sides = self.short_edge_length
-        size = int(np.random.randint(sides[0], sides[1] + 1) if self.is_range else np.random.choice(sides))
-        if size == 0:
-            return T.NoOpTransform()
-        new_height, new_width = self.get_output_shape(height, width, size, self.max_size)
-        return T.ResizeTransform(height, width, max(new_height, 1), max(new_width, 1), self.interp)
+
+@DATASET_MAPPER_REGISTRY.register()
+def psf_panoptic_cityscapes(cfg: CfgNode, is_train: bool) -> PanopticMapper:
+    """Crops of one size and changed colours (`crop_and_color`)."""
+    return PanopticMapper(cfg, True, augmentations=crop_and_color(cfg)) if is_train else psf_panoptic(cfg, False)
+
+
+class _ImageAndClasses:
+    """An image for Detectron2's augmentations; its class map is made when one of them asks for `sem_seg`."""
+
+    def __init__(self, image: np.ndarray, truth: PanopticLabels) -> None:
+        self.image = image
+        self._truth = truth
+        self._transforms = T.TransformList([])
+
+    def transform(self, transform: T.Transform) -> None:
+        self.image = transform.apply_image(self.image)
+        self._transforms += transform
+
+    @property
+    def sem_seg(self) -> np.ndarray:
+        """(H, W) of the image as it is now: VOID_CLASS, or 1 + the category id."""
+        classes = [VOID_CLASS, *(segment["category_id"] + 1 for segment in self._truth.segments)]
+        return np.array(classes)[_apply_to_labels(self._transforms, self._truth.labels)]
 
 
 def transform_truth(transforms: T.TransformList, truth: PanopticLabels) -> tuple[PanopticLabels, np.ndarray]:

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 
 from psf.data.dataset_check import require_file
 
-__all__ = ["load_panoptic_json", "panoptic_metadata"]
+__all__ = ["image_key", "load_panoptic_json", "panoptic_metadata", "read_categories"]
 
 
 def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -48,6 +48,15 @@ def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def read_categories(json_file: str) -> list[dict[str, Any]]:
+    """The `categories` of a panoptic JSON; it need have nothing else.
+
+    Raises:
+        ValueError: if the JSON is missing, damaged or not panoptic, or if an id is there twice.
+    """
+    return _read_json(json_file, ("categories",))["categories"]
+
+
 def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[dict[str, Any]]:
     """Read a panoptic JSON into Detectron2's data set dicts.
 
@@ -61,25 +70,16 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         category_id is contiguous (position in `categories`), with isthing and iscrowd.
 
     Raises:
-        ValueError: if the JSON is missing or damaged, or a segment or an annotation names a category or image that
-            it does not list.
+        ValueError: as `read_categories`; or if a segment or an annotation names a category or image that the JSON does
+            not list.
     """
-    require_file(json_file)
-    with PathManager.open(json_file) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{json_file}: not a valid JSON file ({error})") from error
-    for key in ("categories", "images", "annotations"):
-        if key not in content:
-            raise ValueError(f"{json_file}: not a panoptic JSON, it has no {key!r}")
-
+    content = _read_json(json_file, ("categories", "images", "annotations"))
     contiguous = {category["id"]: position for position, category in enumerate(content["categories"])}
     is_thing = [bool(category["isthing"]) for category in content["categories"]]
-    images = {image["id"]: image for image in content["images"]}
+    images = {image_key(image["id"]): image for image in content["images"]}
     dicts = []
     for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
+        image = images.get(image_key(annotation["image_id"]))
         if image is None:
             raise ValueError(
                 f"{json_file}: annotation {annotation['file_name']} is of the unknown image "
@@ -98,7 +98,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         dicts.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),
-                "image_id": annotation["image_id"],
+                "image_id": image_key(annotation["image_id"]),
                 "height": image["height"],
                 "width": image["width"],
                 "pan_seg_file_name": os.path.join(png_root, annotation["file_name"]),
@@ -106,3 +106,31 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
             }
         )
     return dicts
+
+
+def image_key(image_id: int | str) -> int | str:
+    """The image id as a number where it is one: some JSONs write it as text, which COCO's evaluation is not for."""
+    return int(image_id) if str(image_id).isdigit() else image_id
+
+
+def _read_json(json_file: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The content of a panoptic JSON that has these keys, `categories` among them."""
+    require_file(json_file)
+    with PathManager.open(json_file, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{json_file}: not a valid JSON file ({error})") from error
+    for key in keys:
+        if key not in content:
+            raise ValueError(f"{json_file}: not a panoptic JSON, it has no {key!r}")
+    if not content["categories"]:
+        raise ValueError(f"{json_file}: `categories` is empty, so there is nothing to learn")
+    for category in content["categories"]:
+        lacking = {"id", "name", "isthing"} - category.keys()
+        if lacking:
+            raise ValueError(f"{json_file}: not a panoptic JSON, the category {category} has no {sorted(lacking)}")
+    ids = [category["id"] for category in content["categories"]]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{json_file}: `categories` has ids twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+    return content

@@ -12,7 +12,15 @@ from detectron2.utils.logger import log_first_n
 
 from psf.data.images import open_image
 
-__all__ = ["PanopticLabels", "compact", "compact_with_boxes", "read_panoptic_ids", "read_panoptic_labels"]
+__all__ = [
+    "MeasuredSegments",
+    "PanopticLabels",
+    "compact",
+    "compact_with_boxes",
+    "measure_panoptic_png",
+    "read_panoptic_ids",
+    "read_panoptic_labels",
+]
 
 _NEEDED_KEYS = {"id", "category_id", "isthing"}
 
@@ -26,6 +34,21 @@ class PanopticLabels(NamedTuple):
 
     labels: np.ndarray
     segments: list[dict[str, Any]]
+
+
+class MeasuredSegments(NamedTuple):
+    """What a panoptic PNG holds, whatever its JSON says.
+
+    size: (height, width) in pixels.
+    ids: (S,) that occur, ascending; 0 is void.
+    areas: (S,) in pixels.
+    boxes_xyxy_px: (S, 4), x1 and y1 exclusive.
+    """
+
+    size: tuple[int, int]
+    ids: np.ndarray
+    areas: np.ndarray
+    boxes_xyxy_px: np.ndarray
 
 
 def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, Any]]) -> PanopticLabels:
@@ -83,6 +106,15 @@ def read_panoptic_ids(file_name: str, known: Iterable[int]) -> np.ndarray:
     ids = _read_ids(file_name)
     _check_ids(file_name, _runs(ids)[1], known)
     return ids
+
+
+def measure_panoptic_png(file_name: str) -> MeasuredSegments:
+    """Ids, areas and boxes of a COCO panoptic PNG; a ValueError if it is missing, unreadable or not in colour."""
+    ids = _read_ids(file_name)
+    starts, runs = _runs(ids)
+    present, boxes = _boxes(starts, runs, ids.shape[1])
+    areas = np.bincount(np.searchsorted(present, runs), weights=np.diff(starts, append=ids.size))
+    return MeasuredSegments((ids.shape[0], ids.shape[1]), present, areas.astype(np.int64), boxes)
 
 
 def _check_ids(file_name: str, ids: np.ndarray, known: Iterable[int]) -> set[int]:

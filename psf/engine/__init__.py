@@ -1,6 +1,6 @@
 """Training and evaluation as Detectron2 does them, on one GPU, many, or the CPU."""
 
-from psf.engine.arguments import argument_parser, build_config, setup
+from psf.engine.arguments import add_register_flag, argument_parser, build_config, setup
 from psf.engine.checkpointer import Checkpointer
 from psf.engine.command_line import run_command_line
 from psf.engine.evaluators import build_evaluator
@@ -11,6 +11,7 @@ from psf.engine.trainer import Trainer, main
 __all__ = [
     "Checkpointer",
     "Trainer",
+    "add_register_flag",
     "argument_parser",
     "build_config",
     "build_evaluator",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -15,19 +17,35 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config
+from psf.data import PanopticSet, register_from_config
 from psf.model_zoo import get_config_file
 
-__all__ = ["argument_parser", "build_config", "setup"]
+__all__ = ["add_register_flag", "argument_parser", "build_config", "setup"]
+
+logger = logging.getLogger(__name__)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser and `--num-processes`; without a GPU `--num-gpus` is 0 by default."""
+    """Detectron2's parser, `--register` and `--num-processes`; without a GPU `--num-gpus` is 0 by default."""
     parser = default_argument_parser()
     parser.add_argument(
         "--num-processes", type=int, default=1, help="processes per machine on the CPU, where --num-gpus is 0"
     )
+    add_register_flag(parser)
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser
+
+
+def add_register_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--register`, which may be given again; its words are for `build_config`."""
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="NAME=JSON,PNGS,IMAGES",
+        help="register a panoptic set: its JSON, the folder of its PNGs, that of its images; may be given again. Then "
+        "name it: DATASETS.TRAIN NAME, DATASETS.TEST NAME",
+    )
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -41,7 +59,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             MODEL.DEVICE "cpu".
     """
     args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
-    cfg = build_config(args.config_file, args.opts)
+    cfg = build_config(args.config_file, args.opts, args.register)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     elif cfg.MODEL.DEVICE == "cpu":
@@ -56,15 +74,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def build_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs.
+def build_config(config_file: str, opts: Sequence[str] = (), register: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs; its panoptic sets are registered.
 
     Args:
         config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
-        opts: KEY VALUE pairs.
+        opts: KEY VALUE pairs. Values of DATASETS.TRAIN and DATASETS.TEST may be plain names: "one" or "one,two".
+        register: words after `--register`, in addition to DATASETS.PSF_REGISTER.
 
     Raises:
-        ValueError: if the file is missing, if a key is unknown (the message has the nearest known one) or has no value.
+        ValueError: if the file is missing, if a key is unknown (the message has the nearest known one) or has no value,
+            or if a set cannot be registered, see `psf.data.register_from_config`.
     """
     cfg = get_cfg()
     add_psf_config(cfg)
@@ -80,8 +100,28 @@ def build_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     for key in opts[::2]:
         if key not in known:
             raise _unknown_key(key, "the command line", known)
-    cfg.merge_from_list(list(opts))
+    for key, value in zip(opts[::2], opts[1::2]):
+        cfg.merge_from_list([key, _names(value) if key in ("DATASETS.TRAIN", "DATASETS.TEST") else value])
+    register_from_config(cfg, register)
+    _warn_if_unused(cfg, register)
     return cfg
+
+
+def _names(value: Any) -> Any:
+    """ "one,two" -> ("one", "two"); what is written as Python, which yacs reads, stays as it is."""
+    is_plain = isinstance(value, str) and value[:1].isalnum()
+    return tuple(value.split(",")) if is_plain else value
+
+
+def _warn_if_unused(cfg: CfgNode, register: Sequence[str]) -> None:
+    names = [PanopticSet.parse(text).name for text in register]
+    if names and not {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & set(names):
+        logger.warning(
+            "--register: %s is not used; name it after the flags: DATASETS.TRAIN %s, DATASETS.TEST %s",
+            ", ".join(names),
+            names[0],
+            names[-1],
+        )
 
 
 def _find_config_file(name: str) -> str:

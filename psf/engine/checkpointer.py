@@ -8,18 +8,46 @@ from typing import Any
 from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from psf.checkpoint import ClassNames, changes_table, compare_classes, remap_classes
 
 __all__ = ["Checkpointer"]
 
 logger = logging.getLogger(__name__)
 
+_WAY_OUT = "Name another OUTPUT_DIR, or train without --resume."
+_WHY_NOT_REMAPPED = (
+    "Heads are re-mapped by the names of their classes only where both are known: those of the file, which psf's "
+    "trainer and tools/convert_released.py write into it, and those of DATASETS.TRAIN or DATASETS.TEST."
+)
+
 
 class Checkpointer(DetectionCheckpointer):
-    """Says in one warning which parameters a checkpoint of another shape (of another class count, mostly) leaves out.
+    """Saves the names of the classes with the weights, and re-maps heads by them when it loads for other classes.
 
-    Where optimizer and iteration are to be loaded too, it raises ValueError instead: their state would not fit.
-    Made without them, which means that the model will not be trained, it warns of parts of it that stay random.
+    What became of each class is said in a table. Where optimizer and iteration are to be loaded too, other classes are
+    a ValueError instead: their state would not fit. So are parameters of another shape, which are left out with one
+    warning otherwise. Made without optimizer and the like, which means that the model will not be trained, it warns of
+    parts of it that stay random.
+
+    Args:
+        model: as Detectron2's.
+        save_dir: as Detectron2's.
+        class_names: of the model; None: they are not known, nothing is re-mapped.
+        others: as Detectron2's; `optimizer`, `trainer` and so on.
     """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, class_names: ClassNames | None = None, **others: Any
+    ) -> None:
+        super().__init__(model, save_dir, **others)
+        self.class_names = class_names
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's; the file has the names of the classes besides."""
+        entry = {} if self.class_names is None else self.class_names.as_entry()
+        super().save(name, **entry, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As Detectron2's; a ValueError, and no AssertionError, if there is no such file."""
@@ -28,6 +56,27 @@ class Checkpointer(DetectionCheckpointer):
             raise ValueError(f"{file}: no such checkpoint file (MODEL.WEIGHTS, or OUTPUT_DIR's last with --resume)")
         self._resumes = checkpointables is None and bool(self.checkpointables)
         return super().load(path, checkpointables)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        found = ClassNames.of_checkpoint(checkpoint)
+        self._is_compared = found is not None and self.class_names is not None
+        if found is not None and self.class_names is not None:
+            self._remap(checkpoint, found, self.class_names)
+        return super()._load_model(checkpoint)
+
+    def _remap(self, checkpoint: dict[str, Any], found: ClassNames, wanted: ClassNames) -> None:
+        changes = compare_classes(found, wanted)
+        if all(change.is_identity for change in changes.values()):
+            return
+        message = f"classes of the checkpoint -> of the data set, by name:\n{changes_table(changes)}"
+        if self._resumes:
+            raise ValueError(f"cannot resume: {message}\n{_WAY_OUT}")
+        checkpoint["model"] = remap_classes(checkpoint["model"], self.model.state_dict(), changes)
+        new = [name for change in changes.values() for name in change.new]
+        if new and not self.checkpointables:
+            logger.warning("THE RESULTS OF NEW CLASSES WILL BE RANDOM: %s", message)
+        else:
+            logger.info("Heads re-mapped, new rows initialised: %s", message)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         skipped = incompatible.incorrect_shapes
@@ -38,8 +87,10 @@ class Checkpointer(DetectionCheckpointer):
                 f"{len(skipped)} parameters of the checkpoint have another shape than the model's (checkpoint -> "
                 "model; is it of a data set with another number of classes?):\n" + "\n".join(lines)
             )
+            if not self._is_compared:
+                message += f"\n{_WHY_NOT_REMAPPED}"
             if self._resumes:
-                raise ValueError(f"cannot resume: {message}\nName another OUTPUT_DIR, or train without --resume.")
+                raise ValueError(f"cannot resume: {message}\n{_WAY_OUT}")
             logger.warning("SKIPPED, AND LEFT AT THEIR INITIAL VALUES: %s", message)
         # Those of another shape, which have had their warning, are among the missing keys as well.
         random = self._untouched_parts(set(incompatible.missing_keys).difference(name for name, _, _ in skipped))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.utils import comm
 
 from psf.evaluation import (
     InstanceEvaluator,
@@ -18,6 +21,7 @@ from psf.evaluation import (
     SemanticEvaluator,
     has_panoptic_truth,
     write_instance_json,
+    write_per_class,
 )
 
 __all__ = ["build_evaluator"]
@@ -26,12 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
-    """Evaluators of PQ, mask AP and mIoU, as MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON ask for.
+    """Evaluators of PQ, mask and box AP, and mIoU, as MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON ask for.
 
-    A panoptic JSON with its PNGs gives all three; an instance JSON that the metadata name is preferred for mask AP.
+    A panoptic JSON with its PNGs gives all three; an instance JSON that the metadata name is preferred for AP.
     BOUNDARY_PQ and PQ_BY_SIZE add to PQ; with it comes a picture, OUTPUT_DIR/panel.png. WRITE_PANOPTIC writes the
-    panoptic predictions too, which needs no truth. What is asked for and cannot be measured is named in the log.
-    All processes must call this together.
+    panoptic predictions too, which needs no truth. What is asked for and cannot be measured is named in the log. With
+    the results, OUTPUT_DIR/per_class.csv is written. With several data sets the two files have each one's name in
+    theirs. All processes must call this together.
     """
     metadata = MetadataCatalog.get(dataset_name)
     has_truth = has_panoptic_truth(dataset_name)
@@ -40,10 +45,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     left_out = []
     if asked.PANOPTIC_ON:
         if has_truth:
-            name = "panel.png" if len(cfg.DATASETS.TEST) == 1 else f"panel_{dataset_name}.png"
             options = {"boundary": asked.BOUNDARY_PQ, "by_size": asked.PQ_BY_SIZE}
             evaluators.append(PanopticQualityEvaluator(dataset_name, **options))
-            evaluators.append(PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, Path(cfg.OUTPUT_DIR, name)))
+            evaluators.append(
+                PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, _output_file(cfg, dataset_name, "panel.png"))
+            )
         else:
             left_out.append("PQ (no panoptic_json and panoptic_root)")
         if asked.WRITE_PANOPTIC:
@@ -53,7 +59,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         if json_file is not None:
             evaluators.append(InstanceEvaluator(dataset_name, json_file))
         else:
-            left_out.append("mask AP (no things, or neither json_file nor a panoptic truth)")
+            left_out.append("mask AP and box AP (no things, or neither json_file nor a panoptic truth)")
     if asked.SEMANTIC_ON:
         if has_truth and _has_joint_ids(metadata):
             evaluators.append(SemanticEvaluator(dataset_name))
@@ -63,7 +69,29 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
             left_out.append("mIoU (neither a panoptic truth with joint class ids nor sem_seg_root)")
     if left_out:
         logger.warning("%s is evaluated without %s", dataset_name, ", ".join(left_out))
-    return DatasetEvaluators(evaluators)
+    return _Evaluators(evaluators, dataset_name, _output_file(cfg, dataset_name, "per_class.csv"))
+
+
+class _Evaluators(DatasetEvaluators):
+    """Some evaluators of one data set, and a table of its classes."""
+
+    def __init__(self, evaluators: list[DatasetEvaluator], dataset_name: str, path: Path) -> None:
+        super().__init__(evaluators)
+        self._dataset_name, self._path = dataset_name, path
+
+    def evaluate(self) -> OrderedDict[str, Any]:
+        """Detectron2's results of all of them; in the main process the table is written."""
+        results = super().evaluate()
+        if comm.is_main_process() and results:
+            panoptic = [one for one in self._evaluators if isinstance(one, PanopticQualityEvaluator)]
+            write_per_class(self._path, self._dataset_name, results, panoptic[0] if panoptic else None)
+        return results
+
+
+def _output_file(cfg: CfgNode, dataset_name: str, name: str) -> Path:
+    """OUTPUT_DIR/name, which names the data set, too, where there are several."""
+    stem, dot, ending = name.partition(".")
+    return Path(cfg.OUTPUT_DIR, name if len(cfg.DATASETS.TEST) == 1 else f"{stem}_{dataset_name}{dot}{ending}")
 
 
 def _instance_json(metadata: Metadata, has_truth: bool, folder: Path) -> str | None:

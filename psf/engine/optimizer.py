@@ -12,22 +12,24 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 from torch.optim import Optimizer
 
+from psf.engine.layer_decay import layer_decay_factors
+
 __all__ = ["build_optimizer"]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """AdamW or SGD over the parameters that require gradients, by the keys under SOLVER.
 
-    Learning rate: BASE_LR, times BACKBONE_MULTIPLIER for what lies in `backbone.`, times SAMPLING_MULTIPLIER for
-    `sampling_offsets` and `reference_points`, times BIAS_LR_FACTOR for biases. Weight decay: WEIGHT_DECAY, or
-    WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS.
+    Learning rate: BASE_LR, times BACKBONE_MULTIPLIER and BACKBONE_LAYER_DECAY's power (`psf.engine.layer_decay`) for
+    what lies in `backbone.`, times SAMPLING_MULTIPLIER for `sampling_offsets` and `reference_points`, times
+    BIAS_LR_FACTOR for biases. Weight decay: WEIGHT_DECAY, or WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS.
 
     Clipping, where CLIP_GRADIENTS.ENABLED: CLIP_TYPE "norm" scales all gradients together to a norm of at most
     CLIP_VALUE, and so does "full_model", other projects' word for it. In Detectron2's own build_optimizer, "norm" is
     that of each parameter by itself, and "full_model" an error. "value" is the same in both.
 
     Raises:
-        ValueError: if SOLVER.OPTIMIZER is neither "ADAMW" nor "SGD".
+        ValueError: if SOLVER.OPTIMIZER is neither "ADAMW" nor "SGD", or BACKBONE_LAYER_DECAY does not fit.
     """
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
@@ -36,7 +38,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=_learning_rate_factor(solver),
+        lr_factor_func=_learning_rate_factor(solver, model),
     )
     optimizer_class: type[Optimizer]
     arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
@@ -56,9 +58,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     return optimizer_class(params, **arguments)
 
 
-def _learning_rate_factor(solver: CfgNode) -> Callable[[str], float]:
+def _learning_rate_factor(solver: CfgNode, model: nn.Module) -> Callable[[str], float]:
+    decay = solver.BACKBONE_LAYER_DECAY
+    in_backbone = {} if decay == 1 else layer_decay_factors(model.get_submodule("backbone"), decay)
+
     def factor(name: str) -> float:
-        result = solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0
+        result = 1.0
+        if name.startswith("backbone."):
+            result = solver.BACKBONE_MULTIPLIER * in_backbone.get(name.removeprefix("backbone."), 1.0)
         if "sampling_offsets" in name or "reference_points" in name:
             result *= solver.SAMPLING_MULTIPLIER
         if name.endswith(".bias"):

@@ -17,8 +17,10 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_re
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from psf.checkpoint import check_same_classes, class_names_from_config
 from psf.data import build_mapper, check_dataset, load_dataset
 from psf.engine.arguments import setup
 from psf.engine.checkpointer import Checkpointer
@@ -26,6 +28,7 @@ from psf.engine.evaluators import build_evaluator
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import results_table, write_results
 from psf.engine.train_step import TrainStep, autocast_dtype
+from psf.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = ["Trainer", "main"]
 
@@ -40,9 +43,13 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     _check_datasets(cfg.DATASETS.TEST)
+    check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
-    Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names_from_config(cfg))
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -52,7 +59,8 @@ class Trainer(DefaultTrainer):
     """Trains what a config describes; evaluates each TEST.EVAL_PERIOD iterations and at the end.
 
     OUTPUT_DIR gets Detectron2's files (checkpoints, metrics.json, TensorBoard events) and, at each evaluation,
-    results.json and panel.png.
+    results.json, per_class.csv and panel.png. With TEST.AUG.ENABLED there is one more evaluation at the end, see
+    `test_with_TTA`.
 
     Raises:
         ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, or if keys contradict.
@@ -67,6 +75,7 @@ class Trainer(DefaultTrainer):
         if not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: name a data set to train on")
         _check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         dtype = autocast_dtype(cfg)
 
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -79,7 +88,8 @@ class Trainer(DefaultTrainer):
 
         self._trainer = TrainStep(model, data_loader, optimizer, dtype=dtype, device_type=device_type)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        names = class_names_from_config(cfg)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=names, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -88,6 +98,8 @@ class Trainer(DefaultTrainer):
     def train(self) -> dict[str, Any]:
         """Train to SOLVER.MAX_ITER. Returns the last evaluation's results, {} outside the main process."""
         super().train()
+        if self.cfg.TEST.AUG.ENABLED:
+            self._last_eval_results.update(self.test_with_TTA(self.cfg, self.model))
         return self._last_eval_results
 
     @classmethod
@@ -128,6 +140,21 @@ class Trainer(DefaultTrainer):
             write_results(path, results)
             logger.info("Results, also in %s:\n%s", path, results_table(results))
         return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with the views of TEST.AUG; files go to OUTPUT_DIR/TTA, names of results end with _TTA.
+
+        Images are read at the size of the largest view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
+        """
+        plain = model.module if isinstance(model, DistributedDataParallel) else model
+        views = PanopticSegFormerWithTTA(cfg, plain)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "TTA"))
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        return {f"{name}_TTA": result for name, result in cls.test(cfg, views).items()}
 
 
 def _check_datasets(names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measuring a model: panoptic quality, mIoU and mask AP from one panoptic ground truth, and pictures to look at."""
+"""Measuring a model: panoptic quality, mIoU and AP from one panoptic ground truth, and pictures to look at."""
 
 from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_truth
 from psf.evaluation.instances import InstanceEvaluator, write_instance_json
@@ -6,6 +6,7 @@ from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_pa
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
 from psf.evaluation.panoptic_writer import PanopticWriter
+from psf.evaluation.per_class import write_per_class
 from psf.evaluation.segment_matching import match_segments, match_with_boundaries
 from psf.evaluation.semantic import SemanticEvaluator
 
@@ -25,4 +26,5 @@ __all__ = [
     "match_segments",
     "match_with_boundaries",
     "write_instance_json",
+    "write_per_class",
 ]

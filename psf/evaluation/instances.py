@@ -1,4 +1,4 @@
-"""Mask AP of `instances` results by Detectron2's COCOEvaluator, for data sets whose things have joint class ids."""
+"""AP of masks and boxes by Detectron2's COCOEvaluator, for data sets whose things have joint class ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class InstanceEvaluator(COCOEvaluator):
-    """COCO mask AP under "segm".
+    """COCO's AP of boxes under "bbox", and of masks under "segm", where the truth has masks.
 
     COCOEvaluator wants the things to have the ids 0..n-1 alone; in a panoptic data set they share 0..K-1 with stuff.
 
@@ -45,7 +45,9 @@ class InstanceEvaluator(COCOEvaluator):
             thing_classes=[metadata.thing_classes[contiguous] for _, contiguous in thing_ids],
             thing_dataset_id_to_contiguous_id={old: position for position, (old, _) in enumerate(thing_ids)},
         )
-        super().__init__(name, tasks=("segm",), distributed=distributed)
+        super().__init__(name, tasks=("bbox", "segm"), distributed=distributed)
+        if not any("segmentation" in annotation for annotation in self._coco_api.anns.values()):
+            self._tasks = ("bbox",)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep a batch's instances: inputs have "image_id", outputs "instances" with joint contiguous classes.

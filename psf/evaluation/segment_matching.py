@@ -48,7 +48,11 @@ class SegmentMatches(NamedTuple):
 
 
 def match_segments(
-    gt_labels: np.ndarray, gt_segments: Segments, pred_labels: np.ndarray, pred_segments: Segments
+    gt_labels: np.ndarray,
+    gt_segments: Segments,
+    pred_labels: np.ndarray,
+    pred_segments: Segments,
+    weights: np.ndarray | None = None,
 ) -> SegmentMatches:
     """Match predicted segments with true ones of the same category by IoU > 0.5, the union taken without void.
 
@@ -60,6 +64,7 @@ def match_segments(
         gt_segments: dicts with `id`, `category_id`, and `iscrowd` and `area` if known. As in panopticapi the area is
             the JSON's; without one it is counted.
         pred_segments: dicts with `id` and `category_id`, one for each id in pred_labels but 0.
+        weights: of the maps' shape, how many pixels each entry stands for; None: one.
 
     Returns:
         The matches in panopticapi's order: by true id, then by predicted id.
@@ -68,7 +73,7 @@ def match_segments(
         ValueError: if the sizes differ, or if pred_segments and pred_labels do not have the same ids.
     """
     _check_sizes(gt_labels, pred_labels)
-    image = _Image(_count_overlaps(gt_labels, pred_labels), gt_segments, pred_segments)
+    image = _Image(_count_overlaps(gt_labels, pred_labels, weights=weights), gt_segments, pred_segments)
     return image.match(image.mask_ious())
 
 
@@ -113,7 +118,10 @@ class _Overlaps(NamedTuple):
 
 
 def _count_overlaps(
-    gt_labels: np.ndarray, pred_labels: np.ndarray, boundaries: tuple[np.ndarray, np.ndarray] | None = None
+    gt_labels: np.ndarray,
+    pred_labels: np.ndarray,
+    boundaries: tuple[np.ndarray, np.ndarray] | None = None,
+    weights: np.ndarray | None = None,
 ) -> _Overlaps:
     maps = [one.reshape(-1) for one in (gt_labels, pred_labels, *(boundaries or ()))]
     # Neighbours mostly share their labels: runs of equal pixels are far fewer than pixels.
@@ -122,7 +130,10 @@ def _count_overlaps(
     for one in maps[1:]:
         is_start[1:] |= one[1:] != one[:-1]
     starts = np.flatnonzero(is_start)
-    lengths = np.diff(starts, append=gt_labels.size)
+    if weights is None:
+        lengths = np.diff(starts, append=gt_labels.size)
+    else:
+        lengths = np.add.reduceat(weights.reshape(-1), starts)
     values = [one[starts] for one in maps]
     gt_ids, pred_ids = np.unique(values[0]), np.unique(values[1])
     # A search is ten times as fast as the inverse that `unique` offers.

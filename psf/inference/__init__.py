@@ -10,20 +10,26 @@ from psf.inference.confidence import (
     score_masks,
     upper_bound,
 )
+from psf.inference.mask_nms import mask_nms
 from psf.inference.mask_wise_merging import mask_wise_merging
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
 from psf.inference.resizing import Frame, resize_masks
 from psf.inference.semantic import semantic_scores
+from psf.inference.view_fusion import ScoredView, fuse_views, on_common_grid
 
 __all__ = [
     "CandidateThresholds",
     "Frame",
     "MergingThresholds",
     "ScoredMasks",
+    "ScoredView",
     "best_class",
     "class_times_mask",
+    "fuse_views",
     "join_candidates",
+    "mask_nms",
     "mask_wise_merging",
+    "on_common_grid",
     "per_candidate",
     "pixel_argmax",
     "resize_masks",

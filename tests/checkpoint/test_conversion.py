@@ -10,10 +10,12 @@ import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from psf.checkpoint import convert_checkpoint
+from psf.checkpoint import ClassNames, convert_checkpoint
+from psf.data import panoptic_metadata
 from tests.models import tiny_config
 
 
@@ -52,6 +54,16 @@ def test_detectron2_loads_the_file(released: Path, model: nn.Module, cfg: CfgNod
     checkpointer.load(str(target))
     assert not any(checkpointer.incompatible)  # neither missing nor unexpected keys, nor other shapes
     assert all(torch.equal(x, wanted[name]) for name, x in other.state_dict().items())
+
+
+def test_names_of_the_classes_go_with_it(released: Path, cfg: CfgNode, tmp_path: Path) -> None:
+    categories = [{"id": 9 - i, "name": f"class {i}", "isthing": i < 3} for i in range(7)]
+    MetadataCatalog.get("psf_test_seven").set(**panoptic_metadata(categories))
+    cfg.DATASETS.TRAIN = ("psf_test_seven",)
+    convert_checkpoint(released, tmp_path / "out.pth", cfg)
+    MetadataCatalog.remove("psf_test_seven")
+    names = ClassNames.of_checkpoint(torch.load(tmp_path / "out.pth", weights_only=True))
+    assert names == (("class 0", "class 1", "class 2"), ("class 3", "class 4", "class 5", "class 6"))
 
 
 def test_backbone(cfg: CfgNode, tmp_path: Path) -> None:

@@ -11,13 +11,22 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+from detectron2.structures import BitMasks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
 from psf.config import add_psf_config
-from psf.data import DATASET_MAPPER_REGISTRY, PanopticMapper, build_augmentations, build_mapper, make_scene, mappers
+from psf.data import (
+    DATASET_MAPPER_REGISTRY,
+    PanopticMapper,
+    augmentations,
+    build_augmentations,
+    build_mapper,
+    make_scene,
+    mappers,
+)
 from psf.data.shapes import training_dicts
 
 
@@ -42,21 +51,26 @@ def plain(*augmentations) -> PanopticMapper:
 
 # ------------------------------------------------------------------ the truth follows the image
 
-COLORS = np.random.default_rng(0).permutation(256)[:, None].repeat(3, axis=1).astype(np.uint8)  # one gray per id
+# One gray per id; void has the gray that padding has.
+COLORS = np.append(128, np.random.default_rng(0).permutation(128))[:, None].repeat(3, axis=1).astype(np.uint8)
+MAPPERS = ("psf_panoptic", "psf_panoptic_lsj", "psf_panoptic_cityscapes")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_labels_follow_the_image(data, make_sample, monkeypatch):
+def test_labels_and_boxes_follow_the_image(data, make_sample, monkeypatch):
     """The image is painted with a colour per segment: wherever a segment is flat, the colour must be its own."""
-    monkeypatch.setattr(mappers, "_SHORT_SIDES_BEFORE_CROP", (60, 100))
+    monkeypatch.setattr(augmentations, "_SHORT_SIDES_BEFORE_CROP", (60, 100))
     blocks = data.draw(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), min_size=2, max_size=5))
     ids = np.kron(np.array(blocks), np.ones((40, 30), int))
     crop = data.draw(st.sampled_from([None, ("absolute_range", [40, 90]), ("relative_range", [0.4, 0.6])]))
     cfg = make_cfg(
+        DATASET_MAPPER_NAME=data.draw(st.sampled_from(MAPPERS)),
         RANDOM_FLIP=data.draw(st.sampled_from(["none", "horizontal", "vertical"])),
         MIN_SIZE_TRAIN=data.draw(st.sampled_from([(60,), (64, 80), (100,)])),
+        IMAGE_SIZE=data.draw(st.sampled_from([60, 130])),
         **({"CROP__ENABLED": True, "CROP__TYPE": crop[0], "CROP__SIZE": crop[1]} if crop else {}),
+        CROP__SINGLE_CATEGORY_MAX_AREA=data.draw(st.sampled_from([0.5, 1.0])),
     )
     sample = make_sample(ids, [info(k, k) for k in range(1, 7)], image=COLORS[ids])
     np.random.seed(data.draw(st.integers(0, 2**31)))
@@ -65,10 +79,68 @@ def test_labels_follow_the_image(data, make_sample, monkeypatch):
     labels, image = output["panoptic_labels"].numpy(), output["image"].numpy()
     assert image.shape == (3, *labels.shape)
     assert [segment["id"] for segment in output["segments_info"]] == list(range(1, labels.max() + 1))
+    masks = torch.from_numpy(labels)[None] == torch.arange(1, int(labels.max()) + 1)[:, None, None]
+    assert (BitMasks(masks).get_bounding_boxes().tensor == output["panoptic_boxes_xyxy_px"]).all()
     category = np.array([0] + [segment["category_id"] for segment in output["segments_info"]])[labels]
     # Up to seven pixels from a border its colours may mix: two resizes, the second to at most 2.5 times the size.
-    flat = ndimage.maximum_filter(category, 15) == ndimage.minimum_filter(category, 15)
+    # What lies beyond the edge of a crop is not known.
+    flat = ndimage.maximum_filter(category, 15) == ndimage.minimum_filter(category, 15, mode="constant", cval=-1)
     assert (image[:, flat] == COLORS[category[flat]].T).all()
+
+
+def test_jitter_gives_squares_of_every_scale(make_sample):
+    """A 40 x 60 image, of one segment: where the image ends, void and gray begin."""
+    sample = make_sample(np.full((40, 60), 5), [info(5)], image=np.full((40, 60, 3), 200, np.uint8))
+    mapper = build_mapper(make_cfg(DATASET_MAPPER_NAME="psf_panoptic_lsj", IMAGE_SIZE=60), is_train=True)
+    widths = []
+    for seed in range(60):
+        np.random.seed(seed)
+        output = mapper(sample)
+        assert output["image"].shape == (3, 60, 60)
+        inside = output["panoptic_labels"].numpy() == 1
+        assert (output["image"].numpy() == np.where(inside, 200, 128)).all()
+        [box] = output["panoptic_boxes_xyxy_px"].tolist()
+        assert inside.sum() == box[2] * box[3] and box[:2] == [0, 0]
+        widths.append(box[2])
+    assert min(widths) < 15 and widths.count(60) > 20  # scales 0.1 to 2.0 of 60 pixels: 6 to 120, cut at 60
+
+
+def test_crop_where_no_class_takes_too_much(make_sample):
+    """Nine tenths are class 1 and void is not counted: a crop with both classes in balance is at the border alone."""
+    ids = np.ones((40, 200), int)
+    ids[:, 180:] = 2
+    sample = make_sample(ids, [info(1, 1), info(2, 2)])
+    shares = {}
+    for limit in (0.75, 1.0):
+        cfg = make_cfg(
+            DATASET_MAPPER_NAME="psf_panoptic_cityscapes",
+            MIN_SIZE_TRAIN=(40,),
+            MAX_SIZE_TRAIN=200,
+            CROP__ENABLED=True,
+            CROP__TYPE="absolute",
+            CROP__SIZE=[40, 40],
+            CROP__SINGLE_CATEGORY_MAX_AREA=limit,
+        )
+        mapper = build_mapper(cfg, is_train=True)
+        np.random.seed(0)
+        outputs = [mapper(sample) for _ in range(40)]
+        assert all(output["image"].shape == (3, 40, 40) for output in outputs)
+        shares[limit] = np.mean([len(output["segments_info"]) == 2 for output in outputs])
+    # Of 161 places 20 show both classes, 10 of them no more than 30 of 40 columns of one: ten draws find one with
+    # p = 1 - (151 / 161)^10 = 0.47, and end elsewhere with both with (1 - 0.47) / 16 = 0.03.
+    assert shares[1.0] < 0.25 and shares[0.75] > 0.35
+
+
+@pytest.mark.parametrize("name", MAPPERS[1:])
+def test_colors_change_the_image_alone(make_sample, name):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    sample = make_sample(np.full((64, 64), 5), [info(5)], image=pixels)
+    keys = {"DATASET_MAPPER_NAME": name, "RANDOM_FLIP": "none", "IMAGE_SIZE": 64, "MIN_SCALE": 1.0, "MAX_SCALE": 1.0}
+    np.random.seed(1)
+    colored = build_mapper(make_cfg(**keys, COLOR_AUG_SSD=True), is_train=True)(sample)
+    plain_one = build_mapper(make_cfg(**keys), is_train=True)(sample)
+    assert colored["image"].dtype == torch.uint8 and not torch.equal(colored["image"], plain_one["image"])
+    assert torch.equal(colored["panoptic_labels"], plain_one["panoptic_labels"])
 
 
 def test_large_ids_are_resized_as_small_ones_are():
@@ -171,8 +243,10 @@ def test_detectron2s_loader_takes_the_mapper():
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 4000), (4000, 17), (1, 4000)])
 @pytest.mark.parametrize("is_train", [True, False])
-def test_extreme_sizes_simply_work(make_sample, shape, is_train):
-    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[20, 30])
+@pytest.mark.parametrize("name", MAPPERS)
+def test_extreme_sizes_simply_work(make_sample, shape, is_train, name):
+    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[20, 30], IMAGE_SIZE=90)
+    cfg.INPUT.DATASET_MAPPER_NAME = name
     mapper = build_mapper(cfg, is_train)
     sample = make_sample(np.full(shape, 5), [info(5)])
     for seed in range(4):
@@ -181,7 +255,8 @@ def test_extreme_sizes_simply_work(make_sample, shape, is_train):
         _, height, width = output["image"].shape
         assert min(height, width) >= 1 and max(height, width) <= 96
         if is_train:
-            assert (output["panoptic_labels"] == 1).all() and len(output["segments_info"]) == 1
+            assert len(output["segments_info"]) == 1
+            assert name == "psf_panoptic_lsj" or (output["panoptic_labels"] == 1).all()  # that one pads
 
 
 def test_released_augmentation_crops_half_of_the_images():
@@ -214,6 +289,20 @@ def test_unknown_mapper_is_named_with_the_known():
     assert "psf_panoptic" in DATASET_MAPPER_REGISTRY
     with pytest.raises(ValueError, match=r"INPUT\.DATASET_MAPPER_NAME is 'coco'.*psf_panoptic"):
         build_mapper(make_cfg(DATASET_MAPPER_NAME="coco"), is_train=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("psf_panoptic_lsj", "MIN_SCALE", 3.0),
+        ("psf_panoptic_lsj", "IMAGE_SIZE", 0),
+        ("psf_panoptic_cityscapes", "CROP.SINGLE_CATEGORY_MAX_AREA", 0.0),
+    ],
+)
+def test_impossible_values_are_named(name, key, value):
+    keys = {"DATASET_MAPPER_NAME": name, "CROP__ENABLED": True, key: value}
+    with pytest.raises(ValueError, match=rf"INPUT.*{key}.*{value}"):
+        build_mapper(make_cfg(**keys), is_train=True)
 
 
 def test_unknown_flip_is_named():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from psf.data import load_panoptic_json, panoptic_metadata
+from psf.data import load_panoptic_json, panoptic_metadata, read_categories
 
 CATEGORIES = [
     {"id": 90, "name": "sea", "isthing": 0, "color": [0, 0, 9]},
@@ -99,3 +99,38 @@ def test_categories_without_color_get_one() -> None:
     assert all(
         len(color) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in color) for color in colors
     )
+
+
+@pytest.mark.parametrize(("written", "expected"), [("0004", 4), (4, 4), ("img_4", "img_4")])
+def test_numbers_written_as_text_are_numbers(tmp_path, written, expected):
+    """As in the evaluators, whose truth has the same ids."""
+    annotation = {"image_id": written, "file_name": "a.png", "segments_info": []}
+    image = {"id": written, "file_name": "a.jpg", "height": 3, "width": 5}
+    (entry,) = load_panoptic_json(write(tmp_path, images=[image], annotations=[annotation]), "", "")
+    assert entry["image_id"] == expected
+
+
+def test_categories_alone_can_be_read(tmp_path):
+    assert read_categories(write(tmp_path, images=None, annotations=None)) == CATEGORIES
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([], "`categories` is empty"),
+        ([{"id": 1, "name": "person", "supercategory": "person"}], r"the category .*'person'.* has no \['isthing'\]"),
+        ([*CATEGORIES, CATEGORIES[1]], r"`categories` has ids twice: \[7\]"),
+    ],
+)
+def test_categories_that_cannot_be_used(tmp_path, categories, message):
+    path = write(tmp_path, categories=categories)
+    for read in (read_categories, lambda path: load_panoptic_json(path, "", "")):
+        with pytest.raises(ValueError, match=rf"panoptic\.json: .*{message}"):
+            read(path)
+
+
+def test_names_in_any_script(tmp_path):
+    path = write(tmp_path)
+    text = json.dumps({"categories": [{**CATEGORIES[0], "name": "Straße 道路"}]}, ensure_ascii=False)
+    Path(path).write_text(text, encoding="utf-8")
+    assert read_categories(path)[0]["name"] == "Straße 道路"

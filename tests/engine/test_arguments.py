@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from psf.engine import argument_parser, build_config, setup
 from tests.engine.conftest import ParseArgs
@@ -71,6 +73,42 @@ def test_set_up_by_the_name_of_a_config(parse_args: ParseArgs, tmp_path: Path, m
     args.config_file = "coco/psf_R50_24ep.yaml"
     assert setup(args).MODEL.META_ARCHITECTURE == "PanopticSegFormer"
     assert Path(args.config_file).is_file()
+
+
+@pytest.mark.parametrize("written", ["one,two", "('one', 'two')", "['one','two']", ("one", "two")])
+def test_plain_names_of_data_sets(config_file: Path, written: str | tuple[str, ...]):
+    cfg = build_config(str(config_file), ["DATASETS.TRAIN", written, "DATASETS.TEST", "()"])
+    assert cfg.DATASETS.TRAIN == ("one", "two")
+    assert cfg.DATASETS.TEST == ()
+
+
+class TestRegister:
+    @pytest.fixture(autouse=True)
+    def _forget(self) -> Iterator[None]:
+        yield
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if "psf_test_flag" in catalog:
+                catalog.remove("psf_test_flag")
+
+    def test_set_up_saves_where_the_set_lies(
+        self, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        cfg = setup(parse_args("--register", "psf_test_flag=a.json,b,c", "DATASETS.TRAIN", "psf_test_flag"))
+        assert cfg.DATASETS.TRAIN == ("psf_test_flag",) and "psf_test_flag" in DatasetCatalog
+        monkeypatch.chdir("/")
+        again = build_config(str(tmp_path / "output" / "config.yaml"))
+        expected = [f"psf_test_flag={tmp_path}/a.json,{tmp_path}/b,{tmp_path}/c"]
+        found = again.DATASETS.PSF_REGISTER
+        assert found == expected
+
+    def test_unused(self, config_file: Path, caplog: pytest.LogCaptureFixture):
+        build_config(str(config_file), [], ["psf_test_flag=a.json,b,c"])
+        assert "--register: psf_test_flag is not used; name it after the flags: DATASETS.TRAIN" in caplog.text
+
+    def test_another_form(self, config_file: Path):
+        with pytest.raises(ValueError, match="NAME=JSON,PNGS,IMAGES"):
+            build_config(str(config_file), [], ["psf_test_flag=a.json"])
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2])

@@ -44,7 +44,7 @@ def test_switches(mini: str, cfg: CfgNode, key: str, left: list[str]):
 
 def test_keys_beside_pq(mini: str, cfg: CfgNode, tmp_path: Path):
     cfg.MODEL.PSF.TEST.INSTANCE_ON = cfg.MODEL.PSF.TEST.SEMANTIC_ON = False
-    cfg.MODEL.PSF.TEST.BOUNDARY_PQ = cfg.MODEL.PSF.TEST.PQ_BY_SIZE = cfg.MODEL.PSF.TEST.WRITE_PANOPTIC = True
+    cfg.MODEL.PSF.TEST.PQ_BY_SIZE = cfg.MODEL.PSF.TEST.WRITE_PANOPTIC = True
     evaluators = build_evaluator(cfg, mini)
     assert [type(one).__name__ for one in evaluators._evaluators] == [*ALL[:2], "PanopticWriter"]
     evaluators.reset()
@@ -69,7 +69,7 @@ def test_log_says_what_is_left_out_and_why(mini: str, cfg: CfgNode, caplog: pyte
     Path(MetadataCatalog.get(mini).panoptic_json).unlink()
     with caplog.at_level(logging.WARNING):
         assert kinds(cfg, mini) == []
-    for part in (mini, "PQ (no panoptic_json", "mask AP (", "mIoU ("):
+    for part in (mini, "PQ (no panoptic_json", "mask AP and box AP (", "mIoU ("):
         assert part in caplog.text
 
 
@@ -81,6 +81,18 @@ def test_separated_ids_take_semantic_pngs(mini: str, cfg: CfgNode, tmp_path: Pat
     Path(metadata.sem_seg_root).mkdir()
     monkeypatch.setattr(SemSegEvaluator, "__init__", lambda self, name: None)
     assert kinds(cfg, mini) == [*ALL[:3], "SemSegEvaluator"]
+
+
+@pytest.mark.parametrize("names", [("psf_test_mini",), ("psf_test_mini", "another")])
+def test_table_of_the_classes(mini: str, cfg: CfgNode, tmp_path: Path, names: tuple[str, ...]):
+    cfg.DATASETS.TEST = names
+    cfg.MODEL.PSF.TEST.INSTANCE_ON = cfg.MODEL.PSF.TEST.SEMANTIC_ON = False
+    evaluators = build_evaluator(cfg, mini)
+    evaluators.reset()
+    evaluators.evaluate()
+    name = "per_class.csv" if len(names) == 1 else f"per_class_{mini}.csv"
+    lines = (tmp_path / "output" / name).read_text().splitlines()
+    assert len(lines) == 1 + 5 and lines[1].startswith("sky,7,stuff,")
 
 
 def test_results_file_and_table(tmp_path: Path):

@@ -16,7 +16,9 @@ from torch import nn
 from psf import add_psf_config
 from psf.engine import Checkpointer, Trainer, build_optimizer, main, setup
 from psf.engine.train_step import TrainStep
+from psf.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
+from tests.models import tiny_config, tiny_model
 
 
 def iterations(output: Path) -> list[int]:
@@ -30,12 +32,12 @@ def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: P
     output = tmp_path / "output"
 
     results = main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
-    assert set(results) == {"panoptic_seg", "segm", "sem_seg"}
+    assert set(results) == {"panoptic_seg", "panoptic_boundary", "bbox", "segm", "sem_seg"}
     assert 0 < results["panoptic_seg"]["PQ"] < 100
     written = json.loads((output / "results.json").read_text())
     assert written["panoptic_seg"] == results["panoptic_seg"]
     assert written["segm"]["APl"] is None  # NaN: nothing is large
-    assert {"config.yaml", "log.txt", "panel.png", "model_final.pth", "model_0000000.pth"} <= set(
+    assert {"config.yaml", "log.txt", "panel.png", "per_class.csv", "model_final.pth", "model_0000000.pth"} <= set(
         path.name for path in output.iterdir()
     )
     assert "| panoptic_seg" in (output / "log.txt").read_text()
@@ -73,6 +75,37 @@ def test_loss_falls(mini: str, parse_args: ParseArgs):
     trainer.train()
     trainer.model.train()
     assert sum(trainer.model(before).values()) < start
+
+
+class TestViews:
+    def test_one_more_evaluation(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+        extra = {"panoptic_seg_TTA": {"PQ": 1.0}}
+        monkeypatch.setattr(Trainer, "test_with_TTA", classmethod(lambda cls, cfg, model: extra))
+        for words in ((), ("--eval-only",)):
+            plain, both = main(parse_args(*words)), main(parse_args(*words, "TEST.AUG.ENABLED", "True"))
+            assert list(both) == [*plain, *extra] and both["panoptic_seg"] == plain["panoptic_seg"]
+
+    def test_has_its_own_files_and_sizes(self, mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        keys = {"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1}
+        more = {"DATASETS__TEST": (mini,), "INPUT__MIN_SIZE_TEST": 32, "DATALOADER__NUM_WORKERS": 0}
+        views = {"TEST__AUG__MIN_SIZES": (24, 40), "TEST__AUG__MAX_SIZE": 80, "OUTPUT_DIR": str(tmp_path / "output")}
+        cfg = tiny_config(keys, **more, **views)
+        cfg.freeze()
+        seen = []
+        plain_forward = PanopticSegFormerWithTTA.forward
+
+        def forward(self: PanopticSegFormerWithTTA, batch: list[dict]) -> list[dict]:
+            seen.extend(tuple(x["image"].shape[1:]) for x in batch)
+            return plain_forward(self, batch)
+
+        monkeypatch.setattr(PanopticSegFormerWithTTA, "forward", forward)
+        results = Trainer.test_with_TTA(cfg, tiny_model(keys, **more))
+        tasks = {"panoptic_seg", "panoptic_boundary", "bbox", "segm", "sem_seg"}
+        assert set(results) == {f"{task}_TTA" for task in tasks}
+        assert seen == [(40, 60), (60, 40), (40, 80), (40, 40), (40, 58)]  # the largest view of each image
+        written = json.loads((tmp_path / "output" / "TTA" / "results.json").read_text())
+        assert written["panoptic_seg"] == pytest.approx(results["panoptic_seg_TTA"])
+        assert {path.name for path in (tmp_path / "output").iterdir()} == {"TTA"}
 
 
 class TestMixedPrecision:

@@ -306,6 +306,25 @@ class TestInstanceEvaluator:
         assert result["AP-box"] == 0
         assert 0 < result["AP-ball"] < 100
 
+    def test_boxes(self, mini: str, tmp_path: Path):
+        """Boxes of no size find nothing, the masks' own find all; a truth of boxes alone gives no mask AP."""
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        pairs = true_instances(mini)
+        assert run(InstanceEvaluator(mini, str(path)), pairs)["bbox"]["AP"] == 0
+        for _, output in pairs:
+            masks = output["instances"].pred_masks
+            boxes = [[float(f(i)) for f in (min, max) for i in mask.nonzero().T.flip(0)] for mask in masks]
+            output["instances"].pred_boxes = Boxes(torch.tensor(boxes).view(-1, 4) + torch.tensor([0.0, 0, 1, 1]))
+        result = run(InstanceEvaluator(mini, str(path)), pairs)
+        assert result["bbox"]["AP"] == pytest.approx(100) and result["segm"]["AP"] == pytest.approx(100)
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        boxes_alone = tmp_path / "boxes.json"
+        boxes_alone.write_text(json.dumps(content))
+        assert run(InstanceEvaluator(mini, str(boxes_alone)), pairs).keys() == {"bbox"}
+
     def test_derived_json(self, mini: str, tmp_path: Path):
         path = tmp_path / "instances.json"
         write_instance_json(mini, path)

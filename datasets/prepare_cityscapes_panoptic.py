@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""Cityscapes as it is downloaded -> the panoptic sets psf_cityscapes_panoptic_{train,val}; datasets/README.md has the
+folders.
+
+python datasets/prepare_cityscapes_panoptic.py
+"""
+
+from __future__ import annotations
+
+import sys
+
+from prepare_scenes import main
+
+from psf.data.conversion_scenes import prepare_cityscapes
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, "cityscapes", prepare_cityscapes))

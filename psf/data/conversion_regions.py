@@ -1,0 +1,112 @@
+"""Masks that may overlap -> one label map, by a policy that says who wins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+__all__ = ["OVERLAP_POLICIES", "Region", "compose", "region_of_polygons"]
+
+OVERLAP_POLICIES = ("smaller-on-top", "later-on-top", "error")
+
+
+class Region(NamedTuple):
+    """A mask before it competes for pixels.
+
+    rle: of pycocotools, compressed.
+    category_id: its class.
+    is_crowd: whether it stands for many things.
+    """
+
+    rle: dict[str, Any]
+    category_id: int
+    is_crowd: bool = False
+
+
+def region_of_polygons(
+    polygons: Sequence[Sequence[float]], size: tuple[int, int], category_id: int, is_crowd: bool = False
+) -> Region | None:
+    """The union of polygons [x, y, x, y, ...] in an image of (height, width); None if none has three points."""
+    real = [list(polygon) for polygon in polygons if len(polygon) >= 6]
+    if not real:
+        return None
+    return Region(coco_mask.merge(coco_mask.frPyObjects(real, *size)), category_id, is_crowd)
+
+
+def compose(
+    size: tuple[int, int],
+    regions: Sequence[Region],
+    *,
+    overlap: str,
+    stuff_ids: Collection[int],
+    background: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[dict[str, Any]], Counter[str]]:
+    """Paint the background's classes, then crowds, then the other regions in the order of the policy.
+
+    All regions of a stuff class, and its background, become one segment; every other region is a segment of its own.
+
+    Args:
+        size: (height, width).
+        overlap: "smaller-on-top": the region of less pixels keeps them; "later-on-top": the later one in `regions`;
+            "error": neither may have what the other has. Crowds and the background lie below in any case.
+        stuff_ids: category ids of stuff.
+        background: (H, W) category ids of stuff; below 0 is void.
+
+    Returns:
+        (H, W) int32 labels, the segments as in `Drawing`, and notes.
+
+    Raises:
+        ValueError: if overlap is "error" and two regions overlap; the message is the end of a sentence.
+    """
+    labels: np.ndarray = np.zeros(size, dtype=np.int32)
+    segments: list[dict[str, Any]] = []
+    number_of: dict[int, int] = {}  # stuff class -> its segment
+
+    def number(category_id: int, is_crowd: bool) -> int:
+        if category_id in number_of:
+            return number_of[category_id]
+        segments.append({"id": len(segments) + 1, "category_id": category_id, "iscrowd": is_crowd})
+        if category_id in stuff_ids:
+            number_of[category_id] = len(segments)
+        return len(segments)
+
+    if background is not None:
+        for category_id in np.unique(background[background >= 0]).tolist():
+            labels[background == category_id] = number(category_id, False)
+
+    notes = Counter[str]()
+    taken: np.ndarray = np.zeros(size, dtype=bool)  # by regions that are no crowds
+    for region in _in_painting_order(regions, overlap):
+        mask = coco_mask.decode(region.rle).astype(bool)
+        is_crowd = region.is_crowd and region.category_id not in stuff_ids
+        own = number(region.category_id, is_crowd)
+        contested = mask & taken & (labels != own)
+        if contested.any():
+            if overlap == "error":
+                other = segments[labels[contested][0] - 1]
+                raise ValueError(
+                    f"a region of category {region.category_id} and one of category {other['category_id']} overlap in "
+                    f"{contested.sum()} pixels; correct them, or choose --overlap {' or '.join(OVERLAP_POLICIES[:2])}"
+                )
+            notes["overlapping regions"] += 1
+        labels[mask] = own
+        if not is_crowd:
+            taken |= mask
+    hidden = len(segments) - len(np.setdiff1d(labels, [0]))
+    if hidden:
+        notes["segments without a visible pixel, left out"] = hidden
+    return labels, segments, notes
+
+
+def _in_painting_order(regions: Sequence[Region], overlap: str) -> list[Region]:
+    """What is painted later lies on top."""
+    if overlap not in OVERLAP_POLICIES:
+        raise ValueError(f"--overlap is {overlap!r}, expected one of: {', '.join(OVERLAP_POLICIES)}")
+    ordered = list(regions)
+    if overlap == "smaller-on-top":
+        ordered.sort(key=lambda region: -int(coco_mask.area(region.rle)))
+    return sorted(ordered, key=lambda region: not region.is_crowd)

@@ -1,0 +1,126 @@
+"""Any COCO panoptic set by one line: in Python, on the command line or in a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories
+
+__all__ = ["PanopticSet", "register_from_config", "register_panoptic"]
+
+_FROM_CATEGORIES = frozenset(panoptic_metadata([]))
+
+
+class PanopticSet(NamedTuple):
+    """A data set's name and where it lies; as text, NAME=JSON,PNGS,IMAGES."""
+
+    name: str
+    json_file: str
+    png_root: str
+    image_root: str
+
+    @classmethod
+    def parse(cls, text: str) -> PanopticSet:
+        """NAME=JSON,PNGS,IMAGES -> the set, with absolute paths.
+
+        Raises:
+            ValueError: if the text has another form.
+        """
+        name, _, places = text.partition("=")
+        paths = places.split(",")
+        if not name or len(paths) != 3 or not all(paths):
+            raise ValueError(
+                f"--register (DATASETS.PSF_REGISTER): found {text!r}, expected NAME=JSON,PNGS,IMAGES: the panoptic "
+                "JSON, the folder of its PNGs and the folder of the images"
+            )
+        return cls(name, *(_absolute(path) for path in paths))
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.json_file},{self.png_root},{self.image_root}"
+
+
+def register_panoptic(
+    name: str, json_file: str | os.PathLike[str], png_root: str | os.PathLike[str], image_root: str | os.PathLike[str]
+) -> None:
+    """Register a panoptic set in COCO's format in Detectron2's catalogs.
+
+    Names, colours, ids and the number of classes come from the JSON's `categories`: a class's contiguous id is its
+    position there; ids may have gaps, things need not come first, and one kind alone is fine. Nothing is read before
+    it is asked for. Registering the same again changes nothing.
+
+    Args:
+        name: for DATASETS.TRAIN and DATASETS.TEST.
+        json_file: JSON in COCO's panoptic format.
+        png_root: folder of the panoptic PNGs, the annotations' `file_name`; these may have sub-folders.
+        image_root: folder of the images, the images' own `file_name`, of any kind that Pillow reads.
+
+    Raises:
+        ValueError: if something else has that name, or the name is empty or has a "=" or "," in it.
+    """
+    if not name or set(name) & set("=,"):
+        raise ValueError(f'{name!r} cannot be the name of a data set: it must have a letter, and no "=" or ","')
+    paths = dict(
+        panoptic_json=_absolute(json_file), panoptic_root=_absolute(png_root), image_root=_absolute(image_root)
+    )
+    known = MetadataCatalog.get(name)
+    if name in DatasetCatalog or len(vars(known)) > 1:  # one entry, its name, is there after a mere question for it
+        before = {key: vars(known).get(key) for key in paths}
+        if isinstance(known, _PanopticMetadata) and before == paths:
+            return
+        place = known.get("panoptic_json") or "Detectron2 or another plugin"
+        raise ValueError(f'a data set "{name}" is registered already (from {place}): choose another name for this one')
+    DatasetCatalog.register(name, partial(load_panoptic_json, *paths.values()))
+    MetadataCatalog[name] = _PanopticMetadata(name=name, **paths)
+
+
+def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
+    """Register the sets of DATASETS.PSF_REGISTER and of `flags`, which may say where one of the former lies now.
+
+    The key then holds all of them, with absolute paths: whoever reads the config later finds the same sets.
+
+    Args:
+        cfg: is changed.
+        flags: words after `--register`, NAME=JSON,PNGS,IMAGES.
+
+    Raises:
+        ValueError: as `PanopticSet.parse` and `register_panoptic`; if one name stands for two sets.
+    """
+    sets = {**_by_name(cfg.DATASETS.PSF_REGISTER), **_by_name(flags)}
+    for one in sets.values():
+        register_panoptic(*one)
+    cfg.DATASETS.PSF_REGISTER = [str(one) for one in sets.values()]
+
+
+class _PanopticMetadata(Metadata):
+    """Metadata that read the JSON's categories when one of the entries made of them is first asked for."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in _FROM_CATEGORIES:
+            return super().__getattr__(key)
+        self.__dict__.update(panoptic_metadata(read_categories(self.panoptic_json)))
+        return self.__dict__[key]
+
+    def as_dict(self) -> dict[str, Any]:
+        _ = self.thing_classes
+        return super().as_dict()
+
+
+def _by_name(texts: Sequence[str]) -> dict[str, PanopticSet]:
+    sets: dict[str, PanopticSet] = {}
+    for text in texts:
+        one = PanopticSet.parse(text)
+        if sets.setdefault(one.name, one) != one:
+            raise ValueError(f"--register (DATASETS.PSF_REGISTER): one name, two sets: {sets[one.name]} and {one}")
+    return sets
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """A path that holds in any working folder; an address (s3://...) stays as it is."""
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))

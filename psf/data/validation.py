@@ -1,0 +1,127 @@
+"""Reads a whole panoptic set and says what is wrong with it; corrects its JSON where that is safe."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from psf.data.dataset_check import check_dataset
+from psf.data.parallel import Progress, map_in_threads, no_progress
+from psf.data.validation_files import CheckedAnnotation, check_annotation
+from psf.data.validation_lists import check_lists, read_panoptic_content
+from psf.data.validation_report import ClassCount, ValidationReport
+
+__all__ = ["places_of_dataset", "validate_panoptic", "write_corrected"]
+
+
+def validate_panoptic(
+    json_file: str,
+    png_root: str,
+    image_root: str,
+    *,
+    workers: int | None = None,
+    progress: Progress = no_progress,
+) -> ValidationReport:
+    """Hold a panoptic JSON, its PNGs and its images against each other.
+
+    Every PNG and every image is decoded, as in training. Crowds, void and the classes are counted.
+
+    Args:
+        json_file: JSON in COCO's panoptic format.
+        png_root: folder of the PNGs.
+        image_root: folder of the images.
+        workers, progress: see `map_in_threads`.
+
+    Raises:
+        ValueError: if the JSON is missing, damaged or not a panoptic one; all else is a fault in the report.
+    """
+    content = read_panoptic_content(json_file)
+    usable, faults, notes = check_lists(content)
+    images = {image["id"]: image for image in usable["images"]}
+    is_thing = {category["id"]: bool(category["isthing"]) for category in usable["categories"]}
+    classes = {one["id"]: ClassCount(one["id"], one["name"], is_thing[one["id"]]) for one in usable["categories"]}
+    report = ValidationReport(json_file, content, faults=faults, classes=list(classes.values()), notes=notes)
+
+    def check(annotation: dict[str, Any]) -> CheckedAnnotation:
+        return check_annotation(annotation, images[annotation["image_id"]], is_thing, png_root, image_root)
+
+    better: dict[Any, CheckedAnnotation] = {}  # by image id, those with something to correct
+    num_all_void = 0
+    for one in map_in_threads(check, usable["annotations"], workers=workers, progress=progress):
+        if any(fault.is_fixable for fault in one.faults):
+            better[one.annotation["image_id"]] = one
+        report.faults += one.faults
+        report.num_segments += len(one.annotation["segments_info"])
+        report.num_crowds += one.num_crowds
+        report.num_pixels += one.num_pixels
+        report.num_void += one.num_void
+        num_all_void += 0 < one.num_pixels == one.num_void
+        for category_id in one.segments.keys() & classes.keys():
+            classes[category_id].segments += one.segments[category_id]
+            classes[category_id].images += 1
+            classes[category_id].pixels += one.areas[category_id]
+    if num_all_void:
+        report.notes.append(f"{num_all_void} images are void all over")
+    if any(fault.is_fixable for fault in report.faults):
+        report.corrected = _corrected(content, better)
+    return report
+
+
+def places_of_dataset(name: str) -> tuple[str, str, str]:
+    """JSON, PNG folder and image folder of a registered set.
+
+    Raises:
+        ValueError: if there is no such set, it is not a panoptic one, or its files are not there.
+    """
+    check_dataset(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("panoptic_json"):
+        raise ValueError(f"data set {name!r} has no panoptic_json in its metadata: it has no files to be validated")
+    if metadata.get("is_generated", False):
+        DatasetCatalog.get(name)  # writes it, where it was not yet
+    return metadata.panoptic_json, metadata.panoptic_root, metadata.image_root
+
+
+def write_corrected(report: ValidationReport, target: Path) -> Counter[str]:
+    """Write the corrected JSON to a new file.
+
+    Returns:
+        Kinds of what was corrected -> how often; `report.unfixed()` has the rest.
+
+    Raises:
+        ValueError: if the target is the source itself.
+    """
+    if target.resolve() == Path(report.json_file).resolve():
+        raise ValueError(f"--fix {target} is the JSON that was read; name another file, the source stays as it is")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report.corrected or report.content), encoding="utf-8")
+    return Counter(fault.kind for fault in report.faults if fault.is_fixable)
+
+
+def _corrected(content: Mapping[str, Any], better: Mapping[Any, CheckedAnnotation]) -> dict[str, Any]:
+    """The content with copies dropped, and sizes of images and segments as measured."""
+    images = []
+    for image in _without_copies(content["images"]):
+        size = better[image["id"]].size if image.get("id") in better else None
+        images.append(image if size is None else {**image, "height": size[0], "width": size[1]})
+    waiting = dict(better)  # of an image's annotations the first was checked
+    annotations = []
+    for annotation in _without_copies(content["annotations"]):
+        is_whole = "file_name" in annotation and "segments_info" in annotation
+        one = waiting.pop(annotation.get("image_id"), None) if is_whole else None
+        annotations.append(annotation if one is None else one.annotation)
+    categories = _without_copies(content["categories"])
+    return {**content, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _without_copies(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries that say just what an earlier one says are left out."""
+    first: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        first.setdefault(json.dumps(entry, sort_keys=True), entry)
+    return list(first.values())

@@ -1,0 +1,161 @@
+"""A validation report as one HTML page with drawn samples; it needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from psf.data.panoptic_json import panoptic_metadata
+from psf.data.validation_drawing import UNKNOWN, draw_sample
+from psf.data.validation_lists import check_lists
+from psf.data.validation_report import HISTOGRAM_HEADERS, ValidationReport
+
+__all__ = ["write_html"]
+
+_NUM_EXAMPLES = 5  # faults of a kind, and of a sample
+
+Look = tuple[str, tuple[int, int, int]]  # name and colour of a class
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem }
+td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top }
+figure { display: inline-block; margin: 0 1.2rem 1.6rem 0; vertical-align: top; max-width: 41rem }
+figcaption, code { font-size: 13px }
+img { margin-right: 4px }
+.bar { background: #8ab; height: .7rem; display: inline-block }
+.chip { border-radius: 3px; padding: 0 .35rem; margin-right: .25rem; display: inline-block }
+.fault { color: #b00020 }
+"""
+
+
+def write_html(
+    report: ValidationReport, target: Path, *, png_root: str, image_root: str, num_samples: int = 12
+) -> None:
+    """Write the page: what the set holds, its faults, its classes, and images beside their segments.
+
+    Half of the samples are images with faults, if there are as many; the others are spread over the set. What cannot
+    be drawn is left out.
+
+    Args:
+        report: of the set.
+        target: the HTML file.
+        png_root, image_root: as for `validate_panoptic`.
+        num_samples: at most so many images.
+    """
+    usable, _, _ = check_lists(report.content)
+    metadata = panoptic_metadata([{**one, "name": str(one["name"])} for one in usable["categories"]])
+    looks: dict[int, Look] = {
+        category["id"]: (str(category["name"]), (int(red), int(green), int(blue)))
+        for category, (red, green, blue) in zip(usable["categories"], metadata["thing_colors"])
+    }
+    images = {image["id"]: image for image in usable["images"]}
+    faults_of: dict[str, list[str]] = {}
+    for fault in report.faults:
+        faults_of.setdefault(fault.where, []).append(f"{fault.kind}: {fault.detail}")
+    figures = [
+        _figure(
+            annotation,
+            images[annotation["image_id"]],
+            looks,
+            faults_of.get(annotation["file_name"], ()),
+            png_root,
+            image_root,
+        )
+        for annotation in _choose(usable["annotations"], faults_of, num_samples)
+    ]
+    parts = [
+        f"<h1>{escape(os.path.basename(report.json_file))}</h1>",
+        _table([], [[escape(label), escape(text)] for label, text in report.summary()]),
+        f"<h2>{len(report.faults)} faults</h2>",
+        *_fault_parts(report),
+        "<h2>Samples</h2>",
+        *figures,
+        "<h2>Classes</h2>",
+        _histogram(report),
+    ]
+    page = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(report.json_file)}</title>'
+    body = "\n".join(parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(f"{page}<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n", encoding="utf-8")
+
+
+def _choose(
+    annotations: Sequence[dict[str, Any]], faults_of: Mapping[str, Any], num_samples: int
+) -> list[dict[str, Any]]:
+    faulty = [one for one in annotations if one["file_name"] in faults_of][: num_samples // 2]
+    others = [one for one in annotations if one["file_name"] not in faults_of]
+    wanted = min(num_samples - len(faulty), len(others))
+    spread = np.linspace(0, max(len(others) - 1, 0), wanted).round().astype(int).tolist()
+    return [*faulty, *(others[position] for position in spread)]
+
+
+def _fault_parts(report: ValidationReport) -> list[str]:
+    parts = []
+    for kind, number, fixable, examples in report.fault_table(_NUM_EXAMPLES):
+        rows = [[f"<code>{escape(fault.where)}</code>", escape(fault.detail)] for fault in examples]
+        more = f", {fixable} can be corrected" if fixable else ""
+        parts.append(f'<h3 class="fault">{escape(kind)}: {number}{more}</h3>{_table([], rows)}')
+    return parts
+
+
+def _histogram(report: ValidationReport) -> str:
+    bar = '<span class="bar" style="width:{:.0f}px"></span>'
+    rows = [
+        [*(escape(str(cell)) for cell in row), f"{share:.2f}", bar.format(4 * share)]
+        for *row, share in report.histogram()
+    ]
+    return _table([*HISTOGRAM_HEADERS, ""], rows)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(header)}</th>" for header in headers)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _figure(
+    annotation: Mapping[str, Any],
+    image: Mapping[str, Any],
+    looks: Mapping[int, Look],
+    faults: Sequence[str],
+    png_root: str,
+    image_root: str,
+) -> str:
+    """The image, the image under its segments, and what they are; nothing if a file cannot be read."""
+    listed = [one for one in annotation["segments_info"] if {"id", "category_id"} <= one.keys()]
+    category_of = {one["id"]: one["category_id"] for one in listed}
+    colors = {number: looks[category][1] for number, category in category_of.items() if category in looks}
+    try:
+        pictures = draw_sample(
+            os.path.join(image_root, image["file_name"]), os.path.join(png_root, annotation["file_name"]), colors
+        )
+    except ValueError:
+        return ""
+    counts = Counter(looks.get(category, (f"category {category}", UNKNOWN)) for category in category_of.values())
+    chips = "".join(_chip(*look, number) for look, number in sorted(counts.items()))
+    lines = [f"<code>{escape(image['file_name'])}</code>", chips]
+    lines += [f'<span class="fault">{escape(text)}</span>' for text in faults[:_NUM_EXAMPLES]]
+    embedded = "".join(f'<img src="data:image/jpeg;base64,{_base64(picture)}" alt="">' for picture in pictures)
+    return f"<figure>{embedded}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
+
+
+def _chip(name: str, color: tuple[int, int, int], number: int) -> str:
+    ink = "#000" if sum(color) > 380 else "#fff"
+    times = f" × {number}" if number > 1 else ""
+    return f'<span class="chip" style="background:rgb{color};color:{ink}">{escape(name)}{times}</span>'
+
+
+def _base64(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,91 @@
+"""What an evaluation says of each class, as a CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data import Metadata, MetadataCatalog
+
+from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
+
+__all__ = ["PER_CLASS_COLUMNS", "write_per_class"]
+
+PER_CLASS_COLUMNS = (
+    *("class", "category_id", "kind"),
+    *("PQ", "SQ", "RQ", "TP", "FP", "FN", "boundary_PQ"),
+    *("mask_AP", "box_AP", "IoU"),
+)
+
+
+class _Class(NamedTuple):
+    name: str
+    category_id: int  # the data set's own
+    is_thing: bool
+
+
+def write_per_class(
+    path: Path, dataset_name: str, results: Mapping[str, Any], panoptic: PanopticQualityEvaluator | None
+) -> None:
+    """Write one line per class, in the order of the contiguous ids; a figure that there is not stays empty.
+
+    Args:
+        path: of the CSV; its folder is made.
+        dataset_name: whose metadata name the classes.
+        results: of Detectron2's evaluators, in percent: "segm", "bbox" and "sem_seg" have a figure per class name.
+        panoptic: an evaluator that has evaluated.
+    """
+    classes = _classes(MetadataCatalog.get(dataset_name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, PER_CLASS_COLUMNS, restval="")
+        writer.writeheader()
+        for one in classes:
+            row: dict[str, Any] = {
+                "class": one.name,
+                "category_id": one.category_id,
+                "kind": "thing" if one.is_thing else "stuff",
+                "IoU": _figure(results, "sem_seg", "IoU", one.name),
+            }
+            if one.is_thing:
+                is_alone = sum(other.is_thing for other in classes) == 1  # Detectron2 then gives the mean alone
+                for column, task in (("mask_AP", "segm"), ("box_AP", "bbox")):
+                    row[column] = _figure(results, task, "AP", None if is_alone else one.name)
+            if panoptic is not None:
+                row |= _panoptic_figures(panoptic, one.category_id)
+            writer.writerow(row)
+
+
+def _classes(metadata: Metadata) -> list[_Class]:
+    found: dict[tuple[int, bool], _Class] = {}
+    things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+    for ids, is_thing in ((things, True), (stuff, False)):
+        names = metadata.get("thing_classes" if is_thing else "stuff_classes")
+        for category_id, contiguous in ids.items():
+            if is_thing or category_id not in things:  # semantic metadata list things among the stuff, too
+                found[contiguous, not is_thing] = _Class(names[contiguous], category_id, is_thing)
+    return [found[key] for key in sorted(found)]
+
+
+def _panoptic_figures(panoptic: PanopticQualityEvaluator, category_id: int) -> dict[str, Any]:
+    quality = panoptic.per_class.get(category_id)
+    if quality is None or not quality.occurs:
+        return {}
+    figures: dict[str, Any] = {name.upper(): _text(100 * getattr(quality, name)) for name in ("pq", "sq", "rq")}
+    figures |= {"TP": quality.tp, "FP": quality.fp, "FN": quality.fn}
+    boundary = panoptic.boundary_per_class.get(category_id)
+    if boundary is not None and boundary.occurs:
+        figures["boundary_PQ"] = _text(100 * boundary.pq)
+    return figures
+
+
+def _figure(results: Mapping[str, Any], task: str, metric: str, name: str | None) -> str:
+    return _text(results.get(task, {}).get(metric if name is None else f"{metric}-{name}", math.nan))
+
+
+def _text(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else ""

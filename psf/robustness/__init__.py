@@ -1,0 +1,18 @@
+"""How a model holds up under corrupted images (COCO-C; the paper's table 11)."""
+
+from psf.robustness.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt
+from psf.robustness.evaluation import evaluate_corruption, evaluate_robustness
+from psf.robustness.record import RobustnessRecord
+from psf.robustness.report import draw_chart, robustness_table
+
+__all__ = [
+    "CORRUPTIONS",
+    "SEVERITIES",
+    "Corruption",
+    "RobustnessRecord",
+    "corrupt",
+    "draw_chart",
+    "evaluate_corruption",
+    "evaluate_robustness",
+    "robustness_table",
+]

@@ -1,0 +1,101 @@
+"""A checkpoint for other classes: re-mapped by name and told, refused where a run goes on, left out where unnamed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from psf.checkpoint import ClassNames
+from psf.engine import Checkpointer
+
+FOUND = ClassNames(("ball", "box"), ("sky", "ground", "sea"))
+WANTED = ClassNames(("box", "ring", "ball"), ("sea", "sky"))
+
+
+def model_of(names: ClassNames, seed: int = 0) -> nn.Module:
+    """What of the model has rows for classes, and a part that has not."""
+    torch.manual_seed(seed)
+    model = nn.Module()
+    model.body = nn.Linear(4, 4)
+    model.thing_classifier = nn.Module()
+    model.thing_classifier.layers = nn.ModuleList([nn.Linear(4, len(names.things))])
+    model.stuff_content = nn.Embedding(len(names.stuff), 4)
+    return model
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    Checkpointer(model_of(FOUND), str(tmp_path), class_names=FOUND).save("model", iteration=3)
+    return str(tmp_path / "model.pth")
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.getMessage()) for record in caplog.records if record.name.startswith("psf")]
+
+
+def test_rows_move_to_their_names(path: str, caplog: pytest.LogCaptureFixture):
+    old, model = model_of(FOUND), model_of(WANTED, seed=1)
+    fresh = model_of(WANTED, seed=1).thing_classifier.layers[0]
+    with caplog.at_level(logging.INFO):
+        checkpointer = Checkpointer(model, class_names=WANTED, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+        rest = checkpointer.load(path, checkpointables=[])
+    assert rest["iteration"] == 3
+    assert torch.equal(model.body.weight, old.body.weight)
+    assert torch.equal(model.stuff_content.weight, old.stuff_content.weight[[2, 0]])
+    head, old_head = model.thing_classifier.layers[0], old.thing_classifier.layers[0]
+    assert torch.equal(head.weight[[0, 2]], old_head.weight[[1, 0]])
+    assert torch.equal(head.weight[1], fresh.weight[1]) and torch.equal(head.bias[1], fresh.bias[1])
+    [(level, text)] = messages(caplog)
+    assert level == logging.INFO and "box (1 -> 0), ball (0 -> 2)" in text
+    assert "ring" in text and "ground" in text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_new_classes_are_random_at_test(path: str, caplog: pytest.LogCaptureFixture):
+    Checkpointer(model_of(WANTED), class_names=WANTED).load(path)
+    [(level, text)] = messages(caplog)
+    assert level == logging.WARNING and "NEW CLASSES WILL BE RANDOM" in text
+
+
+def test_fewer_classes_are_no_reason_to_warn(path: str, caplog: pytest.LogCaptureFixture):
+    names = ClassNames(("box",), ("sea",))
+    Checkpointer(model_of(names), class_names=names).load(path)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_same_classes_are_no_news(path: str, caplog: pytest.LogCaptureFixture):
+    model = model_of(FOUND, seed=1)
+    with caplog.at_level(logging.INFO):
+        Checkpointer(model, class_names=FOUND).load(path)
+    assert not messages(caplog)
+    assert torch.equal(model.stuff_content.weight, model_of(FOUND).stuff_content.weight)
+
+
+def test_equal_numbers_do_not_hide_other_classes(path: str):
+    names = ClassNames(FOUND.things[::-1], FOUND.stuff)
+    model = model_of(names)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"(?s)cannot resume: classes.*ball \(0 -> 1\).*Name another OUTPUT_DIR"):
+        Checkpointer(model, str(Path(path).parent), class_names=names, optimizer=optimizer).resume_or_load("")
+
+
+@pytest.mark.parametrize("unnamed", ["file", "model"])
+def test_without_names_it_says_what_is_missing(unnamed: str, path: str, caplog: pytest.LogCaptureFixture):
+    if unnamed == "file":
+        torch.save({"model": model_of(FOUND).state_dict()}, path)
+    model = model_of(WANTED)
+    Checkpointer(model, class_names=WANTED if unnamed == "file" else None).load(path)
+    [(_, text)] = messages(caplog)
+    assert "SKIPPED" in text and "stuff_content.weight  " in text and "convert_released.py" in text
+    assert torch.equal(model.stuff_content.weight, model_of(WANTED).stuff_content.weight)
+
+
+def test_detectron2s_own_reads_the_file(path: str):
+    model = model_of(FOUND, seed=1)
+    assert DetectionCheckpointer(model).load(path)["iteration"] == 3
+    assert torch.equal(model.body.weight, model_of(FOUND).body.weight)

@@ -1,0 +1,155 @@
+"""Layer-wise learning-rate decay: the position of a parameter, and the factors that follow from it, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from psf.engine import build_optimizer
+from psf.engine.layer_decay import block_positions, layer_decay_factors
+from tests.models import tiny_config
+
+TIMM = {"MODEL__BACKBONE__NAME": "build_psf_timm_backbone"}
+SWIN = {"SWIN.EMBED_DIM": 8, "SWIN.DEPTHS": [2, 2, 3, 1], "SWIN.NUM_HEADS": [1, 2, 2, 4], "SWIN.WINDOW_SIZE": 3}
+
+
+def backbone(psf: dict[str, Any], **keys: Any) -> nn.Module:
+    return build_backbone(tiny_config(psf, **keys), ShapeSpec(channels=3))
+
+
+def blocks_of(model: nn.Module) -> dict[int, set[str]]:
+    """Position -> names of the parameters there."""
+    found: dict[int, set[str]] = {}
+    for name, position in block_positions(model).items():
+        found.setdefault(position, set()).add(name)
+    return found
+
+
+def prefixes(names: set[str], words: int) -> set[str]:
+    return {".".join(name.split(".")[:words]) for name in names}
+
+
+def test_detectron2_resnet():
+    """ResNet-50: 3 + 4 + 6 + 3 blocks after the stem."""
+    found = blocks_of(backbone({}))
+    assert prefixes(found[0], 1) == {"stem"}
+    blocks = [f"res{stage}.{i}" for stage, depth in ((2, 3), (3, 4), (4, 6), (5, 3)) for i in range(depth)]
+    assert [prefixes(found[k], 2) for k in range(1, 17)] == [{block} for block in blocks]
+    assert len(found) == 17
+
+
+def test_swin():
+    """Patch merging counts with the block before it, and so do the norms of the maps, which come last."""
+    found = blocks_of(backbone(SWIN, MODEL__BACKBONE__NAME="build_psf_swin_backbone"))
+    assert prefixes(found[0], 1) == {"patch_embed"}
+    assert prefixes(found[1], 4) == {"layers.0.blocks.0"}
+    assert prefixes(found[2], 3) == {"layers.0.blocks", "layers.0.downsample"}
+    assert prefixes(found[8], 1) == {"layers", "norm1", "norm2", "norm3"}
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "num_blocks", "stem"),
+    [
+        ("pvt_v2_b0", 8, "patch_embed"),
+        ("tf_efficientnet_lite0", 16, "conv_stem"),
+        ("convnext_atto", 12, "stem_0"),
+        ("resnet18", 8, "conv1"),
+        ("regnety_002", 13, "stem"),
+        ("swin_tiny_patch4_window7_224", 12, "patch_embed"),
+    ],
+)
+def test_timm(name: str, num_blocks: int, stem: str):
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        positions = block_positions(backbone({"TIMM.NAME": name, "TIMM.FROZEN_NORM": False}, **TIMM))
+    assert max(positions.values()) == num_blocks
+    assert {position for key, position in positions.items() if key.startswith(f"model.{stem}.")} == {0}
+    assert list(positions.values()) == sorted(positions.values())
+
+
+class TinyBackbone(nn.Module):
+    """Outside and inside a block, by the name of the class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(1, 1)
+        self.first, self.second = TinyBlock(), TinyBlock()
+        self.norm = nn.LayerNorm(1)
+
+
+class TinyBlock(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 1), nn.LayerNorm(1))
+
+
+def test_factors():
+    """Two blocks: the stem has 0.5 ** 3, the first block 0.5 ** 2, the second and what follows 0.5."""
+    factors = layer_decay_factors(TinyBackbone(), 0.5)
+    assert {name: value for name, value in factors.items() if name.endswith("weight")} == {
+        "stem.weight": 0.125,
+        "first.0.weight": 0.25,
+        "first.1.weight": 0.25,
+        "second.0.weight": 0.5,
+        "second.1.weight": 0.5,
+        "norm.weight": 0.5,
+    }
+
+
+def solver(**keys: Any) -> CfgNode:
+    cfg = tiny_config()
+    for key, value in {"BASE_LR": 1.0, "BACKBONE_MULTIPLIER": 0.1, **keys}.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = TinyBackbone()
+        self.encoder = TinyBackbone()
+        self.backbone.first.requires_grad_(False)
+
+
+def rates(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(cfg, model).param_groups
+    return {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+def test_learning_rates():
+    """Times BACKBONE_MULTIPLIER, in the backbone alone; frozen parameters have none."""
+    found = rates(solver(BACKBONE_LAYER_DECAY=0.5), Model())
+    assert {name: rate for name, rate in found.items() if name.endswith(".bias")} == pytest.approx(
+        {
+            "backbone.stem.bias": 0.0125,
+            "backbone.second.0.bias": 0.05,
+            "backbone.second.1.bias": 0.05,
+            "backbone.norm.bias": 0.05,
+            **{f"encoder.{part}.bias": 1.0 for part in ("stem", "first.0", "first.1", "second.0", "second.1", "norm")},
+        }
+    )
+
+
+def test_off_by_default():
+    found = rates(solver(), Model())
+    assert {rate for name, rate in found.items() if name.startswith("backbone.")} == {0.1}
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5, -0.5])
+def test_not_a_factor(decay: float):
+    with pytest.raises(ValueError, match=r"SOLVER\.BACKBONE_LAYER_DECAY is .*: expected a factor"):
+        build_optimizer(solver(BACKBONE_LAYER_DECAY=decay), Model())
+
+
+def test_no_blocks():
+    model = Model()
+    model.backbone = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"BACKBONE_LAYER_DECAY is 0\.9, but Linear has no blocks that are known"):
+        build_optimizer(solver(BACKBONE_LAYER_DECAY=0.9), model)

@@ -1,0 +1,103 @@
+"""The search for the numbers of merging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from psf.engine import Trainer
+from psf.evaluation import PanopticQualityEvaluator
+from psf.evaluation.merging_cache import cache_image
+from psf.evaluation.tuning import Grid, cache_data_set, key_value_words, surface_table, tune
+from psf.inference import MergingThresholds
+from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
+from tests.models import tiny_config, tiny_model
+
+START = MergingThresholds(alpha=1.0, beta=2.0, t_cnf=0.25, t_keep=0.6)
+
+
+@pytest.fixture
+def mini(tmp_path: Path) -> Iterator[str]:
+    write_mini_set(tmp_path / "mini")
+    yield register_mini_set(tmp_path / "mini")
+    unregister_mini_set()
+
+
+def two_squares():
+    """One true thing, found with probability 0.2 and a full mean; and a false one of 0.1."""
+    truth = np.zeros((4, 8), dtype=np.uint32)
+    truth[:, :4] = 9
+    masks = torch.zeros(2, 4, 8, dtype=torch.bool)
+    masks[0, :, :4], masks[1, :, 4:] = True, True
+    scores, means = torch.tensor([0.2, 0.1]), torch.ones(2)
+    segments = [{"id": 9, "category_id": 3}, {"id": 8, "category_id": 3}]
+    is_thing = torch.tensor([True, True])
+    return cache_image(scores, means, masks, is_thing, [3, 3], truth + 8 * (truth == 0).astype(np.uint32), segments)
+
+
+def test_finds_the_threshold():
+    """The truth: 9 is found, 8 has another mask. With T_CNF 0.15 TP 1, FN 1: PQ 1 / 1.5; with 0.05 both are found."""
+    grid = Grid((1.0,), (2.0,), (0.05, 0.15, 0.3), (0.6,))
+    found = tune([two_squares()], {3: True}, START, START, grid)
+    assert (found.pq_at_start, found.pq) == (0.0, 100.0)
+    assert found.things == START._replace(t_cnf=0.05) and found.stuff == START  # there is no stuff: left alone
+    assert {surface.kind for surface in found.surfaces} == {"things"}
+    surface = found.surfaces[0]
+    assert surface.names == ("t_cnf", "t_keep") and surface.rows == (0.05, 0.15, 0.25, 0.3)
+    assert [line[0] for line in surface.pq] == pytest.approx([100, 100 / 1.5, 0, 0])
+    assert "| 0.05" in surface_table(surface) and "**100.00**" in surface_table(surface)
+
+
+def test_of_equals_the_nearest():
+    grid = Grid((0.5, 1.0), (1.0, 2.0, 3.0), (0.01, 0.04), (0.1, 0.6))
+    found = tune([two_squares()], {3: True}, START, START, grid)
+    assert found.pq == 100 and found.things == START._replace(t_cnf=0.04)
+
+
+def test_words():
+    found = tune([two_squares()], {3: True}, START, START, Grid((1.0,), (2.0,), (0.05,), (0.6,)))
+    words = key_value_words(found)
+    cfg = tiny_config()
+    cfg.merge_from_list(words)
+    node = cfg.MODEL.PSF.POST_PROCESSOR
+    assert (node.THINGS.T_CNF, node.STUFF.T_CNF, node.THINGS.BETA) == (0.05, 0.25, 2.0)
+
+
+@pytest.mark.parametrize("extra_pixels", [0.0, 1.0])
+def test_is_the_models_own_quality(mini: str, tmp_path: Path, extra_pixels: float):
+    """What the search says of the config's numbers is what an evaluation says; and so of those that it chooses."""
+    numbers = {"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1, "POST_PROCESSOR.EXTRA_PIXELS": extra_pixels}
+    numbers |= {f"POST_PROCESSOR.{kind}.T_CNF": 0.1 for kind in ("THINGS", "STUFF")}
+    more = {"DATASETS__TEST": (mini,), "INPUT__MIN_SIZE_TEST": 32, "DATALOADER__NUM_WORKERS": 0}
+    cfg = tiny_config(numbers, **more)
+    model = tiny_model(numbers, **more).eval()
+    cached = cache_data_set(model, Trainer.build_test_loader(cfg, mini), mini)
+    kinds = {3: True, 5: True, 7: False, 12: False, 9: False}
+    processor = model.post_processor
+    grid = Grid((1.0,), (1.0, 2.0), (0.1, 0.3), (0.3, 0.6))
+    found = tune(cached, kinds, processor.things, processor.stuff, grid)
+    assert found.pq >= found.pq_at_start
+    for things, stuff, pq in (
+        (processor.things, processor.stuff, found.pq_at_start),
+        (found.things, found.stuff, found.pq),
+    ):
+        processor.things, processor.stuff = things, stuff
+        evaluator = PanopticQualityEvaluator(mini)
+        with torch.no_grad():
+            for batch in Trainer.build_test_loader(cfg, mini):
+                evaluator.process(batch, model(batch))
+        assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(pq, abs=1e-9)
+
+
+def test_refuses(mini: str):
+    numbers = {"NUM_THING_CLASSES": 2, "NUM_STUFF_CLASSES": 3}
+    with pytest.raises(ValueError, match=r"POST_PROCESSOR\.NAME is 'PixelArgmax'"):
+        cache_data_set(tiny_model({**numbers, "POST_PROCESSOR.NAME": "PixelArgmax"}), [], mini)
+    cfg = tiny_config({}, DATASETS__TEST=(mini,), INPUT__MIN_SIZE_TEST=32, DATALOADER__NUM_WORKERS=0)
+    model = tiny_model({"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1}, DATASETS__TEST=(mini,))
+    with pytest.raises(ValueError, match="1 images take more than 100 bytes"):
+        cache_data_set(model, Trainer.build_test_loader(cfg, mini), mini, max_bytes=100)

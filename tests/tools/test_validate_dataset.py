@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.conftest import RunPython
+from tests.data.damaged_set import write_damaged
+from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
+
+
+@pytest.fixture(scope="module")
+def tool(repository: Path) -> ModuleType:
+    """Loaded by its path: Detectron2's wheel brings a package called tools."""
+    spec = importlib.util.spec_from_file_location("validate_dataset", repository / "tools" / "validate_dataset.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def words(root: Path) -> list[str]:
+    return [
+        "--json",
+        str(root / "panoptic.json"),
+        "--png-root",
+        str(root / "panoptic"),
+        "--image-root",
+        str(root / "images"),
+    ]
+
+
+def test_clean_set_by_paths_and_by_name(tool, tmp_path, capsys):
+    root = tmp_path / "set"
+    write_mini_set(root)
+    assert tool.main(words(root)) == 0
+    captured = capsys.readouterr()
+    assert "no faults" in captured.out and "5/5" in captured.err
+    name = register_mini_set(root)
+    try:
+        assert tool.main(["--dataset", name, "--workers", "1"]) == 0
+    finally:
+        unregister_mini_set(name)
+
+
+def test_faults_are_shown_fixed_and_drawn(tool, tmp_path, capsys):
+    root = tmp_path / "set"
+    write_damaged(root, "wrong area")
+    report, fixed = tmp_path / "report.html", tmp_path / "fixed.json"
+    assert tool.main([*words(root), "--fix", str(fixed), "--html", str(report), "--samples", "2", "--show", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "wrong area: 1 (1 can be corrected)\n  2.png: segment" in out
+    assert "corrected 1 x wrong area; left as it is: nothing" in out
+    assert report.read_text().count("<figure>") == 2
+    assert tool.main([*words(root)[:1], str(fixed), *words(root)[2:]]) == 0
+
+
+def test_many_faults_show_the_first_few(tool, tmp_path, capsys):
+    root = tmp_path / "set"
+    write_mini_set(root)
+    for file in (root / "panoptic").iterdir():
+        file.unlink()
+    assert tool.main([*words(root), "--show", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "missing PNG: 5\n" in out and "... and 3 more" in out and out.count("no such file") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--dataset", "x", "--json", "y"], ["--json", "y"], ["--json", "y", "--png-root", "z"]],
+)
+def test_half_of_an_order_is_refused(tool, arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        tool.main(arguments)
+    assert caught.value.code == 2 and "or --dataset alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "psf_shape_val"], "no data set is registered as 'psf_shape_val'"),
+        (["--json", "none.json", "--png-root", "x", "--image-root", "x"], "none.json: this file"),
+    ],
+)
+def test_mistakes_are_one_line(tool, arguments, message, capsys):
+    assert tool.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_workers_and_fix_in_place_are_refused(tool, tmp_path, capsys):
+    root = tmp_path / "set"
+    write_mini_set(root)
+    before = (root / "panoptic.json").read_text()
+    assert tool.main([*words(root), "--workers", "0"]) == 2
+    assert tool.main([*words(root), "--fix", str(root / "panoptic.json")]) == 2
+    assert "--workers is 0" in (err := capsys.readouterr().err) and "name another file" in err
+    assert (root / "panoptic.json").read_text() == before
+
+
+def test_it_runs_as_a_script(run_python: RunPython, repository: Path, tmp_path):
+    root = tmp_path / "set"
+    write_damaged(root, "unknown category")
+    done = run_python(
+        "tools/validate_dataset.py", *words(root), "--fix", str(tmp_path / "fixed.json"), path=[repository]
+    )
+    assert done.returncode == 1, done.stderr
+    assert "corrected nothing; left as it is: 1 x unknown category" in done.stdout
+    assert json.loads((tmp_path / "fixed.json").read_text()) == json.loads((root / "panoptic.json").read_text())
