@@ -11,13 +11,18 @@ SETUP_DONE := $(VENV)/.psf-setup
 # One thread per test process, as the processes fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup quickstart test test-all check lint types clean
+# What `make bench` runs, each with few rounds.
+BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9
+
+.PHONY: help setup quickstart test test-all check lint types bench gpu-check clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (VENV=path: there; VENV=: into the active environment)"
 	@echo "make quickstart  train on generated scenes, evaluate, draw: output/quickstart"
 	@echo "make test        all tests but the slow ones (make test-all: those too)"
 	@echo "make check       lint, types, test"
+	@echo "make bench       each claim of speed, measured on the CPU: benchmarks/results (minutes)"
+	@echo "make gpu-check   on a GPU machine: tests marked gpu, then the benchmarks (at most 8 minutes)"
 	@echo "make clean       remove builds and caches"
 
 setup: $(SETUP_DONE)
@@ -45,6 +50,16 @@ lint: setup
 
 types: setup
 	$(PYTHON) -m mypy
+
+bench: setup
+	@for benchmark in $(BENCHMARKS); do \
+		case $${benchmark%:*} in panoptic_quality|loader) device=;; *) device="--device cpu";; esac; \
+		PYTHONWARNINGS=ignore $(PYTHON) benchmarks/$${benchmark%:*}.py $$device --rounds $${benchmark#*:} || exit 1; \
+	done
+
+# No `setup`: that machine may have no package index (benchmarks/collect_wheels.sh) and no .venv.
+gpu-check:
+	@bash benchmarks/gpu_check.sh $$(test -x $(PYTHON) && echo $(PYTHON) || echo $(BASE_PYTHON))
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

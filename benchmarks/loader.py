@@ -10,9 +10,9 @@ been expanded as on the device; the time for that is in a row of its own.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
-from report import report, time_in_turns
+from report import argument_parser, report, time_in_turns
 from tabulate import tabulate
 
 from psf.classes import PanopticClasses
@@ -38,16 +38,15 @@ SOURCE, TARGET = (480, 730), (800, 1216)  # height, width
 Truth = tuple[torch.Tensor, torch.Tensor]  # masks (G, H, W) bool, boxes (G, 4)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__, rounds=15)
     parser.add_argument("--segments", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "truth.png"))
-        measure(path, write_truth(path, options.segments), options.rounds)
+        measure(path, write_truth(path, 5 if options.quick else options.segments), options.rounds)
 
 
 def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:

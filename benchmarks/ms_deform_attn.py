@@ -11,27 +11,23 @@ kernels, built from source) and deformops (Triton; a GPU only).
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import importlib
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from report import report, time_in_turns
+from peers import Attend, Shapes, other_implementations
+from report import add_device, argument_parser, report, time_in_turns
 from tabulate import tabulate
 from torch import Tensor
 
 from psf.ops import ms_deform_attn, ms_deform_attn_reference
 
-Shapes = Sequence[tuple[int, int]]
-Attend = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative to the largest number, output and gradients
-PEERS = ("torch-ms-deform-attn", "deformops")
+OFFICIAL, DEFORMOPS = "torch-ms-deform-attn", "deformops"
 
 
 class Case(NamedTuple):
@@ -63,23 +59,22 @@ TRAINING = (
 ON_GPU = (ENCODER._replace(batch=2), Case("location decoder, 800 x 1216", LARGE, batch=2, queries=300))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__, rounds=5)
+    add_device(parser)
     parser.add_argument("--memory", choices=["bag", "reference"])
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     torch.set_num_threads(1)
     if options.memory:
         return print_memory(options.memory)
     rows: list[list[object]] = []
     if options.device == "cpu":
-        for case in FORWARD:
+        for case in FORWARD[-1:] if options.quick else FORWARD:
             rows += measure(case, "cpu", torch.float32, "forward", options.rounds)
-        for case in TRAINING:
+        for case in TRAINING[-1:] if options.quick else TRAINING:
             rows += measure(case, "cpu", torch.float32, "forward + backward", options.rounds)
     else:
-        for case in ON_GPU:
+        for case in TRAINING[-1:] if options.quick else ON_GPU:
             for dtype in (torch.float32, torch.bfloat16):
                 for spread in (2.0, None):
                     rows += measure(case, options.device, dtype, "forward + backward", options.rounds, spread)
@@ -104,7 +99,7 @@ def measure(
         functions[name] = partial(run, attend, typed, which)
     del exact
     for name, error in errors.items():
-        if name not in PEERS and not error < TOLERANCE[dtype]:
+        if name not in (OFFICIAL, DEFORMOPS) and not error < TOLERANCE[dtype]:
             sys.exit(f"{case.name}, {which}, {dtype}: the error of {name} is {error:.1e}")
     times = time_in_turns(list(functions.values()), rounds)
     kind = "uniform" if spread is None else f"within {spread:g} px"
@@ -161,26 +156,10 @@ def implementations(device: str, dtype: torch.dtype) -> dict[str, Attend]:
     found["bag"] = partial(ms_deform_attn, implementation="bag")
     if device == "cuda":
         found["triton"] = partial(ms_deform_attn, implementation="triton")
-    if importlib.util.find_spec("torch_ms_deform_attn") and dtype == torch.float32:
-        official = importlib.import_module("torch_ms_deform_attn").ms_deform_attn
-        found["torch-ms-deform-attn"] = lambda v, s, x, a: official(v, *_tables(s, device), x, a)
-    if importlib.util.find_spec("deformops") and device == "cuda":
-        msda = importlib.import_module("deformops.registry").msda
-        found["deformops"] = lambda v, s, x, a: msda(v, *_tables(s, device), x.to(v.dtype), a, method="linear")
-    return found
-
-
-_tables_of: dict[tuple[tuple[tuple[int, int], ...], str], tuple[Tensor, Tensor]] = {}
-
-
-def _tables(shapes: Shapes, device: str) -> tuple[Tensor, Tensor]:
-    """Shapes and first tokens of the levels as the peers want them; made once, as their models do."""
-    key = (tuple(shapes), device)
-    if key not in _tables_of:
-        sizes = torch.tensor(shapes)
-        starts = (sizes.prod(1).cumsum(0) - sizes.prod(1)).to(device)
-        _tables_of[key] = (sizes.to(device), starts)
-    return _tables_of[key]
+    others = other_implementations(device)
+    if dtype != torch.float32:
+        others.pop(OFFICIAL, None)  # it knows no other type
+    return {**found, **others}
 
 
 def print_memory(name: str) -> None:

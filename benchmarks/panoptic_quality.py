@@ -10,12 +10,12 @@ its pool of processes: panopticapi matches its images in this one. Each run read
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
-from report import report, time_in_turns
+from report import argument_parser, report, time_in_turns
 from tabulate import tabulate
 
 from psf.data import panoptic_metadata
@@ -41,17 +41,16 @@ GENERATED = "psf_benchmark_maps"
 Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__, rounds=5)
     parser.add_argument("--dataset", default=GENERATED, help="a registered panoptic data set with its truth")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     logging.getLogger("psf").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         if options.dataset == GENERATED:
-            register_generated(Path(folder))
+            register_generated(Path(folder), num_images=2 if options.quick else 20)
         measure(options.dataset, options.rounds)
 
 
@@ -121,7 +120,7 @@ def perturbed(dataset: str) -> list[Pair]:
     return pairs
 
 
-def register_generated(folder: Path, num_images: int = 20, num_segments: int = 18) -> None:
+def register_generated(folder: Path, num_images: int, num_segments: int = 18) -> None:
     """Write and register maps of cells around random points, one in twelve of them void."""
     categories = [{"id": 3 * i + 1, "name": f"class {i}", "isthing": i % 2} for i in range(20)]
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ def get_config_file(name: str) -> str:
     """Path of a config that comes with psf, whether psf is a wheel, an editable install or a checkout.
 
     Args:
-        name: path below configs/, such as "coco/psf_R50_24ep.yaml".
+        name: path below configs/, such as "coco/psf_R50_24ep.yaml" or "lazy/released.py".
 
     Raises:
         ValueError: if there is no such config; it names those that are spelled alike.
@@ -20,7 +20,7 @@ def get_config_file(name: str) -> str:
     package = Path(__file__).resolve().parent
     shipped = package / "configs"  # in a wheel; elsewhere they lie beside the package
     root = shipped if shipped.is_dir() else package.parent / "configs"
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in (".yaml", ".py"))
     if name not in names:
         alike = difflib.get_close_matches(name, names, cutoff=0.5) or names
         raise ValueError(f"psf has no config {name!r}; in {root} there are {', '.join(alike) or 'none'}")

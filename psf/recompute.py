@@ -46,7 +46,7 @@ def recompute_blocks(model: nn.Module, parts: Iterable[str]) -> None:
                     "leave it out"
                 )
             for block in blocks:
-                block.__class__ = _recomputing(type(block))
+                block.__class__ = _recomputing(type(block))  # type: ignore[arg-type]
 
 
 def _backbone_blocks(backbone: nn.Module) -> list[nn.Module]:

@@ -40,7 +40,11 @@ def test_wheel(wheel: Path, repository: Path, tmp_path: Path, run_python, monkey
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
-    configs = {f"psf/{path.relative_to(repository).as_posix()}" for path in (repository / "configs").rglob("*.yaml")}
+    configs = {
+        f"psf/{path.relative_to(repository).as_posix()}"
+        for path in (repository / "configs").rglob("*.*")
+        if path.suffix in (".yaml", ".py")
+    }
     modules = {path.relative_to(repository).as_posix() for path in (repository / "psf").rglob("*.py")}
     assert configs and configs | modules | {"psf/py.typed"} <= names
     tops = {name.split("/")[0] for name in names}

@@ -152,6 +152,7 @@ def _handles(ignored: Counter[str]) -> dict[str, Handle]:
     return {
         **handles,
         "aten::matmul": _matmul,
+        "aten::baddbmm": lambda inputs, outputs: _matmul(inputs[1:], outputs),  # the addend comes first
         "aten::scaled_dot_product_attention": _attention,
         "aten::grid_sampler": elementwise_flop_counter(0, SAMPLING),
         "psf::ms_deform_attn": _deformable_attention,

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +87,10 @@ def peak_memory(device: torch.device, run: Callable[[], Any]) -> float:
         run()
         return float(torch.cuda.max_memory_allocated(device))
     run()
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says may be the parent process's
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024.0 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

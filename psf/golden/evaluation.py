@@ -22,7 +22,7 @@ PIXEL_TOLERANCE = 2e-4  # share of pixels of maps and masks
 # Why something is not compared.
 SQUEEZED = "the released code squeezes the results of padded images"
 PAIR_TIE = "the last of the best pairs score nearly the same: either may be in"
-INSTANCE_TIE = "they score (nearly) nothing: in any order, or missing"
+INSTANCE_TIE = "a score of (nearly) nothing: in any order, or missing"
 Tensors = dict[str, Tensor]
 
 
@@ -161,19 +161,23 @@ def compare_evaluation(
     """
     ours = {name: x.double().numpy() if x.is_floating_point() else x.numpy() for name, x in found.items()}
     skipped: dict[str, str] = {}
-    counts: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}  # by name, the elements that are compared, if not all
     for b in range(sum(name.endswith("_panoptic_category") for name in ours)):
         image = f"img{b}_"
-        results = (image + "panoptic_", image + "inst_")
         if image + "topk_query" in stored:
             rows = put_pairs_in_order(ours, stored, image)
-            _leave_out(rows, ours, (image + "topk_", image + "things_"), PAIR_TIE, counts, skipped)
+            if not rows.all():
+                skipped[f"{image}topk_* and {image}things_*: rows {_listed(~rows)}"] = PAIR_TIE
+                counts.update(_elements(rows, ours, (image + "topk_", image + "things_")))
         if b in squeezed:
+            results = (image + "panoptic_", image + "inst_")
             skipped.update({name: SQUEEZED for name in stored.names if name.startswith(results)})
             continue
         if image + "inst_boxes" in stored:
             rows = put_instances_in_order(ours, stored, image)
-            _leave_out(rows, ours, (image + "inst_",), INSTANCE_TIE, counts, skipped)
+            if not rows.all():
+                skipped[f"{image}inst_*: rows {_listed(~rows)}"] = INSTANCE_TIE
+                counts.update(_elements(rows, ours, (image + "inst_",)))
         if image + "panoptic_instance" in stored:
             name_instances_alike(ours, stored, image)
     comparisons = []
@@ -186,20 +190,13 @@ def compare_evaluation(
     return comparisons, skipped
 
 
-def _leave_out(
-    rows: np.ndarray,
-    ours: dict[str, np.ndarray],
-    prefixes: tuple[str, ...],
-    why: str,
-    counts: dict[str, np.ndarray],
-    skipped: dict[str, str],
-) -> None:
-    """Note in `counts` and `skipped` that of some tensors not all rows are compared."""
-    if rows.all():
-        return
-    for name in [name for name in ours if name.startswith(prefixes)]:
-        axis = 1 if "_block_" in name else 0
-        counts[name] = np.ones(ours[name].shape, bool)
-        counts[name].swapaxes(0, axis)[~rows] = False
-    left = ", ".join(str(row) for row in np.flatnonzero(~rows))
-    skipped[f"{' and '.join(prefix + '*' for prefix in prefixes)}, rows {left}"] = why
+def _listed(rows: np.ndarray) -> str:
+    return ", ".join(str(row) for row in np.flatnonzero(rows))
+
+
+def _elements(rows: np.ndarray, ours: dict[str, np.ndarray], prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """(N,) bool, rows -> bool in the shape of each tensor whose name begins so; of blocks the second axis has rows."""
+    elements = {name: np.zeros(x.shape, bool) for name, x in ours.items() if name.startswith(prefixes)}
+    for name, x in elements.items():
+        x.swapaxes(0, 1 if "_block_" in name else 0)[rows] = True
+    return elements

@@ -106,7 +106,7 @@ def score_masks(
     )
     areas, sums, start = [], [], 0
     for scores in resize_in_chunks(candidates.mask_scores, frame):
-        kept = at_least_float32(F.threshold_(scores, mask_threshold, 0.0))
+        kept = at_least_float32(F.threshold(scores, mask_threshold, 0.0, inplace=True))
         masks[start : start + len(kept)] = kept > 0
         start += len(kept)
         areas.append(kept.sign().sum(2).long().sum(1))  # twice as fast on a CPU as counting bools

@@ -89,9 +89,11 @@ class MaskHead(nn.Module):
     def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
         """Mask scores (B, N, h, w) from the attention logits of `q` (B, heads, N, d) and `keys` (B, heads, T, d).
 
-        Backward makes the attention maps again: those of all layers, N x T x h numbers each, are not kept.
+        With many queries the attention maps, of N x T x h numbers, outgrow the keys: those of all layers are not kept,
+        and backward makes them again.
         """
-        if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):
+        num_queries, head_dim = q.shape[2:]
+        if torch.is_grad_enabled() and num_queries > head_dim:
             return checkpoint(self._fuse, q, keys, memory, use_reentrant=False, preserve_rng_state=False)
         return self._fuse(q, keys, memory)
 

@@ -118,7 +118,7 @@ class _EncoderLayer(nn.Module):
             return self._refine(tokens, position, references, values, shapes)
         # With the values at hand each token is on its own: of a few at a time, all stays in the cache.
         parts = zip(*(x.split(TOKENS_AT_ONCE, dim=1) for x in (tokens, position, references)), strict=True)
-        return torch.cat([self._refine(*part, values, shapes) for part in parts], dim=1)
+        return torch.cat([self._refine(t, p, r, values, shapes) for t, p, r in parts], dim=1)
 
     def _refine(
         self, tokens: Tensor, position: Tensor, references: Tensor, values: Tensor, shapes: list[tuple[int, int]]

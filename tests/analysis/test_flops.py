@@ -116,7 +116,7 @@ def test_image_against_torchs_counter(recipe: Mapping[str, Any]):
     assert {"backbone", "neck", "pixel_encoder", "location_decoder", "thing_decoder", "stuff_decoder"} <= {
         *count.by_part
     }
-    products = ("conv", "linear", "matmul", "scaled_dot_product_attention")
+    products = ("conv", "linear", "matmul", "baddbmm", "scaled_dot_product_attention")
 
     model.settings = model.settings._replace(panoptic=False, instance=False, semantic=False)
     counter = FlopCounterMode(display=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from psf.golden.evaluation import INSTANCE_TIE, PAIR_TIE, compare_evaluation
 from psf.golden.ranking import name_instances_alike, put_instances_in_order, put_pairs_in_order
@@ -118,8 +119,6 @@ class TestNames:
 
 def test_rows_left_out_are_reported(store) -> None:
     """A whole image, with a tie at the end of each ranking."""
-    import torch
-
     panoptic = {"panoptic_category": np.ones((2, 3), int), "panoptic_instance": np.zeros((2, 3), int)}
     ours = {
         **pairs([8, 2], [0.9, 0.30001]),
@@ -132,4 +131,4 @@ def test_rows_left_out_are_reported(store) -> None:
     stored = store({f"img0_{name}": value for name, value in theirs.items()})
     comparisons, skipped = compare_evaluation("case", found, stored, [])
     assert len(comparisons) == len(theirs) and all(comparison.passed for comparison in comparisons)
-    assert skipped == {"img0_topk_* and img0_things_*, rows 1": PAIR_TIE, "img0_inst_*, rows 1": INSTANCE_TIE}
+    assert skipped == {"img0_topk_* and img0_things_*: rows 1": PAIR_TIE, "img0_inst_*: rows 1": INSTANCE_TIE}

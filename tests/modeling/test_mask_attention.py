@@ -134,3 +134,19 @@ def test_activations():
         torch.testing.assert_close(MaskHead(num_levels=1, num_heads=1, activation=name).activation(x), expected)
     with pytest.raises(ValueError, match=r'MASK_ACTIVATION is "tanh": expected one of \[\'relu\', \'sigmoid\'\]'):
         MaskHead(num_levels=1, num_heads=1, activation="tanh")
+
+
+@pytest.mark.parametrize(("num_queries", "again"), [(2, False), (3, True)])
+def test_maps_of_many_queries_are_made_again(num_queries: int, again: bool, monkeypatch: pytest.MonkeyPatch):
+    """Heads of two channels: three queries have more numbers per token than the keys."""
+    torch.manual_seed(0)
+    attention, head = MaskAttention(dim=16, num_heads=8), MaskHead(num_levels=3, num_heads=8, activation="relu")
+    randomise(attention, head)
+    calls, fuse = [], head._fuse
+    monkeypatch.setattr(head, "_fuse", lambda *arguments: calls.append(1) or fuse(*arguments))
+    memory = memory_of(LEVELS["three"], padded=False)
+    queries = torch.randn(2, num_queries, 16, dtype=torch.float64)
+    scores = head(*attention.queries_and_keys(queries, memory), memory)
+    scores.sum().backward()
+    assert len(calls) == 1 + again
+    assert all(p.grad.isfinite().all() for p in head.parameters())

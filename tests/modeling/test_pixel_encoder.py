@@ -176,3 +176,13 @@ def test_dropout_only_in_training():
 def test_dim_must_be_a_multiple_of_four():
     with pytest.raises(ValueError, match="HIDDEN_DIM is 6: the sine encoding needs a multiple of 4"):
         build(1, dim=6)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 20])
+def test_in_parts_at_test(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    encoder, levels = build(3), random_levels(SIZES)
+    whole = encoder(levels, MASK).tokens
+    monkeypatch.setattr("psf.modeling.pixel_encoder.TOKENS_AT_ONCE", at_once)
+    with torch.no_grad():
+        parts = encoder(levels, MASK).tokens
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)

@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""psf's mask decoder against the plain one: same masks, queries and gradients first, then time and memory.
+
+The plain decoder (plain_mask_decoder.py) has the same weights, and does what the released code does: it writes out the
+attention maps of each block, upsamples all heads of each level, and makes the masks of all layers. At test: the last
+masks of 100 things and 53 stuff classes at 800 x 1216. In training: all masks of 7 and 53 at 512 x 768, and backward.
+
+Memory is, on a GPU, what the allocator gave out at the peak beyond what was there before. "Kept" are the bytes that are
+alive between forward and backward, outputs included, whoever holds them; that is counted on any device.
+
+    python benchmarks/mask_decoder.py --device cpu --threads 2
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from plain_mask_decoder import PlainMaskDecoder
+from report import add_device, against, argument_parser, difference, report, time_in_turns
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from psf.modeling import MaskDecoder
+from psf.predictions import FeatureTokens
+
+TEST_TIME_BAR, TEST_MEMORY_BAR = 0.35, 0.25  # on a GPU
+TRAINING_TIME_BAR, TRAINING_MEMORY_BAR = 0.5, 0.35
+KEPT_BAR = 0.35
+# Of each tensor. A ReLU whose input is a rounding error away from 0 passes its gradient in the one decoder and not in
+# the other: hence no less in float32, where millions of them are.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+class Kind(NamedTuple):
+    """Queries of one kind and their decoder in the released R50 model."""
+
+    name: str
+    num_layers: int
+    self_attention: bool
+    at_test: int
+    in_training: int
+
+
+KINDS = (Kind("things", 4, False, 100, 7), Kind("stuff", 6, True, 53, 53))
+AT_TEST = [(100, 152), (50, 76), (25, 38)]
+IN_TRAINING = [(64, 96), (32, 48), (16, 24)]
+SMALL = [(6, 8), (3, 4), (2, 2)]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__, rounds=3)
+    add_device(parser)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    on_gpu = options.device != "cpu"
+    for kind in KINDS:
+        inputs = problem(kind, SMALL, kind.in_training, options.device, torch.float64)
+        for run in (test, train):
+            check(f"{kind.name}, float64", torch.float64, inputs, run)
+    rows: list[list[Any]] = []
+    for dtype in (torch.float32, torch.bfloat16) if on_gpu else (torch.float32,):
+        for which, run, shapes in (("test", test, AT_TEST), ("training", train, IN_TRAINING)):
+            figures = []
+            for kind in KINDS:
+                queries = kind.at_test if run is test else kind.in_training
+                inputs = problem(kind, SMALL if options.quick else shapes, queries, options.device, torch.float32)
+                case = f"{which}, {queries} {kind.name}"
+                check(f"{case}, {dtype}", dtype, inputs, run)
+                figures.append(measure(dtype, inputs, run, options.rounds))
+                rows += table_rows(case, dtype, figures[-1:])
+            rows += table_rows(f"{which}, both", dtype, figures, bars=True, on_gpu=on_gpu)
+    headers = ["case", "type", "", "plain", "psf", "psf / plain", "bar"]
+    table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", "", ".1f", ".1f", ".3f"))
+    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads"
+    report("mask_decoder", f"{where}; masks, queries, gradients equal; median of {options.rounds} rounds\n\n{table}")
+
+
+class Inputs(NamedTuple):
+    """A decoder and what it is called with."""
+
+    decoder: MaskDecoder
+    queries: Tensor  # (1, N, D)
+    features: FeatureTokens
+    position: Tensor  # (N, D)
+
+
+def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device: str, dtype: torch.dtype) -> Inputs:
+    """The released model's decoder with random weights, and random tokens as LayerNorm leaves them."""
+    torch.manual_seed(0)
+    dim = 256
+    decoder = MaskDecoder(
+        dim=dim,
+        num_heads=8,
+        num_levels=3,
+        num_layers=kind.num_layers,
+        self_attention=kind.self_attention,
+        feedforward_dim=4 * dim,
+        mask_activation="relu",
+        ignore_padding=False,
+        position_in_stream=True,
+        key_position=False,
+    )
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("fuse.bias"):
+                parameter += 0.1  # a ReLU of nothing but negative numbers would hide any mistake
+    tokens = torch.randn(1, sum(h * w for h, w in shapes), dim)
+    like = {"device": device, "dtype": dtype}
+    features = FeatureTokens(
+        tokens.to(**like).requires_grad_(),
+        torch.zeros(1, 1, dim, **like),
+        shapes,
+        None,
+        torch.ones(1, len(shapes), 2, **like),
+    )
+    queries, position = (torch.randn(num_queries, dim).to(**like).requires_grad_() for _ in range(2))
+    return Inputs(decoder.to(**like), queries[None], features, position)
+
+
+@torch.no_grad()
+def test(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The last masks and queries."""
+    masks, queries = decoder(inputs.queries, inputs.features, inputs.position, layer=-1)
+    return [*masks, *queries]
+
+
+def train(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All masks and queries, and the gradients of all parameters, tokens and positions."""
+    decoded = decoder(inputs.queries, inputs.features, inputs.position)
+    # Things have no loss on their queries; stuff has the class loss of each layer.
+    loss = torch.stack([x.float().square().mean() for x in (*decoded.mask_scores, *decoded.refined_queries)]).sum()
+    leaves = [*inputs.decoder.parameters(), inputs.features.tokens, inputs.position]
+    return [*decoded.mask_scores, *decoded.refined_queries, *torch.autograd.grad(loss, leaves)]
+
+
+def with_type(dtype: torch.dtype, run: Callable[..., Any], decoder: nn.Module, inputs: Inputs) -> Any:
+    """Under autocast where the type is a half one."""
+    enabled = dtype == torch.bfloat16
+    with torch.autocast(inputs.queries.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
+        return run(decoder, inputs)
+
+
+def check(name: str, dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any]) -> None:
+    """End the script where psf's decoder says anything else than the plain one."""
+    plain = run(PlainMaskDecoder(inputs.decoder), inputs)
+    ours = with_type(dtype, run, inputs.decoder, inputs)
+    worst = max(difference(x, y) for x, y in zip(ours, plain, strict=True))
+    if not worst <= TOLERANCE[dtype]:
+        sys.exit(f"{name}: psf and the plain decoder differ by {worst:.1e}")
+
+
+class Figures(NamedTuple):
+    """Plain, then psf's."""
+
+    milliseconds: list[float]
+    kept: list[int] | None  # bytes between forward and backward
+    peak: list[int] | None  # bytes on a GPU
+
+
+def measure(dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any], rounds: int) -> Figures:
+    decoders = [PlainMaskDecoder(inputs.decoder), inputs.decoder]
+    runs = [partial(with_type, dtype, run, decoder, inputs) for decoder in decoders]
+    kept = peak = None
+    if run is train:
+        kept = [with_type(dtype, kept_bytes, decoder, inputs) for decoder in decoders]
+    if inputs.queries.is_cuda:
+        peak = [peak_bytes(one) for one in runs]
+    return Figures(time_in_turns(runs, rounds), kept, peak)
+
+
+def kept_bytes(decoder: nn.Module, inputs: Inputs) -> int:
+    """Bytes of what forward made and what is alive after it.
+
+    Hooks on saved tensors would not see what a checkpoint or a closure holds.
+    """
+    with _Made() as made:
+        decoded = decoder(inputs.queries, inputs.features, inputs.position)
+    total = sum(size for storage, size in made.sizes.items() if not storage.expired())
+    del decoded
+    return total
+
+
+class _Made(TorchDispatchMode):
+    """Remembers each new storage, without keeping it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[StorageWeakRef, int] = {}
+        self.old: set[StorageWeakRef] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and StorageWeakRef(x.untyped_storage()) not in self.sizes:
+                self.old.add(StorageWeakRef(x.untyped_storage()))  # parameters and inputs
+        output = function(*args, **(kwargs or {}))
+        for x in tree_leaves(output):
+            if isinstance(x, Tensor):
+                storage = StorageWeakRef(x.untyped_storage())
+                if storage not in self.old:
+                    self.sizes[storage] = x.untyped_storage().nbytes()
+        return output
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """What tensors on the GPU took at the peak, beyond what they took before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def table_rows(
+    case: str, dtype: torch.dtype, figures: list[Figures], *, bars: bool = False, on_gpu: bool = False
+) -> list[list[Any]]:
+    """Time and memory of one decoder, or of several that run one after the other."""
+    in_training = figures[0].kept is not None
+    time_bar = TRAINING_TIME_BAR if in_training else TEST_TIME_BAR
+    peak_bar = TRAINING_MEMORY_BAR if in_training else TEST_MEMORY_BAR
+    lines: list[tuple[str, list[float], float | None]] = []
+    times = [sum(x) for x in zip(*(f.milliseconds for f in figures), strict=True)]
+    lines.append(("ms", times, time_bar if on_gpu else None))
+    kept = [f.kept for f in figures if f.kept]
+    if kept:
+        lines.append(("kept, MB", [sum(x) / 1e6 for x in zip(*kept, strict=True)], KEPT_BAR))
+    peaks = [f.peak for f in figures if f.peak]
+    if peaks:
+        # At test one decoder's memory is free again when the other begins; in training what is kept adds up.
+        together = sum if in_training else max
+        lines.append(("peak, MB", [together(x) / 1e6 for x in zip(*peaks, strict=True)], peak_bar))
+    rows: list[list[Any]] = []
+    for what, (plain, ours), bar in lines:
+        ratio = ours / plain
+        cell = against(bar, ratio) if bars and bar is not None else ""
+        rows.append([case, str(dtype).removeprefix("torch."), what, plain, ours, ratio, cell])
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The released R50 model for benchmarks: random weights that behave like trained ones, and a peer of plain parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from peers import Attend, other_implementations
+from plain_mask_decoder import PlainMaskDecoder
+from torch import Tensor, nn
+
+from psf import PanopticSegFormer
+from psf.engine import build_config
+from psf.modeling import deformable_attention
+from psf.predictions import Candidates
+
+__all__ = [
+    "CONFIG",
+    "given_candidates",
+    "make_plausible",
+    "plain_parts",
+    "plain_peers",
+    "released_model",
+]
+
+CONFIG = "coco/released/psf_R50_24ep.yaml"
+HIGH = 1e3  # no mask score comes near
+
+
+def released_model(device: str, *options: str) -> PanopticSegFormer:
+    """With random weights; panoptic maps and instances alone, as the released code gives. `options`: KEY, VALUE, ..."""
+    torch.manual_seed(0)
+    cfg = build_config(CONFIG, ["MODEL.PSF.TEST.SEMANTIC_ON", "False", "MODEL.DEVICE", device, *options])
+    return build_model(cfg)
+
+
+@torch.no_grad()
+def make_plausible(model: PanopticSegFormer, inputs: list[dict[str, Any]], *, confident: int = 40) -> None:
+    """Change weights so that nothing can be left out: with fresh ones all masks are empty and nobody is confident.
+
+    The last fusing layer of each mask decoder is scaled and shifted until a fifth of its mask scores is above 0.5. The
+    class layers are scaled and shifted until `confident` of the thing candidates and a quarter of the stuff classes
+    have a probability of more than a half.
+
+    Args:
+        model: in eval mode.
+        inputs: of one image.
+        confident: of the best pairs of query and class.
+    """
+
+    def outputs(module: nn.Module) -> Any:
+        found: list[Any] = []
+        handle = module.register_forward_hook(lambda _, __, output: found.append(output))
+        model(inputs)
+        handle.remove()
+        return found[-1]
+
+    for decoder in (model.thing_decoder, model.stuff_decoder):
+        fuse = decoder.tail_head.fuse
+        fuse.bias += HIGH  # no ReLU in the way
+        scores = outputs(decoder).mask_scores[-1] - HIGH
+        fuse.bias -= HIGH
+        _rescale(fuse, scores, share=0.2, threshold=0.5, deviation=0.4)
+    logits = outputs(model.location_decoder).layers[-1].class_logits
+    _rescale(model.location_decoder.class_heads[-1], logits, share=confident / logits.numel(), threshold=0.0)
+    stuff = model.stuff_classifier.layers[-1]
+    _rescale(stuff, outputs(stuff), share=0.25, threshold=0.0)
+
+
+def _rescale(linear: nn.Linear, outputs: Tensor, *, share: float, threshold: float, deviation: float = 1.0) -> None:
+    """Make the outputs of a linear layer have this deviation, and this share of them lie above the threshold."""
+    ordered = outputs.double().flatten().sort(descending=True).values
+    scale = deviation / ordered.std()
+    shift = threshold - scale * ordered[int(share * len(ordered))]
+    linear.weight *= scale
+    linear.bias *= scale
+    linear.bias += shift
+
+
+@contextmanager
+def given_candidates(model: PanopticSegFormer, scene: Candidates) -> Iterator[list[Candidates]]:
+    """Inside, post-processing works on `scene` in the place of the model's own candidates, which are yielded.
+
+    With random weights the masks of all things look alike, and one segment would be left of them.
+    """
+    own: list[Candidates] = []
+    results = model.post_processor.results
+
+    def results_of_scene(candidates: Candidates, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        own[:] = [candidates]
+        typed = scene._replace(mask_scores=scene.mask_scores.to(candidates.mask_scores.dtype))
+        return results(typed, *args, **kwargs)
+
+    model.post_processor.results = results_of_scene
+    try:
+        yield own
+    finally:
+        model.post_processor.results = results
+
+
+@contextmanager
+def plain_parts(model: PanopticSegFormer, attend: Attend | None = None) -> Iterator[None]:
+    """Inside, the model decodes its masks the plain way, and samples with grid_sample or `attend`; same weights."""
+    decoders = {name: getattr(model, name) for name in ("thing_decoder", "stuff_decoder")}
+    ours, variable = deformable_attention.ms_deform_attn, os.environ.get("PSF_MSDA")
+    try:
+        for name, decoder in decoders.items():
+            setattr(model, name, PlainMaskDecoder(decoder))
+        if attend is not None:
+            deformable_attention.ms_deform_attn = attend
+        os.environ["PSF_MSDA"] = "reference"
+        yield
+    finally:
+        for name, decoder in decoders.items():
+            setattr(model, name, decoder)
+        deformable_attention.ms_deform_attn = ours
+        del os.environ["PSF_MSDA"]
+        if variable is not None:
+            os.environ["PSF_MSDA"] = variable
+
+
+def plain_peers(device: str) -> dict[str, Attend | None]:
+    """What `plain_parts` is to sample with, by name of the peer; the official kernels on a GPU alone."""
+    peers: dict[str, Attend | None] = {"grid_sample and plain decoder": None}
+    official = other_implementations(device).get("torch-ms-deform-attn")
+    if device != "cpu" and official is not None:
+        peers["official op and plain decoder"] = official
+    elif device != "cpu":
+        print("torch-ms-deform-attn is not installed: no rows with the official op")
+    return peers

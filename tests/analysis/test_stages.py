@@ -1,0 +1,44 @@
+"""Times of the parts add up to the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from psf.analysis import measure_stages, peak_memory, stage_table
+from tests.models import RELEASED, make_input, tiny_model
+
+
+def test_parts_and_rest_are_the_total() -> None:
+    model = tiny_model(RELEASED)
+    inputs = [make_input(64, 96, things=1, stuff=1), make_input(50, 70, things=1, stuff=1)]
+    times = measure_stages(model, inputs, repeats=1)
+    parts = list(times.parts)
+    assert parts[:4] == ["backbone", "neck", "pixel_encoder", "location_decoder"]
+    assert parts[4:] == ["thing_decoder", "stuff_decoder", "candidates and post-processing"]
+    assert all(seconds > 0 for seconds in times.parts.values())
+    assert sum(times.parts.values()) == pytest.approx(times.total)
+    assert not model.backbone._forward_hooks and not model.neck._forward_pre_hooks
+    assert f"{2 / times.total:.2f} images/s" in stage_table(times)
+
+
+def test_a_model_without_stuff_has_no_such_part() -> None:
+    times = measure_stages(
+        tiny_model({"NUM_STUFF_CLASSES": 0}), [make_input(64, 64, things=1, stuff=0)], repeats=1, warm_ups=0
+    )
+    assert "stuff_decoder" not in times.parts and "thing_decoder" in times.parts
+
+
+def test_peak_memory_grows_with_what_is_allocated() -> None:
+    before = peak_memory(torch.device("cpu"), lambda: None)
+    after = peak_memory(torch.device("cpu"), lambda: torch.ones(int(before) // 4 + 2**24).sum())
+    assert after >= before + 2**26  # bytes
+
+
+def test_tool(run_python) -> None:
+    words = ["--config-file", "shapes/psf_tiny.yaml", "--device", "cpu", "--input-size", "64", "64", "--repeats", "1"]
+    done = run_python("-W", "ignore", "tools/benchmark.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "| pixel_encoder" in done.stdout and "peak memory" in done.stdout and "images/s" in done.stdout
+    wrong = run_python("-W", "ignore", "tools/benchmark.py", *words, "MODEL.PSF.TEST_LAYER", "0")
+    assert wrong.returncode == 2 and "TEST_LAYER is 0" in wrong.stderr
