@@ -67,7 +67,7 @@ def report(name: str, text: str) -> None:
     The files lie in results/, or in the folder that the environment variable PSF_BENCHMARK_RESULTS names.
     """
     now = datetime.datetime.now(datetime.timezone.utc)
-    commit = _run("git", "rev-parse", "--short", "HEAD") + ("-dirty" if _run("git", "status", "--porcelain") else "")
+    commit = _run("git", "rev-parse", "--short", "HEAD") + ("-dirty" if _changes() else "")
     machine = f"{_processor()}, Python {platform.python_version()}, torch {torch.__version__}"
     if torch.cuda.is_initialized():
         machine += f", {torch.cuda.get_device_name()}"
@@ -77,6 +77,11 @@ def report(name: str, text: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(f"## {now:%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}\n\n{machine}\n\n{text}\n\n")
     print(f"{text}\n\nappended to {path}")
+
+
+def _changes() -> str:
+    """What differs from the commit; the results themselves do not count."""
+    return _run("git", "status", "--porcelain", "--", ".", ":!results")
 
 
 def _processor() -> str:

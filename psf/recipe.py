@@ -53,8 +53,13 @@ def check_recipe(cfg: CfgNode) -> None:
             raise ValueError(f'MODEL.PSF.{key}.NAME is "{psf[key].NAME}": registered are {known}')
     if psf.TEST_LAYER == 0 or psf.TEST_LAYER < -1:
         raise ValueError(f"MODEL.PSF.TEST_LAYER is {psf.TEST_LAYER}: expected a layer from 1, or -1 for the last")
-    if psf.MATCHER.QUERIES_PER_THING < 1:
-        raise ValueError(f"MODEL.PSF.MATCHER.QUERIES_PER_THING is {psf.MATCHER.QUERIES_PER_THING}: expected 1 or more")
+    for key, number in (
+        ("MATCHER.QUERIES_PER_THING", psf.MATCHER.QUERIES_PER_THING),
+        ("NUM_THING_QUERIES", psf.NUM_THING_QUERIES),
+        ("TEST.NUM_TOP_PAIRS", psf.TEST.NUM_TOP_PAIRS),
+    ):
+        if number < 1:
+            raise ValueError(f"MODEL.PSF.{key} is {number}: expected 1 or more")
     named_by_location = psf.THING_CLASSIFIER == "location_decoder"
     if psf.MATCHER.MODE == "per_layer":
         if not named_by_location:

@@ -18,7 +18,7 @@ PAPER = {
     "precision": {"torch"},
     "modeling": {"torch", "detectron2", "psf.ops", "psf.precision", "psf.predictions", "psf.registry"},
     "losses": {"torch", "torchvision", "scipy", "fvcore", "psf.precision", "psf.predictions"},
-    "inference": {"torch", "psf.precision", "psf.predictions"},
+    "inference": {"torch", "numpy", "psf.precision", "psf.predictions"},
 }
 # All that modeling takes from Detectron2.
 CONSTRUCTION = {

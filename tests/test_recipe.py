@@ -131,3 +131,9 @@ def test_criterion():
     }
     criterion = build_criterion(tiny_config({f"LOSS.{name.upper()}": value for name, value in values.items()}))
     assert vars(criterion) == values
+
+
+@pytest.mark.parametrize("key", ["MATCHER.QUERIES_PER_THING", "NUM_THING_QUERIES", "TEST.NUM_TOP_PAIRS"])
+def test_no_queries(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"MODEL.PSF.{key} is 0: expected 1 or more"):
+        check_recipe(tiny_config({key: 0}))

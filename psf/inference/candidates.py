@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from psf.precision import at_least_float32
 from psf.predictions import Candidates
 
 __all__ = ["best_class", "join_candidates", "stuff_candidates", "top_pairs"]
@@ -19,7 +20,7 @@ def best_class(class_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Positions of the queries (N,), their classes (N,) and probabilities (N,).
     """
-    scores, classes = class_logits.sigmoid().max(-1)
+    scores, classes = at_least_float32(class_logits).sigmoid().max(-1)
     return torch.arange(len(classes), device=classes.device), classes, scores
 
 
@@ -32,14 +33,16 @@ def top_pairs(class_logits: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Ten
         As `best_class`, with min(num_pairs, N * K_things) rows.
     """
     num_classes = class_logits.shape[-1]
-    scores, flat = class_logits.sigmoid().flatten().topk(min(num_pairs, class_logits.numel()))
+    scores, flat = at_least_float32(class_logits).sigmoid().flatten().topk(min(num_pairs, class_logits.numel()))
     return torch.div(flat, num_classes, rounding_mode="floor"), flat % num_classes, scores
 
 
 def stuff_candidates(class_logits: Tensor, mask_scores: Tensor) -> Candidates:
     """Every stuff class of one image: logits (K_stuff,) and masks (K_stuff, h, w)."""
     index = torch.arange(len(class_logits), device=class_logits.device)
-    return Candidates(class_logits.sigmoid(), index, torch.zeros_like(index, dtype=torch.bool), mask_scores, None)
+    return Candidates(
+        at_least_float32(class_logits).sigmoid(), index, torch.zeros_like(index, dtype=torch.bool), mask_scores, None
+    )
 
 
 def join_candidates(things: Candidates, stuff: Candidates) -> Candidates:

@@ -79,7 +79,7 @@ def upper_bound(candidates: Candidates, thresholds: CandidateThresholds, mask_th
 
     No mean exceeds the highest score, and interpolating does not raise that one but by rounding.
     """
-    highest = candidates.mask_scores.flatten(1).amax(1) * ROUNDING
+    highest = at_least_float32(candidates.mask_scores.flatten(1).amax(1)) * ROUNDING
     bound = candidates.class_scores**thresholds.alpha * highest**thresholds.beta * ROUNDING
     return torch.where(highest > mask_threshold, bound, 0.0)
 
@@ -106,7 +106,7 @@ def score_masks(
     )
     areas, sums, start = [], [], 0
     for scores in resize_in_chunks(candidates.mask_scores, frame):
-        kept = at_least_float32(F.threshold(scores, mask_threshold, 0.0, inplace=True))
+        kept = F.threshold(scores, mask_threshold, 0.0, inplace=True)
         masks[start : start + len(kept)] = kept > 0
         start += len(kept)
         areas.append(kept.sign().sum(2).long().sum(1))  # twice as fast on a CPU as counting bools

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from psf.inference.boxes import tight_boxes
 from psf.predictions import PanopticSegmentation, Segment
 
 __all__ = ["mask_wise_merging"]
@@ -53,23 +53,34 @@ def mask_wise_merging(
 def _paint_one_by_one(
     order: Tensor, may_be_painted: Tensor, confidence: Tensor, masks: Tensor, area: Tensor, t_keep: Tensor
 ) -> PanopticSegmentation:
-    """Looks at each mask within its box alone, and at no mask that cannot be painted."""
+    """Looks at each mask within its box alone, and at no mask that cannot be painted.
+
+    In numpy, whose operations on bools are several times as fast on a CPU as torch's.
+    """
     segment_map = torch.zeros(masks.shape[1:], dtype=torch.int32)
-    free = torch.ones_like(segment_map, dtype=torch.bool)
+    canvas, pixels = segment_map.numpy(), masks.cpu().numpy()
+    free = np.ones(canvas.shape, dtype=bool)
     candidates = order[may_be_painted[order]]
     scores, areas, keep = (x[candidates].tolist() for x in (confidence, area, t_keep))
     segments: list[Segment] = []
     for candidate, score, mask_area, share in zip(candidates.tolist(), scores, areas, keep, strict=True):
-        x0, y0, x1, y1 = tight_boxes(masks[candidate : candidate + 1])[0][0].tolist()
-        box = (slice(y0, y1), slice(x0, x1))
-        visible = masks[candidate][box] & free[box]
-        visible_area = int(visible.sum())
+        box = _bounding_box(pixels[candidate])
+        visible = pixels[candidate][box] & free[box]
+        visible_area = int(np.count_nonzero(visible))
         if visible_area == 0 or visible_area / mask_area < share:
             continue
         segments.append(Segment(id=len(segments) + 1, candidate=candidate, score=score, area=visible_area))
-        segment_map[box][visible] = segments[-1].id
+        canvas[box][visible] = segments[-1].id
         free[box] &= ~visible
-    return PanopticSegmentation(segment_map, segments)
+    return PanopticSegmentation(segment_map.to(masks.device), segments)
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold the pixels of a mask (H, W) with at least one."""
+    rows = np.flatnonzero(mask.any(1))
+    top, bottom = rows[0], rows[-1] + 1
+    columns = np.flatnonzero(mask[top:bottom].any(0))
+    return slice(top, bottom), slice(columns[0], columns[-1] + 1)
 
 
 def _paint_without_waiting(
@@ -77,11 +88,10 @@ def _paint_without_waiting(
 ) -> PanopticSegmentation:
     """What is accepted is decided on the device; the host waits once, for the list of segments."""
     painted_by = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)  # 1 + position in the order
-    masks, area, t_keep = masks[order], area[order], t_keep[order]
-    may_be_painted = may_be_painted[order]
+    area, t_keep, may_be_painted = area[order], t_keep[order], may_be_painted[order]
     visible_areas = torch.zeros_like(area)
     for position in range(len(order)):
-        visible = masks[position] & (painted_by == 0)
+        visible = masks.index_select(0, order[position : position + 1])[0] & (painted_by == 0)
         visible_area = visible.sum()
         # In float64, as Python divides.
         enough = visible_area.double() / area[position].clamp(min=1).double() >= t_keep[position]

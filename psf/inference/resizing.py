@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from psf.precision import at_least_float32
+
 __all__ = ["Frame", "resize_in_chunks", "resize_masks"]
 
 # Resized pixels, padding included, that are held as floats at a time: on a CPU few enough to stay in its cache.
@@ -24,10 +26,15 @@ class Frame(NamedTuple):
 
 
 def resize_masks(mask_scores: Tensor, frame: Frame) -> Tensor:
-    """(N, h, w) scores of the padded image -> (N, H, W) at the output size, bilinear, padding cropped away."""
+    """(N, h, w) scores of the padded image -> (N, H, W) at the output size, bilinear, padding cropped away.
+
+    In float32 at least: in half precision, interpolating may exceed the highest score.
+    """
     height, width = frame.output_size
-    resized = F.interpolate(mask_scores[:, None], size=_uncropped_size(frame), mode="bilinear", align_corners=False)
-    return resized[:, 0, :height, :width]
+    scores = at_least_float32(mask_scores[:, None])
+    return F.interpolate(scores, size=_uncropped_size(frame), mode="bilinear", align_corners=False)[
+        :, 0, :height, :width
+    ]
 
 
 def resize_in_chunks(mask_scores: Tensor, frame: Frame) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from psf.inference.resizing import Frame, resize_masks
+from psf.precision import at_least_float32
 from psf.predictions import Candidates
 
 __all__ = ["semantic_scores"]
@@ -21,9 +22,9 @@ def semantic_scores(candidates: Candidates, channels: Tensor, num_channels: int,
         frame: from which size to which.
 
     Returns:
-        (num_channels, H, W) float32, >= 0. The maximum is taken before the masks are resized.
+        (num_channels, H, W), float32 at least, >= 0. The maximum is taken before the masks are resized.
     """
-    weighted = candidates.mask_scores * candidates.class_scores[:, None, None]
+    weighted = at_least_float32(candidates.mask_scores) * candidates.class_scores[:, None, None]
     maps = weighted.new_zeros(num_channels, *weighted.shape[1:])
     index = channels[:, None, None].expand_as(weighted)
     maps = torch.scatter_reduce(maps, 0, index, weighted, reduce="amax")

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from psf.ops import is_traced
+
 __all__ = ["AttentionMemory", "MaskAttention", "MaskHead"]
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": F.relu}
@@ -93,7 +95,7 @@ class MaskHead(nn.Module):
         and backward makes them again.
         """
         num_queries, head_dim = q.shape[2:]
-        if torch.is_grad_enabled() and num_queries > head_dim:
+        if torch.is_grad_enabled() and num_queries > head_dim and not is_traced():
             return checkpoint(self._fuse, q, keys, memory, use_reentrant=False, preserve_rng_state=False)
         return self._fuse(q, keys, memory)
 
@@ -113,9 +115,8 @@ class MaskHead(nn.Module):
         for level, (mix, (h, w)) in enumerate(zip(self.level_mix, shapes, strict=True)):
             logits = q @ level_keys[level].transpose(-1, -2)  # (B, heads, N, h*w), the attention maps A
             weights, bias = mix.weight.expand(batch, -1, -1), mix.bias[:, None]
-            mixed = F.relu(
-                torch.baddbmm(bias, weights, logits.flatten(2)), inplace=True
-            )  # over heads: (B, heads, N*h*w)
+            mixed = torch.baddbmm(bias, weights, logits.flatten(2))  # over heads: (B, heads, N*h*w)
+            mixed = F.relu(mixed, inplace=True)
             level_map = (fuse_weights[level] @ mixed).view(batch, -1, h, w)  # (B, N, h, w)
             padding = level_padding[level]
             if padding is not None:
