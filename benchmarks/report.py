@@ -81,7 +81,7 @@ def report(name: str, text: str) -> None:
 
 def _changes() -> str:
     """What differs from the commit; the results themselves do not count."""
-    return _run("git", "status", "--porcelain", "--", ".", ":!results")
+    return _run("git", "status", "--porcelain", "--", ":/", ":(exclude)results")
 
 
 def _processor() -> str:

@@ -36,8 +36,6 @@ from psf.targets import panoptic_targets
 from tests.mini_set import CATEGORIES, IMAGES, register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import check_result, tiny_config, tiny_model, total
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
-
 
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,6 @@ class TestForms:
         assert first.thing_boxes_xyxy_px.shape == (len(things), 4)
         assert first.stuff_masks.shape == (2 if stuff else 0, *PADDED)
 
-    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with numpy 2
     def test_polygons_are_drawn(self):
         x = form_c()
         boxes = [(3, 2, 7, 9), (9, 8, 13, 11)]

@@ -21,6 +21,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from psf.checkpoint import class_names_from_config
 from psf.data import check_dataset
 from psf.engine import Checkpointer, Trainer, argument_parser, launch, setup
 from psf.robustness import CORRUPTIONS, SEVERITIES, RobustnessRecord, draw_chart, evaluate_robustness, robustness_table
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     record = RobustnessRecord(folder / "robustness.json", describe(cfg, name, args.num_images))
     model = Trainer.build_model(cfg)
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
     chosen = {"corruptions": args.corruptions, "severities": args.severities}
     evaluate_robustness(cfg, model, name, record, num_images=args.num_images, **chosen)
     if comm.is_main_process():

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
+from psf.checkpoint import class_names_from_config
 from psf.data import check_dataset
 from psf.engine import Checkpointer, Trainer, argument_parser, setup
 from psf.evaluation import PanopticGroundTruth
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     name = cfg.DATASETS.TEST[0]
     check_dataset(name)
     model = Trainer.build_model(cfg)
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
     grid = Grid(args.alpha, args.beta, args.t_cnf, args.t_keep)
     num_batches = args.num_images and -(-args.num_images // cfg.MODEL.PSF.TEST.BATCH_SIZE)
     cached = cache_data_set(model, islice(Trainer.build_test_loader(cfg, name), num_batches), name, grid)

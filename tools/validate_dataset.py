@@ -2,6 +2,7 @@
 """Reads a panoptic set whole and says what is wrong with it.
 
 python tools/validate_dataset.py --json panoptic.json --png-root panoptic/ --image-root images/ --html report.html
+python tools/validate_dataset.py --register mine=panoptic.json,panoptic/,images/
 python tools/validate_dataset.py --dataset coco_2017_val_panoptic
 
 Exit status: 0 if the set is clean, 1 if it has faults, 2 if it could not be read at all.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from psf.data.registration import PanopticSet
 from psf.data.validation import places_of_dataset, validate_panoptic, write_corrected
 from psf.data.validation_html import write_html
 
@@ -25,6 +27,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="panoptic JSON in COCO's format")
     parser.add_argument("--png-root", metavar="FOLDER", help="of the panoptic PNGs")
     parser.add_argument("--image-root", metavar="FOLDER", help="of the images")
+    parser.add_argument("--register", metavar="NAME=JSON,PNGS,IMAGES", help="the three in one, as train_net.py has it")
     parser.add_argument("--dataset", metavar="NAME", help="a registered data set, in place of the three")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a corrected JSON here, where that is safe")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with drawn samples here")
@@ -33,8 +36,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, metavar="N", help="files at a time (default: one per processor)")
     args = parser.parse_args(words)
     places = (args.json, args.png_root, args.image_root)
-    if bool(args.dataset) == any(places) or any(places) != all(places):
-        parser.error("expected --json, --png-root and --image-root, or --dataset alone")
+    if [bool(args.dataset), bool(args.register), any(places)].count(True) != 1 or any(places) != all(places):
+        parser.error("expected --json, --png-root and --image-root, or --register alone, or --dataset alone")
     return args
 
 
@@ -48,9 +51,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    json_file, png_root, image_root = (
-        places_of_dataset(args.dataset) if args.dataset else (args.json, args.png_root, args.image_root)
-    )
+    if args.register:
+        _, json_file, png_root, image_root = PanopticSet.parse(args.register)
+    elif args.dataset:
+        json_file, png_root, image_root = places_of_dataset(args.dataset)
+    else:
+        json_file, png_root, image_root = args.json, args.png_root, args.image_root
     report = validate_panoptic(
         json_file,
         png_root,

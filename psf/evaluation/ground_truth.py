@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from psf.data import read_panoptic_ids
+from psf.data import image_key, read_panoptic_ids
 
 __all__ = ["ImageTruth", "PanopticGroundTruth", "has_panoptic_truth"]
 
@@ -92,8 +92,3 @@ class PanopticGroundTruth:
         if missing:
             raise ValueError(f"{path} has no {missing}: a panoptic JSON with ground truth is needed to evaluate")
         return content
-
-
-def image_key(image_id: int | str) -> int | str:
-    """The image id as a number where it is one: JSONs write some ids as text that Detectron2's loaders turn to int."""
-    return int(image_id) if str(image_id).isdigit() else image_id

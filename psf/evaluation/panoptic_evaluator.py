@@ -12,8 +12,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from psf.data import image_key
 from psf.evaluation.category_ids import CategoryIds
-from psf.evaluation.ground_truth import PanopticGroundTruth, image_key
+from psf.evaluation.ground_truth import PanopticGroundTruth
 from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
 from psf.evaluation.panoptic_writer import PanopticWriter
 from psf.evaluation.segment_matching import SegmentMatches, match_segments, match_with_boundaries

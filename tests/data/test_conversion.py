@@ -22,8 +22,6 @@ from psf.data.conversion_sources import SemanticMasks, convert_source, join_cate
 from psf.data.panoptic_truth import read_panoptic_ids
 from psf.data.validation import validate_panoptic
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
-
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
     return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))

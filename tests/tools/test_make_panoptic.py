@@ -13,8 +13,6 @@ from PIL import Image
 from psf.data.validation import validate_panoptic
 from tests.conftest import RunPython
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
-
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:

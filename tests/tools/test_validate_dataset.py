@@ -39,6 +39,7 @@ def test_clean_set_by_paths_and_by_name(tool, tmp_path, capsys):
     assert tool.main(words(root)) == 0
     captured = capsys.readouterr()
     assert "no faults" in captured.out and "5/5" in captured.err
+    assert tool.main(["--register", f"mine={root}/panoptic.json,{root}/panoptic,{root}/images"]) == 0
     name = register_mini_set(root)
     try:
         assert tool.main(["--dataset", name, "--workers", "1"]) == 0
