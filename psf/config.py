@@ -96,7 +96,11 @@ def _model_defaults() -> CN:
     # = N_stuff, the number of stuff queries. 0: none, whatever the metadata say, and stuff is void: an instance
     # segmentation model (table 4).
     psf.NUM_STUFF_CLASSES = -1
-    psf.NUM_THING_QUERIES = 300  # N_things
+    psf.NUM_THING_QUERIES = 300  # N_things; with QUERIES "joint", all queries
+    # "decoupled": thing queries are matched, and each stuff class has a query of its own. "joint": one set of queries,
+    # all of them matched, serves things and stuff through the thing queries' mask decoder (table 8); the keys of the
+    # stuff queries, their mask decoder and their losses mean nothing then.
+    psf.QUERIES = "decoupled"
 
     # ------------------------------------------------------------------ pixel encoder (section 3.2)
     psf.PIXEL_ENCODER = CN()

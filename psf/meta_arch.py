@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from psf.classes import PanopticClasses, classes_from_config
 from psf.inference import Frame, best_class, join_candidates, stuff_candidates, top_pairs
+from psf.joint_queries import all_as_things, separate_stuff, stuff_as_things
 from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
 from psf.modeling import (
     MaskDecoderDepth,
@@ -55,8 +56,9 @@ class PanopticSegFormer(nn.Module):
         location_decoder: tokens -> located thing queries; None: the model knows no things.
         thing_decoder: mask decoder of the thing queries.
         thing_classifier: classes of the refined thing queries; None: the location decoder names them.
-        stuff_decoder: mask decoder of the stuff queries; None: the model knows no stuff.
-        stuff_classifier: presence of each refined stuff query's class; None without stuff.
+        stuff_decoder: mask decoder of the stuff queries; None: the model knows no stuff, or its queries are joint,
+            and `location_decoder` and `thing_classifier` name the stuff classes after the thing classes.
+        stuff_classifier: presence of each refined stuff query's class; None without stuff queries.
         matching: which queries the mask decoder learns on, and who answers for what.
         criterion: the training loss.
         post_processor: candidates -> panoptic map and instances.
@@ -119,12 +121,13 @@ class PanopticSegFormer(nn.Module):
         psf = cfg.MODEL.PSF
         classes = classes_from_config(cfg)
         check_recipe(cfg)
+        queried = all_as_things(classes) if psf.QUERIES == "joint" else classes
         backbone = build_backbone(cfg)
         thing_depth = MaskDecoderDepth(psf.MASK_DECODER.NUM_THING_LAYERS, psf.MASK_DECODER.THING_SELF_ATTENTION)
         stuff_depth = MaskDecoderDepth(psf.MASK_DECODER.NUM_STUFF_LAYERS, psf.MASK_DECODER.STUFF_SELF_ATTENTION)
-        num_things = len(classes.thing_ids)
+        num_things = len(queried.thing_ids)
         thing_decoder = build_mask_decoder(cfg, thing_depth) if num_things else None
-        if not classes.stuff_ids:
+        if not queried.stuff_ids:
             stuff_decoder = None
         elif psf.MASK_DECODER.SHARE_WEIGHTS and thing_decoder is not None:
             stuff_decoder = thing_decoder
@@ -133,7 +136,7 @@ class PanopticSegFormer(nn.Module):
         thing_classifier = stuff_classifier = None
         if num_things and psf.THING_CLASSIFIER == "mask_decoder":
             thing_classifier = QueryClassifier(psf.HIDDEN_DIM, thing_depth.num_layers, num_outputs=num_things)
-        if classes.stuff_ids:
+        if queried.stuff_ids:
             stuff_classifier = QueryClassifier(psf.HIDDEN_DIM, stuff_depth.num_layers, num_outputs=1)
         return {
             "backbone": backbone,
@@ -175,6 +178,11 @@ class PanopticSegFormer(nn.Module):
         device: torch.device = self.pixel_mean.device
         return device
 
+    @property
+    def has_joint_queries(self) -> bool:
+        """Whether the thing queries serve stuff, too (table 8)."""
+        return self.stuff_decoder is None and len(self.classes.stuff_ids) > 0
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Detectron2's interface.
 
@@ -193,6 +201,8 @@ class PanopticSegFormer(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
+            if self.has_joint_queries:
+                targets = [stuff_as_things(target, len(self.classes.thing_ids)) for target in targets]
             return self._losses(self._encode(images.tensor, padded_pixels(images)), targets)
         results = []
         candidates = self.candidates(images.tensor, padded_pixels(images))
@@ -243,7 +253,7 @@ class PanopticSegFormer(nn.Module):
             return self.criterion(predictions, assignments, targets)
 
     def candidates(self, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
-        """What competes for the pixels of each image: chosen things, then all stuff classes.
+        """What competes for the pixels of each image: chosen things, then all stuff classes; or chosen joint queries.
 
         All of the network at test, and nothing that depends on its outcome: torch.compile makes one graph of it.
 
@@ -255,6 +265,8 @@ class PanopticSegFormer(nn.Module):
         memory = tokens.finest(self.num_mask_levels)
         stuff, stuff_logits = self._decode_stuff(memory, self.settings.layer)
         things = self._thing_candidates(tokens, memory)
+        if self.has_joint_queries:
+            return [separate_stuff(one, len(self.classes.thing_ids)) for one in things]
         if not stuff_logits:
             return things
         candidates = [

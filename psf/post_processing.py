@@ -27,6 +27,7 @@ from psf.inference import (
     tight_boxes,
     upper_bound,
 )
+from psf.joint_queries import join_stuff_segments
 from psf.predictions import Candidates, PanopticSegmentation
 from psf.registry import POST_PROCESSOR_REGISTRY
 
@@ -255,7 +256,11 @@ class ClassTimesMask(_PixelWise):
 def panoptic_result(
     segmentation: PanopticSegmentation, candidates: Candidates, classes: PanopticClasses
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Detectron2's `panoptic_seg`: the (H, W) int32 map and segments_info in plain numbers."""
+    """Detectron2's `panoptic_seg`: the (H, W) int32 map and segments_info in plain numbers.
+
+    Stuff has one segment a class, also where several candidates are of that class.
+    """
+    segmentation = join_stuff_segments(segmentation, candidates)
     is_thing, indices = candidates.is_thing.tolist(), candidates.class_indices.tolist()
     segments_info = []
     for segment in segmentation.segments:

@@ -100,7 +100,10 @@ class PanopticTargets(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The masks of one image that compete for its pixels: N = candidate things, then all stuff classes."""
+    """The masks of one image that compete for its pixels: N = candidate things, then all stuff classes.
+
+    With joint queries, N of both kinds in any order.
+    """
 
     class_scores: Tensor  # (N,) probability p of the class, in [0, 1]
     class_indices: Tensor  # (N,) index among the thing classes, or among the stuff classes

@@ -15,6 +15,7 @@ from psf.registry import (
 __all__ = ["build_criterion", "build_matching", "check_recipe"]
 
 CHOICES = {
+    "QUERIES": ("decoupled", "joint"),
     "THING_CLASSIFIER": ("mask_decoder", "location_decoder"),
     "MATCHER.MODE": ("shared", "per_layer"),
     "TEST.CANDIDATES": ("best_class", "top_pairs"),
@@ -88,6 +89,11 @@ def check_recipe(cfg: CfgNode) -> None:
             f'LOCATION_DECODER.TARGET "{psf.LOCATION_DECODER.TARGET}"'
         )
     decoder = psf.MASK_DECODER
+    if decoder.SHARE_WEIGHTS and psf.QUERIES == "joint":
+        raise ValueError(
+            'MODEL.PSF.MASK_DECODER.SHARE_WEIGHTS is True with MODEL.PSF.QUERIES "joint", which has one mask decoder '
+            'anyway: set SHARE_WEIGHTS to False, or QUERIES to "decoupled"'
+        )
     same = (
         decoder.NUM_THING_LAYERS == decoder.NUM_STUFF_LAYERS
         and decoder.THING_SELF_ATTENTION == decoder.STUFF_SELF_ATTENTION

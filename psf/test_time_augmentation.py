@@ -31,7 +31,7 @@ class PanopticSegFormerWithTTA(nn.Module):
         flip: run the mirror image at each size, too (TEST.AUG.FLIP).
 
     Raises:
-        ValueError: if there are no sizes, or one is no number of pixels.
+        ValueError: if there are no sizes, or one is no number of pixels, or the model's queries are joint.
     """
 
     @configurable
@@ -41,6 +41,11 @@ class PanopticSegFormerWithTTA(nn.Module):
             raise ValueError(
                 f"TEST.AUG.MIN_SIZES is {tuple(min_sizes)}, TEST.AUG.MAX_SIZE is {max_size}: expected short sides of "
                 "the views, and a longest side, in pixels"
+            )
+        if model.has_joint_queries:
+            raise ValueError(
+                'MODEL.PSF.QUERIES is "joint": the views of a stuff class cannot be averaged without a query of its '
+                'own; set QUERIES to "decoupled", or TEST.AUG.ENABLED to False'
             )
         self.model, self.min_sizes, self.max_size, self.flip = model, tuple(min_sizes), max_size, flip
 

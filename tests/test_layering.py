@@ -34,6 +34,7 @@ SHELL = (
     "config",
     "classes",
     "targets",
+    "joint_queries",
     "backbone",
     "post_processing",
     "recipe",

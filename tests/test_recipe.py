@@ -26,6 +26,7 @@ def test_the_tests_keys_are_those_of_the_released_configs():
 @pytest.mark.parametrize(
     "key",
     [
+        "QUERIES",
         "THING_CLASSIFIER",
         "MATCHER.MODE",
         "TEST.CANDIDATES",
@@ -72,6 +73,10 @@ COMBINATIONS = {
     "shared weights of unequal self-attention": (
         {"MASK_DECODER.SHARE_WEIGHTS": True, "MASK_DECODER.NUM_STUFF_LAYERS": 2},
         r"SHARE_WEIGHTS needs .*; found 2 and 2, False and True",
+    ),
+    "one decoder is shared anyway": (
+        {"QUERIES": "joint", "MASK_DECODER.SHARE_WEIGHTS": True},
+        r'SHARE_WEIGHTS is True with MODEL\.PSF\.QUERIES "joint".*set SHARE_WEIGHTS to False',
     ),
 }
 

@@ -85,3 +85,8 @@ def test_keys():
 def test_no_sizes(sizes: tuple[int, ...], longest: int):
     with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES is"):
         PanopticSegFormerWithTTA(tiny_model(), min_sizes=sizes, max_size=longest, flip=True)
+
+
+def test_joint_queries():
+    with pytest.raises(ValueError, match=r'MODEL\.PSF\.QUERIES is "joint".*or TEST\.AUG\.ENABLED to False'):
+        PanopticSegFormerWithTTA(tiny_model({"QUERIES": "joint"}), min_sizes=(64,), max_size=96, flip=False)

@@ -47,11 +47,17 @@ class ClassNames(NamedTuple):
 
 
 def class_names_from_config(cfg: CfgNode) -> ClassNames | None:
-    """Names of the classes that `psf.classes.classes_from_config` finds; None if no data set names them."""
+    """Names of the classes that `psf.classes.classes_from_config` finds; None if no data set names them.
+
+    Joint queries have heads of things alone, which know the stuff classes after the thing classes.
+    """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         metadata = MetadataCatalog.get(name)
         if PanopticClasses.from_metadata(metadata) is not None:
-            return ClassNames._of_ids(classes_from_config(cfg), metadata)
+            names = ClassNames._of_ids(classes_from_config(cfg), metadata)
+            if names is not None and cfg.MODEL.PSF.QUERIES == "joint":
+                return ClassNames(names.things + names.stuff, ())
+            return names
     return None
 
 

@@ -83,12 +83,17 @@ def cache_data_set(
         max_bytes: that may be kept; some kilobytes are needed per image.
 
     Raises:
-        ValueError: if the model merges in another way, or there is too much to keep.
+        ValueError: if the model merges in another way, or its queries are joint, or there is too much to keep.
     """
     processor = model.post_processor
     if not isinstance(processor, MaskWiseMerging):
         raise ValueError(
             f"MODEL.PSF.POST_PROCESSOR.NAME is {type(processor).__name__!r}: only MaskWiseMerging has these numbers"
+        )
+    if model.has_joint_queries:
+        raise ValueError(
+            'MODEL.PSF.QUERIES is "joint": its segments of one stuff class are joined after merging, which the cached '
+            'images do not know; only "decoupled" queries can be tuned'
         )
     grid = _with(grid, processor.things, processor.stuff)
     truth, category_ids = PanopticGroundTruth(dataset_name), CategoryIds(dataset_name)

@@ -37,6 +37,8 @@ def test_in_the_order_of_the_heads(dataset: Register):
     assert names == (("ball", "box"), ("sky", "ground", "cloud"))
     cfg.MODEL.PSF.NUM_STUFF_CLASSES = 0  # the model without stuff
     assert class_names_from_config(cfg) == (("ball", "box"), ())
+    cfg.MODEL.PSF.NUM_STUFF_CLASSES, cfg.MODEL.PSF.QUERIES = -1, "joint"  # one head for all of them
+    assert class_names_from_config(cfg) == (("ball", "box", "sky", "ground", "cloud"), ())
     assert ClassNames.of_checkpoint({"model": {}, **names.as_entry()}) == names
 
 

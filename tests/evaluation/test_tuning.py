@@ -97,6 +97,8 @@ def test_refuses(mini: str):
     numbers = {"NUM_THING_CLASSES": 2, "NUM_STUFF_CLASSES": 3}
     with pytest.raises(ValueError, match=r"POST_PROCESSOR\.NAME is 'PixelArgmax'"):
         cache_data_set(tiny_model({**numbers, "POST_PROCESSOR.NAME": "PixelArgmax"}), [], mini)
+    with pytest.raises(ValueError, match=r'MODEL\.PSF\.QUERIES is "joint"'):
+        cache_data_set(tiny_model({**numbers, "QUERIES": "joint"}), [], mini)
     cfg = tiny_config({}, DATASETS__TEST=(mini,), INPUT__MIN_SIZE_TEST=32, DATALOADER__NUM_WORKERS=0)
     model = tiny_model({"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1}, DATASETS__TEST=(mini,))
     with pytest.raises(ValueError, match="1 images take more than 100 bytes"):
