@@ -19,7 +19,11 @@ HERE = Path(__file__).parent
 
 
 def argument_parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that each benchmark has; `description` is the script's docstring."""
+    """The options that each benchmark has; `description` is the script's docstring.
+
+    What each needs besides is done here, too: float32 is float32 on a GPU, not TF32, which cuDNN would take by default.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of each, in turns")
     parser.add_argument("--quick", action="store_true", help="sizes so small that only the checks mean anything")

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -25,6 +26,7 @@ __all__ = ["Finding", "examine", "main"]
 
 PYTHON = shlex.quote(sys.executable)
 PIP_INSTALL = f"{PYTHON} -m pip install"
+LEAST_TORCH = (2, 7)  # the first with torch.compiler.is_exporting
 
 
 class Finding(NamedTuple):
@@ -45,6 +47,7 @@ class _Part(NamedTuple):
     mend_broken: str  # where it is installed and does not import
     needs: tuple[str, ...] = ()  # parts that must work before this one can be tried
     purpose: str = ""  # of a part that psf runs without: what is lost then
+    least: tuple[int, int] = (0, 0)  # version
 
 
 def _parts() -> list[_Part]:
@@ -70,7 +73,7 @@ def _parts() -> list[_Part]:
     # A Detectron2 that is there is never overwritten: it may be one that the user built.
     around_detectron2 += "  # and if it still fails, build Detectron2 anew for this torch"
     return [
-        _Part("torch", "torch", both, both_anew),
+        _Part("torch", "torch", both, both_anew, least=LEAST_TORCH),
         _Part("torchvision", "torchvision", both, both_anew, ("torch",)),
         from_index("numpy"),
         from_index("scipy", "scipy.optimize"),
@@ -128,8 +131,17 @@ def _find_part(part: _Part, failed: set[str]) -> Finding:
         return Finding(part.name, f"installed; cannot be tried without {', '.join(sorted(broken))}")
     module = _try_import(part.imports)
     if isinstance(module, ModuleType):
-        return Finding(part.name, _describe(part.name))
+        state = _describe(part.name)
+        if _major_and_minor(state) < part.least:
+            least = ".".join(map(str, part.least))
+            return Finding(part.name, f"{state}; too old: psf needs {least} or later", part.mend_broken, is_fatal)
+        return Finding(part.name, state)
     return Finding(part.name, f"cannot be imported: {_in_one_line(module)}", part.mend_broken, is_fatal)
+
+
+def _major_and_minor(version: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _describe(name: str) -> str:
@@ -218,7 +230,11 @@ def examine() -> list[Finding]:
         found.append(_find_part(part, failed))
         if found[-1].mend:
             failed.add(part.name)
-    gpus = [Finding("GPU", "unknown without torch")] if "torch" in failed else _find_gpus(sys.modules["torch"])
+    gpus = (
+        [Finding("GPU", "unknown without a torch that works")]
+        if "torch" in failed
+        else _find_gpus(sys.modules["torch"])
+    )
     has_gpu = any(gpu.subject != "GPU" for gpu in gpus)
     can_run = not any(finding.is_fatal for finding in found)
     return [

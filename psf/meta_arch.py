@@ -100,7 +100,7 @@ class PanopticSegFormer(nn.Module):
     ):
         super().__init__()
         self.backbone, self.neck, self.pixel_encoder = backbone, neck, pixel_encoder
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         self.backbone.to(memory_format=self.memory_format)
         self.location_decoder = location_decoder
         self.thing_decoder, self.thing_classifier = thing_decoder, thing_classifier
@@ -182,6 +182,11 @@ class PanopticSegFormer(nn.Module):
     def has_joint_queries(self) -> bool:
         """Whether the thing queries serve stuff, too (table 8)."""
         return self.stuff_decoder is None and len(self.classes.stuff_ids) > 0
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of what the backbone gets. Not kept as such: torch.save cannot write it."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Detectron2's interface.

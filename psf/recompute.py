@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 __all__ = ["BACKBONE_BLOCKS", "recompute_blocks"]
@@ -26,7 +28,7 @@ def recompute_blocks(model: nn.Module, parts: Iterable[str]) -> None:
     """Let the blocks of some parts keep their inputs alone for backward.
 
     The layers of encoder and decoders are blocks; of a backbone those that are called so. Parameters, their names and
-    all results stay as they are, dropout too.
+    all results stay as they are, dropout and the running statistics of norms too.
 
     Args:
         model: has the parts as attributes, with `layers` but for the backbone.
@@ -58,15 +60,52 @@ def _backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
     return blocks
 
 
+class _StatisticsKept:
+    """While it is entered, norms in training update copies of their running statistics, which are then dropped."""
+
+    def __init__(self, norms: list[nn.Module]):
+        self.norms = norms
+        self.originals: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self.originals = [dict(norm.named_buffers(recurse=False)) for norm in self.norms]
+        for norm, buffers in zip(self.norms, self.originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for norm, buffers in zip(self.norms, self.originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
+
+
 @functools.cache
 def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of a block, but for its forward."""
+    """The class of a block, but for its forward; pickled as that class and what makes this one of it."""
 
     class Recomputing(kind):  # type: ignore[misc, valid-type]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():
                 return super().forward(*args, **kwargs)
+            norms = [m for m in self.modules() if m.training and getattr(m, "track_running_stats", False)]
+            if norms:  # else not an argument at all: torch.compile knows few kinds of context
+                kwargs["context_fn"] = functools.partial(_contexts, norms)
             return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+            _, (_, *args), *state = super().__reduce_ex__(max(protocol, 2))
+            return (_make_recomputing, (kind, *args), *state)
 
     Recomputing.__name__ = Recomputing.__qualname__ = kind.__name__
     return Recomputing
+
+
+def _contexts(norms: list[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first forward, and of the one that backward calls for."""
+    return contextlib.nullcontext(), _StatisticsKept(norms)
+
+
+def _make_recomputing(kind: type[nn.Module], *args: Any) -> nn.Module:
+    """An empty block, for pickle to fill."""
+    recomputing = _recomputing(kind)  # type: ignore[arg-type]
+    return recomputing.__new__(recomputing, *args)

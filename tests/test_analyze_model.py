@@ -41,7 +41,7 @@ def test_one_task(main: Main, capsys: pytest.CaptureFixture[str]):
 
 
 def test_mistakes(main: Main, capsys: pytest.CaptureFixture[str]):
-    assert main([*TINY, "MODEL.PSF.NUM_QUERIES", "7"]) == 2
+    assert main([*TINY, "MODEL.PSF.NUM_THING_QUERIE", "7"]) == 2
     assert "NUM_THING_QUERIES" in capsys.readouterr().err
     for words in (["--tasks", "speed"], ["--input-size", "0", "96"]):
         with pytest.raises(SystemExit) as stopped:

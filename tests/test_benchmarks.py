@@ -41,11 +41,15 @@ class Benchmarks:
 @pytest.fixture
 def benchmarks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Benchmarks]:
     threads, known = torch.get_num_threads(), set(sys.modules)
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    allow_tf32 = [backend.allow_tf32 for backend in backends]
     folder = repository / "benchmarks"
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PSF_BENCHMARK_RESULTS", str(tmp_path / "results"))
     yield Benchmarks(tmp_path / "results")
     torch.set_num_threads(threads)
+    for backend, allow in zip(backends, allow_tf32, strict=True):
+        backend.allow_tf32 = allow
     for name in {path.stem for path in folder.glob("*.py")} - known:
         sys.modules.pop(name, None)
 
@@ -62,6 +66,14 @@ def test_both_lists_of_scripts_are_complete(repository: Path):
     assert {item.partition(":")[0] for item in line.split()[2:]} == set(SCRIPTS)
     [line] = [line for line in gpu_check.splitlines() if line.startswith("for name in ")]
     assert set(line.removesuffix("; do").split()[3:]) == ON_A_DEVICE
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_none_measures_in_tf32(benchmarks: Benchmarks, name: str):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    with pytest.raises(SystemExit):
+        benchmarks.module(name).main(["--help"])
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 class TestTheyRun:

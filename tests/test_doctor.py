@@ -64,6 +64,16 @@ def test_broken_at_import(run_python) -> None:
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize(("version", "is_fine"), [("2.6.1+cu124", False), ("2.7.0", True), ("2.10.0a0", True)])
+def test_least_torch(version: str, is_fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    [part] = [part for part in doctor._parts() if part.name == "torch"]
+    finding = doctor._find_part(part, set())
+    assert finding.state.startswith(version)
+    assert ("too old: psf needs 2.7 or later" in finding.state) != is_fine
+    assert (finding.is_fatal, "--upgrade" in finding.mend) == (not is_fine, not is_fine)
+
+
 @pytest.mark.parametrize(
     ("is_fatal", "expected"),
     [(True, "psf cannot run. Mend this, from the top:\n  a, b: do it"), (False, "psf can run.")],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
 
-from tests.models import RECIPES, gradients, make_input, tiny_model
+from tests.models import RECIPES, gradients, make_input, tiny_model, total
 
 PARTS = ["backbone", "pixel_encoder", "location_decoder", "mask_decoder"]
 DROPOUT = {"PIXEL_ENCODER.DROPOUT": 0.2, "LOCATION_DECODER.DROPOUT": 0.2}
@@ -67,6 +69,38 @@ def test_names_copies_and_results_stay(inputs):
             weight.zero_()  # the twin has weights of its own
         [ours, theirs] = [m.eval()(inputs[:1])[0]["panoptic_seg"][0] for m in (twin, plain)]
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backbone", ["build_resnet_backbone", "build_psf_timm_backbone"])
+def test_running_statistics_count_a_step_once(backbone, inputs):
+    """Also where backward runs twice; and they are the model's own afterwards."""
+    results = []
+    for parts in ([], ["backbone"]):
+        keys = {"MODEL__BACKBONE__NAME": backbone, "MODEL__RESNETS__NORM": "BN", "MODEL__BACKBONE__FREEZE_AT": 0}
+        model = tiny_model({"RECOMPUTE": parts, "TIMM.FROZEN_NORM": False}, **keys)
+        buffers = dict(model.backbone.named_buffers())
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        losses = model.train()(inputs)
+        total(losses).backward(retain_graph=True)
+        total(losses).backward()
+        assert all(buffer is buffers[name] for name, buffer in model.backbone.named_buffers())
+        changed = [name for name, buffer in buffers.items() if not torch.equal(buffer, before[name])]
+        results.append((changed, buffers, {name: p.grad for name, p in model.named_parameters()}))
+    (changed, plain, gradient), (also_changed, recomputed, same_gradient) = results
+    assert changed == also_changed and any(name.endswith("num_batches_tracked") for name in changed)
+    torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
+    torch.testing.assert_close(same_gradient, gradient, rtol=0, atol=0)
+
+
+def test_pickled_and_saved_whole(inputs):
+    model = tiny_model({"RECOMPUTE": PARTS})
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        kinds = [[type(module) for module in m.modules()] for m in (twin, model)]
+        assert kinds[0] == kinds[1]
+        torch.testing.assert_close(gradients(twin, inputs), gradients(model, inputs), rtol=0, atol=0)
 
 
 def test_unknown_part():

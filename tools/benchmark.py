@@ -24,7 +24,8 @@ from psf.ops import describe_implementation
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one of psf's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default_device, help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
@@ -32,7 +33,19 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--amp", choices=("float16", "bfloat16"), help="autocast to this type")
     add_register_flag(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    for name in ("batch_size", "repeats", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(args, name)}")
+    if min(args.input_size) < 1:
+        parser.error(f"--input-size: expected two positive numbers of pixels, found {args.input_size}")
+    if args.device not in ("cpu", "cuda"):
+        parser.error(f"--device: expected cpu or cuda, found {args.device!r}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: found 'cuda', and torch sees no GPU here; expected cpu (python -m psf.doctor says why)")
+    if args.device == "cpu" and args.amp == "float16":
+        parser.error("--amp: found float16 with --device cpu; expected bfloat16 there")
+    return args
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -55,9 +68,8 @@ def main(words: Sequence[str] | None = None) -> int:
         times = measure_stages(model, inputs, repeats=args.repeats, warm_ups=0)
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{args.config_file}, {args.batch_size} x {args.input_size[0]} x {args.input_size[1]}, {device}")
-    print(
-        f"deformable attention: {describe_implementation()}\n\n{stage_table(times)}, peak memory {peak / 2**30:.2f} GiB"
-    )
+    print(f"deformable attention: {describe_implementation(model.device.type)}\n")
+    print(f"{stage_table(times)}, peak memory {peak / 2**30:.2f} GiB")
     return 0
 
 

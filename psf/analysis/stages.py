@@ -45,7 +45,7 @@ def measure_stages(
         warm_ups: runs before them.
     """
     model.eval()
-    parts = {name: getattr(model, name) for name in STAGES if getattr(model, name) is not None}
+    parts = _parts(model)
     runs = []
     for _ in range(warm_ups + repeats):
         spent = dict.fromkeys(parts, 0.0)
@@ -60,6 +60,15 @@ def measure_stages(
         runs.append({**spent, REST: total - sum(spent.values()), "total": total})
     medians = {name: statistics.median(run[name] for run in runs[warm_ups:]) for name in runs[0]}
     return StageTimes({name: medians[name] for name in (*parts, REST)}, medians["total"], len(inputs))
+
+
+def _parts(model: PanopticSegFormer) -> dict[str, nn.Module]:
+    """Each module once: one that is two parts (MASK_DECODER.SHARE_WEIGHTS) has both names, and the time of both."""
+    names: dict[nn.Module, list[str]] = {}
+    for name in STAGES:
+        if (part := getattr(model, name)) is not None:
+            names.setdefault(part, []).append(name)
+    return {" + ".join(own): part for part, own in names.items()}
 
 
 def _timed(part: nn.Module, name: str, spent: dict[str, float], device: torch.device) -> list[Any]:

@@ -6,6 +6,7 @@ every pixel is a bag of queries. Nothing here depends on the order of threads.
 
 Pixels outside the map need no special case. The two neighbours of a coordinate x are those inside the map that are
 nearest to it, and pixel i counts max(0, 1 - |x - i|): zero by itself wherever it is further away than one pixel.
+A location that is infinite adds 0, here and in Triton's kernels; in the reference, NaN.
 """
 
 from __future__ import annotations

@@ -85,9 +85,14 @@ def log_once(choice: Choice) -> None:
         logging.getLogger(__name__).info("deformable attention: %s (%s)", choice.name, choice.reason)
 
 
-def describe_implementation() -> str:
-    """Which implementation of deformable attention runs here on a large image, and why (`python -m psf.doctor`)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def describe_implementation(device: str | None = None) -> str:
+    """Which implementation of deformable attention runs on a large image, and why.
+
+    Args:
+        device: type of the device; None: the GPU if this machine has one (`python -m psf.doctor`).
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         choice = choose(Work(device, points=10**6, has_gradient=False, is_deterministic=False))
     except ValueError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +32,16 @@ def test_a_model_without_stuff_has_no_such_part() -> None:
     assert "stuff_decoder" not in times.parts and "thing_decoder" in times.parts
 
 
+def test_a_decoder_that_is_shared_is_one_part() -> None:
+    keys = {"MASK_DECODER.SHARE_WEIGHTS": True, "MASK_DECODER.NUM_STUFF_LAYERS": 2}
+    model = tiny_model({**keys, "MASK_DECODER.THING_SELF_ATTENTION": True})
+    assert model.thing_decoder is model.stuff_decoder
+    times = measure_stages(model, [make_input(64, 64, things=1, stuff=1)], repeats=1, warm_ups=0)
+    *_, decoders, rest = times.parts
+    assert decoders == "thing_decoder + stuff_decoder" and len(times.parts) == 6
+    assert times.parts[rest] > 0 and sum(times.parts.values()) == pytest.approx(times.total)
+
+
 def test_peak_memory_grows_with_what_is_allocated() -> None:
     before = peak_memory(torch.device("cpu"), lambda: None)
     after = peak_memory(torch.device("cpu"), lambda: torch.ones(int(before) // 4 + 2**24).sum())
@@ -40,5 +53,33 @@ def test_tool(run_python) -> None:
     done = run_python("-W", "ignore", "tools/benchmark.py", *words)
     assert done.returncode == 0, done.stderr
     assert "| pixel_encoder" in done.stdout and "peak memory" in done.stdout and "images/s" in done.stdout
+    assert "deformable attention: bag on cpu" in done.stdout
     wrong = run_python("-W", "ignore", "tools/benchmark.py", *words, "MODEL.PSF.TEST_LAYER", "0")
     assert wrong.returncode == 2 and "TEST_LAYER is 0" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda"], "--device: found 'cuda', and torch sees no GPU here"),
+        (["--device", "gpu"], "--device: expected cpu or cuda, found 'gpu'"),
+        (["--repeats", "0"], "--repeats: expected at least 1, found 0"),
+        (["--batch-size", "-1"], "--batch-size: expected at least 1, found -1"),
+        (["--input-size", "64", "0"], "--input-size: expected two positive numbers of pixels"),
+        (["--amp", "float16"], "--amp: found float16 with --device cpu; expected bfloat16"),
+    ],
+)
+def test_mistakes(
+    words: list[str],
+    message: str,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tool = runpy.run_path(str(repository / "tools" / "benchmark.py"))
+    with pytest.raises(SystemExit) as stopped:
+        tool["main"](["--config-file", "shapes/psf_tiny.yaml", *words])
+    assert stopped.value.code == 2
+    [*_, error] = capsys.readouterr().err.strip().splitlines()
+    assert f"error: {message}" in error

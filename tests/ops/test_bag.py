@@ -37,6 +37,14 @@ def test_kinks_have_the_slope_to_their_right():
     assert max(largest_differences(output_and_gradients(attend, inputs), expected)) < 1e-13
 
 
+@pytest.mark.parametrize("far", [float("inf"), -float("inf")])
+def test_infinitely_far_is_outside(far):
+    value, shapes, locations, weights = problem(9, [(4, 3), (1, 2)])
+    outside = torch.full_like(locations, far)
+    assert not attend(value, shapes, outside, weights).any()
+    assert attend(value, shapes, outside * 0, weights).isnan().all()  # not a number is no place
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_loses_only_the_rounding_of_the_result(dtype):
     value, shapes, locations, weights = problem(3, [(9, 5), (3, 4)], queries=50)

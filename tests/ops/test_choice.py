@@ -98,3 +98,10 @@ def test_doctor_can_say_what_runs(monkeypatch):
     assert describe_implementation() == "bag on cpu: the fastest on a CPU from 16000 points per image"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert describe_implementation().startswith("reference on cuda: no measurement on a GPU")
+
+
+def test_a_device_that_is_named_is_described_whatever_is_here(monkeypatch):
+    for has_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert describe_implementation("cpu").startswith("bag on cpu: ")
+        assert describe_implementation("cuda").startswith("reference on cuda: ")
