@@ -85,7 +85,8 @@ def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
 
     class Recomputing(kind):  # type: ignore[misc, valid-type]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
+            is_frozen = not any(p.requires_grad for p in self.parameters())  # keeps less than its inputs
+            if is_frozen or not torch.is_grad_enabled():
                 return super().forward(*args, **kwargs)
             norms = [m for m in self.modules() if m.training and getattr(m, "track_running_stats", False)]
             if norms:  # else not an argument at all: torch.compile knows few kinds of context
