@@ -53,7 +53,12 @@ _SHARED_KEYS = {
 
 def _model_defaults() -> CN:
     psf = CN()
+    for add_defaults in (_add_input_defaults, _add_network_defaults, _add_learning_defaults, _add_result_defaults):
+        add_defaults(psf)
+    return psf
 
+
+def _add_input_defaults(psf: CN) -> None:
     # ------------------------------------------------------------------ backbone (build_psf_timm_backbone alone)
     psf.TIMM = CN()
     psf.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
@@ -102,6 +107,8 @@ def _model_defaults() -> CN:
     # stuff queries, their mask decoder and their losses mean nothing then.
     psf.QUERIES = "decoupled"
 
+
+def _add_network_defaults(psf: CN) -> None:
     # ------------------------------------------------------------------ pixel encoder (section 3.2)
     psf.PIXEL_ENCODER = CN()
     psf.PIXEL_ENCODER.NAME = "DeformablePixelEncoder"
@@ -148,6 +155,8 @@ def _model_defaults() -> CN:
     # query (section 3.3.3), or that of the "location_decoder"'s last layer (released recipe).
     psf.THING_CLASSIFIER = "mask_decoder"
 
+
+def _add_learning_defaults(psf: CN) -> None:
     # ------------------------------------------------------------------ matching (section 3.4)
     psf.MATCHER = CN()
     # "shared": one assignment, on the last layer's class + box + mask cost, serves all layers. "per_layer": each
@@ -178,6 +187,8 @@ def _model_defaults() -> CN:
     psf.LOSS.FOCAL_ALPHA = 0.25
     psf.LOSS.FOCAL_GAMMA = 2.0
 
+
+def _add_result_defaults(psf: CN) -> None:
     # ------------------------------------------------------------------ merging (section 3.5)
     # In MODEL.PSF.POST_PROCESSOR: "MaskWiseMerging" (Algorithm 1), "PixelArgmax" or "ClassTimesMask".
     psf.POST_PROCESSOR = CN()
@@ -217,4 +228,3 @@ def _model_defaults() -> CN:
     psf.TEST.INSTANCE.MAX_PER_IMAGE = 100
     # Of two instances of a class whose masks have an IoU above this, the less confident is left out; 1.0: none is.
     psf.TEST.INSTANCE.NMS_THRESH = 1.0
-    return psf

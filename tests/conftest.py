@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,6 +30,15 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script as a module, by its path: Detectron2's wheel brings a package called tools."""
+    spec = importlib.util.spec_from_file_location(f"psf_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,9 @@ class TestMaps:
 
     def test_without_timm(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(sys.modules, "timm", None)
-        backbone(drop_path=0.3).train()(torch.zeros(1, 3, 32, 32))
+        model = backbone(drop_path=0.3).train()
+        assert drop_path_rates(model)[-1] == pytest.approx(0.3)
+        assert all(x.isfinite().all() for x in model(torch.zeros(1, 3, 32, 32)).values())
 
 
 class TestDropPath:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torchvision
 
+from tests.conftest import load_script
 from tests.models import tiny_config
 
 RESNET18 = {"DEPTH": 18, "STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "RES2_OUT_CHANNELS": 64}
@@ -17,11 +17,7 @@ RESNET18 = {"DEPTH": 18, "STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "RES2_O
 
 @pytest.fixture
 def tool(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_released", repository / "tools" / "convert_released.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools" / "convert_released.py")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -11,17 +10,12 @@ import pytest
 from PIL import Image
 
 from psf.data.validation import validate_panoptic
-from tests.conftest import RunPython
+from tests.conftest import RunPython, load_script
 
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
-    """Loaded by its path: Detectron2's wheel brings a package called tools."""
-    spec = importlib.util.spec_from_file_location("make_panoptic", repository / "tools" / "make_panoptic.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools" / "make_panoptic.py")
 
 
 @pytest.fixture

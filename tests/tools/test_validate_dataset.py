@@ -1,25 +1,19 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.conftest import RunPython
+from tests.conftest import RunPython, load_script
 from tests.data.damaged_set import write_damaged
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
-    """Loaded by its path: Detectron2's wheel brings a package called tools."""
-    spec = importlib.util.spec_from_file_location("validate_dataset", repository / "tools" / "validate_dataset.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools" / "validate_dataset.py")
 
 
 def words(root: Path) -> list[str]:
