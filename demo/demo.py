@@ -4,7 +4,9 @@
     python demo/demo.py --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS model.pth
 
 An image NAME.* gives NAME.jpg (drawn), NAME_panoptic.png (segment ids, in COCO's encoding) and NAME.json (class, score,
-area and box of every segment). A video or a camera gives a drawn video, without sound; Ctrl-C ends it properly.
+area and box of every segment); with --save also binary masks, or less. --task instance gives instances, which may
+overlap, with their masks in the JSON; --task semantic a class for each pixel, in NAME_semantic.png. A video or a camera
+gives a drawn video, without sound; Ctrl-C ends it properly.
 Exit code: 0 all done; 1 an input could not be used, or not to its end (it is named, the others are done);
 2 the work could not be started, or the results not be written.
 """
@@ -31,7 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from psf.checkpoint import check_same_classes, class_names_from_config
 from psf.data import build_augmentations, read_image
 from psf.engine import Checkpointer, add_register_flag, build_config
-from psf.panoptic_output import OUTPUT_ENDINGS, split_panoptic, write_panoptic_output
+from psf.output import FILE_KINDS, TASKS, output_names, write_output
 from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
 
 logger = logging.getLogger("psf.demo")
@@ -59,7 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
     source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, counted from 0")
     add("--output", type=Path, default="output/demo", metavar="PATH", help="folder, or a video file [%(default)s]")
-    add("--confidence-threshold", type=_confidence, metavar="T", help="leave out segments below it [config's T_CNF]")
+    add("--task", choices=TASKS, default="panoptic", help="which of the model's results [%(default)s]")
+    add(
+        "--save",
+        type=_file_kinds,
+        default="picture,png,json",
+        metavar="KIND,KIND",
+        help="files of an image [%(default)s]: " + "; ".join(f"{kind}: {what}" for kind, what in FILE_KINDS.items()),
+    )
+    add("--confidence-threshold", type=_confidence, metavar="T", help="leave out what is below it [config's T_CNF]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu where there is no GPU]")
     add_register_flag(parser)
     add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
@@ -73,6 +83,13 @@ def _confidence(text: str) -> float:
     return float(text)
 
 
+def _file_kinds(text: str) -> list[str]:
+    kinds = text.split(",")
+    if unknown := [kind for kind in kinds if kind not in FILE_KINDS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FILE_KINDS)}")
+    return kinds
+
+
 def build_predictor(args: argparse.Namespace) -> DefaultPredictor:
     """The model of --config-file and --opts, with what the other arguments say of it."""
     cfg = build_config(args.config_file, args.opts, args.register)
@@ -81,16 +98,26 @@ def build_predictor(args: argparse.Namespace) -> DefaultPredictor:
     check_same_classes((*cfg.DATASETS.TRAIN, cfg.DATASETS.TEST[0]))
 
     cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
-    if args.confidence_threshold is not None:
-        cfg.MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF = args.confidence_threshold
-        cfg.MODEL.PSF.POST_PROCESSOR.STUFF.T_CNF = args.confidence_threshold
+    _set_threshold(cfg, args.task, args.confidence_threshold)
     # Of the three read-outs the demo shows one; the semantic scores of one large photograph fill gigabytes.
-    cfg.MODEL.PSF.TEST.PANOPTIC_ON = True
-    cfg.MODEL.PSF.TEST.INSTANCE_ON = False
-    cfg.MODEL.PSF.TEST.SEMANTIC_ON = False
+    for task in TASKS:
+        cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
     return Predictor(cfg)
+
+
+def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
+    """Of panoptic segments and instances; an instance is shown where it is as sure as a thing of a panoptic map."""
+    merging = cfg.MODEL.PSF.POST_PROCESSOR
+    if task == "semantic" and threshold is not None:
+        raise ValueError(
+            "--confidence-threshold means nothing with --task semantic: each pixel gets its likeliest class"
+        )
+    if task == "instance" and threshold is None:
+        threshold = max(merging.THINGS.T_CNF, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)
+    if threshold is not None:
+        merging.THINGS.T_CNF = merging.STUFF.T_CNF = cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = threshold
 
 
 class Predictor(DefaultPredictor):
@@ -119,9 +146,9 @@ def _choose_device(asked: str | None, configured: str) -> str:
 
 
 def segment_images(args: argparse.Namespace) -> int:
-    """Write the three files of every image of --input; an image that cannot be used is named and skipped."""
+    """Write the files of every image of --input; an image that cannot be used is named and skipped."""
     images, skipped = find_images(args.input)
-    names = choose_names(images, args.output)
+    names = choose_names(images, args.output, args.task)
     args.output.mkdir(parents=True, exist_ok=True)
     predictor = build_predictor(args)
     num_written = 0
@@ -134,7 +161,8 @@ def segment_images(args: argparse.Namespace) -> int:
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
                 continue
-            write_panoptic_output(image, prediction, predictor.metadata, source=path, folder=args.output, name=name)
+            output = TASKS[args.task](prediction, predictor.metadata)
+            write_output(output, image[:, :, ::-1], source=path, folder=args.output, name=name, kinds=args.save)
             num_written += 1
     print(f"{num_written} of {len(images)} images written to {args.output}")
     if skipped:
@@ -170,7 +198,7 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     return list(images.values()), unmatched
 
 
-def choose_names(images: Sequence[Path], folder: Path) -> dict[Path, str]:
+def choose_names(images: Sequence[Path], folder: Path, task: str) -> dict[Path, str]:
     """A name for each image's output files: its stem, with a number where an earlier one has that stem.
 
     Raises:
@@ -185,7 +213,7 @@ def choose_names(images: Sequence[Path], folder: Path) -> dict[Path, str]:
             name = f"{image.stem}_{number}"
         taken.add(name.lower())
         names[image] = name
-    outputs = {(folder / f"{name}{ending}").resolve() for name in names.values() for ending in OUTPUT_ENDINGS}
+    outputs = {(folder / own).resolve() for name in names.values() for own in output_names(name, task).values()}
     for image in images:
         if image.resolve() in outputs:
             raise ValueError(f"{image} would be overwritten by a result: name another folder with --output")
@@ -204,9 +232,8 @@ def segment_video(args: argparse.Namespace) -> int:
         progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
         try:
             for image_rgb, seconds in progress:
-                panoptic_ids, segments = split_panoptic(predictor(image_rgb[:, :, ::-1]))
-                drawn = visualizer.draw_panoptic_seg_predictions(image_rgb, panoptic_ids, segments)
-                writer.write(TimedFrame(drawn.get_image(), seconds))
+                output = TASKS[args.task](predictor(image_rgb[:, :, ::-1]), predictor.metadata)
+                writer.write(TimedFrame(output.frame(visualizer, image_rgb), seconds))
                 num_written += 1
         except KeyboardInterrupt:
             logger.info("stopped")

@@ -45,7 +45,7 @@ SHELL = (
 ORDER = (
     *SHELL,
     "model_zoo",
-    "panoptic_output",
+    "output",
     "data",
     "checkpoint",
     "evaluation",

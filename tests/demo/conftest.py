@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import BitMasks, Instances
 from PIL import Image
 from torch import nn
 
@@ -20,14 +21,34 @@ SKY, BALL = 0, 1  # contiguous: the stuff class comes first
 
 @META_ARCH_REGISTRY.register()
 class PsfTestColorSegmenter(nn.Module):
-    """A ball where the picture is red, sky where it is blue, void elsewhere; T_CNF is honoured, black refused."""
+    """A ball where the picture is red, sky where it is blue, void elsewhere; thresholds are honoured, black refused."""
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
 
     def forward(self, batched_inputs):
-        return [{"panoptic_seg": self.segment(sample)} for sample in batched_inputs]
+        asked, results = self.cfg.MODEL.PSF.TEST, []
+        for sample in batched_inputs:
+            ids, segments = self.segment(sample)
+            result = {}
+            if asked.PANOPTIC_ON:
+                result["panoptic_seg"] = (ids, segments)
+            if asked.INSTANCE_ON:
+                result["instances"] = self.instances(ids, [one for one in segments if one["isthing"]])
+            if asked.SEMANTIC_ON:  # where there is no ball, there is sky
+                result["sem_seg"] = torch.stack([ids != 2, ids == 2]).float()
+            results.append(result)
+        return results
+
+    def instances(self, ids, segments):
+        kept = [one for one in segments if one["score"] >= self.cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH]
+        found = Instances(tuple(ids.shape))
+        found.pred_masks = torch.stack([ids == one["id"] for one in kept]) if kept else ids.new_zeros(0, *ids.shape) > 0
+        found.scores = torch.tensor([one["score"] for one in kept])
+        found.pred_classes = torch.tensor([one["category_id"] for one in kept], dtype=torch.int64)
+        found.pred_boxes = BitMasks(found.pred_masks).get_bounding_boxes()
+        return found
 
     def segment(self, sample):
         if sample["image"].mean() < 1:

@@ -30,7 +30,8 @@ def test_three_files_of_an_image_agree(run, image, out):
     drawn, ids, record = load_output(out, "a.b")
     assert drawn.shape == (60, 90, 3) and set(np.unique(ids)) == {0, 1, 2}
     sky, ball = record.pop("segments_info")
-    assert record == {"file_name": str(image), "height": 60, "width": 90, "panoptic_file_name": "a.b_panoptic.png"}
+    size = {"height": 60, "width": 90}
+    assert record == {"file_name": str(image), **size, "task": "panoptic", "panoptic_file_name": "a.b_panoptic.png"}
     # 40 rows of 90 are blue, of which the box takes 5 x 16.
     assert sky == {
         "id": 1,
@@ -204,3 +205,41 @@ def test_weights_of_a_backbone_alone_are_a_loud_warning(run, config, image, out,
     assert run("--input", image, "--output", out, "--opts", "MODEL.WEIGHTS", str(tmp_path / "imagenet.pth")) == 0
     [warning] = [r.getMessage() for r in caplog.records if r.name.startswith("psf") and r.levelname == "WARNING"]
     assert "THE RESULTS WILL BE RANDOM" in warning and "thing_decoder" in warning and "backbone," not in warning
+
+
+def test_other_tasks_and_masks(run, image, out):
+    assert run("--input", image, "--output", out, "--task", "instance", "--save", "json,masks") == 0
+    assert sorted(file.name for file in out.iterdir()) == ["a.json", "a_masks"]
+    [ball] = json.loads((out / "a.json").read_text())["instances"]
+    assert (ball["class"], ball["bbox"]) == ("ball", [20, 35, 16, 10])
+    assert np.array(Image.open(out / ball["mask_file_name"])).sum() == 160
+
+    assert run("--input", image, "--output", out / "classes", "--task", "semantic") == 0
+    assert sorted(file.name for file in (out / "classes").iterdir()) == ["a.jpg", "a.json", "a_semantic.png"]
+    labels = np.array(Image.open(out / "classes" / "a_semantic.png"))
+    assert np.array_equal(np.unique(labels, return_counts=True), [[7, 30], [160, 60 * 90 - 160]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_instances"),
+    [
+        ([], 1),
+        (["--confidence-threshold", "0.95"], 0),
+        (["--opts", "MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF", "0.95"], 0),
+        (["--opts", "MODEL.PSF.TEST.INSTANCE.SCORE_THRESH", "0.95"], 0),
+    ],
+)
+def test_thresholds_of_instances(run, image, out, settings, num_instances):
+    assert run("--input", image, "--output", out, "--task", "instance", *settings) == 0
+    assert len(json.loads((out / "a.json").read_text())["instances"]) == num_instances
+
+
+def test_a_threshold_for_classes_of_pixels(run, image, out, caplog):
+    assert run("--input", image, "--output", out, "--task", "semantic", "--confidence-threshold", "0.5") == 2
+    assert "--confidence-threshold means nothing with --task semantic" in caplog.records[-1].getMessage()
+
+
+def test_files_of_an_unknown_kind(run, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("--input", "a.png", "--save", "json,mask")
+    assert "'mask' is none of picture, png, json, masks" in capsys.readouterr().err

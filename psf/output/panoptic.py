@@ -1,0 +1,95 @@
+"""A panoptic result: a map of segment ids."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
+from panopticapi.utils import id2rgb
+from scipy import ndimage
+
+from psf.output.task_output import TaskOutput
+
+__all__ = ["PanopticOutput"]
+
+
+class PanopticOutput(TaskOutput):
+    """`panoptic_seg`. Its PNG is in COCO's encoding, R + 256 G + 256^2 B the id of a segment, 0 void."""
+
+    task, result, records_key = "panoptic", "panoptic_seg", "segments_info"
+
+    def __init__(self, prediction: dict[str, Any], metadata: Any) -> None:
+        super().__init__(prediction, metadata)
+        panoptic_ids, self._segments = prediction["panoptic_seg"]
+        self._ids: torch.Tensor = panoptic_ids.cpu()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self._ids.shape
+        return height, width
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the JSON says of each segment; area and box are measured on the id map.
+
+        Returns:
+            One dict per segment: `id` (its value in the panoptic PNG), `class`, `category_id` (the data set's own, as
+            in a COCO panoptic JSON), `contiguous_id` (the model's), `isthing`, `score`, `area` in pixels and
+            `bbox` [x, y, width, height] in pixels.
+
+        Raises:
+            ValueError: if a segment has a class that the metadata do not know.
+        """
+        id_map = self._ids.numpy()
+        areas = np.bincount(id_map.ravel())
+        extents = ndimage.find_objects(id_map)  # per id, from 1 on: (rows, columns) that enclose it
+        dataset_ids = {
+            is_thing: {new: old for old, new in getattr(self.metadata, key, {}).items()}
+            for is_thing, key in (
+                (True, "thing_dataset_id_to_contiguous_id"),
+                (False, "stuff_dataset_id_to_contiguous_id"),
+            )
+        }
+        records = []
+        for segment in self._segments:
+            rows, columns = extents[segment["id"] - 1]
+            category, is_thing = segment["category_id"], segment["isthing"]
+            if category not in dataset_ids[is_thing]:
+                raise ValueError(
+                    f"a segment has class {category} as {'a thing' if is_thing else 'stuff'}, the data set's metadata "
+                    f"know {sorted(dataset_ids[is_thing])}; the first of DATASETS.TEST must have the model's classes"
+                )
+            names = self.metadata.thing_classes if is_thing else self.metadata.stuff_classes
+            records.append(
+                {
+                    "id": segment["id"],
+                    "class": names[category],
+                    "category_id": dataset_ids[is_thing][category],
+                    "contiguous_id": category,
+                    "isthing": is_thing,
+                    "score": segment["score"],
+                    "area": int(areas[segment["id"]]),
+                    "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+                }
+            )
+        return records
+
+    def label_image(self) -> np.ndarray:
+        return id2rgb(self._ids.numpy())
+
+    def mask(self, record: dict[str, Any]) -> np.ndarray:
+        return self._ids.numpy() == record["id"]
+
+    def draw(self, visualizer: Visualizer) -> VisImage:
+        # Copies, here and below: Detectron2's visualizers overwrite `area` in the dicts that they are given.
+        return visualizer.draw_panoptic_seg(self._ids, copy.deepcopy(self._segments))
+
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
+        return visualizer.draw_panoptic_seg_predictions(image_rgb, self._ids, copy.deepcopy(self._segments))
+
+    def padded(self, columns: int) -> PanopticOutput:
+        ids = torch.nn.functional.pad(self._ids, (0, columns))
+        return PanopticOutput({"panoptic_seg": (ids, self._segments)}, self.metadata)
