@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_psf_config"]
+__all__ = ["SHARED_KEYS", "add_psf_config"]
 
 
 def add_psf_config(cfg: CN) -> None:
@@ -18,7 +18,7 @@ def add_psf_config(cfg: CN) -> None:
     """
     if "PSF" not in cfg.MODEL:
         cfg.MODEL.PSF = _model_defaults()
-    for path, value in _SHARED_KEYS.items():
+    for path, value in SHARED_KEYS.items():
         *parents, leaf = path.split(".")
         node = cfg
         for parent in parents:
@@ -31,7 +31,7 @@ def add_psf_config(cfg: CN) -> None:
 
 # Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing, and one beside TRAIN and
 # TEST.
-_SHARED_KEYS = {
+SHARED_KEYS = {
     "INPUT.DATASET_MAPPER_NAME": "psf_panoptic",  # name in psf.data.DATASET_MAPPER_REGISTRY
     "INPUT.IMAGE_SIZE": 1024,  # psf_panoptic_lsj: side of the square that it crops or pads to, in pixels
     "INPUT.MIN_SCALE": 0.1,  # psf_panoptic_lsj: scales before that; at 1 the image just fits
@@ -67,7 +67,7 @@ def _add_input_defaults(psf: CN) -> None:
     psf.TIMM.PRETRAINED = False
     psf.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
     psf.TIMM.DROP_PATH = 0.0  # rate at the last block, from 0 at the first
-    psf.TIMM.FREEZE = []  # beginnings of the names of parameters that are not trained
+    psf.TIMM.FREEZE = []  # names of parameters and modules that are not trained
 
     # ------------------------------------------------------------------ backbone (build_psf_swin_backbone alone)
     # Swin-T by default, with its usual drop path in detection.

@@ -11,18 +11,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from psf import PanopticSegFormer
+from psf import PanopticSegFormer, add_psf_config
 from psf.classes import classes_from_config
+from psf.config import SHARED_KEYS
 from psf.engine import build_config
 from tests.models import check_result, gradients, make_input
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = {file.relative_to(CONFIGS).as_posix(): file for file in sorted(CONFIGS.rglob("*.yaml"))}
-ROWS = [name for name in FILES if name.startswith(("coco/", "ablations/", "instance/")) and "/Base-" not in name]
+ROWS = [name for name in FILES if not name.startswith(("shapes/", "cityscapes/")) and "Base-" not in name]
 CHILDREN = [name for name, file in FILES.items() if "_BASE_:" in file.read_text()]
+
+# Of the keys outside MODEL.PSF, those that no other plugin is known to have.
+PSF_ALONE = {"SOLVER.BACKBONE_LAYER_DECAY", "SOLVER.SAMPLING_MULTIPLIER", "SOLVER.AMP.DTYPE"}
 
 # Every size becomes the smaller of the config's and this.
 SMALL = {
@@ -88,6 +92,18 @@ def test_no_leaf_repeats_what_it_inherits(name: str):
     assert not repeated
 
 
+def test_the_base_says_what_differs_from_the_defaults_and_what_is_shared():
+    content = yaml.safe_load(FILES["Base-PSF.yaml"].read_text())
+    defaults, base = get_cfg(), build_config(str(FILES["Base-PSF.yaml"]))
+    own = set(leaves(defaults))
+    add_psf_config(defaults)
+    shared = {*SHARED_KEYS, "VERSION"}  # and Detectron2 asks for a version
+    assert {leaf for leaf in leaves(content) if value_at(base, leaf) == value_at(defaults, leaf)} <= shared
+    # All that other plugins define, too: what is psf's alone, or Detectron2's, has no other default.
+    named = {leaf for leaf in SHARED_KEYS if leaf not in own and "PSF" not in leaf} - PSF_ALONE
+    assert named <= set(leaves(content))
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_short(name: str):
     lines = [line.strip() for line in FILES[name].read_text().splitlines()]
@@ -97,7 +113,7 @@ def test_a_row_is_short(name: str):
 def test_the_zoo_lists_every_row_and_nothing_else():
     text = (CONFIGS.parent / "docs" / "model_zoo.md").read_text()
     named = set(re.findall(r"configs/([\w./-]+\.yaml)", text))
-    assert named == {*ROWS, "ade20k/psf_R50.yaml"}
+    assert named == {*ROWS, "cityscapes/psf_R50.yaml"}
     assert named <= set(FILES)
     lazy = set(re.findall(r"configs/(lazy/\w+\.py)", text))
     assert lazy == {f"lazy/{path.name}" for path in (CONFIGS / "lazy").glob("*.py")} - {"lazy/backbones.py"}

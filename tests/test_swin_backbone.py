@@ -97,14 +97,14 @@ class TestDropPath:
 
 
 class TestFrozen:
-    def test_named_beginnings(self):
+    def test_names_of_modules(self):
         model = backbone(freeze=["patch_embed"])
         frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
         assert all(name.startswith("patch_embed.") for name in frozen)
         assert sum(frozen.values()) == 3 * 4 * 4 * 8 + 8 + 2 * 8  # patches of 4 x 4, bias, norm
 
-    def test_a_beginning_of_nothing(self):
-        with pytest.raises(ValueError, match=r'SWIN\.FREEZE holds "stem", with which no parameter of Swin begins'):
+    def test_a_name_of_nothing(self):
+        with pytest.raises(ValueError, match=r'SWIN\.FREEZE holds "stem", which names no parameter of Swin'):
             backbone(freeze=["stem"])
 
 

@@ -60,6 +60,21 @@ class TestMaps:
         maps = backbone(out_features=["res2", "res4"], in_channels=5)(torch.zeros(1, 5, 64, 64))
         assert {key: value.shape[-1] for key, value in maps.items()} == {"res2": 16, "res4": 4}
 
+    def test_maps_in_any_order(self):
+        """vgg11's have equal channels: nothing but their size tells them apart."""
+        model = backbone("vgg11", out_features=["res5", "res3", "res4"]).eval()
+        with torch.no_grad():
+            maps = model(torch.zeros(1, 3, 64, 96))
+        for key, shape in model.output_shape().items():
+            assert maps[key].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
+
+    def test_every_parameter_that_is_trained_gets_a_gradient(self):
+        """HRNet has branches that lead to its finest map alone."""
+        model = backbone("hrnet_w18_small", out_features=MAPS).train()
+        torch.stack([x.sum() for x in model(torch.rand(1, 3, 64, 64)).values()]).sum().backward()
+        without = [name for name, p in model.named_parameters() if p.grad is None]
+        assert without and without == [name for name, p in model.named_parameters() if not p.requires_grad]
+
 
 class TestFrozen:
     def test_norms_keep_statistics_and_parameters(self):
@@ -77,16 +92,32 @@ class TestFrozen:
         assert not torch.equal(model.state_dict()["model.bn1.running_mean"], before)
         assert any(".bn1." in name for name, _ in model.named_parameters())
 
-    def test_named_beginnings(self):
-        model = backbone(freeze=["conv_stem", "blocks.0"])
+    def test_names_of_modules_and_of_parameters(self):
+        model = backbone(freeze=["conv_stem.weight", "blocks.0"])
         for name, parameter in model.named_parameters():
             assert parameter.requires_grad != name.startswith(("model.conv_stem", "model.blocks.0."))
 
-    def test_a_beginning_of_nothing(self):
+    def test_a_name_is_a_whole_one(self):
+        """PVTv2-B5 has 40 blocks in its third stage: the second, and the eleventh to the twentieth."""
+        with torch.device("meta"):
+            model = backbone("pvt_v2_b5", freeze=["stages_2.blocks.1"])
+        frozen = {name.split(".")[3] for name, p in model.named_parameters() if not p.requires_grad}
+        assert frozen == {"1"}
+
+    @pytest.mark.parametrize("name", ["stem", "", "blocks.", "block"])
+    def test_a_name_of_nothing(self, name: str):
         with pytest.raises(
-            ValueError, match=r'TIMM\.FREEZE holds "stem", with which no parameter of test_efficientnet'
+            ValueError, match=rf'TIMM\.FREEZE holds "{name}", which names no parameter of test_efficientnet'
         ):
-            backbone(freeze=["stem"])
+            backbone(freeze=[name])
+
+    def test_norms_in_frozen_modules_keep_their_statistics(self):
+        model = backbone("test_resnet", frozen_norm=False, freeze=["conv1", "bn1"]).train()
+        before = {name: value.clone() for name, value in model.state_dict().items() if "running_mean" in name}
+        model(torch.rand(2, 3, 64, 64))
+        changed = {name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)}
+        frozen = {name for name in before if name.startswith(("model.conv1.", "model.bn1."))}
+        assert changed == set(before) - frozen and frozen
 
 
 class TestDropPath:
@@ -104,6 +135,11 @@ class TestDropPath:
     def test_zero_is_zero(self):
         """timm's own default for Swin is 0.1."""
         assert self.rates(backbone("swin_tiny_patch4_window7_224")) == []
+
+    @pytest.mark.parametrize("rate", [-0.1, 1.0, 5.0])
+    def test_no_rate(self, rate: float):
+        with pytest.raises(ValueError, match=r"TIMM\.DROP_PATH is .* a rate from 0 to below 1"):
+            backbone("pvt_v2_b0", drop_path=rate)
 
     def test_a_model_without(self):
         assert list(backbone("densenet121").output_shape()) == MAPS
@@ -181,6 +217,14 @@ class TestErrors:
     def test_unknown_model(self):
         with pytest.raises(ValueError, match=r'MODEL\.PSF\.TIMM\.NAME is "no_such_net"'):
             backbone("no_such_net")
+
+    def test_unknown_tag(self):
+        with pytest.raises(ValueError, match=r'TIMM\.NAME is "resnet18\.nonsense", of which timm makes no'):
+            backbone("resnet18.nonsense")
+
+    def test_a_typing_error(self):
+        with pytest.raises(ValueError, match=r"near: .*pvt_v2_b0"):
+            backbone("pvtv2_b0")
 
     def test_map_that_it_lacks(self):
         with pytest.raises(ValueError, match=r"IN_FEATURES asks for \['res3', 'res5'\]; test_vit gives \['res4'\]"):

@@ -1,4 +1,4 @@
-"""Parameters that are not trained, by the beginnings of their names."""
+"""Parameters that are not trained, by their names or those of the modules that they are in."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import nn
 __all__ = ["freeze_parameters"]
 
 
-def freeze_parameters(model: nn.Module, beginnings: Iterable[str], *, key: str, name: str) -> None:
-    """Switch off the gradients of all parameters whose names begin so.
+def freeze_parameters(model: nn.Module, frozen_names: Iterable[str], *, key: str, name: str) -> None:
+    """Switch off the gradients of parameters.
 
     Args:
         model: the names are those inside it.
-        beginnings: of names of parameters.
-        key: of the config that holds `beginnings`, for the error message.
+        frozen_names: of parameters, and of modules, which stand for all parameters in them.
+        key: of the config that holds `frozen_names`, for the error message.
         name: of the model, for the error message.
 
     Raises:
-        ValueError: if no parameter's name begins with one of `beginnings`.
+        ValueError: if one of `frozen_names` is of no parameter, and of no module that has any.
     """
-    for beginning in beginnings:
-        frozen = [p for n, p in model.named_parameters() if n.startswith(beginning)]
+    for one in frozen_names:
+        frozen = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{one}.")]
         if not frozen:
-            raise ValueError(f'{key} holds "{beginning}", with which no parameter of {name} begins')
+            raise ValueError(f'{key} holds "{one}", which names no parameter of {name}, and no module with parameters')
         for parameter in frozen:
             parameter.requires_grad_(False)

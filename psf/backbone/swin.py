@@ -34,11 +34,11 @@ class SwinBackbone(Backbone):
         drop_path: rate at the last block, from 0 at the first, linear over all blocks.
         out_features: names of the maps to give.
         in_channels: channels of the image.
-        freeze: beginnings of names of parameters that are not trained.
+        freeze: names of parameters, and of modules whose parameters, are not trained.
 
     Raises:
         ValueError: if Detectron2 has no Swin, the stages do not fit together, there is no map of a wanted name, or a
-            name in `freeze` begins no parameter.
+            name in `freeze` is of no parameter.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Sequence
@@ -35,13 +36,15 @@ class TimmBackbone(Backbone):
         in_channels: channels of the image.
         frozen_norm: batch norms keep their statistics and affine parameters.
         drop_path: rate at the last block, from 0 at the first.
-        freeze: beginnings of names of parameters that are not trained.
+        freeze: names of parameters, and of modules whose parameters, are not trained; nor do statistics of batch norms
+            in them change.
         pretrained: fetch timm's weights, from the network or timm's cache. False: they come with MODEL.WEIGHTS.
 
+    Parameters that lead to none of the maps (of HRNet's branches) are not trained: DDP would wait for their gradients.
+
     Raises:
-        ValueError: if timm does not know the model or has no weights of it, they cannot be fetched, it lacks a map,
-            takes images of one size alone, has no drop path and one is asked for, or a name in `freeze` begins no
-            parameter.
+        ValueError: if timm does not know the model or has no weights of it, they cannot be fetched, it lacks a map or
+            its maps do not fit, `drop_path` is no rate or the model has none, or a name in `freeze` is of no parameter.
     """
 
     def __init__(
@@ -59,17 +62,25 @@ class TimmBackbone(Backbone):
         import timm  # takes seconds, and only this backbone needs it
         from timm.layers import freeze_batch_norm_2d
 
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[-1]}*")[:5]
+            near = difflib.get_close_matches(name, timm.list_models())
             raise ValueError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
         arguments: dict[str, Any] = {"features_only": True, **_any_size(name)}
-        with torch.device("meta"):  # its outline: no memory, hardly any time
-            outline = timm.create_model(name, pretrained=False, **arguments).eval()
+        try:
+            with torch.device("meta"):  # its outline: no memory, hardly any time
+                outline = timm.create_model(name, pretrained=False, **arguments).eval()
+        except RuntimeError as error:  # an unknown tag, or a model that has no maps to give
+            raise ValueError(
+                f'MODEL.PSF.TIMM.NAME is "{name}", of which timm makes no feature maps: {error}'
+            ) from error
         info = outline.feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
         if missing:
             raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; {name} gives {sorted(indices)}")
+        self._maps_in_order = sorted(out_features, key=indices.__getitem__)  # timm's, whatever was asked for
         self._size_divisibility = _size_divisibility(outline, name)
         if pretrained:
             _announce_weights(name)
@@ -78,12 +89,17 @@ class TimmBackbone(Backbone):
             drop_path,
             pretrained=pretrained,
             in_chans=in_channels,
-            out_indices=tuple(indices[f] for f in out_features),
+            out_indices=tuple(indices[f] for f in self._maps_in_order),
             **arguments,
         )
         if frozen_norm:
             freeze_batch_norm_2d(self.model)
         freeze_parameters(self.model, freeze, key="MODEL.PSF.TIMM.FREEZE", name=name)
+        _freeze_statistics(self.model)
+        unused = _unused_parameters(outline, [indices[f] for f in out_features], self._size_divisibility or 64)
+        for parameter_name, parameter in self.model.named_parameters():
+            if parameter_name in unused:
+                parameter.requires_grad_(False)
         self._out_features = list(out_features)
         self._out_feature_channels = {f: info.channels()[indices[f]] for f in out_features}
         self._out_feature_strides = {f: info.reduction()[indices[f]] for f in out_features}
@@ -95,7 +111,7 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> map name: (B, channels, H/stride, W/stride), rounded up."""
-        return dict(zip(self._out_features, _maps(self.model, images), strict=True))
+        return dict(zip(self._maps_in_order, _maps(self.model, images), strict=True))
 
 
 def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -117,7 +133,8 @@ def _size_divisibility(outline: nn.Module, name: str) -> int:
         if all(_maps_fit(outline, size) for size in sizes):
             return divisibility
     raise ValueError(
-        f'MODEL.PSF.TIMM.NAME is "{name}", which takes images of one size alone; choose a model for images of any size'
+        f'MODEL.PSF.TIMM.NAME is "{name}", which takes images of one size alone, or whose maps do not have the sides '
+        "that their strides say; choose another model"
     )
 
 
@@ -130,6 +147,24 @@ def _maps_fit(outline: nn.Module, size: tuple[int, int]) -> bool:
         return False
     strides = outline.feature_info.reduction()
     return all(x.shape[2:] == tuple(-(-side // s) for side in size) for x, s in zip(maps, strides, strict=True))
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    """Let batch norms, all of whose parameters are frozen, keep their statistics, too."""
+    from timm.layers import freeze_batch_norm_2d
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            is_norm = isinstance(child, nn.modules.batchnorm._BatchNorm)
+            if is_norm and not any(parameter.requires_grad for parameter in child.parameters()):
+                setattr(parent, name, freeze_batch_norm_2d(child))
+
+
+def _unused_parameters(outline: nn.Module, indices: Sequence[int], side: int) -> set[str]:
+    """Names of the parameters that maps of these indices do not depend on; `side`: of an image that the model takes."""
+    maps = _maps(outline, torch.zeros(1, 3, side, side, device="meta"))
+    torch.autograd.backward([maps[i].sum() for i in indices])
+    return {name for name, parameter in outline.named_parameters() if parameter.grad is None}
 
 
 def _announce_weights(name: str) -> None:

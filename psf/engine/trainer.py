@@ -102,6 +102,17 @@ class Trainer(DefaultTrainer):
             self._last_eval_results.update(self.test_with_TTA(self.cfg, self.model))
         return self._last_eval_results
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's; a loud warning where no weights are named at all."""
+        super().resume_or_load(resume)
+        model = self.cfg.MODEL
+        is_pretrained = model.BACKBONE.NAME == "build_psf_timm_backbone" and model.PSF.TIMM.PRETRAINED
+        if not (model.WEIGHTS or is_pretrained or (resume and self.checkpointer.has_checkpoint())):
+            logger.warning(
+                "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, the backbone's, too; docs/model_zoo.md "
+                "says where to take others from"
+            )
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """`psf.engine.build_optimizer`."""

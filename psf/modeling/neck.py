@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -35,6 +36,12 @@ class Neck(nn.Module):
         missing = [name for name in in_features if name not in input_shape]
         if missing:
             raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; the backbone gives {sorted(input_shape)}")
+        strides = [input_shape[name].stride for name in in_features]
+        if any(finer >= coarser for finer, coarser in pairwise(strides)):
+            raise ValueError(
+                f"MODEL.PSF.IN_FEATURES is {list(in_features)}, maps of strides {strides}: expected the finest first, "
+                "and each once"
+            )
         self.in_features = list(in_features)
         channels = [input_shape[name].channels for name in in_features]
         self.projections = nn.ModuleList(_projection(c, dim, kernel_size=1) for c in channels)

@@ -83,3 +83,6 @@ def test_errors_name_the_keys():
         build(2, dim=40)
     with pytest.raises(ValueError, match=r"IN_FEATURES asks for \['res3'\]; the backbone gives \['res4', 'res5'\]"):
         build(2, in_features=("res3", "res5"))
+    for order in (("res5", "res4"), ("res4", "res4")):
+        with pytest.raises(ValueError, match=r"IN_FEATURES is .*: expected the finest first, and each once"):
+            build(2, in_features=order)
