@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes, class_names_from_config
-from psf.data import build_augmentations, read_image
+from psf.data import as_picture, build_augmentations, in_format, read_image
 from psf.engine import Checkpointer, add_register_flag, build_config
 from psf.panoptic_output import OUTPUT_ENDINGS, split_panoptic, write_panoptic_output
 from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
@@ -100,11 +101,21 @@ class Predictor(DefaultPredictor):
         self.cfg = cfg
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.input_format = cfg.INPUT.FORMAT
-        if self.input_format not in ("BGR", "RGB"):
-            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}, expected 'BGR' or 'RGB'")
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
         Checkpointer(self.model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+
+    def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """An image file as the predictor takes it, and as a BGR picture to draw on."""
+        if self.input_format in ("BGR", "RGB"):  # Detectron2's takes BGR for both
+            image = read_image(path)
+            return image, image
+        image = read_image(path, self.input_format, len(self.cfg.MODEL.PIXEL_MEAN))
+        return image, as_picture(image, self.input_format)[..., ::-1]
+
+    def take_frame(self, image_rgb: np.ndarray) -> np.ndarray:
+        """A video's picture as the predictor takes it; a ValueError of models for "BANDS"."""
+        return in_format(image_rgb, "BGR" if self.input_format == "RGB" else self.input_format)
 
 
 def _choose_device(asked: str | None, configured: str) -> str:
@@ -128,13 +139,13 @@ def segment_images(args: argparse.Namespace) -> int:
     with logging_redirect_tqdm():
         for path, name in tqdm(names.items(), unit="image"):
             try:
-                image = read_image(str(path))
+                image, picture = predictor.read(str(path))
                 prediction = predictor(image)
             except ValueError as error:
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
                 continue
-            write_panoptic_output(image, prediction, predictor.metadata, source=path, folder=args.output, name=name)
+            write_panoptic_output(picture, prediction, predictor.metadata, source=path, folder=args.output, name=name)
             num_written += 1
     print(f"{num_written} of {len(images)} images written to {args.output}")
     if skipped:
@@ -145,7 +156,8 @@ def segment_images(args: argparse.Namespace) -> int:
 def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Files that the patterns name, each once and in order; and the patterns that name none.
 
-    A folder stands for the files in it that end like an image; a file, named or matched by a glob, for itself.
+    A folder stands for the files in it that end like an image, or for its .npy arrays where there are none; a file,
+    named or matched by a glob, for itself.
 
     Raises:
         ValueError: if there is no file at all.
@@ -155,7 +167,9 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+            files = list(path.iterdir())
+            matches = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            matches = matches or [file for file in files if file.suffix.lower() == ".npy"]
         elif path.exists():
             matches = [path]
         else:
@@ -204,7 +218,7 @@ def segment_video(args: argparse.Namespace) -> int:
         progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
         try:
             for image_rgb, seconds in progress:
-                panoptic_ids, segments = split_panoptic(predictor(image_rgb[:, :, ::-1]))
+                panoptic_ids, segments = split_panoptic(predictor(predictor.take_frame(image_rgb)))
                 drawn = visualizer.draw_panoptic_seg_predictions(image_rgb, panoptic_ids, segments)
                 writer.write(TimedFrame(drawn.get_image(), seconds))
                 num_written += 1
