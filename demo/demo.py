@@ -23,16 +23,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from psf.checkpoint import check_same_classes, class_names_from_config
-from psf.data import build_augmentations, read_image
-from psf.engine import Checkpointer, add_register_flag, build_config
+from psf.checkpoint import check_same_classes
+from psf.engine import Predictor, add_register_flag, build_config
 from psf.output import FILE_KINDS, TASKS, output_names, write_output
 from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
 
@@ -90,7 +86,7 @@ def _file_kinds(text: str) -> list[str]:
     return kinds
 
 
-def build_predictor(args: argparse.Namespace) -> DefaultPredictor:
+def build_predictor(args: argparse.Namespace) -> Predictor:
     """The model of --config-file and --opts, with what the other arguments say of it."""
     cfg = build_config(args.config_file, args.opts, args.register)
     if not cfg.DATASETS.TEST:
@@ -120,20 +116,6 @@ def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
         merging.THINGS.T_CNF = merging.STUFF.T_CNF = cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = threshold
 
 
-class Predictor(DefaultPredictor):
-    """Detectron2's, with psf's own resize, which keeps the longest and thinnest images, and psf's checkpointer."""
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        self.input_format = cfg.INPUT.FORMAT
-        if self.input_format not in ("BGR", "RGB"):
-            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}, expected 'BGR' or 'RGB'")
-        [self.aug] = build_augmentations(cfg, is_train=False)
-        self.model = build_model(cfg).eval()
-        Checkpointer(self.model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
-
-
 def _choose_device(asked: str | None, configured: str) -> str:
     device = asked or configured
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -155,14 +137,14 @@ def segment_images(args: argparse.Namespace) -> int:
     with logging_redirect_tqdm():
         for path, name in tqdm(names.items(), unit="image"):
             try:
-                image = read_image(str(path))
+                image, picture = predictor.read(str(path))
                 prediction = predictor(image)
             except ValueError as error:
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
                 continue
             output = TASKS[args.task](prediction, predictor.metadata)
-            write_output(output, image[:, :, ::-1], source=path, folder=args.output, name=name, kinds=args.save)
+            write_output(output, picture, source=path, folder=args.output, name=name, kinds=args.save)
             num_written += 1
     print(f"{num_written} of {len(images)} images written to {args.output}")
     if skipped:
@@ -173,7 +155,8 @@ def segment_images(args: argparse.Namespace) -> int:
 def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Files that the patterns name, each once and in order; and the patterns that name none.
 
-    A folder stands for the files in it that end like an image; a file, named or matched by a glob, for itself.
+    A folder stands for the files in it that end like an image, or for its .npy arrays where there are none; a file,
+    named or matched by a glob, for itself.
 
     Raises:
         ValueError: if there is no file at all.
@@ -183,7 +166,9 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+            files = list(path.iterdir())
+            matches = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            matches = matches or [file for file in files if file.suffix.lower() == ".npy"]
         elif path.exists():
             matches = [path]
         else:
@@ -232,7 +217,7 @@ def segment_video(args: argparse.Namespace) -> int:
         progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
         try:
             for image_rgb, seconds in progress:
-                output = TASKS[args.task](predictor(image_rgb[:, :, ::-1]), predictor.metadata)
+                output = TASKS[args.task](predictor(predictor.take_frame(image_rgb)), predictor.metadata)
                 writer.write(TimedFrame(output.frame(visualizer, image_rgb), seconds))
                 num_written += 1
         except KeyboardInterrupt:

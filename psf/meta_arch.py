@@ -192,16 +192,17 @@ class PanopticSegFormer(nn.Module):
         """Detectron2's interface.
 
         Args:
-            batched_inputs: one dict per image: `image` (C, H, W) in 0..255, channels in INPUT.FORMAT's order;
-                `height` and `width` of the wanted results (default: the image's); in training the truth, in one of
-                the three forms of `psf.targets`.
+            batched_inputs: one dict per image: `image` (C, H, W), channels in INPUT.FORMAT's order, in the units of
+                MODEL.PIXEL_MEAN; `height` and `width` of the wanted results (default: the image's); in training the
+                truth, in one of the three forms of `psf.targets`.
 
         Returns:
             In training the loss terms by name (the total is their sum); else one dict per image with `panoptic_seg`
             ((H, W) int32 map, segments_info), `instances` and `sem_seg` (K, H, W), as MODEL.PSF.TEST switches them on.
 
         Raises:
-            ValueError: if an image holds NaN or infinite values, or the truth is not understood.
+            ValueError: if an image holds NaN or infinite values or has other channels than the model, or the truth is
+                not understood.
         """
         images = self.preprocess(batched_inputs)
         if self.training:
@@ -222,9 +223,13 @@ class PanopticSegFormer(nn.Module):
         images = []
         for x in batched_inputs:
             image = x["image"].to(self.device)
+            name = x.get("file_name", x.get("image_id", "?"))
+            if len(image) != len(self.pixel_mean):
+                raise ValueError(
+                    f"image {name} has {len(image)} channels, the model {len(self.pixel_mean)} (MODEL.PIXEL_MEAN)"
+                )
             if image.is_floating_point() and not torch.isfinite(image).all():
-                name = x.get("file_name", x.get("image_id", "?"))
-                raise ValueError(f"image {name} holds NaN or infinite values; expected numbers from 0 to 255")
+                raise ValueError(f"image {name} holds NaN or infinite values; expected finite numbers")
             images.append((image - self.pixel_mean) / self.pixel_std)
         return ImageList.from_tensors(
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints

@@ -23,6 +23,8 @@ CHOICES = {
     "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
     "MASK_DECODER.THING_POSITION": ("none", "located"),
 }
+# Of each INPUT.FORMAT; None: of any, as many as MODEL.PIXEL_MEAN has numbers.
+NUM_CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "BANDS": None}
 REGISTRIES = {
     "PIXEL_ENCODER": PIXEL_ENCODER_REGISTRY,
     "LOCATION_DECODER": LOCATION_DECODER_REGISTRY,
@@ -32,11 +34,12 @@ REGISTRIES = {
 
 
 def check_recipe(cfg: CfgNode) -> None:
-    """Refuse values and combinations under MODEL.PSF that mean nothing.
+    """Refuse values and combinations under MODEL.PSF that mean nothing, and channels that disagree.
 
     Raises:
         ValueError: naming the keys.
     """
+    _check_channels(cfg)
     psf = cfg.MODEL.PSF
     for key, allowed in CHOICES.items():
         value = psf
@@ -103,6 +106,20 @@ def check_recipe(cfg: CfgNode) -> None:
             "MODEL.PSF.MASK_DECODER.SHARE_WEIGHTS needs NUM_THING_LAYERS = NUM_STUFF_LAYERS and THING_SELF_ATTENTION = "
             f"STUFF_SELF_ATTENTION; found {decoder.NUM_THING_LAYERS} and {decoder.NUM_STUFF_LAYERS}, "
             f"{decoder.THING_SELF_ATTENTION} and {decoder.STUFF_SELF_ATTENTION}"
+        )
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    """INPUT.FORMAT is known, and it, MODEL.PIXEL_MEAN and PIXEL_STD mean one number of channels."""
+    image_format, num_means, num_stds = cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    if image_format not in NUM_CHANNELS:
+        raise ValueError(f'INPUT.FORMAT is "{image_format}": expected one of {list(NUM_CHANNELS)}')
+    wanted = NUM_CHANNELS[image_format] or max(num_means, 1)
+    if not wanted == num_means == num_stds:
+        raise ValueError(
+            f"numbers of channels disagree: MODEL.PIXEL_MEAN has {num_means} numbers, MODEL.PIXEL_STD {num_stds}, and "
+            f'INPUT.FORMAT "{image_format}" means {NUM_CHANNELS[image_format] or "as many as PIXEL_MEAN has"}; with '
+            '"BANDS", files may have any number of them'
         )
 
 

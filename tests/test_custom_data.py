@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from psf.engine import argument_parser, build_config, run_command_line
+from psf.recipe import check_recipe
 from tests.conftest import RunPython
 from tests.engine.conftest import CONFIG
 from tests.mini_set import CATEGORIES, NAME, write_mini_set
@@ -162,8 +163,10 @@ def test_the_page_about_it(repository: Path, tmp_path: Path):
     for command in commands:
         args = argument_parser().parse_args(shlex.split(command))
         assert len(args.opts) % 2 == 0 and args.config_file
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    (tmp_path / "page.yaml").write_text(f"VERSION: 2\n{block}")
+    channels, sets = (f"VERSION: 2\n{block}" for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
+    (tmp_path / "channels.yaml").write_text(channels)
+    check_recipe(build_config(str(tmp_path / "channels.yaml")))
+    (tmp_path / "page.yaml").write_text(sets)
     cfg = build_config(str(tmp_path / "page.yaml"))
     assert [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] == ["mine_train", "mine_val"]
     assert {"mine_train", "mine_val"} <= set(DatasetCatalog)

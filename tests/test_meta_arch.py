@@ -130,6 +130,14 @@ class TestImages:
         with pytest.raises(ValueError, match=r"image noise_0\.png holds NaN or infinite values"):
             tiny_model().train(training)([x])
 
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_other_channels_than_the_models(self, channels: int):
+        """One would be broadcast to three, unnoticed."""
+        x = make_input(32, 32, things=1, stuff=1)
+        x["image"] = x["image"][:1].expand(channels, -1, -1)
+        with pytest.raises(ValueError, match=rf"noise_0\.png has {channels} channels, the model 3 \(MODEL\.PIXEL_MEAN"):
+            tiny_model()([x])
+
     def test_no_truth_in_training(self):
         x = make_input(32, 32, things=1, stuff=1)
         del x["panoptic_labels"]

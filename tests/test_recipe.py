@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from detectron2.config import CfgNode
 
 from psf import model_zoo
 from psf.losses import PerLayerMatching, SharedMatching
@@ -142,3 +143,37 @@ def test_criterion():
 def test_no_queries(key: str) -> None:
     with pytest.raises(ValueError, match=rf"MODEL.PSF.{key} is 0: expected 1 or more"):
         check_recipe(tiny_config({key: 0}))
+
+
+@pytest.mark.parametrize(
+    ("image_format", "num_means", "num_stds"),
+    [("RGB", 3, 3), ("BGR", 3, 3), ("L", 1, 1), ("BANDS", 1, 1), ("BANDS", 7, 7)],
+)
+def test_channels_that_agree(image_format: str, num_means: int, num_stds: int) -> None:
+    check_recipe(channels_config(image_format, num_means, num_stds))
+
+
+@pytest.mark.parametrize(
+    ("image_format", "num_means", "num_stds", "meaning"),
+    [
+        ("RGB", 4, 4, "3;"),
+        ("RGB", 3, 4, "3;"),
+        ("L", 3, 3, "1;"),
+        ("BANDS", 4, 3, "as many as"),
+        ("BANDS", 0, 0, "as many as"),
+    ],
+)
+def test_channels_that_disagree(image_format: str, num_means: int, num_stds: int, meaning: str) -> None:
+    message = rf'PIXEL_MEAN has {num_means} numbers, MODEL\.PIXEL_STD {num_stds}.*"{image_format}" means {meaning}'
+    with pytest.raises(ValueError, match=message):
+        check_recipe(channels_config(image_format, num_means, num_stds))
+
+
+def test_unknown_format() -> None:
+    with pytest.raises(ValueError, match=r'INPUT\.FORMAT is "YUV-BT\.601": expected one of \[.*BANDS'):
+        check_recipe(channels_config("YUV-BT.601", 3, 3))
+
+
+def channels_config(image_format: str, num_means: int, num_stds: int) -> CfgNode:
+    numbers = {"MODEL__PIXEL_MEAN": [1.0] * num_means, "MODEL__PIXEL_STD": [1.0] * num_stds}
+    return tiny_config(INPUT__FORMAT=image_format, **numbers)

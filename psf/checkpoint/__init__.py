@@ -4,6 +4,7 @@ from psf.checkpoint.class_names import ClassNames, check_same_classes, class_nam
 from psf.checkpoint.class_remapping import ClassChanges, changes_table, compare_classes, remap_classes
 from psf.checkpoint.conversion import Conversion, convert_checkpoint
 from psf.checkpoint.imagenet import convert_imagenet
+from psf.checkpoint.input_channels import adapt_input_channels, adapted_weight
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
 from psf.checkpoint.reading import read_state_dict
 from psf.checkpoint.released import convert_released
@@ -13,6 +14,8 @@ __all__ = [
     "ClassNames",
     "Conversion",
     "PretrainedHandler",
+    "adapt_input_channels",
+    "adapted_weight",
     "changes_table",
     "check_same_classes",
     "class_names_from_config",

@@ -3,10 +3,11 @@
 from psf.data.augmentations import build_augmentations
 from psf.data.builtin import register_builtin
 from psf.data.dataset_check import check_dataset, load_dataset
-from psf.data.images import read_image
+from psf.data.images import in_format, read_image
 from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
 from psf.data.panoptic_json import image_key, load_panoptic_json, panoptic_metadata, read_categories
 from psf.data.panoptic_truth import PanopticLabels, compact, read_panoptic_ids, read_panoptic_labels
+from psf.data.pictures import as_picture, read_picture
 from psf.data.registration import PanopticSet, register_from_config, register_panoptic
 from psf.data.shapes import register_shapes
 from psf.data.shapes_scene import Scene, make_scene
@@ -17,11 +18,13 @@ __all__ = [
     "PanopticMapper",
     "PanopticSet",
     "Scene",
+    "as_picture",
     "build_augmentations",
     "build_mapper",
     "check_dataset",
     "compact",
     "image_key",
+    "in_format",
     "load_dataset",
     "load_panoptic_json",
     "make_scene",
@@ -30,6 +33,7 @@ __all__ = [
     "read_image",
     "read_panoptic_ids",
     "read_panoptic_labels",
+    "read_picture",
     "register_builtin",
     "register_from_config",
     "register_panoptic",

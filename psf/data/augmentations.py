@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from PIL import Image
 
 __all__ = ["VOID_CLASS", "build_augmentations", "crop_and_color", "large_scale_jitter"]
 
@@ -37,6 +40,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     """LSJ: flip, a random scale, then a square of INPUT.IMAGE_SIZE pixels, cropped or padded with gray and void.
 
+    Images of INPUT.FORMAT "BANDS" are padded with MODEL.PIXEL_MEAN, for there is no gray of unknown units.
+
     At scale 1 the image just fits into the square; the scale is uniform in [MIN_SCALE, MAX_SCALE]. Every image of a
     batch has the same size, so nothing else is padded.
     """
@@ -48,7 +53,10 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
         )
     side = keys.IMAGE_SIZE
     jitter = _ResizeScale(keys.MIN_SCALE, keys.MAX_SCALE, side, side)
-    return [*_flip(cfg), jitter, T.FixedSizeCrop((side, side), seg_pad_value=0), *_color(cfg)]
+    crop = T.FixedSizeCrop((side, side), seg_pad_value=0)
+    if cfg.INPUT.FORMAT == "BANDS":
+        crop = _CropPaddedWithMeans(side, cfg.MODEL.PIXEL_MEAN)
+    return [*_flip(cfg), jitter, crop, *_color(cfg)]
 
 
 def crop_and_color(cfg: CfgNode) -> list[T.Augmentation]:
@@ -87,8 +95,28 @@ def _color(cfg: CfgNode) -> list[T.Augmentation]:
     """Brightness, contrast and saturation, half of the time each, in the ranges of SSD; its hue is left as it is."""
     if not cfg.INPUT.COLOR_AUG_SSD:
         return []
+    if len(cfg.MODEL.PIXEL_MEAN) != 3:
+        raise ValueError(
+            f"INPUT.COLOR_AUG_SSD is True, and images have {len(cfg.MODEL.PIXEL_MEAN)} channels (MODEL.PIXEL_MEAN), "
+            "expected 3, which are colours: set it to False"
+        )
     changes = (T.RandomBrightness(0.875, 1.125), T.RandomContrast(0.5, 1.5), T.RandomSaturation(0.5, 1.5))
     return [T.RandomApply(change, prob=0.5) for change in changes]
+
+
+class _Resize(T.ResizeTransform):
+    """Detectron2's, with Pillow for images of all channels and types, a band at a time.
+
+    Detectron2 has Pillow resize bytes alone, and Pillow takes the last of two or four channels for transparency, which
+    it multiplies the others by; other types go through torch, which skips pixels where an image becomes smaller.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        if img.ndim != 3 or (img.dtype == np.uint8 and img.shape[2] in (1, 3)):
+            return super().apply_image(img, interp)
+        size, method = (self.new_w, self.new_h), self.interp if interp is None else interp
+        bands = (Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(img, 2, 0))
+        return np.stack([np.asarray(band.resize(size, method)) for band in bands], axis=2)
 
 
 class _ResizeShortestEdge(T.ResizeShortestEdge):
@@ -101,7 +129,7 @@ class _ResizeShortestEdge(T.ResizeShortestEdge):
         if size == 0:
             return T.NoOpTransform()
         new_height, new_width = self.get_output_shape(height, width, size, self.max_size)
-        return T.ResizeTransform(height, width, max(new_height, 1), max(new_width, 1), self.interp)
+        return _Resize(height, width, max(new_height, 1), max(new_width, 1), self.interp)
 
 
 class _ResizeScale(T.ResizeScale):
@@ -112,4 +140,29 @@ class _ResizeScale(T.ResizeScale):
         scale = np.random.uniform(self.min_scale, self.max_scale)
         scale *= min(self.target_height / height, self.target_width / width)
         new_height, new_width = (max(round(side * scale), 1) for side in (height, width))
-        return T.ResizeTransform(height, width, new_height, new_width, self.interp)
+        return _Resize(height, width, new_height, new_width, self.interp)
+
+
+class _CropPaddedWithMeans(T.FixedSizeCrop):
+    """A crop of `side` pixels square; smaller images are padded, each band with its mean."""
+
+    def __init__(self, side: int, means: Sequence[float]) -> None:
+        super().__init__((side, side), seg_pad_value=0)
+        self.means = np.array(means, np.float32)
+
+    def _get_pad(self, image: np.ndarray) -> T.Transform:
+        pad = super()._get_pad(image)
+        return _PadWithMeans(pad, self.means)
+
+
+class _PadWithMeans(T.PadTransform):
+    def __init__(self, pad: T.PadTransform, means: np.ndarray) -> None:
+        super().__init__(pad.x0, pad.y0, pad.x1, pad.y1, pad.orig_w, pad.orig_h, seg_pad_value=pad.seg_pad_value)
+        self.means = means
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        padded = super().apply_image(img)
+        means = self.means if img.dtype == np.float32 else self.means.round()
+        is_image = super().apply_image(np.ones(img.shape[:2], bool))
+        padded[~is_image] = means
+        return padded

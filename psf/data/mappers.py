@@ -43,24 +43,33 @@ class PanopticMapper:
     Takes Detectron2's dicts with `file_name`, and in training `pan_seg_file_name` and `segments_info` (id,
     category_id, isthing, iscrowd); or `psf_scene`, the arguments of a scene to be made.
 
-    Returns, in training: image (3, H, W) uint8 in INPUT.FORMAT; height and width of the file; file_name; image_id;
-    panoptic_labels (H, W) integers, 0 is void and k > 0 the segment with that id; segments_info, a list of
-    {"id": 1..S, "category_id", "isthing", "iscrowd"} with those alone that the augmentation left in the image;
-    panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. Masks are made on the model's device.
+    Returns, in training: image (C, H, W) in INPUT.FORMAT, uint8, or float32 of bands that are not; height and width of
+    the file; file_name; image_id; panoptic_labels (H, W) integers, 0 is void and k > 0 the segment with that id;
+    segments_info, a list of {"id": 1..S, "category_id", "isthing", "iscrowd"} with those alone that the augmentation
+    left in the image; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. Masks are made on the
+    model's device.
     At test: the dict itself, with image, height and width.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, augmentations: Sequence[T.Augmentation | T.Transform], image_format: str):
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        num_channels: int | None = None,
+    ):
         """
         Args:
             is_train: whether to return the truth.
             augmentations: applied to the image and, nearest, to the label map.
-            image_format: "RGB" or "BGR".
+            image_format: "RGB", "BGR", "L" or "BANDS", see `read_image`.
+            num_channels: of the model; None: of "BANDS", any number is taken.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+        self.image_format, self.num_channels = image_format, num_channels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -68,6 +77,7 @@ class PanopticMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "num_channels": len(cfg.MODEL.PIXEL_MEAN),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +109,7 @@ class PanopticMapper:
 
         file_name = dataset_dict["file_name"]
         require_file(file_name)
-        image = read_image(file_name, self.image_format)
+        image = read_image(file_name, self.image_format, self.num_channels)
         if not self.is_train:
             return image, None
         if "pan_seg_file_name" not in dataset_dict or "segments_info" not in dataset_dict:

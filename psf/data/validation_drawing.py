@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from psf.data.images import read_image
 from psf.data.panoptic_truth import measure_panoptic_png, read_panoptic_ids
+from psf.data.pictures import read_picture
 
 __all__ = ["UNKNOWN", "draw_sample"]
 
@@ -28,7 +28,7 @@ def draw_sample(
     Raises:
         ValueError: if a file is missing or damaged.
     """
-    picture = read_image(image_file, "RGB")
+    picture = read_picture(image_file)
     ids = read_panoptic_ids(png_file, measure_panoptic_png(png_file).ids.tolist())
     scale = min(1.0, _MAX_SIDE / max(picture.shape))
     height, width = (max(round(side * scale), 1) for side in picture.shape[:2])

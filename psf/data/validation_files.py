@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
-from psf.data.images import read_image
 from psf.data.panoptic_truth import MeasuredSegments, measure_panoptic_png
+from psf.data.pictures import read_picture
 from psf.data.validation_report import Fault
 
 __all__ = ["CheckedAnnotation", "check_annotation"]
@@ -73,7 +73,7 @@ def _image_size(path: str, faults: list[Fault]) -> tuple[int, int] | None:
         faults.append(Fault("missing image", path, "no such file"))
         return None
     try:
-        height, width = read_image(path).shape[:2]
+        height, width = read_picture(path).shape[:2]
     except ValueError as error:
         faults.append(Fault("unreadable image", path, str(error).removeprefix(f"{path}: ")))
         return None

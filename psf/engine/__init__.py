@@ -6,10 +6,12 @@ from psf.engine.command_line import run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
 from psf.engine.optimizer import build_optimizer
+from psf.engine.predictor import Predictor
 from psf.engine.trainer import Trainer, main
 
 __all__ = [
     "Checkpointer",
+    "Predictor",
     "Trainer",
     "add_register_flag",
     "argument_parser",

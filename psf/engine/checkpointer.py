@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
 from torch import nn
 
-from psf.checkpoint import ClassNames, changes_table, compare_classes, remap_classes
+from psf.checkpoint import ClassNames, adapt_input_channels, changes_table, compare_classes, remap_classes
 
 __all__ = ["Checkpointer"]
 
@@ -23,13 +24,41 @@ _WHY_NOT_REMAPPED = (
 )
 
 
-class Checkpointer(DetectionCheckpointer):
+class _ChannelAdapter(PlainCheckpointer):
+    """Stands behind Detectron2's checkpointer, which calls it when it has given the model's names to all entries."""
+
+    _resumes = False
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if not self._resumes:
+            self._adapt(checkpoint["model"], heuristics=checkpoint.get("matching_heuristics", False))
+        return super()._load_model(checkpoint)
+
+    def _adapt(self, state_dict: dict[str, Any], *, heuristics: bool) -> None:
+        self._convert_ndarray_to_tensor(state_dict)
+        for name, shape in adapt_input_channels(state_dict, self.model.state_dict(), is_suffix=heuristics).items():
+            weight = self.model.get_parameter(name)
+            logger.info(
+                "Adapted to the channels of the images (MODEL.PIXEL_MEAN), and loaded: %s  %s -> %s",
+                *(name, shape, tuple(weight.shape)),
+            )
+            if self.checkpointables and not weight.requires_grad:
+                logger.warning(
+                    "%s is frozen, so that it will not learn what the channels are: see MODEL.BACKBONE.FREEZE_AT, "
+                    "MODEL.PSF.TIMM.FREEZE or MODEL.PSF.SWIN.FREEZE",
+                    name,
+                )
+
+
+class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     """Saves the names of the classes with the weights, and re-maps heads by them when it loads for other classes.
 
     What became of each class is said in a table. Where optimizer and iteration are to be loaded too, other classes are
     a ValueError instead: their state would not fit. So are parameters of another shape, which are left out with one
     warning otherwise. Made without optimizer and the like, which means that the model will not be trained, it warns of
     parts of it that stay random.
+
+    A first convolution for 3 channels is adapted where the model has another number of them, unless a run goes on.
 
     Args:
         model: as Detectron2's.

@@ -17,6 +17,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from psf.data import as_picture
 from psf.evaluation.ground_truth import PanopticGroundTruth
 
 __all__ = ["PanelEvaluator", "PanelRow", "PanopticMap", "draw_panel"]
@@ -102,7 +103,7 @@ class PanelEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: a registered data set with panoptic ground truth.
-        image_format: INPUT.FORMAT of the model's images, "RGB" or "BGR".
+        image_format: INPUT.FORMAT of the model's images.
         path: picture file to write.
         num_rows: images to show, the first that the main process sees.
     """
@@ -110,7 +111,7 @@ class PanelEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, image_format: str, path: Path, num_rows: int = 4) -> None:
         self._dataset_name = dataset_name
         self._truth = PanopticGroundTruth(dataset_name)
-        self._channels = slice(None) if image_format == "RGB" else slice(None, None, -1)
+        self._image_format = image_format
         self._path = path
         self._num_rows = num_rows if comm.is_main_process() else 0
         self.reset()
@@ -124,8 +125,8 @@ class PanelEvaluator(DatasetEvaluator):
             if len(self._rows) == self._num_rows:
                 return
             ids, segments = output["panoptic_seg"]
-            pixels = image["image"].permute(1, 2, 0).cpu().numpy()[..., self._channels]
-            picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
+            pixels = as_picture(image["image"].permute(1, 2, 0).cpu().numpy(), self._image_format)
+            picture = Image.fromarray(pixels)
             picture = picture.resize(ids.shape[::-1], Image.Resampling.BILINEAR)
             truth = PanopticMap(*self._truth.read_contiguous(image["image_id"]))
             copies = [dict(segment) for segment in segments]

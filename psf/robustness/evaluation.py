@@ -27,10 +27,18 @@ logger = logging.getLogger(__name__)
 
 
 class Corrupt(T.Augmentation):
-    """Corrupts the image and leaves the truth alone; what is random depends on the image's own bytes."""
+    """Corrupts the image and leaves the truth alone; what is random depends on the image's own bytes.
+
+    Raises:
+        ValueError: naming INPUT.FORMAT, if the images are no pictures in colour.
+    """
 
     def __init__(self, name: str, severity: int, image_format: str) -> None:
         super().__init__()
+        if image_format not in ("BGR", "RGB"):
+            raise ValueError(
+                f"INPUT.FORMAT is {image_format!r}, expected 'BGR' or 'RGB': corruptions are of pictures in colour"
+            )
         self.name, self.severity, self.is_bgr = name, severity, image_format == "BGR"
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -95,9 +103,9 @@ def evaluate_robustness(
     wanted: list[tuple[str, int] | None] = [None, *((name, level) for name in corruptions for level in severities)]
     missing = [one for one in wanted if record.get(*(one or ())) is None]
     missing = comm.all_gather(missing)[0]
-    for position, one in enumerate(missing, start=1):
+    augmentations = [None if one is None else Corrupt(one[0], one[1], cfg.INPUT.FORMAT) for one in missing]
+    for position, (one, augmentation) in enumerate(zip(missing, augmentations), start=1):
         logger.info("%d of %d: %s", position, len(missing), "clean images" if one is None else one)
-        augmentation = None if one is None else Corrupt(one[0], one[1], cfg.INPUT.FORMAT)
         results = evaluate_corruption(cfg, model, dataset_name, augmentation, num_images)
         if comm.is_main_process():
             record.add(results, *(one or ()))

@@ -44,6 +44,24 @@ def test_a_clean_set_is_counted(tmp_path):
     assert "no faults" in text and "classes without a segment  cloud" in text
 
 
+def test_arrays_are_counted_and_drawn(tmp_path):
+    write_mini_set(tmp_path / "set")
+
+    def as_array(content):
+        for image in content["images"]:
+            path = tmp_path / "set" / "images" / image["file_name"]
+            image["file_name"] = f"{path.stem}.npy"
+            np.save(path.with_suffix(".npy"), np.asarray(Image.open(path)).repeat(2, axis=2) / 1000)
+
+    change(tmp_path / "set", as_array)
+    assert validate(tmp_path / "set").is_clean
+    files = [str(tmp_path / "set" / name) for name in ("images/0.npy", "panoptic/0.png")]
+    small, drawn = draw_sample(*files, {})
+    assert small.shape == drawn.shape == (40, 60, 3) and np.ptp(small) == 255
+    np.save(files[0], np.zeros((40, 61, 6)))
+    assert [fault.kind for fault in validate(tmp_path / "set").faults] == ["size mismatch"]
+
+
 def test_progress_sees_every_annotation(tmp_path):
     write_mini_set(tmp_path / "set")
     seen = []

@@ -120,3 +120,8 @@ def test_webcam_is_recorded(run, fake_cameras, out, arguments, name):
 def test_webcam_without_a_picture(run, fake_cameras, out, caplog):
     assert run("--webcam", 2, "--output", out) == 2
     assert "no frame" in caplog.records[-1].getMessage()
+
+
+def test_a_model_of_bands_takes_no_video(run, video, out, caplog):
+    assert run("--video-input", video, "--output", out, "--opts", "INPUT.FORMAT", "BANDS") == 2
+    assert "INPUT.FORMAT is 'BANDS'" in caplog.records[-1].getMessage() and not list(out.glob("*"))

@@ -1,8 +1,12 @@
-"""A checkpoint for other classes: re-mapped by name and told, refused where a run goes on, left out where unnamed."""
+"""A checkpoint for other classes: re-mapped by name and told, refused where a run goes on, left out where unnamed.
+
+And one for images of other channels: its first convolution is adapted, however the names are found.
+"""
 
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from psf.checkpoint import ClassNames
+from psf.checkpoint import ClassNames, adapted_weight
 from psf.engine import Checkpointer
 
 FOUND = ClassNames(("ball", "box"), ("sky", "ground", "sea"))
@@ -99,3 +103,79 @@ def test_detectron2s_own_reads_the_file(path: str):
     model = model_of(FOUND, seed=1)
     assert DetectionCheckpointer(model).load(path)["iteration"] == 3
     assert torch.equal(model.body.weight, model_of(FOUND).body.weight)
+
+
+# ------------------------------------------------------------------ other channels
+
+
+def model_of_channels(channels: int, seed: int = 0) -> nn.Module:
+    """A part of a backbone, with the names of Detectron2's ResNet."""
+    torch.manual_seed(seed)
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.stem, model.backbone.res2 = nn.Module(), nn.ModuleList([nn.Module()])
+    model.backbone.stem.conv1 = nn.Conv2d(channels, 4, 3, bias=False)
+    model.backbone.res2[0].conv1 = nn.Conv2d(4, 4, 1, bias=False)
+    return model
+
+
+def write_weights(kind: str, folder: Path) -> str:
+    """Those of three channels: by psf's names, or by names for Detectron2's heuristics, also in Caffe2's .pkl."""
+    weights = model_of_channels(3).state_dict()
+    if kind == "psf":
+        torch.save({"model": weights}, folder / "weights.pth")
+        return str(folder / "weights.pth")
+    if kind == "heuristics":
+        torch.save(
+            {"model": {name.removeprefix("backbone."): w for name, w in weights.items()}}, folder / "weights.pth"
+        )
+        return f"{folder / 'weights.pth'}?matching_heuristics=True"
+    if kind == "detectron2.pkl":
+        named = {name.removeprefix("backbone."): w.numpy() for name, w in weights.items()}
+        content = {"model": named, "__author__": "Detectron2", "matching_heuristics": True}
+    else:
+        names = {"conv1_w": "backbone.stem.conv1.weight", "res2_0_branch2a_w": "backbone.res2.0.conv1.weight"}
+        content = {old: weights[new].numpy() for old, new in names.items()}
+    (folder / "weights.pkl").write_bytes(pickle.dumps(content))
+    return str(folder / "weights.pkl")
+
+
+@pytest.mark.parametrize("kind", ["psf", "heuristics", "detectron2.pkl", "caffe2.pkl"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_first_convolution_is_adapted(kind: str, channels: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model, old = model_of_channels(channels, seed=1), model_of_channels(3)
+    with caplog.at_level(logging.INFO):
+        Checkpointer(model).load(write_weights(kind, tmp_path))
+    assert torch.equal(model.backbone.stem.conv1.weight, adapted_weight(old.backbone.stem.conv1.weight, channels))
+    assert torch.equal(model.backbone.res2[0].conv1.weight, old.backbone.res2[0].conv1.weight)
+    [(level, text)] = messages(caplog)
+    assert level == logging.INFO and "MODEL.PIXEL_MEAN" in text
+    assert text.endswith(f"backbone.stem.conv1.weight  (4, 3, 3, 3) -> (4, {channels}, 3, 3)")
+
+
+def test_a_frozen_one_is_a_warning_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model, path = model_of_channels(4), write_weights("psf", tmp_path)
+    model.backbone.stem.conv1.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.backbone.res2.parameters(), 0.1)
+    with caplog.at_level(logging.WARNING, logger="psf"):
+        Checkpointer(model).load(path)
+        assert not messages(caplog)
+        Checkpointer(model, optimizer=optimizer).resume_or_load(path, resume=False)
+    [(level, text)] = messages(caplog)
+    assert level == logging.WARNING and "stem.conv1.weight is frozen" in text and "FREEZE_AT" in text
+
+
+def test_three_channels_are_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = model_of_channels(3, seed=1)
+    with caplog.at_level(logging.INFO):
+        Checkpointer(model).load(write_weights("caffe2.pkl", tmp_path))
+    assert not messages(caplog)
+    assert torch.equal(model.backbone.stem.conv1.weight, model_of_channels(3).backbone.stem.conv1.weight)
+
+
+def test_a_run_does_not_go_on_with_other_channels(tmp_path: Path):
+    Checkpointer(model_of_channels(3), str(tmp_path)).save("model", iteration=3)
+    model = model_of_channels(4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"(?s)cannot resume: .*conv1\.weight  \(4, 3, 3, 3\) -> \(4, 4, 3, 3\)"):
+        Checkpointer(model, str(tmp_path), optimizer=optimizer).resume_or_load("")

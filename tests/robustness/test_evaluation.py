@@ -108,3 +108,11 @@ def test_mapper_without_augmentations(cfg: CfgNode, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(evaluation_module, "build_mapper", lambda cfg, is_train: lambda x: x)
     with pytest.raises(ValueError, match=r"INPUT\.DATASET_MAPPER_NAME is 'psf_panoptic'"):
         evaluate_corruption(cfg, build_model(cfg), NAME, Corrupt("fog", 1, "BGR"))
+
+
+def test_images_that_are_no_pictures_in_colour(cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Said before anything is evaluated."""
+    monkeypatch.setattr(evaluation_module, "evaluate_corruption", lambda *args: pytest.fail("evaluated"))
+    cfg.INPUT.FORMAT = "BANDS"
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'BANDS', expected 'BGR' or 'RGB'"):
+        run(cfg, RobustnessRecord(tmp_path / "record.json", {}))
