@@ -207,8 +207,7 @@ def _add_result_defaults(psf: CN) -> None:
     # Mask decoder layer whose masks and classes are used, counted from 1; -1: the last (table 10).
     psf.TEST_LAYER = -1
     psf.TEST = CN()
-    # Images per forward pass in evaluation. With more than one, the smaller ones are padded, which changes their
-    # results a little: group norm sees the padding.
+    # Images per forward pass in evaluation, all of one size; sizes of which there are few images make smaller batches.
     psf.TEST.BATCH_SIZE = 1
     # Thing candidates: each query with its "best_class", or the "top_pairs" of query and class (released recipe).
     psf.TEST.CANDIDATES = "best_class"

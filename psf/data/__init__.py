@@ -11,6 +11,7 @@ from psf.data.pictures import as_picture, read_picture
 from psf.data.registration import PanopticSet, register_from_config, register_panoptic
 from psf.data.shapes import register_shapes
 from psf.data.shapes_scene import Scene, make_scene
+from psf.data.test_loader import build_test_loader
 
 __all__ = [
     "DATASET_MAPPER_REGISTRY",
@@ -21,6 +22,7 @@ __all__ = [
     "as_picture",
     "build_augmentations",
     "build_mapper",
+    "build_test_loader",
     "check_dataset",
     "compact",
     "image_key",

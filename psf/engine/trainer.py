@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from psf.checkpoint import check_same_classes, class_names_from_config
-from psf.data import build_mapper, check_dataset, load_dataset
+from psf.data import build_mapper, build_test_loader, check_dataset, load_dataset
 from psf.engine.arguments import setup
 from psf.engine.checkpointer import Checkpointer
 from psf.engine.evaluators import build_evaluator
@@ -126,16 +126,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Detectron2's loader with the mapper that INPUT.DATASET_MAPPER_NAME names, in batches of TEST.BATCH_SIZE."""
-        batch_size = cfg.MODEL.PSF.TEST.BATCH_SIZE
-        if batch_size < 1:
-            raise ValueError(f"MODEL.PSF.TEST.BATCH_SIZE is {batch_size}: expected 1 or more")
-        return build_detection_test_loader(
-            load_dataset(dataset_name),
-            mapper=build_mapper(cfg, False),
-            batch_size=batch_size,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        """`psf.data.build_test_loader`."""
+        return build_test_loader(cfg, load_dataset(dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:

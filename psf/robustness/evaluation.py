@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from psf.data import build_mapper, load_dataset
+from psf.data import build_mapper, build_test_loader, load_dataset
 from psf.evaluation import PanopticQualityEvaluator
 from psf.robustness.corruptions import corrupt
 from psf.robustness.record import RobustnessRecord
@@ -80,8 +79,7 @@ def evaluate_corruption(
                 "that a corruption could be put before"
             )
         mapper.augmentations = T.AugmentationList([augmentation, mapper.augmentations])
-    batch_size, workers = cfg.MODEL.PSF.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
-    loader = build_detection_test_loader(dataset, mapper=mapper, batch_size=batch_size, num_workers=workers)
+    loader = build_test_loader(cfg, dataset, mapper)
     results = inference_on_dataset(model, loader, PanopticQualityEvaluator(dataset_name)) or {}
     return dict(results.get("panoptic_seg", {}))
 

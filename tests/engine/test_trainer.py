@@ -220,15 +220,14 @@ class TestDataSets:
 
 
 class TestBatchesAtTest:
-    def test_batches_of_the_size_asked_for(self, mini: str, parse_args: ParseArgs):
-        sizes = {}
+    def test_no_image_is_padded_to_another(self, mini: str, parse_args: ParseArgs):
+        names = {}
         for size in ("1", "3"):
             cfg = setup(parse_args("MODEL.PSF.TEST.BATCH_SIZE", size))
             batches = list(Trainer.build_test_loader(cfg, mini))
-            sizes[size] = [len(batch) for batch in batches]
-            names = [image["file_name"] for batch in batches for image in batch]
-            assert len(names) == len(set(names)) == sum(sizes[size])
-        assert set(sizes["1"]) == {1} and sizes["3"][0] == min(3, sum(sizes["1"]))
+            assert all(len({image["image"].shape for image in batch}) == 1 for batch in batches)
+            names[size] = sorted(image["file_name"] for batch in batches for image in batch)
+        assert names["1"] == names["3"] and len(set(names["1"])) == len(names["1"]) == 5
 
     def test_none_is_refused(self, mini: str, parse_args: ParseArgs):
         with pytest.raises(ValueError, match=r"MODEL\.PSF\.TEST\.BATCH_SIZE is 0"):
