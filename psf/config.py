@@ -209,6 +209,11 @@ def _add_result_defaults(psf: CN) -> None:
     psf.TEST = CN()
     # Images per forward pass in evaluation, all of one size; sizes of which there are few images make smaller batches.
     psf.TEST.BATCH_SIZE = 1
+    # Images larger than this many pixels, as the model gets them (INPUT.MIN_SIZE_TEST), are run in overlapping square
+    # tiles, and the tiles' segments joined; 0: none is. For many small things in large images.
+    psf.TEST.TILES = CN()
+    psf.TEST.TILES.SIZE = 0
+    psf.TEST.TILES.OVERLAP = 0.25  # least share of a tile's side that neighbours have in common
     # Thing candidates: each query with its "best_class", or the "top_pairs" of query and class (released recipe).
     psf.TEST.CANDIDATES = "best_class"
     psf.TEST.NUM_TOP_PAIRS = 100

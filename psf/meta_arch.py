@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from psf.classes import PanopticClasses, classes_from_config
+from psf.classes import PanopticClasses
 from psf.inference import Frame, best_class, join_candidates, stuff_candidates, top_pairs
-from psf.joint_queries import all_as_things, separate_stuff, stuff_as_things
+from psf.joint_queries import separate_stuff, stuff_as_things
 from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
-from psf.modeling import (
-    MaskDecoderDepth,
-    Neck,
-    QueryClassifier,
-    build_location_decoder,
-    build_mask_decoder,
-    build_pixel_encoder,
-)
-from psf.post_processing import PostProcessor, build_post_processor, semantic_result
+from psf.model_parts import ResultSettings, model_parts
+from psf.post_processing import PostProcessor, semantic_result
 from psf.predictions import Candidates, DecodedMasks, FeatureTokens, PanopticTargets, TrainingPredictions
-from psf.recipe import build_criterion, build_matching, check_recipe
 from psf.recompute import recompute_blocks
 from psf.targets import panoptic_targets
+from psf.tiled_inference import tiled_candidates
 
-__all__ = ["PanopticSegFormer", "ResultSettings", "padded_pixels"]
+__all__ = ["PanopticSegFormer", "padded_pixels"]
 
 NO_MASKS = DecodedMasks([], [])
-
-
-class ResultSettings(NamedTuple):
-    """What is computed at test (MODEL.PSF.TEST_LAYER and MODEL.PSF.TEST)."""
-
-    layer: int  # of the mask decoder, from 1; -1: the last
-    candidates: str  # "best_class" | "top_pairs"
-    num_top_pairs: int
-    panoptic: bool
-    instance: bool
-    semantic: bool
 
 
 @META_ARCH_REGISTRY.register()
@@ -118,60 +100,7 @@ class PanopticSegFormer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        psf = cfg.MODEL.PSF
-        classes = classes_from_config(cfg)
-        check_recipe(cfg)
-        queried = all_as_things(classes) if psf.QUERIES == "joint" else classes
-        backbone = build_backbone(cfg)
-        thing_depth = MaskDecoderDepth(psf.MASK_DECODER.NUM_THING_LAYERS, psf.MASK_DECODER.THING_SELF_ATTENTION)
-        stuff_depth = MaskDecoderDepth(psf.MASK_DECODER.NUM_STUFF_LAYERS, psf.MASK_DECODER.STUFF_SELF_ATTENTION)
-        num_things = len(queried.thing_ids)
-        thing_decoder = build_mask_decoder(cfg, thing_depth) if num_things else None
-        if not queried.stuff_ids:
-            stuff_decoder = None
-        elif psf.MASK_DECODER.SHARE_WEIGHTS and thing_decoder is not None:
-            stuff_decoder = thing_decoder
-        else:
-            stuff_decoder = build_mask_decoder(cfg, stuff_depth)
-        thing_classifier = stuff_classifier = None
-        if num_things and psf.THING_CLASSIFIER == "mask_decoder":
-            thing_classifier = QueryClassifier(psf.HIDDEN_DIM, thing_depth.num_layers, num_outputs=num_things)
-        if queried.stuff_ids:
-            stuff_classifier = QueryClassifier(psf.HIDDEN_DIM, stuff_depth.num_layers, num_outputs=1)
-        return {
-            "backbone": backbone,
-            "neck": Neck(
-                input_shape=backbone.output_shape(),
-                in_features=psf.IN_FEATURES,
-                dim=psf.HIDDEN_DIM,
-                num_levels=psf.NUM_FEATURE_LEVELS,
-            ),
-            "pixel_encoder": build_pixel_encoder(cfg),
-            "location_decoder": build_location_decoder(cfg, num_things) if num_things else None,
-            "thing_decoder": thing_decoder,
-            "thing_classifier": thing_classifier,
-            "stuff_decoder": stuff_decoder,
-            "stuff_classifier": stuff_classifier,
-            "matching": build_matching(cfg),
-            "criterion": build_criterion(cfg),
-            "post_processor": build_post_processor(cfg),
-            "classes": classes,
-            "dim": psf.HIDDEN_DIM,
-            "num_mask_levels": len(psf.IN_FEATURES),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": psf.SIZE_DIVISIBILITY,
-            "channels_last": psf.CHANNELS_LAST,
-            "recompute": psf.RECOMPUTE,
-            "settings": ResultSettings(
-                layer=psf.TEST_LAYER,
-                candidates=psf.TEST.CANDIDATES,
-                num_top_pairs=psf.TEST.NUM_TOP_PAIRS,
-                panoptic=psf.TEST.PANOPTIC_ON,
-                instance=psf.TEST.INSTANCE_ON,
-                semantic=psf.TEST.SEMANTIC_ON,
-            ),
-        }
+        return model_parts(cfg)
 
     @property
     def device(self) -> torch.device:
@@ -204,6 +133,8 @@ class PanopticSegFormer(nn.Module):
             ValueError: if an image holds NaN or infinite values or has other channels than the model, or the truth is
                 not understood.
         """
+        if self.settings.tiles.side and not self.training:
+            return [self._tiled_result(x) for x in batched_inputs]
         images = self.preprocess(batched_inputs)
         if self.training:
             targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
@@ -217,6 +148,20 @@ class PanopticSegFormer(nn.Module):
             frame = Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
             results.append(self.result(image_candidates, frame))
         return results
+
+    def _tiled_result(self, x: dict[str, Any]) -> dict[str, Any]:
+        def candidates_of(images: ImageList) -> Candidates:
+            return self.candidates(images.tensor, padded_pixels(images))[0]
+
+        candidates, frame = tiled_candidates(
+            x,
+            self.settings.tiles,
+            self.post_processor,
+            self.preprocess,
+            candidates_of,
+            is_fixed=not self.has_joint_queries,
+        )
+        return self.result(candidates, frame)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised, then padded with zeros to the largest height and width of the batch."""

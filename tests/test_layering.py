@@ -39,6 +39,8 @@ SHELL = (
     "post_processing",
     "recipe",
     "recompute",
+    "tiled_inference",
+    "model_parts",
     "meta_arch",
     "test_time_augmentation",
 )

@@ -14,7 +14,7 @@ from psf import PanopticSegFormer
 from psf.classes import PanopticClasses
 from psf.inference import MergingThresholds
 from psf.losses import HungarianMatcher, PanopticCriterion, SharedMatching
-from psf.meta_arch import ResultSettings
+from psf.model_parts import ResultSettings
 from psf.modeling import DeformablePixelEncoder, LocationDecoder, MaskDecoder, Neck, QueryClassifier
 from psf.post_processing import InstanceSettings, MaskWiseMerging
 

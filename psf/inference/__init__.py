@@ -15,6 +15,7 @@ from psf.inference.mask_wise_merging import mask_wise_merging
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
 from psf.inference.resizing import Frame, resize_masks
 from psf.inference.semantic import semantic_scores
+from psf.inference.tile_fusion import ScoredTile, Tile, fuse_tiles, tile_grid
 from psf.inference.view_fusion import ScoredView, fuse_views, on_common_grid
 
 __all__ = [
@@ -22,9 +23,12 @@ __all__ = [
     "Frame",
     "MergingThresholds",
     "ScoredMasks",
+    "ScoredTile",
     "ScoredView",
+    "Tile",
     "best_class",
     "class_times_mask",
+    "fuse_tiles",
     "fuse_views",
     "join_candidates",
     "mask_nms",
@@ -37,6 +41,7 @@ __all__ = [
     "semantic_scores",
     "stuff_candidates",
     "tight_boxes",
+    "tile_grid",
     "top_pairs",
     "upper_bound",
 ]

@@ -1,0 +1,86 @@
+"""An instance result: masks that may overlap, with boxes and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
+from pycocotools import mask as coco_masks
+
+from psf.output.task_output import TaskOutput
+
+__all__ = ["InstanceOutput"]
+
+
+class InstanceOutput(TaskOutput):
+    """`instances`."""
+
+    task, result, records_key = "instance", "instances", "instances"
+
+    def __init__(self, prediction: dict[str, Any], metadata: Any) -> None:
+        super().__init__(prediction, metadata)
+        self._instances: Instances = prediction["instances"].to("cpu")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self._instances.image_size
+        return height, width
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the JSON says of each instance.
+
+        Returns:
+            One dict per instance, best first: `id` from 1, `class`, `category_id` (the data set's own),
+            `contiguous_id` (the model's), `score`, `area` of the mask in pixels, `bbox` [x, y, width, height] in pixels
+            and `segmentation`, the mask in COCO's run-length encoding.
+
+        Raises:
+            ValueError: if an instance has a class that the metadata do not know.
+        """
+        found = self._instances
+        dataset_ids = {new: old for old, new in self.metadata.thing_dataset_id_to_contiguous_id.items()}
+        records = []
+        boxes, classes, scores = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist()
+        for i, (box, category, score) in enumerate(zip(boxes, classes, scores, strict=True)):
+            if category not in dataset_ids:
+                raise ValueError(
+                    f"an instance has class {category}, the data set's metadata know the things {sorted(dataset_ids)}; "
+                    "the first of DATASETS.TEST must have the model's classes"
+                )
+            mask = found.pred_masks[i].numpy()
+            run_lengths = coco_masks.encode(np.asfortranarray(mask.view(np.uint8)))
+            records.append(
+                {
+                    "id": i + 1,
+                    "class": self.metadata.thing_classes[category],
+                    "category_id": dataset_ids[category],
+                    "contiguous_id": category,
+                    "score": score,
+                    "area": int(mask.sum()),
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "segmentation": {"size": run_lengths["size"], "counts": run_lengths["counts"].decode()},
+                }
+            )
+        return records
+
+    def label_image(self) -> None:
+        return None
+
+    def mask(self, record: dict[str, Any]) -> np.ndarray:
+        return self._instances.pred_masks[record["id"] - 1].numpy()
+
+    def draw(self, visualizer: Visualizer) -> VisImage:
+        return visualizer.draw_instance_predictions(self._instances)
+
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
+        return visualizer.draw_instance_predictions(image_rgb, self._instances)
+
+    def padded(self, columns: int) -> InstanceOutput:
+        height, width = self.size
+        fields = {**self._instances.get_fields()}
+        fields["pred_masks"] = torch.nn.functional.pad(fields["pred_masks"], (0, columns))
+        return InstanceOutput({"instances": Instances((height, width + columns), **fields)}, self.metadata)

@@ -1,0 +1,96 @@
+"""A semantic result: one class for each pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
+
+from psf.classes import PanopticClasses
+from psf.output.task_output import TaskOutput
+
+__all__ = ["SemanticOutput"]
+
+
+class SemanticOutput(TaskOutput):
+    """`sem_seg`, each pixel the class of the highest score. Its PNG holds the data set's own category ids.
+
+    Raises:
+        ValueError: if the metadata know no classes.
+    """
+
+    task, result, records_key = "semantic", "sem_seg", "classes"
+
+    def __init__(self, prediction: dict[str, Any], metadata: Any) -> None:
+        super().__init__(prediction, metadata)
+        self._scores: torch.Tensor = prediction["sem_seg"]
+        self._channels = self._scores.argmax(dim=0).cpu().numpy()
+        self._classes = _classes_by_channel(metadata)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self._channels.shape
+        return height, width
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the JSON says of each class in the image.
+
+        Returns:
+            One dict per class, the largest first: `id` (its value in the PNG), `class`, `category_id` (the data set's
+            own, the same number), `contiguous_id` (the model's) and `area` in pixels.
+        """
+        areas = np.bincount(self._channels.ravel())
+        records = []
+        for channel in np.argsort(-areas, kind="stable")[: np.count_nonzero(areas)].tolist():
+            name, own_id = self._classes[channel]
+            record = {"id": own_id, "class": name, "category_id": own_id, "contiguous_id": channel}
+            records.append(record | {"area": int(areas[channel])})
+        return records
+
+    def label_image(self) -> np.ndarray:
+        """(H, W) in 8 bits, or in 16 where an id needs them."""
+        table = np.zeros(max(self._classes) + 1, np.int64)
+        for channel, (_, own_id) in self._classes.items():
+            table[channel] = own_id
+        return table.astype(np.uint8 if table.max() < 256 else np.uint16)[self._channels]
+
+    def mask(self, record: dict[str, Any]) -> np.ndarray:
+        return self._channels == record["contiguous_id"]
+
+    def draw(self, visualizer: Visualizer) -> VisImage:
+        colors = getattr(self.metadata, "stuff_colors", [])
+        for record in self.records():
+            channel = record["contiguous_id"]
+            visualizer.draw_binary_mask(
+                self.mask(record).astype(np.uint8),
+                color=[x / 255 for x in colors[channel]] if channel < len(colors) else None,
+                text=record["class"],
+                alpha=0.7,
+            )
+        return visualizer.output
+
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
+        return self.draw(Visualizer(image_rgb, self.metadata))
+
+    def padded(self, columns: int) -> SemanticOutput:
+        return SemanticOutput({"sem_seg": torch.nn.functional.pad(self._scores, (0, columns))}, self.metadata)
+
+
+def _classes_by_channel(metadata: Any) -> dict[int, tuple[str, int]]:
+    """Name and own id in the data set of each channel's class; a channel that all things share is "things", 0."""
+    classes = PanopticClasses.from_metadata(metadata)
+    if classes is None:
+        raise ValueError(f"the metadata of {metadata.get('name', 'the data set')} know no classes")
+    thing_channels, stuff_channels, _ = classes.semantic_channels
+    table = {channel: ("things", 0) for channel in thing_channels}
+    for kind, channels, ids in (
+        ("thing", () if classes.is_separated else thing_channels, classes.thing_ids),
+        ("stuff", stuff_channels, classes.stuff_ids),
+    ):
+        names = metadata.get(f"{kind}_classes", [])
+        own_ids = {new: old for old, new in metadata.get(f"{kind}_dataset_id_to_contiguous_id", {}).items()}
+        table |= {channel: (names[category], own_ids[category]) for channel, category in zip(channels, ids)}
+    return table

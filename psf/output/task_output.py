@@ -1,0 +1,76 @@
+"""What the results of the three tasks have in common when they are shown and written."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+import numpy as np
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
+
+__all__ = ["TaskOutput"]
+
+
+class TaskOutput(abc.ABC):
+    """One image's result of one task.
+
+    Args:
+        prediction: the model's for the image, as large as the image, with the `result` of the task.
+        metadata: Detectron2's, of the data set that the class ids belong to.
+    """
+
+    task: ClassVar[str]  # "panoptic" | "instance" | "semantic"
+    result: ClassVar[str]  # its key in a prediction
+    records_key: ClassVar[str]  # that of its records in the JSON
+
+    def __init__(self, prediction: dict[str, Any], metadata: Any) -> None:
+        self.metadata = metadata
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+
+    @abc.abstractmethod
+    def records(self) -> list[dict[str, Any]]:
+        """What the JSON says: a dict with `id`, `class`, `category_id`, `area` and more for each that was found."""
+
+    @abc.abstractmethod
+    def label_image(self) -> np.ndarray | None:
+        """What the PNG of labels holds; None: there is no such PNG, as masks may overlap."""
+
+    @abc.abstractmethod
+    def mask(self, record: dict[str, Any]) -> np.ndarray:
+        """(H, W) bool, the pixels of one of the records."""
+
+    @abc.abstractmethod
+    def draw(self, visualizer: Visualizer) -> VisImage:
+        """Draw it on the visualizer's image."""
+
+    @abc.abstractmethod
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
+        """Draw it on a frame of a video, in the colours of the frames before."""
+
+    @abc.abstractmethod
+    def padded(self, columns: int) -> TaskOutput:
+        """The same with empty columns at its right side."""
+
+    def picture(self, image_rgb: np.ndarray) -> np.ndarray:
+        """Draw classes, scores of things and masks over an image.
+
+        Args:
+            image_rgb: (H, W, 3) uint8, what the model has seen.
+
+        Returns:
+            (H, W, 3) uint8.
+        """
+        if image_rgb.shape[1] == 2:  # Detectron2 takes a mask of width 2 for a list of points
+            return self.padded(1).picture(np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
+        return self.draw(Visualizer(image_rgb, self.metadata)).get_image()
+
+    def frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
+        """As `picture`, for a frame of the video that `visualizer` is used for."""
+        if image_rgb.shape[1] == 2:
+            return self.padded(1).frame(visualizer, np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
+        return self.draw_frame(visualizer, image_rgb).get_image()

@@ -1,0 +1,127 @@
+"""A panoptic result in words, files and pictures: what the model said, in the data set's words."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from psf.output import FILE_KINDS, PanopticOutput, output_names, write_output
+
+COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
+JOINT = SimpleNamespace(  # ids of all classes in one row
+    thing_classes=["sky", "ball", "sea"],
+    stuff_classes=["sky", "ball", "sea"],
+    thing_colors=COLORS,
+    stuff_colors=COLORS,
+    thing_dataset_id_to_contiguous_id={7: 1},
+    stuff_dataset_id_to_contiguous_id={30: 0, 4: 2},
+)
+SEPARATED = SimpleNamespace(  # things and stuff each counted from 0, as in coco_2017_val_panoptic_separated
+    thing_classes=["bat", "ball"],
+    stuff_classes=["things", "sky"],
+    thing_colors=COLORS,
+    stuff_colors=COLORS,
+    thing_dataset_id_to_contiguous_id={5: 0, 7: 1},
+    stuff_dataset_id_to_contiguous_id={0: 0, 30: 1},
+)
+
+
+def predict(id_map: np.ndarray, *segments: tuple[int, int, bool]) -> dict:
+    """A prediction whose segments are given as (id, category, is_thing)."""
+    infos = [
+        {"id": i, "category_id": category, "isthing": is_thing, "score": 0.5, "area": int((id_map == i).sum())}
+        for i, category, is_thing in segments
+    ]
+    return {"panoptic_seg": (torch.from_numpy(id_map), infos)}
+
+
+def test_area_and_box_by_hand():
+    ids = np.array([[0, 3, 3, 0, 0], [1, 1, 3, 0, 3], [1, 0, 0, 0, 0]], np.int32)
+    output = PanopticOutput(predict(ids, (1, 2, False), (3, 1, True)), JOINT)
+    stuff, thing = output.records()
+    # Segment 1: rows 1..2, columns 0..1; segment 3, in two pieces: rows 0..1, columns 1..4.
+    assert (stuff["area"], stuff["bbox"]) == (3, [0, 1, 2, 2])
+    assert (thing["area"], thing["bbox"]) == (4, [1, 0, 4, 2])
+    assert (stuff["class"], stuff["category_id"], stuff["contiguous_id"], stuff["isthing"]) == ("sea", 4, 2, False)
+    assert (thing["class"], thing["category_id"], thing["contiguous_id"], thing["isthing"]) == ("ball", 7, 1, True)
+    assert np.array_equal(output.mask(thing), ids == 3) and output.size == (3, 5)
+
+
+def test_overlapping_ids_of_things_and_stuff_are_kept_apart():
+    ids = np.array([[1, 2]], np.int32)
+    stuff, thing = PanopticOutput(predict(ids, (1, 1, False), (2, 1, True)), SEPARATED).records()
+    assert (stuff["class"], stuff["category_id"]) == ("sky", 30)
+    assert (thing["class"], thing["category_id"]) == ("ball", 7)
+
+
+def test_files_hold_ids_beyond_a_byte_and_plain_json(tmp_path: Path):
+    ids = np.zeros((40, 50), np.int32)
+    ids[:20], ids[25:35, 5:30] = 66_000, 300
+    prediction = predict(ids, (66_000, 0, False), (300, 1, True))
+    before = copy.deepcopy(prediction["panoptic_seg"][1])
+    image = np.full((40, 50, 3), 128, np.uint8)
+    output = PanopticOutput(prediction, JOINT)
+    write_output(output, image, source=Path("in/a.png"), folder=tmp_path, name="a.b", kinds=FILE_KINDS)
+
+    assert {file.name for file in tmp_path.iterdir()} == set(output_names("a.b", "panoptic").values())
+    assert np.array_equal(rgb2id(np.array(Image.open(tmp_path / "a.b_panoptic.png"))), ids)
+    record = json.loads((tmp_path / "a.b.json").read_text())
+    assert [segment["id"] for segment in record["segments_info"]] == [66_000, 300]
+    assert record["segments_info"][1]["area"] == 250 and record["file_name"] == str(Path("in/a.png"))
+    assert [segment["mask_file_name"] for segment in record["segments_info"]] == [
+        "a.b_masks/66000_sky.png",
+        "a.b_masks/300_ball.png",
+    ]
+    for segment in record["segments_info"]:
+        mask = np.array(Image.open(tmp_path / segment["mask_file_name"]))
+        assert np.array_equal(mask, ids == segment["id"])
+    assert prediction["panoptic_seg"][1] == before  # drawing has changed nothing: areas are still whole numbers
+    assert all(isinstance(info["area"], int) for info in prediction["panoptic_seg"][1])
+
+
+@pytest.mark.parametrize("kind", FILE_KINDS)
+def test_only_what_is_asked_for_is_written(tmp_path: Path, kind: str):
+    output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 1, True)), JOINT)
+    write_output(output, np.zeros((4, 5, 3), np.uint8), source=Path("a.png"), folder=tmp_path, name="a", kinds=[kind])
+    assert [file.name for file in tmp_path.iterdir()] == [output_names("a", "panoptic")[kind]]
+
+
+def test_a_class_name_is_no_path(tmp_path: Path):
+    metadata = SimpleNamespace(thing_classes=["../road/sign"], thing_dataset_id_to_contiguous_id={7: 0})
+    output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 0, True)), metadata)
+    write_output(
+        output, np.zeros((4, 5, 3), np.uint8), source=Path("a.png"), folder=tmp_path, name="a", kinds=["masks"]
+    )
+    assert [file.name for file in (tmp_path / "a_masks").iterdir()] == ["1__road_sign.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (17, 400), (400, 17)])
+@pytest.mark.parametrize("is_thing", [True, False])
+def test_drawing_keeps_the_size(size, is_thing):
+    image = np.full((*size, 3), 128, np.uint8)
+    prediction = predict(np.ones(size, np.int32), (1, 1 if is_thing else 0, is_thing))
+    assert PanopticOutput(prediction, JOINT).picture(image).shape == (*size, 3)
+
+
+def test_void_alone_draws_the_image_itself():
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    output = PanopticOutput(predict(np.zeros((30, 40), np.int32)), JOINT)
+    assert np.array_equal(output.picture(image), image)
+    assert output.records() == []
+
+
+def test_metadata_of_things_alone():
+    metadata = SimpleNamespace(thing_classes=["ball"], thing_dataset_id_to_contiguous_id={7: 0})
+    ids = np.array([[1, 2]], np.int32)
+    [thing] = PanopticOutput(predict(ids, (1, 0, True)), metadata).records()
+    assert (thing["class"], thing["category_id"]) == ("ball", 7)
+    with pytest.raises(ValueError, match=r"class 0 as stuff.* DATASETS\.TEST"):
+        PanopticOutput(predict(ids, (1, 0, True), (2, 0, False)), metadata).records()
