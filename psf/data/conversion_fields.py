@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["CATEGORY_ID", "FLAG", "IMAGE_ID", "LIST", "SIDE", "TEXT", "are_coordinates", "read_json", "shorten", "take"]
 
-# In pixels. What is farther away is a mistake, and to draw it would take as long as it is far.
-_MAX_COORDINATE = 1e6
+# In pixels. What is farther away or larger is a mistake, and to draw it would take as long as it is far.
+_MAX_COORDINATE = 1_000_000
 _MAX_SHOWN = 60  # characters of a value in a message
 
 
@@ -28,8 +28,8 @@ def _is_int(value: Any) -> bool:
 IMAGE_ID = Kind("a whole number or a text", lambda value: _is_int(value) or isinstance(value, str))
 CATEGORY_ID = Kind("a whole number", _is_int)
 SIDE = Kind(  # some programs write 40.0
-    "a whole number of pixels above 0",
-    lambda value: (_is_int(value) or isinstance(value, float)) and value > 0 and value % 1 == 0,
+    f"a whole number of pixels from 1 to {_MAX_COORDINATE}",
+    lambda value: (_is_int(value) or isinstance(value, float)) and 1 <= value <= _MAX_COORDINATE and value % 1 == 0,
 )
 TEXT = Kind("a text", lambda value: isinstance(value, str) and value != "")
 LIST = Kind("a list", lambda value: isinstance(value, list))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from psf.data.conversion import png_name
 from psf.data.conversion_fields import LIST, SIDE, TEXT, are_coordinates, read_json, shorten, take
 from psf.data.conversion_regions import Region, region_of_polygons
 from psf.data.conversion_sources import Source, SourceImage, join_categories
@@ -108,6 +109,10 @@ def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict
     name = Path(os.path.relpath(file, root)).as_posix()
     if name.split("/")[0] == "..":
         raise ValueError(f"{path}: its image {file} is not below {root}; give --image-root the folder of all images")
+    try:
+        png_name(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: imagePath {content['imagePath']!r}: {error}") from error
     return {"id": number, "file_name": name, "height": content["imageHeight"], "width": content["imageWidth"]}
 
 

@@ -81,7 +81,7 @@ POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
         (["images"], {"1": {}}, r"'images' is \{'1': .*expected a list"),
         (["images", 0], "a.jpg", r"image number 1 is 'a\.jpg', expected an object"),
         (["images", 0, "id"], REMOVED, r"image number 1 has no 'id'"),
-        (["images", 0, "height"], REMOVED, r"image 1 has no 'height', expected a whole number of pixels above 0"),
+        (["images", 0, "height"], REMOVED, r"image 1 has no 'height', expected a whole number of pixels from 1"),
         (["images", 0, "height"], "40", r"image 1: 'height' is '40', expected a whole number"),
         (["images", 0, "width"], 0, r"image 1: 'width' is 0"),
         (["images", 0, "width"], math.nan, r"image 1: 'width' is nan"),
@@ -166,6 +166,8 @@ def test_good_masks_pass_whatever_their_runs(height, width, seed, share):
     [
         (["shapes"], None, r"'shapes' is None, expected a list"),
         (["imagePath"], None, r"'imagePath' is None, expected a text"),
+        (["imagePath"], ".", r"imagePath '\.': the file name '\.' is not below a folder"),
+        (["imageWidth"], 1e30, r"'imageWidth' is 1e\+30, expected a whole number of pixels from 1 to 1000000"),
         (["imageWidth"], 30.5, r"'imageWidth' is 30\.5, expected a whole number of pixels"),
         (["imageHeight"], "20", r"'imageHeight' is '20'"),
         (["shapes", 0], "cat", r"shape 1 is 'cat', expected an object"),
