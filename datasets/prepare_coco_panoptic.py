@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -39,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         for split in args.splits:
             prepare(args.root, args.zips or args.root, f"{split}2017")
-    except (ValueError, OSError, BadZipFile) as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
@@ -77,13 +78,19 @@ def unpack(archive: Path, member: str, target: Path) -> None:
     if not archive.is_file():
         raise ValueError(f"neither {target} nor {archive} is there; download it from https://cocodataset.org/#download")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        names = [one for one in opened.namelist() if one == member or (member.endswith("/") and one.startswith(member))]
-        if not names:
-            raise ValueError(f"{archive} has no {member} in it: it is not the official archive of that name")
-        for one in tqdm(names, desc=archive.name, unit="file"):
-            opened.extract(one, temporary)
-        shutil.move(Path(temporary, member), target)
+    try:
+        with ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            every = opened.namelist()
+            names = [one for one in every if one == member or (member.endswith("/") and one.startswith(member))]
+            if not names:
+                raise ValueError(f"{archive} has no {member} in it: it is not the official archive of that name")
+            for one in tqdm(names, desc=archive.name, unit="file"):
+                opened.extract(one, temporary)
+            shutil.move(Path(temporary, member), target)
+    except (BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{archive} is damaged or was not downloaded to its end ({error}); download it again"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -174,7 +174,8 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
         else:
             matches = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
         if not matches:
-            logger.error("--input %s: no image found", pattern)
+            hint = f"; sub-folders are not looked into, --input '{path}/**/*' does" if path.is_dir() else ""
+            logger.error("--input %s: no image found%s", pattern, hint)
             unmatched.append(pattern)
         for match in sorted(matches):
             images.setdefault(match.resolve(), match)

@@ -13,9 +13,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from psf.data.validation import validate_panoptic
 from psf.engine import argument_parser, build_config, run_command_line
 from psf.recipe import check_recipe
-from tests.conftest import RunPython
+from tests.conftest import RunPython, load_script
 from tests.engine.conftest import CONFIG
 from tests.mini_set import CATEGORIES, NAME, write_mini_set
 from tests.models import tiny_config
@@ -159,7 +160,7 @@ def test_the_page_about_it(repository: Path, tmp_path: Path):
     """Commands and config of docs/custom-data.md are understood, and the files that it names are there."""
     text = (repository / "docs" / "custom-data.md").read_text()
     commands = re.findall(r"^python train_net\.py (.*)$", text.replace("\\\n", ""), re.M)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         args = argument_parser().parse_args(shlex.split(command))
         assert len(args.opts) % 2 == 0 and args.config_file
@@ -172,3 +173,64 @@ def test_the_page_about_it(repository: Path, tmp_path: Path):
     assert {"mine_train", "mine_val"} <= set(DatasetCatalog)
     for name in set(re.findall(r"(?:configs|tools|demo)/[\w./-]+\.(?:yaml|py)", text)):
         assert (repository / name).is_file(), name
+
+
+@pytest.fixture
+def drawn(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What docs/custom-data.md calls its files, in the working folder: a set, CVAT's and labelme's files, labels."""
+    monkeypatch.chdir(root)
+    (root / "mine").mkdir()
+    for old, new in (("panoptic.json", "val.json"), ("panoptic", "val_png"), ("images", "images")):
+        (root / old).rename(root / "mine" / new)
+    left, right = [2, 2, 12, 2, 12, 12, 2, 12], [8, 8, 26, 8, 26, 18, 8, 18]
+    categories = [{"id": 1, "name": "cat", "supercategory": ""}, {"id": 4, "name": "grass", "supercategory": ""}]
+    images, annotations = [], []
+    for number, part in enumerate(("train", "val"), 1):
+        (root / "photos" / part).mkdir(parents=True)
+        (root / "masks" / part).mkdir(parents=True)
+        Image.new("RGB", (30, 20)).save(root / "photos" / part / "1.jpg")
+        Image.new("L", (30, 20), 2).save(root / "masks" / part / "1.png")
+        shapes = [
+            {"label": name, "points": [*zip(one[::2], one[1::2])], "shape_type": "polygon"}
+            for name, one in (("cat", left), ("grass", right))
+        ]
+        labelme = {"shapes": shapes, "imagePath": "1.jpg", "imageHeight": 20, "imageWidth": 30}
+        (root / "photos" / part / "1.json").write_text(json.dumps(labelme))
+        images.append({"id": number, "file_name": f"{part}/1.jpg", "height": 20, "width": 30})
+        annotations += [
+            {"id": len(annotations) + 1 + category, "image_id": number, "category_id": category, "segmentation": [one]}
+            for category, one in ((1, left), (4, right))
+        ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "instances_default.json").write_text(json.dumps(content))
+    (root / "stuff.txt").write_text("# stuff.txt\n1,grass\n2,sky\n")
+    (root / "things.txt").write_text("1,cat\n")
+    return root
+
+
+def test_the_tools_on_the_page_run(repository: Path, drawn: Path):
+    """Each command of docs/custom-data.md that makes or validates a set; what they make is clean."""
+    text = (repository / "docs" / "custom-data.md").read_text()
+    (stuff,) = re.findall(r"```\n(# stuff\.txt\n.*?)```", text, re.S)
+    assert (drawn / "stuff.txt").read_text() == stuff
+    commands = re.findall(r"^python tools/(\w+)\.py (.*)$", text, re.M)
+    tools = {name: load_script(repository / "tools" / f"{name}.py") for name, _ in commands}
+    assert [name for name, _ in commands].count("make_panoptic") == 6 and len(commands) == 8
+    for name, words in commands:
+        assert tools[name].main(shlex.split(words)) == 0, words
+    assert (drawn / "report.html").stat().st_size and (drawn / "mine" / "val_fixed.json").is_file()
+    found = {}
+    for place in sorted((drawn / "mine").glob("*/panoptic.json")):
+        image_root = drawn / "photos"
+        report = validate_panoptic(str(place), str(place.with_suffix("")), str(image_root))
+        assert report.is_clean, place
+        found[place.parent.name] = [(one.name, one.is_thing, one.segments) for one in report.classes]
+    things_alone, labelled = [("cat", True, 2), ("grass", True, 2)], [("cat", True, 1), ("grass", False, 1)]
+    assert found == {
+        "cvat": things_alone,
+        "labelme": things_alone,
+        "drawn": [("cat", True, 2), ("grass", False, 2), ("sky", False, 0)],
+        "masks": [("cat", True, 2), ("grass", False, 2), ("sky", False, 2)],
+        "train": [*labelled, ("sky", False, 0)],
+        "val": [*labelled, ("sky", False, 0)],
+    }

@@ -11,7 +11,7 @@ import pytest
 
 from psf.model_zoo import get_config_file
 
-SOURCES = ("psf", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("psf", "configs", "tools", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def test_wheel(wheel: Path, repository: Path, tmp_path: Path, run_python, monkey
         if path.suffix in (".yaml", ".py")
     }
     modules = {path.relative_to(repository).as_posix() for path in (repository / "psf").rglob("*.py")}
-    assert configs and configs | modules | {"psf/py.typed"} <= names
+    tools = {f"psf/tools/{path.name}" for path in (repository / "tools").glob("*.py")} - {"psf/tools/quickstart.py"}
+    assert configs and configs | modules | tools | {"psf/py.typed"} <= names
+    assert {name for name in names if name.startswith("psf/tools/")} == tools
     tops = {name.split("/")[0] for name in names}
     assert tops == {"psf", f"panoptic_segformer-{psf.__version__}.dist-info"}
 
@@ -57,6 +59,10 @@ def test_wheel(wheel: Path, repository: Path, tmp_path: Path, run_python, monkey
     )
     process = run_python("-I", "-S", "-c", code)
     assert Path(process.stdout.strip()) == tmp_path / "installed/psf/configs/Base-PSF.yaml", process.stderr
+
+    for tool in ("validate_dataset", "make_panoptic"):
+        process = run_python("-m", f"psf.tools.{tool}", "--help", path=[tmp_path / "installed"], cwd=tmp_path)
+        assert process.returncode == 0 and tool in process.stdout, process.stderr
 
 
 def test_requirements_leave_torch_alone(repository: Path) -> None:

@@ -12,6 +12,7 @@ hand, or given by the masks of --semantic, whose values they explain. Writes OUT
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(f"{number} {note}" for note, number in notes.items()))
     images = args.image_root or args.labelme or "IMAGES"
     places = f"--json {files.json_file} --png-root {files.png_root} --image-root {images}"
-    print(f"\nNow look at it: python tools/validate_dataset.py {places} --html report.html")
+    validator = os.path.relpath(Path(__file__).with_name("validate_dataset.py"))
+    print(f"\nNow look at it: python {validator} {places} --html report.html")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,20 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from psf.data.conversion_fields import read_json
 from psf.data.panoptic_truth import compact_with_boxes
 from psf.data.parallel import Progress, map_in_threads, no_progress
 
-__all__ = ["Drawing", "PanopticFiles", "write_panoptic_set"]
+__all__ = ["Drawing", "PanopticFiles", "png_name", "write_panoptic_set"]
 
 Item = TypeVar("Item")
 
 # Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
 _ID_STEP = 0x9E3779
+# A text in every PNG written here. Without it a file is somebody's, perhaps an image of the set, and stays.
+_SIGN = ("Software", "psf")
 
 
 class PanopticFiles(NamedTuple):
@@ -30,9 +34,17 @@ class PanopticFiles(NamedTuple):
     png_root: Path
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise a ValueError if the JSON is there already and may not be overwritten."""
-        if self.json_file.exists() and not overwrite:
+        """Raise a ValueError if the JSON is there already and may not be overwritten, or is no panoptic one."""
+        if not self.json_file.exists():
+            return
+        if not overwrite:
             raise ValueError(f"{self.json_file} exists; remove it, choose another place, or say --overwrite")
+        content = read_json(self.json_file)
+        annotations = content.get("annotations") if isinstance(content, dict) else None
+        if not isinstance(annotations, list) or not all(
+            isinstance(one, dict) and "segments_info" in one for one in annotations
+        ):
+            raise ValueError(f"{self.json_file} exists and is no panoptic JSON: it is not overwritten; move it away")
 
 
 class Drawing(NamedTuple):
@@ -50,6 +62,20 @@ class Drawing(NamedTuple):
     notes: Counter[str]
 
 
+def png_name(file_name: str) -> str:
+    """What an image's panoptic PNG is called below the folder of the PNGs: like the image below its own, but .png.
+
+    Raises:
+        ValueError: if the image's name leads out of a folder. The message is the end of a sentence.
+    """
+    path = Path(file_name)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"the file name {file_name!r} is not below a folder of images, where it would be named such as 'city/1.jpg'"
+        )
+    return path.with_suffix(".png").as_posix()
+
+
 def write_panoptic_set(
     items: Sequence[Item],
     draw: Callable[[Item], Drawing],
@@ -61,7 +87,7 @@ def write_panoptic_set(
 ) -> Counter[str]:
     """Draw every item, write its PNG, then the JSON: where that is, the set is whole.
 
-    A PNG has its image's file name with the suffix .png, in the same sub-folder.
+    A PNG is called as `png_name` says. It replaces none but those of an earlier run.
 
     Args:
         items: what `draw` takes; several threads call it.
@@ -73,7 +99,8 @@ def write_panoptic_set(
         The sum of the drawings' notes, with counts of "images" and "segments".
 
     Raises:
-        ValueError: if two images share an id or the name of their PNG.
+        ValueError: if two images share an id or the name of their PNG, if that leads out of the folder, or if there is
+            a file of that name which was not written here.
     """
     files.json_file.parent.mkdir(parents=True, exist_ok=True)
     files.png_root.mkdir(parents=True, exist_ok=True)
@@ -102,10 +129,14 @@ def write_panoptic_set(
 def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
     """Write an image's PNG; its annotation for the JSON."""
     (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
-    name = Path(drawing.image["file_name"]).with_suffix(".png").as_posix()
+    name = png_name(drawing.image["file_name"])
     target = png_root / name
+    if target.exists() and not _is_signed(target):
+        raise ValueError(f"{target} exists and is no panoptic PNG of psf: it is not overwritten; choose another place")
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF)).save(target)
+    sign = PngInfo()
+    sign.add_text(*_SIGN)
+    Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF)).save(target, pnginfo=sign)
     areas = np.bincount(labels.ravel(), minlength=len(segments) + 1)
     infos = [
         {
@@ -118,3 +149,12 @@ def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
         for segment, (left, top, right, bottom) in zip(segments, boxes)
     ]
     return {"image_id": drawing.image["id"], "file_name": name, "segments_info": infos}
+
+
+def _is_signed(path: Path) -> bool:
+    key, value = _SIGN
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG" and image.info.get(key) == value
+    except (OSError, SyntaxError, ValueError):  # damaged, or no image
+        return False

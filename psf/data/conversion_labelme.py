@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -13,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from psf.data.conversion import png_name
+from psf.data.conversion_fields import LIST, SIDE, TEXT, are_coordinates, read_json, shorten, take
 from psf.data.conversion_regions import Region, region_of_polygons
 from psf.data.conversion_sources import Source, SourceImage, join_categories
 
 __all__ = ["read_labelme"]
 
 _CIRCLE_POINTS = 64
+_NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "mask": 2}
+_POLYGONS = ("polygon", "rectangle", "oriented_rectangle")  # a rectangle of more than two points is one
 
 
 def read_labelme(
@@ -29,8 +31,8 @@ def read_labelme(
 ) -> tuple[Source, dict[int, int]]:
     """Read all labelme files below a folder, sorted by name; image ids count from 1.
 
-    Polygons, rectangles, circles and masks count; lines and points have no area. Shapes of one label and one group_id
-    are one region.
+    Polygons, rectangles, upright or not, circles and masks count; lines and points have no area. Shapes of one label
+    and one group_id are one region.
 
     Args:
         stuff_names: labels of stuff; see `join_categories`.
@@ -41,7 +43,8 @@ def read_labelme(
         The source, and id in `stuff_names` -> category id.
 
     Raises:
-        ValueError: if there is no labelme file, one is damaged, or a label is not known.
+        ValueError: if there is no labelme file, one is damaged, lacks something or has it in another form (naming file
+            and shape), or a label is not known.
     """
     contents = {path: _read(path) for path in sorted(folder.rglob("*.json"))}
     if not any(contents.values()):
@@ -55,6 +58,8 @@ def read_labelme(
             )
     else:
         thing_names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
+    if not thing_names and not stuff_names:
+        raise ValueError(f"{folder}: no file has a shape in it, so there are no classes")
     categories, category_of = join_categories(
         [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
     )
@@ -72,23 +77,42 @@ def read_labelme(
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A labelme file without its image; None for a JSON of another kind."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as a JSON file ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not {"shapes", "imagePath"} <= content.keys():
         return None
+    place = str(path)
+    for position, shape in enumerate(take(content, "shapes", LIST, place), 1):
+        _check_shape(shape, f"{path}: shape {position}")
     lacking = {"imageHeight", "imageWidth"} - {key for key, value in content.items() if value}
     if lacking:
         raise ValueError(f"{path}: {' and '.join(sorted(lacking))} missing; save it with a recent labelme")
-    return {key: content[key] for key in ("shapes", "imagePath", "imageHeight", "imageWidth")}
+    height, width = (int(take(content, key, SIDE, place)) for key in ("imageHeight", "imageWidth"))
+    image_path = take(content, "imagePath", TEXT, place)
+    return {"shapes": content["shapes"], "imagePath": image_path, "imageHeight": height, "imageWidth": width}
+
+
+def _check_shape(shape: Any, place: str) -> None:
+    """Raise a ValueError that begins with `place`, unless the shape has a label and points."""
+    label, points = take(shape, "label", TEXT, place), take(shape, "points", LIST, place)
+    place = f"{place} ({shorten(label)})"
+    if not all(are_coordinates(point) and len(point) == 2 for point in points):
+        raise ValueError(f"{place}: 'points' is {shorten(points)}, expected [[x, y], ...] of finite numbers")
+    if not isinstance(shape.get("group_id"), (int, str, type(None))):
+        raise ValueError(f"{place}: 'group_id' is {shorten(shape['group_id'])}, expected a whole number or null")
+    kind, number = shape.get("shape_type"), _NUM_POINTS.get(str(shape.get("shape_type")), len(points))
+    if len(points) != number:
+        raise ValueError(f"{place}: it is a {kind} with {len(points)} points, expected {number}")
 
 
 def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict[str, Any]:
     file = path.parent / content["imagePath"].replace("\\", "/")
     name = Path(os.path.relpath(file, root)).as_posix()
-    if name.startswith(".."):
+    if name.split("/")[0] == "..":
         raise ValueError(f"{path}: its image {file} is not below {root}; give --image-root the folder of all images")
+    try:
+        png_name(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: imagePath {content['imagePath']!r}: {error}") from error
     return {"id": number, "file_name": name, "height": content["imageHeight"], "width": content["imageWidth"]}
 
 
@@ -115,10 +139,10 @@ def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> R
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
         points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-    elif kind == "circle" and len(points) == 2:
+    elif kind == "circle":
         angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
         points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    elif kind not in ("polygon", "rectangle"):
+    elif kind not in _POLYGONS:
         return None
     return region_of_polygons([points.ravel().tolist()], size, category_id)
 
@@ -128,11 +152,11 @@ def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) 
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
             part = np.asarray(image.convert("L")) > 0
-    except (KeyError, TypeError, binascii.Error, UnidentifiedImageError, OSError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError, OSError) as error:
         raise ValueError(f"a mask labelled {shape['label']!r} is damaged ({error})") from error
     left, top = points.min(axis=0).round().astype(int).tolist()
     whole: np.ndarray = np.zeros(size, dtype=np.uint8, order="F")
     y, x = max(top, 0), max(left, 0)
-    part = part[y - top :, x - left :][: size[0] - y, : size[1] - x]
+    part = part[y - top :, x - left :][: max(size[0] - y, 0), : max(size[1] - x, 0)]
     whole[y : y + part.shape[0], x : x + part.shape[1]] = part
     return coco_mask.encode(whole)

@@ -62,44 +62,51 @@ def compose(
     Raises:
         ValueError: if overlap is "error" and two regions overlap; the message is the end of a sentence.
     """
-    labels: np.ndarray = np.zeros(size, dtype=np.int32)
-    segments: list[dict[str, Any]] = []
-    number_of: dict[int, int] = {}  # stuff class -> its segment
-
-    def number(category_id: int, is_crowd: bool) -> int:
-        if category_id in number_of:
-            return number_of[category_id]
-        segments.append({"id": len(segments) + 1, "category_id": category_id, "iscrowd": is_crowd})
-        if category_id in stuff_ids:
-            number_of[category_id] = len(segments)
-        return len(segments)
-
+    canvas = _Canvas(size, stuff_ids)
     if background is not None:
         for category_id in np.unique(background[background >= 0]).tolist():
-            labels[background == category_id] = number(category_id, False)
-
+            canvas.labels[background == category_id] = canvas.segment_of(category_id, is_crowd=False)
     notes = Counter[str]()
     taken: np.ndarray = np.zeros(size, dtype=bool)  # by regions that are no crowds
     for region in _in_painting_order(regions, overlap):
         mask = coco_mask.decode(region.rle).astype(bool)
         is_crowd = region.is_crowd and region.category_id not in stuff_ids
-        own = number(region.category_id, is_crowd)
-        contested = mask & taken & (labels != own)
+        own = canvas.segment_of(region.category_id, is_crowd)
+        contested = mask & taken & (canvas.labels != own)
         if contested.any():
             if overlap == "error":
-                other = segments[labels[contested][0] - 1]
+                other = canvas.segments[canvas.labels[contested][0] - 1]
                 raise ValueError(
                     f"a region of category {region.category_id} and one of category {other['category_id']} overlap in "
                     f"{contested.sum()} pixels; correct them, or choose --overlap {' or '.join(OVERLAP_POLICIES[:2])}"
                 )
             notes["overlapping regions"] += 1
-        labels[mask] = own
+        canvas.labels[mask] = own
         if not is_crowd:
             taken |= mask
-    hidden = len(segments) - len(np.setdiff1d(labels, [0]))
+    hidden = len(canvas.segments) - len(np.setdiff1d(canvas.labels, [0]))
     if hidden:
         notes["segments without a visible pixel, left out"] = hidden
-    return labels, segments, notes
+    return canvas.labels, canvas.segments, notes
+
+
+class _Canvas:
+    """Labels that are being painted, void at first, and the segments that they are of, as in `Drawing`."""
+
+    def __init__(self, size: tuple[int, int], stuff_ids: Collection[int]) -> None:
+        self.labels: np.ndarray = np.zeros(size, dtype=np.int32)
+        self.segments: list[dict[str, Any]] = []
+        self._stuff_ids = stuff_ids
+        self._number_of: dict[int, int] = {}  # stuff class -> its segment
+
+    def segment_of(self, category_id: int, is_crowd: bool) -> int:
+        """The label of a new segment, or of the one that a stuff class has already."""
+        if category_id in self._number_of:
+            return self._number_of[category_id]
+        self.segments.append({"id": len(self.segments) + 1, "category_id": category_id, "iscrowd": is_crowd})
+        if category_id in self._stuff_ids:
+            self._number_of[category_id] = len(self.segments)
+        return len(self.segments)
 
 
 def _in_painting_order(regions: Sequence[Region], overlap: str) -> list[Region]:

@@ -85,7 +85,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         """Match the segments of a batch.
 
         Args:
-            inputs: dicts with "image_id", and "file_name" where predictions are written.
+            inputs: dicts with "image_id".
             outputs: dicts with "panoptic_seg": ((H, W) ids, segments with `id`, `category_id` and `isthing`). As in
                 Detectron2, a segment without `isthing` has the data set's own category id, not the contiguous one.
         """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -12,7 +14,9 @@ from detectron2.utils import comm
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from psf.data import image_key
 from psf.evaluation.category_ids import CategoryIds
+from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_truth
 
 __all__ = ["PanopticWriter"]
 
@@ -20,8 +24,9 @@ __all__ = ["PanopticWriter"]
 class PanopticWriter(DatasetEvaluator):
     """Writes panoptic_predictions.json and panoptic_predictions/*.png, and measures nothing: no truth is needed.
 
-    A PNG has the base name of its image and holds segment ids as R + 256 G + 65536 B, 0 is void. Each process writes
-    its own PNGs, so several machines need a folder that they share.
+    A PNG holds segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the truth's PNG, sub-folders included;
+    where there is no truth, or its names cannot be taken, that of the image's id ("000000000139.png", as COCO has it).
+    So the PNGs of two images are two, whichever processes write them. Several machines need a folder that they share.
 
     Args:
         dataset_name: a registered data set, whose metadata map its category ids.
@@ -30,6 +35,7 @@ class PanopticWriter(DatasetEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path, *, distributed: bool = True) -> None:
+        self._dataset_name = dataset_name
         self._category_ids = CategoryIds(dataset_name)
         self._folder = Path(output_dir, "panoptic_predictions")
         self._distributed = distributed
@@ -39,12 +45,14 @@ class PanopticWriter(DatasetEvaluator):
         self._annotations: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Write a batch's PNGs: inputs have "image_id" and "file_name", outputs "panoptic_seg"."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Write a batch's PNGs: inputs have "image_id", outputs "panoptic_seg"."""
         for image, output in zip(inputs, outputs):
             ids, segments_info = output["panoptic_seg"]
-            file_name = Path(image["file_name"]).stem + ".png"
-            Image.fromarray(id2rgb(np.asarray(ids.cpu()))).save(self._folder / file_name)
+            key = image_key(image["image_id"])
+            file_name = self._true_names.get(key) or _name_of_id(key)
+            target = self._folder / file_name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(id2rgb(np.asarray(ids.cpu()))).save(target, format="PNG")
             segments = self._category_ids.convert(segments_info)
             self._annotations.append({"image_id": image["image_id"], "file_name": file_name, "segments_info": segments})
 
@@ -60,3 +68,19 @@ class PanopticWriter(DatasetEvaluator):
         self._folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"annotations": annotations})
         self._folder.with_suffix(".json").write_text(content, encoding="utf-8")
+
+    @cached_property
+    def _true_names(self) -> dict[int | str, str]:
+        """Image id -> the name of the truth's PNG; nothing if two are the same or one leads out of its folder."""
+        if not has_panoptic_truth(self._dataset_name):
+            return {}
+        annotations = PanopticGroundTruth(self._dataset_name).annotations
+        names = {key: Path(annotation["file_name"]) for key, annotation in annotations.items()}
+        is_usable = len(set(names.values())) == len(names) and not any(
+            name.is_absolute() or ".." in name.parts for name in names.values()
+        )
+        return {key: name.as_posix() for key, name in names.items()} if is_usable else {}
+
+
+def _name_of_id(image_id: int | str) -> str:
+    return f"{image_id:012d}.png" if isinstance(image_id, int) else f"{quote(image_id, safe='')}.png"

@@ -259,7 +259,7 @@ def test_crowds_may_be_things(instances, files):
     [
         ({"image_id": 7}, r"annotation 1 is of the image 7"),
         ({"category_id": 9}, r"annotation 1 has the category 9, expected one of \[1, 4\]"),
-        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"day 1/a\.jpg: annotation 1 has a mask of \[5, 5\]"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"instances\.json: annotation 1 has a mask of \[5, 5\]"),
     ],
 )
 def test_mistakes_in_instances_are_named(instances, files, annotation, message):
@@ -412,14 +412,14 @@ def test_mistakes_in_labelme_are_named(tmp_path, files):
         read_labelme(tmp_path, {}, thing_names={})
     write_labelme(tmp_path / "in" / "a.json", [], imagePath="..\\elsewhere\\a.jpg")
     with pytest.raises(ValueError, match=r"is not below .*--image-root"):
-        read_labelme(tmp_path / "in", {}, thing_names={})
-    source, _ = read_labelme(tmp_path / "in", {}, thing_names={}, image_root=tmp_path)
+        read_labelme(tmp_path / "in", {7: "grass"}, thing_names={})
+    source, _ = read_labelme(tmp_path / "in", {7: "grass"}, thing_names={}, image_root=tmp_path)
     assert source.images[0].image["file_name"] == "elsewhere/a.jpg"
     write_labelme(tmp_path / "in" / "a.json", [], imageHeight=None)
     with pytest.raises(ValueError, match="imageHeight missing"):
-        read_labelme(tmp_path / "in", {}, thing_names={})
+        read_labelme(tmp_path / "in", {7: "grass"}, thing_names={})
     write_labelme(
         tmp_path / "in" / "a.json", [{"label": "x", "points": [[0, 0], [1, 1]], "shape_type": "mask", "mask": "?"}]
     )
     with pytest.raises(ValueError, match=r"a\.jpg: a mask labelled 'x' is damaged"):
-        convert_source(read_labelme(tmp_path / "in", {}, thing_names={})[0], files, overlap="error")
+        convert_source(read_labelme(tmp_path / "in", {7: "grass"}, thing_names={})[0], files, overlap="error")

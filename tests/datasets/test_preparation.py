@@ -226,3 +226,22 @@ def test_coco_without_its_archives_says_where_they_are(coco_zips, repository, tm
     (coco_zips / "panoptic_annotations_trainval2017.zip").unlink()
     done = run_script(repository, "prepare_coco_panoptic.py", root, "--zips", str(coco_zips), "--splits", "val")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("damaged", "kept"), [("val2017.zip", 0), ("val2017.zip", 200), (None, 9)])
+def test_coco_with_a_damaged_archive_names_it(coco_zips, repository, tmp_path, damaged, kept):
+    """Cut off, empty, or with a byte that is wrong."""
+    archive = coco_zips / (damaged or "panoptic_annotations_trainval2017.zip")
+    content = bytearray(archive.read_bytes())
+    if damaged:
+        del content[kept:]
+    else:
+        content[content.index(b'"images"')] ^= 1
+    archive.write_bytes(content)
+    done = run_script(
+        repository, "prepare_coco_panoptic.py", tmp_path / "data", "--zips", str(coco_zips), "--splits", "val"
+    )
+    assert done.returncode == 2
+    assert f"error: {archive} is damaged" in done.stderr.splitlines()[-1] and "again" in done.stderr.splitlines()[-1]
+    folder = tmp_path / "data" / "coco" / ("val2017" if damaged else "annotations/panoptic_val2017.json")
+    assert not folder.exists()

@@ -156,6 +156,13 @@ def test_no_image_at_all_in_a_process_of_its_own(run_python, repository, demo_fi
     assert "no image found" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_folder_of_folders_says_how_to_look_into_them(run, image, out, caplog):
+    folder = image.parent.parent
+    assert run("--input", folder, "--output", out) == 2
+    assert f"no image found; sub-folders are not looked into, --input '{folder}/**/*' does" in caplog.text
+    assert run("--input", f"{folder}/in/**/*", "--output", out) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

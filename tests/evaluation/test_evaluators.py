@@ -45,6 +45,17 @@ def mini(tmp_path: Path) -> Iterator[str]:
     unregister_mini_set()
 
 
+def rename_pngs(metadata: Any, names: list[str]) -> None:
+    """Give the truth's PNGs other names below their folder, in the order of the JSON."""
+    content = json.loads(Path(metadata.panoptic_json).read_text())
+    for annotation, name in zip(content["annotations"], names):
+        target = Path(metadata.panoptic_root, name)
+        target.parent.mkdir(exist_ok=True)
+        Path(metadata.panoptic_root, annotation["file_name"]).rename(target)
+        annotation["file_name"] = name
+    Path(metadata.panoptic_json).write_text(json.dumps(content))
+
+
 def perturbed(name: str, shift: int = 3) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(input, output) pairs: the truth moved to the right, one segment dropped, ids renumbered."""
     truth = PanopticGroundTruth(name)
@@ -195,6 +206,47 @@ class TestPanopticQualityEvaluator:
         assert run(PanopticWriter(mini, tmp_path / "dump"), pairs) is None
         content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
         assert len(content["annotations"]) == len(list((tmp_path / "dump" / "panoptic_predictions").iterdir())) == 5
+
+    def test_written_names_are_those_of_the_truth(self, mini: str, tmp_path: Path):
+        """In sub-folders, where images of several folders and kinds have one base name."""
+        metadata, names = MetadataCatalog.get(mini), [f"d{number % 2}/{number // 2}.png" for number in range(5)]
+        rename_pngs(metadata, names)
+        run(PanopticWriter(mini, tmp_path / "dump"), perturbed(mini))
+        content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
+        assert [one["file_name"] for one in content["annotations"]] == names
+        folder = tmp_path / "dump" / "panoptic_predictions"
+        truth = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+        stat = panopticapi.evaluation.pq_compute_single_core(
+            0,
+            list(zip(truth, content["annotations"])),
+            metadata.panoptic_root,
+            str(folder),
+            PanopticGroundTruth(mini).categories,
+        )
+        evaluator = PanopticQualityEvaluator(mini)
+        run(evaluator, perturbed(mini))
+        assert {key: stat[key].tp for key in evaluator.per_class} == {
+            key: one.tp for key, one in evaluator.per_class.items()
+        }
+
+    @pytest.mark.parametrize("names", [["../0.png"], ["{root}/0.png"], ["a.png"] * 5, None])
+    def test_written_names_where_the_truth_has_none_to_take(self, mini: str, tmp_path: Path, names: list[str] | None):
+        """They lead out of the folder, or are one, or there is no truth: image ids are names, as in COCO."""
+        metadata = MetadataCatalog.get(mini)
+        pairs = perturbed(mini)
+        pairs[3][0]["image_id"] = "city/7"
+        if names is None:
+            Path(metadata.panoptic_json).unlink()
+        else:
+            content = json.loads(Path(metadata.panoptic_json).read_text())
+            for annotation, name in zip(content["annotations"], names):
+                annotation["file_name"] = name.format(root=metadata.panoptic_root)
+            Path(metadata.panoptic_json).write_text(json.dumps(content))
+        before = Path(metadata.panoptic_root, "0.png").read_bytes()
+        run(PanopticWriter(mini, tmp_path / "dump"), pairs)
+        written = {file.name for file in (tmp_path / "dump" / "panoptic_predictions").rglob("*")}
+        assert written == {f"0000000000{number}.png" for number in ("01", "11", "21", "41")} | {"city%2F7.png"}
+        assert Path(metadata.panoptic_root, "0.png").read_bytes() == before
 
     def test_mistakes_name_the_image_or_the_file(self, mini: str):
         evaluator = PanopticQualityEvaluator(mini)
@@ -351,6 +403,28 @@ class TestInstanceEvaluator:
         path.write_text("damaged")
         write_instance_json(mini, path)
         assert len(json.loads(path.read_text())["images"]) == 1
+
+    @pytest.mark.parametrize("is_time_kept", [False, True])
+    def test_derived_json_of_other_pngs_is_replaced(self, mini: str, tmp_path: Path, is_time_kept: bool):
+        """The JSON and even a PNG's size and time of modification may be as they were."""
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        png = Path(MetadataCatalog.get(mini).panoptic_root, "0.png")
+        before, pixels = os.stat(png), np.array(Image.open(png))
+        other = np.flip(pixels, axis=0)
+        Image.fromarray(other).save(png)
+        png.write_bytes(png.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))  # what follows IEND is ignored
+        if is_time_kept:
+            os.utime(png, ns=(before.st_atime_ns, before.st_mtime_ns))
+        write_instance_json(mini, path)
+        ball = json.loads(path.read_text())["annotations"][0]
+        assert ball["bbox"] == [5, 40 - 20, 15, 15]
+
+    def test_derived_json_of_a_png_that_is_gone(self, mini: str, tmp_path: Path):
+        write_instance_json(mini, tmp_path / "instances.json")
+        Path(MetadataCatalog.get(mini).panoptic_root, "0.png").unlink()
+        with pytest.raises(ValueError, match=r"0\.png: no such image file"):
+            write_instance_json(mini, tmp_path / "instances.json")
 
     def test_stuff_is_refused(self, mini: str, tmp_path: Path):
         write_instance_json(mini, tmp_path / "instances.json")
