@@ -16,6 +16,7 @@ from psf.inference import Frame, best_class, join_candidates, stuff_candidates, 
 from psf.joint_queries import separate_stuff, stuff_as_things
 from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
 from psf.model_parts import ResultSettings, model_parts
+from psf.modeling import Neck
 from psf.post_processing import PostProcessor, semantic_result
 from psf.predictions import Candidates, DecodedMasks, FeatureTokens, PanopticTargets, TrainingPredictions
 from psf.recompute import recompute_blocks
@@ -60,7 +61,7 @@ class PanopticSegFormer(nn.Module):
         self,
         *,
         backbone: Backbone,
-        neck: nn.Module,
+        neck: Neck,
         pixel_encoder: nn.Module,
         location_decoder: nn.Module | None,
         thing_decoder: nn.Module | None,
@@ -159,6 +160,7 @@ class PanopticSegFormer(nn.Module):
             self.post_processor,
             self.preprocess,
             candidates_of,
+            stride=self.backbone.output_shape()[self.neck.in_features[0]].stride,
             is_fixed=not self.has_joint_queries,
         )
         return self.result(candidates, frame)

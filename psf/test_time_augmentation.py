@@ -31,7 +31,8 @@ class PanopticSegFormerWithTTA(nn.Module):
         flip: run the mirror image at each size, too (TEST.AUG.FLIP).
 
     Raises:
-        ValueError: if there are no sizes, or one is no number of pixels, or the model's queries are joint.
+        ValueError: if there are no sizes, or one is no number of pixels, or the model's queries are joint, or
+            it cuts images into tiles.
     """
 
     @configurable
@@ -46,6 +47,11 @@ class PanopticSegFormerWithTTA(nn.Module):
             raise ValueError(
                 'MODEL.PSF.QUERIES is "joint": the views of a stuff class cannot be averaged without a query of its '
                 'own; set QUERIES to "decoupled", or TEST.AUG.ENABLED to False'
+            )
+        if model.settings.tiles.side:
+            raise ValueError(
+                f"TEST.AUG.ENABLED is True and MODEL.PSF.TEST.TILES.SIZE is {model.settings.tiles.side}: views are not "
+                "cut into tiles; set ENABLED to False, or SIZE to 0"
             )
         self.model, self.min_sizes, self.max_size, self.flip = model, tuple(min_sizes), max_size, flip
 

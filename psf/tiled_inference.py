@@ -46,6 +46,7 @@ def tiled_candidates(
     preprocess: Callable[[list[dict[str, Any]]], ImageList],
     candidates_of: Callable[[ImageList], Candidates],
     *,
+    stride: int,
     is_fixed: bool,
 ) -> tuple[Candidates, Frame]:
     """Candidates of one image out of those of its tiles, and the sizes that their masks have.
@@ -56,15 +57,15 @@ def tiled_candidates(
         processor: says how much candidates are to be believed.
         preprocess: the model's.
         candidates_of: the candidates of a batch of one image.
+        stride: of the masks.
         is_fixed: see `psf.inference.fuse_tiles`.
     """
     size = (x["image"].shape[1], x["image"].shape[2])
-    tiles, stride = [], 0
+    tiles = []
     for tile in tile_grid(size, settings.side, settings.overlap, STEP):
         images = preprocess([{**x, "image": x["image"][:, tile.top : tile.bottom, tile.left : tile.right]}])
-        candidates = candidates_of(images)
-        stride = images.tensor.shape[-2] // candidates.mask_scores.shape[1]
-        tiles.append(_score(_in_image(candidates, tile, size, stride), tile // stride, processor))
+        candidates = _in_image(candidates_of(images), tile, size, stride)
+        tiles.append(_score(candidates, tile // stride, processor))
     tiles = _promising(tiles, processor, is_fixed=is_fixed)
     grid = (-(-size[0] // stride), -(-size[1] // stride))
     output_size = (x.get("height", size[0]), x.get("width", size[1]))
@@ -102,5 +103,4 @@ def _promising(tiles: list[ScoredTile], processor: PostProcessor, *, is_fixed: b
     least = min(processor.things.t_cnf, processor.stuff.t_cnf)
     if len(confidence):
         least = min(least, float(confidence.topk(min(processor.instance.max_per_image, len(confidence))).values[-1]))
-    promising = [(one.confidence >= least) & one.masks.flatten(1).any(1) for one in tiles]
-    return [one.select(~rows | found) for one, rows, found in zip(tiles, is_part, promising, strict=True)]
+    return [one.select(~rows | (one.confidence >= least)) for one, rows in zip(tiles, is_part, strict=True)]

@@ -95,6 +95,10 @@ def cache_data_set(
             'MODEL.PSF.QUERIES is "joint": its segments of one stuff class are joined after merging, which the cached '
             'images do not know; only "decoupled" queries can be tuned'
         )
+    if model.settings.tiles.side:
+        raise ValueError(
+            f"MODEL.PSF.TEST.TILES.SIZE is {model.settings.tiles.side}: tuning looks at whole images; set it to 0"
+        )
     grid = _with(grid, processor.things, processor.stuff)
     truth, category_ids = PanopticGroundTruth(dataset_name), CategoryIds(dataset_name)
     cached: list[CachedImage] = []

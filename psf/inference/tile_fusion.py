@@ -83,7 +83,7 @@ def tile_grid(size: tuple[int, int], side: int, overlap: float, step: int) -> li
 
 
 def _spans(length: int, side: int, overlap: float, step: int) -> list[tuple[int, int]]:
-    if length <= side:
+    if length < side + step:
         return [(0, length)]
     last = (length - side) // step * step  # where the last one begins
     stride = max(int(side * (1 - overlap)) // step * step, step)
