@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from psf.inference.candidates import join_candidates
 from psf.predictions import Candidates
@@ -199,8 +198,9 @@ def _weights(height: int, width: int) -> Tensor:
 
 
 def _enclosing_box(boxes_cxcywh_norm: Tensor) -> Tensor:
-    corners = box_convert(boxes_cxcywh_norm, "cxcywh", "xyxy")
-    return box_convert(torch.cat((corners[:, :2].amin(0), corners[:, 2:].amax(0))), "xyxy", "cxcywh")
+    center, half = boxes_cxcywh_norm[:, :2], boxes_cxcywh_norm[:, 2:] / 2
+    low, high = (center - half).amin(0), (center + half).amax(0)
+    return torch.cat(((low + high) / 2, high - low))
 
 
 def _of_firsts(values: Sequence[Tensor], groups: Sequence[Sequence[Part]]) -> Tensor:
