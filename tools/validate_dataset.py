@@ -2,10 +2,10 @@
 """Reads a panoptic set whole and says what is wrong with it.
 
 python tools/validate_dataset.py --json panoptic.json --png-root panoptic/ --image-root images/ --html report.html
-python tools/validate_dataset.py --register mine=panoptic.json,panoptic/,images/
+python tools/validate_dataset.py --register a=a.json,a_png/,images/ --register b=b.json,b_png/,images/
 python tools/validate_dataset.py --dataset coco_2017_val_panoptic
 
-Exit status: 0 if the set is clean, 1 if it has faults, 2 if it could not be read at all.
+Exit status: 0 if all is clean, 1 if a set has faults or two have other categories, 2 if one could not be read at all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from psf.data.registration import PanopticSet
+from psf.checkpoint import check_same_classes
+from psf.data.registration import PanopticSet, register_panoptic
 from psf.data.validation import places_of_dataset, validate_panoptic, write_corrected
 from psf.data.validation_html import write_html
 
@@ -27,7 +28,13 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="panoptic JSON in COCO's format")
     parser.add_argument("--png-root", metavar="FOLDER", help="of the panoptic PNGs")
     parser.add_argument("--image-root", metavar="FOLDER", help="of the images")
-    parser.add_argument("--register", metavar="NAME=JSON,PNGS,IMAGES", help="the three in one, as train_net.py has it")
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="NAME=JSON,PNGS,IMAGES",
+        help="the three in one, as train_net.py has it; may be given again",
+    )
     parser.add_argument("--dataset", metavar="NAME", help="a registered data set, in place of the three")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a corrected JSON here, where that is safe")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with drawn samples here")
@@ -51,12 +58,35 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if len(args.register) > 1:
+        return run_several(args)
     if args.register:
-        _, json_file, png_root, image_root = PanopticSet.parse(args.register)
+        _, *places = PanopticSet.parse(args.register[0])
     elif args.dataset:
-        json_file, png_root, image_root = places_of_dataset(args.dataset)
+        places = [*places_of_dataset(args.dataset)]
     else:
-        json_file, png_root, image_root = args.json, args.png_root, args.image_root
+        places = [args.json, args.png_root, args.image_root]
+    return 0 if validate(args, *places) else 1
+
+
+def run_several(args: argparse.Namespace) -> int:
+    """Validate each set, and whether one run can have all of them: they need the same categories."""
+    sets = [PanopticSet.parse(text) for text in args.register]
+    if args.fix or args.html:
+        raise ValueError(f"--fix and --html are for one set, found {len(sets)} --register: give them one at a time")
+    for one in sets:
+        register_panoptic(*one)
+    is_clean = [validate(args, *places) for _, *places in sets]
+    try:
+        check_same_classes(one.name for one in sets)
+    except ValueError as error:
+        print(error)
+        return 1
+    return 0 if all(is_clean) else 1
+
+
+def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root: str) -> bool:
+    """Whether the set is clean, after the report on it."""
     report = validate_panoptic(
         json_file,
         png_root,
@@ -64,14 +94,14 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         progress=lambda results, total: tqdm(results, total=total, unit="image"),
     )
-    print(f"{json_file}\n\n{report.text(num_examples=args.show)}")
+    print(f"{json_file}\n\n{report.text(num_examples=args.show)}\n")
     if args.html:
         write_html(report, args.html, png_root=png_root, image_root=image_root, num_samples=args.samples)
-        print(f"\n{args.html}: the report with drawn samples")
+        print(f"{args.html}: the report with drawn samples\n")
     if args.fix:
         fixed, left = write_corrected(report, args.fix), report.unfixed()
-        print(f"\n{args.fix}: corrected {count(fixed)}; left as it is: {count(left)}")
-    return 0 if report.is_clean else 1
+        print(f"{args.fix}: corrected {count(fixed)}; left as it is: {count(left)}\n")
+    return report.is_clean
 
 
 def count(kinds: dict[str, int]) -> str:

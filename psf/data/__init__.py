@@ -5,7 +5,8 @@ from psf.data.builtin import register_builtin
 from psf.data.dataset_check import check_dataset, load_dataset
 from psf.data.images import in_format, read_image
 from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
-from psf.data.panoptic_json import image_key, load_panoptic_json, panoptic_metadata, read_categories
+from psf.data.panoptic_format import image_key
+from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
 from psf.data.panoptic_truth import PanopticLabels, compact, read_panoptic_ids, read_panoptic_labels
 from psf.data.pictures import as_picture, read_picture
 from psf.data.registration import PanopticSet, register_from_config, register_panoptic
@@ -34,6 +35,7 @@ __all__ = [
     "read_categories",
     "read_image",
     "read_panoptic_ids",
+    "read_panoptic_json",
     "read_panoptic_labels",
     "read_picture",
     "register_builtin",

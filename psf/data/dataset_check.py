@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["check_dataset", "load_dataset", "require_file"]
+__all__ = ["check_dataset", "load_dataset", "read_json", "require_file"]
 
 
 def check_dataset(name: str) -> None:
@@ -20,7 +20,7 @@ def check_dataset(name: str) -> None:
     sets also sem_seg_root and json_file), so it costs nothing on a large set. Sets that psf generates need no files.
 
     Raises:
-        ValueError: if no set has that name, or naming each missing path and the variable DETECTRON2_DATASETS.
+        ValueError: if no set has that name, or naming each missing path and where it comes from.
     """
     if name not in DatasetCatalog:
         similar = get_close_matches(name, DatasetCatalog.keys(), n=3)
@@ -37,9 +37,10 @@ def check_dataset(name: str) -> None:
     if not metadata.get("panoptic_json") or metadata.get("sem_seg_root"):
         wanted += ["json_file"]
     paths = [(key, metadata.get(key)) for key in wanted if metadata.get(key)]
-    missing = [f"{path} ({key})" for key, path in paths if not PathManager.exists(path)]
+    missing = [(key, path) for key, path in paths if not PathManager.exists(path)]
     if missing:
-        raise ValueError(f"data set {name!r} is incomplete, missing: {', '.join(missing)}. {_where_to_look()}")
+        texts = ", ".join(f"{path} ({key})" for key, path in missing)
+        raise ValueError(f"data set {name!r} is incomplete, missing: {texts}. {_where_to_look(missing[0][1])}")
 
 
 def load_dataset(name: str) -> list[dict[str, Any]]:
@@ -47,13 +48,13 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: as `check_dataset`; or if its JSON is damaged, has categories that the metadata do not know, or
-            names files that are not there.
+            names files that are not there; or if it lists no image.
     """
     check_dataset(name)
     metadata = MetadataCatalog.get(name)
     source = metadata.get("panoptic_json") or metadata.get("json_file")
     try:
-        return DatasetCatalog.get(name)
+        dicts = DatasetCatalog.get(name)
     except json.JSONDecodeError as error:
         raise ValueError(f"data set {name!r}: {source} is not a valid JSON file ({error})") from error
     except KeyError as error:
@@ -62,16 +63,33 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
             "key that the JSON lacks; the JSON must be of the kind that the data set was registered for"
         ) from error
     except AssertionError as error:  # how Detectron2 says that the first image or PNG is not there
-        raise ValueError(f"data set {name!r}: {error} of {source} is missing. {_where_to_look()}") from error
+        raise ValueError(f"data set {name!r}: {error} of {source} is missing. {_where_to_look(str(error))}") from error
+    if not dicts:
+        raise ValueError(f"data set {name!r}: {source} lists no image")
+    return dicts
+
+
+def read_json(path: str) -> Any:
+    """The content of a data set's JSON, which is UTF-8; a ValueError that names it if it is missing or damaged."""
+    require_file(path)
+    with PathManager.open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path}: not a valid JSON file ({error})") from error
 
 
 def require_file(path: str) -> None:
-    """Raise a ValueError that names the path and DETECTRON2_DATASETS, if a data set's file is missing."""
+    """Raise a ValueError that names the path and where it comes from, if a data set's file is missing."""
     if not PathManager.isfile(path):
-        raise ValueError(f"{path}: this file of a data set is missing. {_where_to_look()}")
+        raise ValueError(f"{path}: this file of a data set is missing. {_where_to_look(path)}")
 
 
-def _where_to_look() -> str:
-    root = os.environ.get("DETECTRON2_DATASETS")
-    state = f"is {root!r}" if root else "is not set, which means the folder 'datasets' where the command runs"
+def _where_to_look(path: str) -> str:
+    """Where the path of a missing file or folder comes from."""
+    named = os.environ.get("DETECTRON2_DATASETS")
+    root = os.path.abspath(os.path.expanduser(named or "datasets"))
+    if not os.path.abspath(path).startswith(os.path.join(root, "")):
+        return "Are the paths that it was registered with right, and in this order: --register NAME=JSON,PNGS,IMAGES?"
+    state = f"is {named!r}" if named else "is not set, which means the folder 'datasets' where the command runs"
     return f"Detectron2 looks for its own data sets under the variable DETECTRON2_DATASETS, which {state}."

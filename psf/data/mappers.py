@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import check_image_size
 from detectron2.utils.registry import Registry
 
 from psf.data.augmentations import VOID_CLASS, build_augmentations, crop_and_color, large_scale_jitter
@@ -86,9 +85,8 @@ class PanopticMapper:
         Raises:
             ValueError: naming the file, if one is missing or damaged or image and truth do not fit each other.
         """
-        image, truth = self._read(dataset_dict)
-        output = dict(dataset_dict)
-        check_image_size(output, image)
+        image, truth = self.read(dataset_dict)
+        output = {"height": image.shape[0], "width": image.shape[1], **dataset_dict}
         inputs = T.AugInput(image) if truth is None else _ImageAndClasses(image, truth)
         transforms = self.augmentations(inputs)
         output["image"] = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
@@ -100,6 +98,18 @@ class PanopticMapper:
         output["panoptic_boxes_xyxy_px"] = torch.from_numpy(boxes)
         output["segments_info"] = truth.segments
         return output
+
+    def read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
+        """The image as it is in its file, and in training its truth; what is wrong with them is raised here."""
+        image, truth = self._read(dataset_dict)
+        height, width = image.shape[:2]
+        said = dataset_dict.get("width", width), dataset_dict.get("height", height)
+        if said != (width, height):
+            raise ValueError(
+                f"{dataset_dict.get('file_name')} is {_size(image)} pixels, but the JSON of its data set says "
+                f"{said[0]} x {said[1]} (width x height): correct it there, tools/validate_dataset.py --fix does"
+            )
+        return image, truth
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
         if "psf_scene" in dataset_dict:
@@ -115,7 +125,7 @@ class PanopticMapper:
         if "pan_seg_file_name" not in dataset_dict or "segments_info" not in dataset_dict:
             raise ValueError(
                 f"{file_name}: no panoptic truth (pan_seg_file_name and segments_info) in its data set's dicts; give "
-                'DATASETS.TRAIN a panoptic set, such as "coco_2017_train_panoptic", or use another '
+                'DATASETS.TRAIN a panoptic set with annotations, such as "coco_2017_train_panoptic", or use another '
                 "INPUT.DATASET_MAPPER_NAME"
             )
         require_file(dataset_dict["pan_seg_file_name"])

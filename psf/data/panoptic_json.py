@@ -6,17 +6,19 @@ one count. Ids may have gaps and things need not come first.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.utils.colormap import colormap
-from detectron2.utils.file_io import PathManager
 
-from psf.data.dataset_check import require_file
+from psf.data.dataset_check import read_json
+from psf.data.panoptic_format import NEEDED, SINGULAR, find_problems, image_key
 
-__all__ = ["image_key", "load_panoptic_json", "panoptic_metadata", "read_categories"]
+__all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_panoptic_json"]
+
+logger = logging.getLogger(__name__)
 
 
 def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -52,9 +54,9 @@ def read_categories(json_file: str) -> list[dict[str, Any]]:
     """The `categories` of a panoptic JSON; it need have nothing else.
 
     Raises:
-        ValueError: if the JSON is missing, damaged or not panoptic, or if an id is there twice.
+        ValueError: as `read_panoptic_json`.
     """
-    return _read_json(json_file, ("categories",))["categories"]
+    return read_panoptic_json(json_file)["categories"]
 
 
 def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[dict[str, Any]]:
@@ -67,20 +69,33 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
 
     Returns:
         One dict per annotation: file_name, image_id, height, width, pan_seg_file_name and segments_info, whose
-        category_id is contiguous (position in `categories`), with isthing and iscrowd.
+        category_id is contiguous (position in `categories`), with isthing and iscrowd. Where the JSON has no
+        annotation at all, which is enough for predictions: one per image, without the last two.
 
     Raises:
-        ValueError: as `read_categories`; or if a segment or an annotation names a category or image that the JSON does
-            not list.
+        ValueError: as `read_panoptic_json`; if it lists no image, or two image ids are one number ("07" and 7); or
+            if a segment or an annotation names a category or image that the JSON does not list.
     """
-    content = _read_json(json_file, ("categories", "images", "annotations"))
+    content = read_panoptic_json(json_file, ("categories", "images", "annotations"))
+    images: dict[int | str, dict[str, Any]] = {}
+    for image in content["images"]:
+        first = images.setdefault(image_key(image["id"]), image)
+        if first["id"] != image["id"]:
+            raise ValueError(
+                f"{json_file}: the image ids {first['id']!r} and {image['id']!r} are one number; ids that are numbers "
+                "are compared as numbers, give one of the two images another id"
+            )
+    if not content["annotations"]:
+        if not images:
+            raise ValueError(f"{json_file}: `images` and `annotations` are empty, so there is nothing to do")
+        logger.warning("%s has no annotations: it is for predictions alone", json_file)
+        return [_image_dict(key, image, image_root) for key, image in images.items()]
     contiguous = {category["id"]: position for position, category in enumerate(content["categories"])}
     is_thing = [bool(category["isthing"]) for category in content["categories"]]
-    images = {image_key(image["id"]): image for image in content["images"]}
     dicts = []
     for annotation in content["annotations"]:
-        image = images.get(image_key(annotation["image_id"]))
-        if image is None:
+        key = image_key(annotation["image_id"])
+        if key not in images:
             raise ValueError(
                 f"{json_file}: annotation {annotation['file_name']} is of the unknown image "
                 f"{annotation['image_id']!r}; `images` must list it"
@@ -97,10 +112,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
             segments.append({**segment, **kind})
         dicts.append(
             {
-                "file_name": os.path.join(image_root, image["file_name"]),
-                "image_id": image_key(annotation["image_id"]),
-                "height": image["height"],
-                "width": image["width"],
+                **_image_dict(key, images[key], image_root),
                 "pan_seg_file_name": os.path.join(png_root, annotation["file_name"]),
                 "segments_info": segments,
             }
@@ -108,29 +120,52 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
     return dicts
 
 
-def image_key(image_id: int | str) -> int | str:
-    """The image id as a number where it is one: some JSONs write it as text, which COCO's evaluation is not for."""
-    return int(image_id) if str(image_id).isdigit() else image_id
+def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) -> dict[str, Any]:
+    """The content of a panoptic JSON, after a check of the lists that `keys` name.
 
+    Each entry is what `psf.data.panoptic_format` says. `annotations` may be absent, and is [] then.
 
-def _read_json(json_file: str, keys: Sequence[str]) -> dict[str, Any]:
-    """The content of a panoptic JSON that has these keys, `categories` among them."""
-    require_file(json_file)
-    with PathManager.open(json_file, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{json_file}: not a valid JSON file ({error})") from error
+    Raises:
+        ValueError: if the JSON is missing, damaged or not panoptic, has no category, or one id for two of them.
+    """
+    content = read_json(json_file)
+    if isinstance(content, dict):
+        content = {"annotations": [], **content}
     for key in keys:
-        if key not in content:
+        if not isinstance(content, dict) or key not in content:
             raise ValueError(f"{json_file}: not a panoptic JSON, it has no {key!r}")
+        if not isinstance(content[key], list):
+            raise ValueError(f"{json_file}: not a panoptic JSON, {key!r} is not a list in it")
+        for entry in content[key]:
+            _check_entry(key, entry, json_file)
+            for segment in entry["segments_info"] if key == "annotations" else ():
+                _check_entry("segments_info", segment, f"{json_file}: {entry['file_name']}")
     if not content["categories"]:
         raise ValueError(f"{json_file}: `categories` is empty, so there is nothing to learn")
-    for category in content["categories"]:
-        lacking = {"id", "name", "isthing"} - category.keys()
-        if lacking:
-            raise ValueError(f"{json_file}: not a panoptic JSON, the category {category} has no {sorted(lacking)}")
     ids = [category["id"] for category in content["categories"]]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{json_file}: `categories` has ids twice: {sorted({i for i in ids if ids.count(i) > 1})}")
     return content
+
+
+def _check_entry(name: str, entry: Any, where: str) -> None:
+    problems = find_problems(name, entry)
+    if not problems:
+        return
+    one = f"{where}: the {SINGULAR[name]}"
+    if isinstance(entry, dict):
+        known = [f"{key} {entry[key]!r}" for key in NEEDED[name] if key in entry and key != "segments_info"]
+        one = " ".join((one, ", ".join(known)))
+    lacking = [problem.key for problem in problems if problem.is_lacking]
+    if lacking:
+        raise ValueError(f"{one} has no {lacking}: not a panoptic JSON")
+    raise ValueError(f"{one}: {problems[0].text}")
+
+
+def _image_dict(key: int | str, image: dict[str, Any], image_root: str) -> dict[str, Any]:
+    return {
+        "file_name": os.path.join(image_root, image["file_name"]),
+        "image_id": key,
+        "height": image["height"],
+        "width": image["width"],
+    }

@@ -35,9 +35,10 @@ class PanopticSet(NamedTuple):
         name, _, places = text.partition("=")
         paths = places.split(",")
         if not name or len(paths) != 3 or not all(paths):
+            commas = "; no path may have a comma in it: rename it, or make a link" if len(paths) > 3 else ""
             raise ValueError(
                 f"--register (DATASETS.PSF_REGISTER): found {text!r}, expected NAME=JSON,PNGS,IMAGES: the panoptic "
-                "JSON, the folder of its PNGs and the folder of the images"
+                f"JSON, the folder of its PNGs and the folder of the images{commas}"
             )
         return cls(name, *(_absolute(path) for path in paths))
 

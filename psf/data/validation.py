@@ -11,10 +11,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from psf.data.dataset_check import check_dataset
+from psf.data.panoptic_format import image_key
 from psf.data.parallel import Progress, map_in_threads, no_progress
 from psf.data.validation_files import CheckedAnnotation, check_annotation
 from psf.data.validation_lists import check_lists, read_panoptic_content
-from psf.data.validation_report import ClassCount, ValidationReport
+from psf.data.validation_report import ClassCount, ValidationReport, number_of
 
 __all__ = ["places_of_dataset", "validate_panoptic", "write_corrected"]
 
@@ -41,20 +42,25 @@ def validate_panoptic(
         ValueError: if the JSON is missing, damaged or not a panoptic one; all else is a fault in the report.
     """
     content = read_panoptic_content(json_file)
-    usable, faults, notes = check_lists(content)
-    images = {image["id"]: image for image in usable["images"]}
-    is_thing = {category["id"]: bool(category["isthing"]) for category in usable["categories"]}
-    classes = {one["id"]: ClassCount(one["id"], one["name"], is_thing[one["id"]]) for one in usable["categories"]}
-    report = ValidationReport(json_file, content, faults=faults, classes=list(classes.values()), notes=notes)
+    lists = check_lists(content)
+    is_thing = {category["id"]: _as_bool(category["isthing"]) for category in lists.categories}
+    classes = {one["id"]: ClassCount(one["id"], one["name"], is_thing[one["id"]]) for one in lists.categories}
+    report = ValidationReport(
+        json_file, content, faults=list(lists.faults), classes=list(classes.values()), notes=list(lists.notes)
+    )
 
     def check(annotation: dict[str, Any]) -> CheckedAnnotation:
-        return check_annotation(annotation, images[annotation["image_id"]], is_thing, png_root, image_root)
+        image = lists.images[image_key(annotation["image_id"])]
+        return check_annotation(annotation, image, is_thing, png_root, image_root)
 
-    better: dict[Any, CheckedAnnotation] = {}  # by image id, those with something to correct
+    better: dict[int, dict[str, Any]] = {}  # by id() of an image's or an annotation's entry
     num_all_void = 0
-    for one in map_in_threads(check, usable["annotations"], workers=workers, progress=progress):
+    checked = map_in_threads(check, lists.annotations, workers=workers, progress=progress)
+    for annotation, one in zip(lists.annotations, checked, strict=True):
         if any(fault.is_fixable for fault in one.faults):
-            better[one.annotation["image_id"]] = one
+            image = lists.images[image_key(annotation["image_id"])]
+            better[id(annotation)] = one.annotation
+            better[id(image)] = image if one.size is None else {**image, "height": one.size[0], "width": one.size[1]}
         report.faults += one.faults
         report.num_segments += len(one.annotation["segments_info"])
         report.num_crowds += one.num_crowds
@@ -66,10 +72,15 @@ def validate_panoptic(
             classes[category_id].images += 1
             classes[category_id].pixels += one.areas[category_id]
     if num_all_void:
-        report.notes.append(f"{num_all_void} images are void all over")
+        report.notes.append(number_of(num_all_void, "image is void all over", "images are void all over"))
     if any(fault.is_fixable for fault in report.faults):
-        report.corrected = _corrected(content, better)
+        lists_of_json = ("images", "annotations", "categories")
+        report.corrected = {**content, **{key: _without_copies(content[key], better) for key in lists_of_json}}
     return report
+
+
+def _as_bool(flag: int | None) -> bool | None:
+    return None if flag is None else bool(flag)
 
 
 def places_of_dataset(name: str) -> tuple[str, str, str]:
@@ -103,25 +114,9 @@ def write_corrected(report: ValidationReport, target: Path) -> Counter[str]:
     return Counter(fault.kind for fault in report.faults if fault.is_fixable)
 
 
-def _corrected(content: Mapping[str, Any], better: Mapping[Any, CheckedAnnotation]) -> dict[str, Any]:
-    """The content with copies dropped, and sizes of images and segments as measured."""
-    images = []
-    for image in _without_copies(content["images"]):
-        size = better[image["id"]].size if image.get("id") in better else None
-        images.append(image if size is None else {**image, "height": size[0], "width": size[1]})
-    waiting = dict(better)  # of an image's annotations the first was checked
-    annotations = []
-    for annotation in _without_copies(content["annotations"]):
-        is_whole = "file_name" in annotation and "segments_info" in annotation
-        one = waiting.pop(annotation.get("image_id"), None) if is_whole else None
-        annotations.append(annotation if one is None else one.annotation)
-    categories = _without_copies(content["categories"])
-    return {**content, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _without_copies(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries that say just what an earlier one says are left out."""
-    first: dict[str, dict[str, Any]] = {}
+def _without_copies(entries: list[Any], better: Mapping[int, dict[str, Any]]) -> list[Any]:
+    """The entries, or what is better; those that say just what an earlier one says are left out."""
+    first: dict[str, Any] = {}
     for entry in entries:
         first.setdefault(json.dumps(entry, sort_keys=True), entry)
-    return list(first.values())
+    return [better.get(id(entry), entry) for entry in first.values()]

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
+from psf.data.panoptic_format import find_problems, is_integer
 from psf.data.panoptic_truth import MeasuredSegments, measure_panoptic_png
 from psf.data.pictures import read_picture
-from psf.data.validation_report import Fault
+from psf.data.validation_lists import fault_of_problem
+from psf.data.validation_report import Fault, number_of
 
 __all__ = ["CheckedAnnotation", "check_annotation"]
 
 _MAX_ID = 256**3 - 1
+_AREA_TOLERANCE = 0.05  # so far off is the area of a polygon that became pixels
+
+
+class _Extent(NamedTuple):
+    """area in pixels, box as x, y, width and height."""
+
+    area: int
+    box: list[int]
 
 
 class CheckedAnnotation(NamedTuple):
@@ -37,33 +47,46 @@ class CheckedAnnotation(NamedTuple):
 def check_annotation(
     annotation: Mapping[str, Any],
     image: Mapping[str, Any],
-    is_thing: Mapping[int, bool],
+    is_thing: Mapping[int, bool | None],
     png_root: str,
     image_root: str,
 ) -> CheckedAnnotation:
     """Read both files and compare.
 
     Args:
-        annotation, image: complete entries of the JSON that belong together.
-        is_thing: by category id.
+        annotation, image: sound entries of the JSON that belong together; the segments may be anything.
+        is_thing: by category id; None: not known.
     """
     faults: list[Fault] = []
     picture_size = _image_size(os.path.join(image_root, image["file_name"]), faults)
     measured = _measure(os.path.join(png_root, annotation["file_name"]), faults)
     size = _compare_sizes(annotation, image, picture_size, measured, faults)
-    entries = [dict(entry) for entry in annotation["segments_info"]]
-    segments = _check_entries(annotation["file_name"], entries, is_thing, faults)
+    where, pixels_of = annotation["file_name"], dict[int, int]()
+    corrected = dict(annotation)
+    segments = _check_entries(where, annotation["segments_info"], is_thing, faults)
     if measured is not None:
-        segments = _compare_segments(annotation["file_name"], segments, measured, faults)
+        extents = _extents(measured)
+        strangers = _strangers(segments, extents)
+        if 2 * len(strangers) > len(segments):
+            detail = (
+                f"{len(strangers)} of {number_of(len(segments), 'segment', 'segments')} differ from it in area and box"
+            )
+            faults = [fault._replace(is_fixable=False) for fault in faults]
+            faults.append(Fault("PNG of another image?", where, f"{detail}: {strangers[:10]}"))
+            segments, size = annotation["segments_info"], None
+        else:
+            segments = _compare_segments(where, segments, extents, faults)
+            pixels_of = {number: area for number, (area, _) in extents.items()}
+    corrected["segments_info"] = segments
+    sound = [one for one in segments if not find_problems("segments_info", one)]
     areas, numbers = Counter[int](), Counter[int]()
-    things_alone = [one for one in segments if "category_id" in one and not one.get("iscrowd")]
-    for one in things_alone:
-        areas[one["category_id"]] += one.get("area", 0)
-        numbers[one["category_id"]] += 1
+    for one in sound:
+        if not one.get("iscrowd"):
+            areas[one["category_id"]] += pixels_of.get(one["id"], 0)
+            numbers[one["category_id"]] += 1
     void = 0 if measured is None else int(measured.areas[measured.ids == 0].sum())
     pixels = 0 if measured is None else measured.size[0] * measured.size[1]
-    corrected = {**annotation, "segments_info": segments}
-    crowds = sum(bool(one.get("iscrowd")) for one in segments)
+    crowds = sum(bool(one.get("iscrowd")) for one in sound)
     return CheckedAnnotation(faults, corrected, size, pixels, void, crowds, areas, numbers)
 
 
@@ -109,22 +132,24 @@ def _compare_sizes(
 
 
 def _check_entries(
-    where: str, entries: list[dict[str, Any]], is_thing: Mapping[int, bool], faults: list[Fault]
-) -> list[dict[str, Any]]:
+    where: str, entries: Sequence[Any], is_thing: Mapping[int, bool | None], faults: list[Fault]
+) -> list[Any]:
     """What can be said of segments_info alone. Copies and ids that no pixel can have are dropped, no iscrowd is 0."""
-    kept: list[dict[str, Any]] = []
+    kept: list[Any] = []
     first: dict[int, dict[str, Any]] = {}
     stuff = Counter[int]()
     for entry in entries:
-        lacking = [key for key in ("id", "category_id") if not isinstance(entry.get(key), int)]
-        if lacking:
-            faults.append(Fault("incomplete entry", where, f"a segment lacks {' and '.join(lacking)}: {entry}"))
+        # An area is held against the PNG.
+        problems = [problem for problem in find_problems("segments_info", entry) if problem.key != "area"]
+        if problems:
+            name = f"segment {entry['id']!r} " if isinstance(entry, dict) and "id" in entry else "a segment "
+            faults += [fault_of_problem(where, name, problem) for problem in problems]
             kept.append(entry)
             continue
-        if "iscrowd" not in entry:
-            faults.append(Fault("incomplete entry", where, f"segment {entry['id']} lacks iscrowd", True))
-            entry["iscrowd"] = 0
         name = f"segment {entry['id']}"
+        if "iscrowd" not in entry:
+            faults.append(Fault("incomplete entry", where, f"{name} lacks iscrowd", True))
+            entry = {**entry, "iscrowd": 0}
         if not 0 < entry["id"] <= _MAX_ID:
             faults.append(Fault("segment id out of range", where, f"{name}, expected 1 to {_MAX_ID}", True))
             continue
@@ -147,39 +172,68 @@ def _check_entries(
     return kept
 
 
-def _compare_segments(
-    where: str, segments: list[dict[str, Any]], measured: MeasuredSegments, faults: list[Fault]
-) -> list[dict[str, Any]]:
-    """Segments with area and box as measured; those without a pixel are dropped.
-
-    If no segment at all is in the PNG, that is another image's: nothing is dropped.
-    """
-    extents = {
-        number: (area, [left, top, right - left, bottom - top])
+def _extents(measured: MeasuredSegments) -> dict[int, _Extent]:
+    """Area and box of each id in the PNG but void."""
+    return {
+        number: _Extent(area, [left, top, right - left, bottom - top])
         for number, area, (left, top, right, bottom) in zip(
             measured.ids.tolist(), measured.areas.tolist(), measured.boxes_xyxy_px.tolist()
         )
         if number
     }
-    listed = {one["id"] for one in segments if isinstance(one.get("id"), int)}
+
+
+def _strangers(segments: Sequence[Any], extents: Mapping[int, _Extent]) -> list[int]:
+    """Ids of segments that the PNG has not, or with another box and quite another area.
+
+    Where the JSON says neither, or zeros, as some programs write, only the id can tell.
+    """
+    strangers = []
+    for one in segments:
+        number = _id_of(one)
+        if number is None:
+            continue
+        area, box = one.get("area"), one.get("bbox")
+        if number not in extents:
+            if area != 0:
+                strangers.append(number)
+            continue
+        found = extents[number]
+        says_area = isinstance(area, (int, float)) and area > 0
+        says_box = isinstance(box, list) and any(box)
+        is_near = says_area and abs(area - found.area) <= _AREA_TOLERANCE * found.area
+        if (says_area or says_box) and not is_near and box != found.box:
+            strangers.append(number)
+    return strangers
+
+
+def _compare_segments(
+    where: str, segments: Sequence[Any], extents: Mapping[int, _Extent], faults: list[Fault]
+) -> list[Any]:
+    """Segments with area and box as measured; those without a pixel are dropped."""
+    listed = {_id_of(one) for one in segments}
     for number in sorted(extents.keys() - listed):
-        faults.append(Fault("id in the PNG, not in the JSON", where, f"id {number}, {extents[number][0]} pixels"))
-    is_same_image = not listed or bool(listed & extents.keys())
+        faults.append(Fault("id in the PNG, not in the JSON", where, f"id {number}, {extents[number].area} pixels"))
     kept = []
     for one in segments:
-        name = f"segment {one.get('id')}"
-        if not isinstance(one.get("id"), int):
+        own_id = _id_of(one)
+        name = f"segment {own_id}"
+        if own_id is None:
             kept.append(one)
-        elif one["id"] in extents:
-            area, box = extents[one["id"]]
+        elif own_id in extents:
+            area, box = extents[own_id]
             if one.get("area") != area:
-                faults.append(Fault("wrong area", where, f"{name}: {one.get('area')}, the PNG has {area}", True))
+                faults.append(Fault("wrong area", where, f"{name}: {one.get('area')!r}, the PNG has {area}", True))
             if one.get("bbox") != box:
-                faults.append(Fault("wrong box", where, f"{name}: {one.get('bbox')}, the PNG has {box}", True))
+                faults.append(Fault("wrong box", where, f"{name}: {one.get('bbox')!r}, the PNG has {box}", True))
             kept.append({**one, "area": area, "bbox": box})
         else:
             kind = "segment of the JSON, not in the PNG" if one.get("area") else "empty segment"
-            faults.append(Fault(kind, where, f"{name} has no pixel", is_same_image))
-            if not is_same_image:
-                kept.append(one)
+            faults.append(Fault(kind, where, f"{name} has no pixel", True))
     return kept
+
+
+def _id_of(segment: Any) -> int | None:
+    """Of a segment that may be anything."""
+    number = segment.get("id") if isinstance(segment, dict) else None
+    return number if is_integer(number) else None

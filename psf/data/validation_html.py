@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from psf.data.panoptic_format import find_problems, image_key
 from psf.data.panoptic_json import panoptic_metadata
 from psf.data.validation_drawing import UNKNOWN, draw_sample
 from psf.data.validation_lists import check_lists
-from psf.data.validation_report import HISTOGRAM_HEADERS, ValidationReport
+from psf.data.validation_report import HISTOGRAM_HEADERS, ValidationReport, number_of
 
 __all__ = ["write_html"]
 
@@ -52,31 +53,31 @@ def write_html(
         png_root, image_root: as for `validate_panoptic`.
         num_samples: at most so many images.
     """
-    usable, _, _ = check_lists(report.content)
-    metadata = panoptic_metadata([{**one, "name": str(one["name"])} for one in usable["categories"]])
+    lists = check_lists(report.content)
     looks: dict[int, Look] = {
-        category["id"]: (str(category["name"]), (int(red), int(green), int(blue)))
-        for category, (red, green, blue) in zip(usable["categories"], metadata["thing_colors"])
+        category["id"]: (category["name"], (int(red), int(green), int(blue)))
+        for category, (red, green, blue) in zip(
+            lists.categories, panoptic_metadata(lists.categories)["thing_colors"], strict=True
+        )
     }
-    images = {image["id"]: image for image in usable["images"]}
     faults_of: dict[str, list[str]] = {}
     for fault in report.faults:
         faults_of.setdefault(fault.where, []).append(f"{fault.kind}: {fault.detail}")
     figures = [
         _figure(
             annotation,
-            images[annotation["image_id"]],
+            lists.images[image_key(annotation["image_id"])],
             looks,
             faults_of.get(annotation["file_name"], ()),
             png_root,
             image_root,
         )
-        for annotation in _choose(usable["annotations"], faults_of, num_samples)
+        for annotation in _choose(lists.annotations, faults_of, num_samples)
     ]
     parts = [
         f"<h1>{escape(os.path.basename(report.json_file))}</h1>",
         _table([], [[escape(label), escape(text)] for label, text in report.summary()]),
-        f"<h2>{len(report.faults)} faults</h2>",
+        f"<h2>{number_of(len(report.faults), 'fault', 'faults')}</h2>",
         *_fault_parts(report),
         "<h2>Samples</h2>",
         *figures,
@@ -132,7 +133,7 @@ def _figure(
     image_root: str,
 ) -> str:
     """The image, the image under its segments, and what they are; nothing if a file cannot be read."""
-    listed = [one for one in annotation["segments_info"] if {"id", "category_id"} <= one.keys()]
+    listed = [one for one in annotation["segments_info"] if not find_problems("segments_info", one)]
     category_of = {one["id"]: one["category_id"] for one in listed}
     colors = {number: looks[category][1] for number, category in category_of.items() if category in looks}
     try:

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from detectron2.utils.file_io import PathManager
+from psf.data.dataset_check import read_json
+from psf.data.panoptic_format import SINGULAR, Problem, find_problems, image_key
+from psf.data.validation_report import Fault, number_of
 
-from psf.data.dataset_check import require_file
-from psf.data.validation_report import Fault
+__all__ = ["CheckedLists", "check_lists", "fault_of_problem", "read_panoptic_content"]
 
-__all__ = ["check_lists", "read_panoptic_content"]
+_LISTS = ("categories", "images", "annotations")
 
-_NEEDED = {
-    "categories": ("id", "name", "isthing"),
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "file_name", "segments_info"),
-}
-_SINGULAR = {"categories": "category", "images": "image", "annotations": "annotation"}
+
+class CheckedLists(NamedTuple):
+    """categories, images, annotations: what of them can be held against files, each id once.
+
+    Images are by `image_key`, and each annotation has one of them. A category whose id alone is sound is there too,
+    with isthing None if that is not known. Notes are no faults.
+    """
+
+    categories: list[dict[str, Any]]
+    images: dict[int | str, dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    faults: list[Fault]
+    notes: list[str]
 
 
 def read_panoptic_content(json_file: str) -> dict[str, Any]:
     """The JSON; a ValueError if it is missing, damaged or not a panoptic one at all."""
-    require_file(json_file)
-    with PathManager.open(json_file) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{json_file}: not a valid JSON file ({error})") from error
-    for key in _NEEDED:
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    content = read_json(json_file)
+    if isinstance(content, dict):
+        content = {"annotations": [], **content}
+    for key in _LISTS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{json_file}: not a panoptic JSON, {key!r} is not a list of entries in it")
-    if content["annotations"] and not any("segments_info" in one for one in content["annotations"]):
+    annotations = [one for one in content["annotations"] if isinstance(one, dict)]
+    if annotations and not any("segments_info" in one for one in annotations):
         raise ValueError(
             f"{json_file}: not a panoptic JSON, its annotations have no segments_info; an instances JSON becomes one "
             "by tools/make_panoptic.py"
@@ -42,51 +47,63 @@ def read_panoptic_content(json_file: str) -> dict[str, Any]:
     return content
 
 
-def check_lists(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault], list[str]]:
-    """Find entries that lack something, ids that come twice and images that nobody lists.
-
-    Returns:
-        The usable entries: complete, each id once; the faults; and notes, which are no faults.
-    """
-    faults: list[Fault] = []
-    usable: dict[str, Any] = {}
-    for key, needed in _NEEDED.items():
-        complete = []
-        for position, entry in enumerate(content[key]):
-            lacking = [name for name in needed if name not in entry]
-            if lacking:
-                faults.append(Fault("incomplete entry", f"{key}[{position}]", f"lacks {', '.join(lacking)}"))
-            else:
-                complete.append(entry)
-        usable[key] = complete
-    for key, name, kind in (
-        ("categories", "id", "duplicate category id"),
-        ("images", "id", "duplicate image id"),
-        ("annotations", "image_id", "several annotations of an image"),
-    ):
-        usable[key] = _once(usable[key], name, kind, _SINGULAR[key], faults)
-    known = {image["id"] for image in usable["images"]}
-    orphans = [one for one in usable["annotations"] if one["image_id"] not in known]
-    for one in orphans:
-        detail = f"image_id {one['image_id']!r} is not among `images`"
-        faults.append(Fault("annotation of an unknown image", one["file_name"], detail))
-    usable["annotations"] = [one for one in usable["annotations"] if one["image_id"] in known]
-    bare = known - {one["image_id"] for one in usable["annotations"]}
-    notes = [f"{len(bare)} images have no annotation and are not used"] if bare else []
-    names = Counter(category["name"] for category in usable["categories"])
+def check_lists(content: Mapping[str, Any]) -> CheckedLists:
+    """Find entries that are not what they have to be, ids and files that come twice, and images that nobody lists."""
+    faults = [Fault("empty list", key, "the JSON has none of them") for key in _LISTS if not content[key]]
+    sound = {key: _sound_entries(key, content[key], faults) for key in _LISTS}
+    categories = _once(sound["categories"], "id", "duplicate category id", "categories", faults)
+    images = _once(sound["images"], "id", "duplicate image id", "images", faults)
+    annotations = _once(sound["annotations"], "image_id", "several annotations of an image", "annotations", faults)
+    by_key = {image_key(image["id"]): image for image in images}
+    known = []
+    for one in annotations:
+        if image_key(one["image_id"]) in by_key:
+            known.append(one)
+        else:
+            detail = f"image_id {one['image_id']!r} is not among `images`"
+            faults.append(Fault("annotation of an unknown image", one["file_name"], detail))
+    for key, entries in (("images", images), ("annotations", known)):
+        files = Counter(os.path.normpath(one["file_name"]) for one in entries)
+        for file, number in files.items():
+            if number > 1:
+                faults.append(Fault("file listed again", file, f"{number} {key} have this file_name, expected one"))
+    bare = len(by_key.keys() - {image_key(one["image_id"]) for one in known})
+    unused = number_of(bare, "image has no annotation and is not used", "images have no annotation and are not used")
+    notes = [unused] if bare else []
+    names = Counter(category["name"] for category in categories)
     notes += [f"{number} categories are called {name!r}" for name, number in names.items() if number > 1]
-    return usable, faults, notes
+    return CheckedLists(categories, by_key, known, faults, notes)
+
+
+def fault_of_problem(where: str, prefix: str, problem: Problem) -> Fault:
+    """One fault of an entry."""
+    return Fault("incomplete entry" if problem.is_lacking else "wrong value", where, f"{prefix}{problem.text}")
+
+
+def _sound_entries(key: str, entries: Iterable[Any], faults: list[Fault]) -> list[dict[str, Any]]:
+    """Entries without a problem; of categories also those whose id is sound, for segments have that."""
+    sound = []
+    for position, entry in enumerate(entries):
+        problems = find_problems(key, entry)
+        faults += [fault_of_problem(f"{key}[{position}]", "", problem) for problem in problems]
+        wrong = {problem.key for problem in problems}
+        if not wrong:
+            sound.append(entry)
+        elif key == "categories" and not wrong & {"", "id"}:
+            right = {name: value for name, value in entry.items() if name not in wrong}
+            sound.append({"name": f"category {entry['id']}", "isthing": None, **right})
+    return sound
 
 
 def _once(
-    entries: Iterable[dict[str, Any]], key: str, kind: str, singular: str, faults: list[Fault]
+    entries: Iterable[dict[str, Any]], key: str, kind: str, name: str, faults: list[Fault]
 ) -> list[dict[str, Any]]:
     """The first entry of each id. A further one is a fault, which can be corrected if it says just the same."""
     first: dict[Any, dict[str, Any]] = {}
     for entry in entries:
-        known = first.setdefault(entry[key], entry)
+        known = first.setdefault(image_key(entry[key]), entry)
         if known is not entry:
             is_copy = known == entry
-            detail = "a copy of an earlier entry" if is_copy else "differs from an earlier entry with this id"
-            faults.append(Fault(kind, f"{singular} {entry[key]!r}", detail, is_copy))
+            detail = "a copy of an earlier entry" if is_copy else f"an earlier entry has {key} {known[key]!r}"
+            faults.append(Fault(kind, f"{SINGULAR[name]} {entry[key]!r}", detail, is_copy))
     return list(first.values())

@@ -8,20 +8,24 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-__all__ = ["FAULT_KINDS", "HISTOGRAM_HEADERS", "ClassCount", "Fault", "ValidationReport"]
+__all__ = ["FAULT_KINDS", "HISTOGRAM_HEADERS", "ClassCount", "Fault", "ValidationReport", "number_of"]
 
 # In the order of the report. What a kind means is said where it is found.
 FAULT_KINDS = (
+    "empty list",
     "incomplete entry",
+    "wrong value",
     "duplicate category id",
     "duplicate image id",
     "several annotations of an image",
     "annotation of an unknown image",
+    "file listed again",
     "missing image",
     "unreadable image",
     "missing PNG",
     "unreadable PNG",
     "size mismatch",
+    "PNG of another image?",
     "id in the PNG, not in the JSON",
     "segment of the JSON, not in the PNG",
     "empty segment",
@@ -51,7 +55,7 @@ class ClassCount:
 
     id: int
     name: str
-    is_thing: bool
+    is_thing: bool | None  # None: the JSON does not say
     segments: int = 0
     images: int = 0
     pixels: int = 0
@@ -97,7 +101,7 @@ class ValidationReport:
             ("segments", f"{self.num_segments}"),
             ("crowds", f"{self.num_crowds}"),
             ("void", f"{void:.2f} % of the pixels"),
-            ("classes", f"{len(self.classes)}, {sum(one.is_thing for one in self.classes)} of them things"),
+            ("classes", f"{len(self.classes)}, {sum(one.is_thing is True for one in self.classes)} of them things"),
             *([("classes without a segment", _first(empty))] if empty else []),
             *(("note", note) for note in self.notes),
         ]
@@ -105,8 +109,9 @@ class ValidationReport:
     def histogram(self) -> list[list[Any]]:
         """Rows of id, name, kind, segments, images, share of the labelled pixels in percent."""
         total = max(sum(one.pixels for one in self.classes), 1)
+        kinds = {True: "thing", False: "stuff", None: "?"}
         return [
-            [one.id, one.name, "thing" if one.is_thing else "stuff", one.segments, one.images, 100 * one.pixels / total]
+            [one.id, one.name, kinds[one.is_thing], one.segments, one.images, 100 * one.pixels / total]
             for one in self.classes
         ]
 
@@ -121,12 +126,17 @@ class ValidationReport:
             lines += [f"  {fault.where}: {fault.detail}" for fault in examples]
             lines += [f"  ... and {number - len(examples)} more"] if number > len(examples) else []
             parts.append("\n".join(lines))
-        parts.append(f"{len(self.faults)} faults" if self.faults else "no faults")
+        parts.append(number_of(len(self.faults), "fault", "faults") if self.faults else "no faults")
         return "\n\n".join(parts)
 
     def unfixed(self) -> Counter[str]:
         """Kinds of what `--fix` leaves as it is -> how often."""
         return Counter(fault.kind for fault in self.faults if not fault.is_fixable)
+
+
+def number_of(number: int, one: str, many: str) -> str:
+    """The number with its noun."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def _first(names: list[str]) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from psf.config import add_psf_config
 from psf.data import PanopticSet, register_from_config
 from psf.model_zoo import get_config_file
 
-__all__ = ["add_register_flag", "argument_parser", "build_config", "setup"]
+__all__ = ["add_register_flag", "argument_parser", "build_config", "setup", "write_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def add_register_flag(parser: argparse.ArgumentParser) -> None:
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run, and Detectron2's set-up of loggers and seeds for it.
 
-    Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
+    Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. A run that is to be resumed keeps its old
+    config.yaml, until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
     The name of a config that comes with psf becomes its path in `args.config_file`.
 
     Raises:
@@ -69,9 +71,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process():
         _check_writable(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
+    path = _config_path(cfg)
+    before = path.read_bytes() if args.resume and not args.eval_only and path.is_file() else None
+    default_setup(cfg, args)  # overwrites it
+    if before is not None and comm.is_main_process():
+        path.write_bytes(before)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
     return cfg
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write config.yaml into OUTPUT_DIR, in the main process: the config of the run that goes on from here."""
+    if comm.is_main_process():
+        _config_path(cfg).write_text(cfg.dump(), encoding="utf-8")
+
+
+def _config_path(cfg: CfgNode) -> Path:
+    return Path(cfg.OUTPUT_DIR, "config.yaml")
 
 
 def build_config(config_file: str, opts: Sequence[str] = (), register: Sequence[str] = ()) -> CfgNode:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from psf.engine.arguments import argument_parser
 from psf.engine.launch import launch
@@ -12,24 +14,40 @@ from psf.engine.trainer import main
 
 __all__ = ["run_command_line"]
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+# What torch makes of an error in a worker of a DataLoader: one text, the worker's traceback in it.
+_FROM_WORKER = re.compile(r"Caught ValueError in DataLoader worker")
+_FRAME = re.compile(r'^  File "(.+?)", line \d+', re.MULTILINE)
+_NAME = re.compile(r"^ValueError: ", re.MULTILINE)
+
 
 def run_command_line(words: Sequence[str] | None = None) -> int:
     """Train or evaluate as the command line says. Returns the exit code: 2 after a mistake of the user's, else 0.
 
-    Such a mistake is a ValueError of psf or of the config: it is one line on stderr. Other errors are raised, and so
-    is what happens in processes that were started, whose traceback names the same line at its end.
+    Such a mistake is a ValueError of psf or of the config, also in a worker that loads data: it is one line on stderr.
+    Other errors are raised, and so is what happens in processes that were started, whose traceback names the same line
+    at its end.
     """
     try:
         launch(main, argument_parser().parse_args(words))
     except ValueError as error:
-        if not _is_mistake_of_user(error):
+        message = _mistake_in_worker(str(error)) if _FROM_WORKER.match(str(error)) else _mistake(error)
+        if message is None:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {message}\n")
         return 2
     return 0
 
 
-def _is_mistake_of_user(error: ValueError) -> bool:
-    """Whether psf or yacs, which reads configs, raised it: of other libraries a ValueError may be a fault of psf."""
+def _mistake(error: ValueError) -> str | None:
+    """What psf or yacs, which reads configs, says; None of other libraries, whose ValueError may be a fault of psf."""
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    return innermost.f_globals["__name__"].partition(".")[0] in ("psf", "yacs")
+    return str(error) if innermost.f_globals["__name__"].partition(".")[0] in ("psf", "yacs") else None
+
+
+def _mistake_in_worker(text: str) -> str | None:
+    """What psf says in a text that ends with a worker's traceback; None of other libraries."""
+    *_, innermost = _FRAME.finditer(text)
+    if _PACKAGE not in Path(innermost[1]).resolve().parents:
+        return None
+    return _NAME.split(text[innermost.end() :], maxsplit=1)[-1].strip()

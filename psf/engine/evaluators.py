@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from psf.evaluation import (
     InstanceEvaluator,
     PanelEvaluator,
+    PanopticGroundTruth,
     PanopticQualityEvaluator,
     PanopticWriter,
     SemanticEvaluator,
@@ -24,7 +25,7 @@ from psf.evaluation import (
     write_per_class,
 )
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "check_truth"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     panoptic predictions too, which needs no truth. What is asked for and cannot be measured is named in the log. With
     the results, OUTPUT_DIR/per_class.csv is written. With several data sets the two files have each one's name in
     theirs. All processes must call this together.
+
+    Raises:
+        ValueError: as `check_truth`.
     """
+    check_truth(cfg, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     has_truth = has_panoptic_truth(dataset_name)
     asked = cfg.MODEL.PSF.TEST
@@ -51,7 +56,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
                 PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, _output_file(cfg, dataset_name, "panel.png"))
             )
         else:
-            left_out.append("PQ (no panoptic_json and panoptic_root)")
+            left_out.append("PQ (no panoptic_json with annotations and panoptic_root)")
         if asked.WRITE_PANOPTIC:
             evaluators.append(PanopticWriter(dataset_name, Path(cfg.OUTPUT_DIR, "inference", dataset_name)))
     if asked.INSTANCE_ON:
@@ -70,6 +75,20 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     if left_out:
         logger.warning("%s is evaluated without %s", dataset_name, ", ".join(left_out))
     return _Evaluators(evaluators, dataset_name, _output_file(cfg, dataset_name, "per_class.csv"))
+
+
+def check_truth(cfg: CfgNode, dataset_name: str) -> None:
+    """Raise a ValueError if a panoptic JSON has no annotations and predictions are not to be written either.
+
+    Sets of other kinds pass, and those whose JSON is not there (yet).
+    """
+    path = MetadataCatalog.get(dataset_name).get("panoptic_json") or ""
+    writes = cfg.MODEL.PSF.TEST.PANOPTIC_ON and cfg.MODEL.PSF.TEST.WRITE_PANOPTIC
+    if os.path.isfile(path) and not writes and not PanopticGroundTruth(dataset_name).annotations:
+        raise ValueError(
+            f'DATASETS.TEST: {path} of "{dataset_name}" has no annotations, so nothing can be measured; for '
+            "predictions alone set MODEL.PSF.TEST.WRITE_PANOPTIC True"
+        )
 
 
 class _Evaluators(DatasetEvaluators):

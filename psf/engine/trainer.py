@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from psf.checkpoint import check_same_classes, class_names_from_config
-from psf.data import build_mapper, build_test_loader, check_dataset, load_dataset
-from psf.engine.arguments import setup
+from psf.data import PanopticMapper, build_mapper, build_test_loader, check_dataset, load_dataset
+from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import Checkpointer
-from psf.engine.evaluators import build_evaluator
+from psf.engine.evaluators import build_evaluator, check_truth
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import results_table, write_results
 from psf.engine.train_step import TrainStep, autocast_dtype
@@ -41,6 +42,7 @@ def main(args: argparse.Namespace) -> Any:
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        write_config(cfg)
         return trainer.train()
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
@@ -66,6 +68,8 @@ class Trainer(DefaultTrainer):
         ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, or if keys contradict.
     """
 
+    _hooks: list[HookBase]
+
     def __init__(self, cfg: CfgNode) -> None:
         # Not DefaultTrainer's, which fixes the kind of step, of checkpointer and, for DDP, a GPU.
         TrainerBase.__init__(self)
@@ -76,6 +80,8 @@ class Trainer(DefaultTrainer):
             raise ValueError("DATASETS.TRAIN is empty: name a data set to train on")
         _check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        for name in cfg.DATASETS.TEST:
+            check_truth(cfg, name)
         dtype = autocast_dtype(cfg)
 
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -113,6 +119,12 @@ class Trainer(DefaultTrainer):
                 "says where to take others from"
             )
 
+    def after_train(self) -> None:
+        """Detectron2's hooks; but after a failure no evaluation, whose own error would hide the first one."""
+        if self.iter < self.max_iter:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """`psf.engine.build_optimizer`."""
@@ -121,13 +133,19 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Detectron2's loader over all of DATASETS.TRAIN, with the mapper that INPUT.DATASET_MAPPER_NAME names."""
-        dataset = [image for name in cfg.DATASETS.TRAIN for image in load_dataset(name)]
-        return build_detection_train_loader(cfg, dataset=dataset, mapper=build_mapper(cfg, True))
+        mapper = build_mapper(cfg, True)
+        datasets = [load_dataset(name) for name in cfg.DATASETS.TRAIN]
+        for dataset in datasets:
+            _check_first(mapper, dataset)
+        images = [image for dataset in datasets for image in dataset]
+        return build_detection_train_loader(cfg, dataset=images, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """`psf.data.build_test_loader`."""
-        return build_test_loader(cfg, load_dataset(dataset_name))
+        """`psf.data.build_test_loader`; the first image is read, so that a mistake is found here."""
+        mapper, dataset = build_mapper(cfg, False), load_dataset(dataset_name)
+        _check_first(mapper, dataset)
+        return build_test_loader(cfg, dataset, mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -163,3 +181,9 @@ class Trainer(DefaultTrainer):
 def _check_datasets(names: Iterable[str]) -> None:
     for name in names:
         check_dataset(name)
+
+
+def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
+    """Read the first image here: what is wrong with all files is then one clear error, not one of a worker."""
+    if isinstance(mapper, PanopticMapper):
+        mapper.read(dataset[0])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from psf.data import image_key, read_panoptic_ids
+from psf.data import image_key, read_panoptic_ids, read_panoptic_json
 
 __all__ = ["ImageTruth", "PanopticGroundTruth", "has_panoptic_truth"]
 
@@ -24,9 +22,12 @@ class ImageTruth(NamedTuple):
 
 
 def has_panoptic_truth(dataset_name: str) -> bool:
-    """Whether the data set's metadata name a panoptic JSON and a folder of PNGs that exist."""
+    """Whether the data set's metadata name a panoptic JSON with annotations and a folder of PNGs, and both exist."""
     metadata = MetadataCatalog.get(dataset_name)
-    return os.path.isfile(metadata.get("panoptic_json") or "") and os.path.isdir(metadata.get("panoptic_root") or "")
+    is_there = os.path.isfile(metadata.get("panoptic_json") or "") and os.path.isdir(
+        metadata.get("panoptic_root") or ""
+    )
+    return is_there and bool(PanopticGroundTruth(dataset_name).annotations)
 
 
 class PanopticGroundTruth:
@@ -86,9 +87,4 @@ class PanopticGroundTruth:
 
     @cached_property
     def _json(self) -> dict[str, Any]:
-        path = self.metadata.panoptic_json
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        missing = [key for key in ("categories", "annotations") if key not in content]
-        if missing:
-            raise ValueError(f"{path} has no {missing}: a panoptic JSON with ground truth is needed to evaluate")
-        return content
+        return read_panoptic_json(self.metadata.panoptic_json, ("categories", "annotations"))

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from psf.data.validation import validate_panoptic
+from psf.data.validation_report import ValidationReport
 from tests.mini_set import write_mini_set
+
+
+def places(root: Path) -> tuple[str, str, str]:
+    """What `validate_panoptic` takes, of a set like the mini set."""
+    return str(root / "panoptic.json"), str(root / "panoptic"), str(root / "images")
+
+
+def validate(root: Path, **options: Any) -> ValidationReport:
+    return validate_panoptic(*places(root), **options)
 
 
 def change(root: Path, edit: Any) -> None:
@@ -51,11 +62,14 @@ def _paint_unknown(root: Path) -> None:
 
 
 JSON_EDITS = {
+    "empty list": lambda x: x["annotations"].clear(),
     "incomplete entry": lambda x: segments(x, 0)[0].pop("iscrowd"),
+    "wrong value": lambda x: x["categories"][0].update(isthing="0"),
     "duplicate category id": lambda x: x["categories"].append(dict(x["categories"][0])),
     "duplicate image id": lambda x: x["images"].append({**x["images"][0], "height": 7}),
     "several annotations of an image": lambda x: x["annotations"].append(x["annotations"][0]),
     "annotation of an unknown image": lambda x: x["images"].pop(0),
+    "file listed again": lambda x: x["images"].append({**x["images"][0], "id": 99}),
     "segment of the JSON, not in the PNG": lambda x: add_ball(x, id=5),
     "empty segment": lambda x: add_ball(x, id=5, area=0),
     "segment id out of range": lambda x: add_ball(x, id=0),
@@ -64,6 +78,7 @@ JSON_EDITS = {
     "stuff class in several segments": lambda x: segments(x, 0)[1].update(category_id=7),
     "wrong area": lambda x: segments(x, 2)[0].update(area=1),
     "wrong box": lambda x: segments(x, 2)[0].update(bbox=[0, 0, 1, 1]),
+    "PNG of another image?": lambda x: [one.update(area=7, bbox=[0, 0, 1, 1]) for one in segments(x, 2)[:3]],
     "size mismatch": lambda x: x["images"][1].update(height=50),
 }  # fmt: skip
 FILE_EDITS = {

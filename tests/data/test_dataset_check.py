@@ -12,14 +12,16 @@ from detectron2.data.datasets import register_coco_panoptic, register_coco_panop
 from PIL import Image
 
 from psf.data import check_dataset, load_dataset, panoptic_metadata
+from psf.data.dataset_check import require_file
 
 NAME = "psf_test_set"
 CATEGORIES = [{"id": 5, "name": "sea", "isthing": 0, "color": [0, 0, 9]}]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A set of one image, registered by Detectron2's own function, as its built-in COCO sets are."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "png").mkdir()
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
@@ -61,11 +63,13 @@ def test_json_without_a_folder_is_named(folder, part, key):
         check_dataset(NAME)
 
 
-def test_all_that_is_missing_is_named_at_once(folder, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
+def test_all_that_is_missing_is_named_at_once(folder):
     shutil.rmtree(folder / "png")
     (folder / "panoptic.json").unlink()
-    with pytest.raises(ValueError, match=r"/png \(panoptic_root\), .*panoptic\.json \(panoptic_json\).*is '/nowhere'"):
+    with pytest.raises(
+        ValueError,
+        match=rf"/png \(panoptic_root\), .*panoptic\.json \(panoptic_json\).*DETECTRON2_DATASETS, which is '{folder}'",
+    ):
         load_dataset(NAME)
 
 
@@ -74,11 +78,24 @@ def test_separated_sets_need_instances_and_stuff(folder):
         check_dataset(f"{NAME}_separated")
 
 
-def test_unset_variable_is_told(folder, monkeypatch):
+def test_unset_variable_is_told(monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    shutil.rmtree(folder / "png")
     with pytest.raises(ValueError, match=r"DETECTRON2_DATASETS, which is not set.*folder 'datasets'"):
+        require_file("datasets/coco/none.json")
+
+
+def test_sets_elsewhere_have_nothing_to_do_with_the_variable(folder, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
+    shutil.rmtree(folder / "png")
+    with pytest.raises(ValueError, match="--register NAME=JSON,PNGS,IMAGES") as caught:
         check_dataset(NAME)
+    assert "DETECTRON2_DATASETS" not in str(caught.value)
+
+
+def test_set_without_images(folder, monkeypatch):
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [])
+    with pytest.raises(ValueError, match=rf"'{NAME}': .*panoptic\.json lists no image"):
+        load_dataset(NAME)
 
 
 def test_unknown_category_id_is_named(folder):

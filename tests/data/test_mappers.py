@@ -311,7 +311,8 @@ def test_unknown_flip_is_named():
 
 
 @pytest.mark.parametrize("key", ["file_name", "pan_seg_file_name"])
-def test_missing_file_is_named_with_the_variable(make_sample, key):
+def test_missing_file_is_named_with_the_variable(make_sample, key, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     sample = make_sample([[5]], [info(5)])
     Path(sample[key]).unlink()
     with pytest.raises(ValueError, match=rf"{Path(sample[key]).name}.*missing.*DETECTRON2_DATASETS"):
@@ -327,6 +328,13 @@ def test_dict_without_panoptic_truth_is_refused_in_training_alone(make_sample, k
     build_mapper(make_cfg(), is_train=False)(sample)
 
 
+@pytest.mark.parametrize("is_train", [False, True])
+def test_sizes_that_the_json_exchanges_are_named(make_sample, is_train):
+    sample = {**make_sample([[5, 5]], [info(5)]), "height": 2, "width": 1}
+    with pytest.raises(ValueError, match=r"image\.png is 2 x 1 pixels, .*JSON .* says 1 x 2 .*correct it there"):
+        build_mapper(make_cfg(), is_train)(sample)
+
+
 def test_png_of_another_size_is_named(make_sample):
     sample = make_sample([[5, 5]], [info(5)], image=np.zeros((3, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"truth\.png is 2 x 1 pixels, but its image .*image\.png is 4 x 3"):
@@ -335,7 +343,7 @@ def test_png_of_another_size_is_named(make_sample):
 
 def test_image_of_another_size_than_the_json_says_is_named(make_sample):
     sample = make_sample([[5]], [info(5)]) | {"height": 9, "width": 9}
-    with pytest.raises(ValueError, match=r"image\.png, got \(1, 1\), expect \(9, 9\)"):
+    with pytest.raises(ValueError, match=r"image\.png is 1 x 1 pixels, .* says 9 x 9"):
         plain()(sample)
 
 

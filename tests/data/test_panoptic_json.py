@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from psf.data import load_panoptic_json, panoptic_metadata, read_categories
+from psf.data import image_key, load_panoptic_json, panoptic_metadata, read_categories
 
 CATEGORIES = [
     {"id": 90, "name": "sea", "isthing": 0, "color": [0, 0, 9]},
@@ -75,7 +76,7 @@ def test_unknown_image_is_named(tmp_path):
         load_panoptic_json(path, "", "")
 
 
-@pytest.mark.parametrize("key", ["categories", "images", "annotations"])
+@pytest.mark.parametrize("key", ["categories", "images"])
 def test_another_kind_of_json_is_refused(tmp_path, key):
     path = write(tmp_path, **{key: None})
     with pytest.raises(ValueError, match=rf"panoptic\.json: not a panoptic JSON, it has no '{key}'"):
@@ -88,7 +89,7 @@ def test_damaged_and_missing_json_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"panoptic\.json: not a valid JSON file"):
         load_panoptic_json(path, "", "")
     Path(path).unlink()
-    with pytest.raises(ValueError, match=r"panoptic\.json: .*missing.*DETECTRON2_DATASETS"):
+    with pytest.raises(ValueError, match=r"panoptic\.json: .*missing.*--register NAME=JSON,PNGS,IMAGES"):
         load_panoptic_json(path, "", "")
 
 
@@ -127,6 +128,74 @@ def test_categories_that_cannot_be_used(tmp_path, categories, message):
     for read in (read_categories, lambda path: load_panoptic_json(path, "", "")):
         with pytest.raises(ValueError, match=rf"panoptic\.json: .*{message}"):
             read(path)
+
+
+@pytest.mark.parametrize("annotations", [None, []])
+def test_without_annotations_there_are_images_to_predict(tmp_path, annotations, caplog):
+    path = write(tmp_path, annotations=annotations)
+    expected = [{"file_name": "/img/sub/a.webp", "image_id": 4, "height": 3, "width": 5}]
+    assert load_panoptic_json(path, "/png", "/img") == expected
+    assert "panoptic.json has no annotations: it is for predictions alone" in caplog.text
+    with pytest.raises(ValueError, match="nothing to do"):
+        load_panoptic_json(write(tmp_path, annotations=annotations, images=[]), "/png", "/img")
+
+
+def edited(folder: Path, edit: Any) -> str:
+    """The JSON after edit(category, image, annotation, segment), each the first of its list."""
+    path = Path(write(folder))
+    content = json.loads(path.read_text())
+    annotation = content["annotations"][0]
+    edit(content["categories"][0], content["images"][0], annotation, annotation["segments_info"][0])
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c, i, a, s: c.update(isthing="0"), r"category id 90, .*isthing is '0', expected 0 or 1"),
+        (lambda c, i, a, s: c.update(isthing=2), "isthing is 2, expected 0 or 1"),
+        (lambda c, i, a, s: c.update(id="90"), "category id '90'.*: id is '90', expected a whole number"),
+        (lambda c, i, a, s: c.update(id=True), "id is True, expected a whole number"),
+        (lambda c, i, a, s: c.update(color="red"), r"color is 'red', expected \[red, green, blue\]"),
+        (lambda c, i, a, s: c.update(color=None), "color is None"),
+        (lambda c, i, a, s: i.update(id=[4]), r"image id \[4\].*: id is \[4\]"),
+        (lambda c, i, a, s: i.update(file_name=None), "file_name is None, expected a text"),
+        (lambda c, i, a, s: i.update(height=3.5), "height is 3.5, expected pixels"),
+        (lambda c, i, a, s: i.pop("width"), r"has no \['width'\]"),
+        (
+            lambda c, i, a, s: a.update(segments_info=None),
+            "annotation image_id 4.*segments_info is None, expected a list",
+        ),
+        (lambda c, i, a, s: a.update(segments_info=["x"]), r"a\.png: the segment: is 'x', expected an entry with id"),
+        (lambda c, i, a, s: s.update(iscrowd="0"), r"a\.png: the segment id 1, .*iscrowd is '0', expected 0 or 1"),
+        (lambda c, i, a, s: s.update(area="9"), "area is '9', expected a number"),
+        (lambda c, i, a, s: s.pop("category_id"), r"segment id 1 has no \['category_id'\]"),
+    ],
+)
+def test_entries_of_another_kind_are_named(tmp_path, edit, message):
+    path = edited(tmp_path, edit)
+    with pytest.raises(ValueError, match=rf"panoptic\.json: .*{message}"):
+        load_panoptic_json(path, "", "")
+
+
+def test_flags_may_be_true_and_false(tmp_path):
+    path = edited(tmp_path, lambda c, i, a, s: (c.update(isthing=False), s.update(iscrowd=True)))
+    (entry,) = load_panoptic_json(path, "", "")
+    assert entry["segments_info"][0]["iscrowd"] and not entry["segments_info"][0]["isthing"]
+
+
+def test_text_and_number_are_one_image_id(tmp_path):
+    (entry,) = load_panoptic_json(edited(tmp_path, lambda c, i, a, s: i.update(id="4")), "", "")
+    assert entry["image_id"] == 4
+    images = [{"id": one, "file_name": f"{one}.jpg", "height": 3, "width": 5} for one in ("0012", "12")]
+    path = write(tmp_path, images=images, annotations=[])
+    with pytest.raises(ValueError, match=r"image ids '0012' and '12' are one number"):
+        load_panoptic_json(path, "", "")
+
+
+def test_digits_of_other_kinds_are_text():
+    assert image_key("²") == "²"
 
 
 def test_names_in_any_script(tmp_path):

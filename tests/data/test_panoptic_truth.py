@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from psf.data import compact, read_panoptic_labels
+from psf.data import compact, read_panoptic_ids, read_panoptic_labels
 from psf.data.panoptic_truth import compact_with_boxes
 
 
@@ -69,6 +69,15 @@ def test_segment_without_pixels_is_dropped_with_a_warning(make_sample, caplog, m
         _, segments = read_panoptic_labels(sample["pan_seg_file_name"], sample["segments_info"])
     assert [segment["id"] for segment in segments] == [1]
     assert "[77]" in caplog.text and sample["pan_seg_file_name"] in caplog.text
+
+
+def test_evaluation_warns_of_segments_without_pixels(make_sample, caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    path = make_sample([[5, 5]], [])["pan_seg_file_name"]
+    with caplog.at_level(logging.WARNING):
+        assert read_panoptic_ids(path, [5]).tolist() == [[5, 5]] and not caplog.text
+        read_panoptic_ids(path, iter([5, 77]))
+    assert f"{path}: segments [77] of the JSON have no pixel in the PNG and count as missed" in caplog.text
 
 
 def test_ids_that_the_json_does_not_know_are_named(make_sample):

@@ -127,6 +127,11 @@ def test_other_forms_are_refused(text: str):
         PanopticSet.parse(text)
 
 
+def test_a_comma_in_a_path_is_named():
+    with pytest.raises(ValueError, match="no path may have a comma in it"):
+        PanopticSet.parse("mine=a.json,b,c,d")
+
+
 def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +13,8 @@ from psf.data.validation import places_of_dataset, validate_panoptic, write_corr
 from psf.data.validation_drawing import draw_sample
 from psf.data.validation_report import FAULT_KINDS
 from tests.data.conftest import save_ids
-from tests.data.damaged_set import FILE_EDITS, JSON_EDITS, change, segments, write_damaged
+from tests.data.damaged_set import FILE_EDITS, JSON_EDITS, change, places, segments, validate, write_damaged
 from tests.mini_set import write_mini_set
-
-
-def places(root: Path) -> tuple[str, str, str]:
-    return str(root / "panoptic.json"), str(root / "panoptic"), str(root / "images")
-
-
-def validate(root: Path, **options):
-    return validate_panoptic(*places(root), **options)
-
 
 # ------------------------------------------------------------------ counting
 
@@ -134,7 +124,7 @@ def test_a_png_of_another_image_loses_no_segments(tmp_path):
     write_mini_set(root)
     Image.new("RGB", (30, 30), (200, 0, 0)).save(root / "panoptic" / "3.png")
     report = validate(root)
-    assert len(report.unfixed()) == 2 and report.corrected is None
+    assert report.unfixed() == {"PNG of another image?": 1} and report.corrected is None
 
 
 def test_segments_that_disagree_under_one_id_stay(tmp_path):
@@ -159,7 +149,7 @@ def test_images_without_annotation_are_no_fault(tmp_path):
     write_mini_set(root)
     change(root, lambda x: x["annotations"].pop())
     report = validate(root)
-    assert report.is_clean and report.notes == ["1 images have no annotation and are not used"]
+    assert report.is_clean and report.notes == ["1 image has no annotation and is not used"]
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,65 @@ class TestDataSets:
             main(parse_args(*flags))
 
 
+class TestWithoutAnnotations:
+    """A JSON of images and categories alone, like that of a test split whose truth is secret."""
+
+    @pytest.fixture(autouse=True)
+    def _bare(self, mini: str) -> None:
+        path = Path(MetadataCatalog.get(mini).panoptic_json)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+
+    @pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+    def test_nothing_can_be_measured(self, parse_args: ParseArgs, flags: tuple[str, ...]):
+        with pytest.raises(
+            ValueError, match=r"DATASETS\.TEST: .*panoptic\.json .* no annotations.*WRITE_PANOPTIC True"
+        ):
+            main(parse_args(*flags))
+
+    def test_nothing_can_be_learnt(self, parse_args: ParseArgs):
+        with pytest.raises(ValueError, match=r"0\.png: no panoptic truth.*a panoptic set with annotations"):
+            Trainer.build_train_loader(setup(parse_args()))
+
+    def test_predictions_can_be_written(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        assert main(parse_args("--eval-only", "MODEL.PSF.TEST.WRITE_PANOPTIC", "True")) == {}
+        folder = tmp_path / "output" / "inference" / mini
+        found = json.loads((folder / "panoptic_predictions.json").read_text())["annotations"]
+        assert [one["image_id"] for one in found] == [1, 11, 21, 31, 41]
+        assert len(list((folder / "panoptic_predictions").glob("*.png"))) == 5
+
+
+def test_the_first_error_wins(mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+    """A failure in the last iteration: Detectron2 would evaluate then, and raise what that raises."""
+    trainer = Trainer(setup(parse_args("SOLVER.MAX_ITER", "1")))
+
+    def fail(message: str) -> None:
+        raise ValueError(message)
+
+    monkeypatch.setattr(trainer, "run_step", lambda: fail("first"))
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: fail("second")))
+    with pytest.raises(ValueError, match="first"):
+        trainer.train()
+
+
+class TestConfigOfAResumedRun:
+    def test_refused_run_keeps_it(
+        self, mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        main(parse_args("SOLVER.MAX_ITER", "1"))
+        monkeypatch.setattr(Trainer, "build_writers", lambda self: [])  # a refused run leaves its files open
+        path = tmp_path / "output" / "config.yaml"
+        before = path.read_text()
+        MetadataCatalog.get(mini).thing_classes[1] = "orb"
+        with pytest.raises(ValueError, match="cannot resume"):
+            main(parse_args("--resume", "SOLVER.MAX_ITER", "3"))
+        assert path.read_text() == before
+
+    def test_run_that_goes_on_writes_its_own(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        main(parse_args("SOLVER.MAX_ITER", "1"))
+        main(parse_args("--resume", "SOLVER.MAX_ITER", "2"))
+        assert "MAX_ITER: 2" in (tmp_path / "output" / "config.yaml").read_text()
+
+
 class TestBatchesAtTest:
     def test_no_image_is_padded_to_another(self, mini: str, parse_args: ParseArgs):
         names = {}

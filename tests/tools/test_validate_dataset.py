@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.conftest import RunPython, load_script
-from tests.data.damaged_set import write_damaged
+from tests.data.damaged_set import change, write_damaged
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 
 
@@ -94,6 +96,45 @@ def test_workers_and_fix_in_place_are_refused(tool, tmp_path, capsys):
     assert tool.main([*words(root), "--fix", str(root / "panoptic.json")]) == 2
     assert "--workers is 0" in (err := capsys.readouterr().err) and "name another file" in err
     assert (root / "panoptic.json").read_text() == before
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> Iterator[list[str]]:
+    """--register of two sets, clean ones."""
+    words = []
+    for name in ("psf_test_one", "psf_test_two"):
+        root = tmp_path / name
+        write_mini_set(root)
+        words += ["--register", f"{name}={root}/panoptic.json,{root}/panoptic,{root}/images"]
+    yield words
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for name in {"psf_test_one", "psf_test_two"} & set(catalog):
+            catalog.remove(name)
+
+
+@pytest.mark.parametrize("faulty", [None, "psf_test_one", "psf_test_two"])
+def test_several_sets(tool, two_sets, faulty, tmp_path, capsys):
+    if faulty:
+        (tmp_path / faulty / "images" / "0.png").unlink()
+    assert tool.main(two_sets) == bool(faulty)
+    out = capsys.readouterr().out
+    assert out.count("no faults") == (1 if faulty else 2) and out.count("missing image: 1") == bool(faulty)
+    assert out.count("panoptic.json\n") == 2
+
+
+def test_several_sets_of_other_categories(tool, two_sets, tmp_path, capsys):
+    change(tmp_path / "psf_test_two", lambda x: x["categories"].reverse())
+    assert tool.main(two_sets) == 1
+    out = capsys.readouterr().out
+    assert out.count("no faults") == 2
+    assert 'the things of "psf_test_two" are not those of "psf_test_one"' in out
+
+
+@pytest.mark.parametrize("flag", ["--fix", "--html"])
+def test_one_output_is_for_one_set(tool, two_sets, flag, tmp_path, capsys):
+    assert tool.main([*two_sets, flag, str(tmp_path / "out")]) == 2
+    assert "--fix and --html are for one set, found 2 --register" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_runs_as_a_script(run_python: RunPython, repository: Path, tmp_path):
