@@ -2,22 +2,27 @@
 
 from psf.engine.arguments import add_register_flag, argument_parser, build_config, setup
 from psf.engine.checkpointer import Checkpointer
-from psf.engine.command_line import run_command_line
+from psf.engine.command_line import report_mistakes, run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
+from psf.engine.one_data_set import add_num_images_flag, build_subset_loader, panoptic_test_set
 from psf.engine.optimizer import build_optimizer
 from psf.engine.trainer import Trainer, main
 
 __all__ = [
     "Checkpointer",
     "Trainer",
+    "add_num_images_flag",
     "add_register_flag",
     "argument_parser",
     "build_config",
     "build_evaluator",
     "build_optimizer",
+    "build_subset_loader",
     "launch",
     "main",
+    "panoptic_test_set",
+    "report_mistakes",
     "run_command_line",
     "setup",
 ]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from psf.data import build_mapper, load_dataset
+from psf.data import build_mapper
+from psf.engine import build_subset_loader
 from psf.evaluation import PanopticQualityEvaluator
 from psf.robustness.corruptions import corrupt
 from psf.robustness.record import RobustnessRecord
@@ -61,9 +61,6 @@ def evaluate_corruption(
     Returns:
         The figures; {} outside the main process.
     """
-    dataset = load_dataset(dataset_name)
-    if num_images is not None and num_images < len(dataset):
-        dataset = [dataset[index * len(dataset) // num_images] for index in range(num_images)]
     mapper: Any = build_mapper(cfg, False)
     if augmentation is not None:
         if not hasattr(mapper, "augmentations"):
@@ -72,8 +69,7 @@ def evaluate_corruption(
                 "that a corruption could be put before"
             )
         mapper.augmentations = T.AugmentationList([augmentation, mapper.augmentations])
-    batch_size, workers = cfg.MODEL.PSF.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
-    loader = build_detection_test_loader(dataset, mapper=mapper, batch_size=batch_size, num_workers=workers)
+    loader = build_subset_loader(cfg, dataset_name, num_images, mapper)
     results = inference_on_dataset(model, loader, PanopticQualityEvaluator(dataset_name)) or {}
     return dict(results.get("panoptic_seg", {}))
 
@@ -87,12 +83,24 @@ def evaluate_robustness(
     corruptions: Sequence[str],
     severities: Sequence[int],
     num_images: int | None = None,
+    after_each: Callable[[], object] = lambda: None,
 ) -> None:
     """Evaluate clean images, then each corruption at each severity, and add to the record what it does not have yet.
 
     The main process's record decides, and is written after each evaluation. All processes must call this together.
+
+    Args:
+        cfg: of the model.
+        model: of the config.
+        dataset_name: a registered data set with panoptic truth.
+        record: of this measurement.
+        corruptions: names of `CORRUPTIONS`; one that is named twice is measured once.
+        severities: 1 to 5; the same.
+        num_images: as in `evaluate_corruption`.
+        after_each: what the main process does after each evaluation.
     """
-    wanted: list[tuple[str, int] | None] = [None, *((name, level) for name in corruptions for level in severities)]
+    pairs = dict.fromkeys((name, level) for name in corruptions for level in severities)
+    wanted: list[tuple[str, int] | None] = [None, *pairs]
     missing = [one for one in wanted if record.get(*(one or ())) is None]
     missing = comm.all_gather(missing)[0]
     for position, one in enumerate(missing, start=1):
@@ -101,3 +109,4 @@ def evaluate_robustness(
         results = evaluate_corruption(cfg, model, dataset_name, augmentation, num_images)
         if comm.is_main_process():
             record.add(results, *(one or ()))
+            after_each()
