@@ -18,17 +18,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from detectron2.data import build_detection_test_loader
+
 from psf.checkpoint import class_names_from_config
 from psf.classes import classes_from_config
+from psf.data import build_mapper, load_dataset
 from psf.engine import (
     Checkpointer,
     Trainer,
     add_num_images_flag,
     argument_parser,
-    build_subset_loader,
     panoptic_test_set,
     report_mistakes,
     setup,
+    spread_evenly,
 )
 from psf.evaluation import PanopticGroundTruth
 from psf.evaluation.tuning import (
@@ -72,7 +75,13 @@ def run(args: argparse.Namespace) -> None:
     model = Trainer.build_model(cfg)
     Checkpointer(model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
     grid = Grid(args.alpha, args.beta, args.t_cnf, args.t_keep)
-    cached = cache_data_set(model, build_subset_loader(cfg, name, args.num_images), name, grid)
+    loader = build_detection_test_loader(
+        spread_evenly(load_dataset(name), args.num_images),
+        mapper=build_mapper(cfg, False),
+        batch_size=cfg.MODEL.PSF.TEST.BATCH_SIZE,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    cached = cache_data_set(model, loader, name, grid)
     size = sum(image.num_bytes for image in cached) / 2**20
     print(f"{name}: {len(cached)} images, {size:.1f} MiB kept", flush=True)
     categories = {key: bool(one["isthing"]) for key, one in PanopticGroundTruth(name).categories.items()}

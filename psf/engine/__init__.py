@@ -5,7 +5,7 @@ from psf.engine.checkpointer import Checkpointer
 from psf.engine.command_line import report_mistakes, run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
-from psf.engine.one_data_set import add_num_images_flag, build_subset_loader, panoptic_test_set
+from psf.engine.one_data_set import add_num_images_flag, panoptic_test_set, spread_evenly
 from psf.engine.optimizer import build_optimizer
 from psf.engine.trainer import Trainer, main
 
@@ -18,11 +18,11 @@ __all__ = [
     "build_config",
     "build_evaluator",
     "build_optimizer",
-    "build_subset_loader",
     "launch",
     "main",
     "panoptic_test_set",
     "report_mistakes",
     "run_command_line",
     "setup",
+    "spread_evenly",
 ]

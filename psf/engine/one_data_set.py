@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 
-from psf.data import build_mapper, load_dataset
+from psf.data import load_dataset
 from psf.evaluation import has_panoptic_truth
 
-__all__ = ["add_num_images_flag", "build_subset_loader", "panoptic_test_set", "spread_evenly"]
+__all__ = ["add_num_images_flag", "panoptic_test_set", "spread_evenly"]
 
 T = TypeVar("T")
 
@@ -41,25 +40,6 @@ def panoptic_test_set(cfg: CfgNode) -> str:
     if not has_panoptic_truth(name):
         raise ValueError(f"{name} (DATASETS.TEST) has no panoptic_json and panoptic_root: PQ cannot be measured on it")
     return name
-
-
-def build_subset_loader(
-    cfg: CfgNode, dataset_name: str, num_images: int | None = None, mapper: Any = None
-) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's test loader, in batches of TEST.BATCH_SIZE.
-
-    Args:
-        cfg: of the model.
-        dataset_name: a registered data set.
-        num_images: so many of its images, spread evenly; None: all.
-        mapper: None: the config's.
-    """
-    return build_detection_test_loader(
-        spread_evenly(load_dataset(dataset_name), num_images),
-        mapper=build_mapper(cfg, False) if mapper is None else mapper,
-        batch_size=cfg.MODEL.PSF.TEST.BATCH_SIZE,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
 
 
 def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from psf.data import build_mapper
-from psf.engine import build_subset_loader
+from psf.data import build_mapper, load_dataset
+from psf.engine import spread_evenly
 from psf.evaluation import PanopticQualityEvaluator
 from psf.robustness.corruptions import corrupt
 from psf.robustness.record import RobustnessRecord
@@ -61,6 +62,7 @@ def evaluate_corruption(
     Returns:
         The figures; {} outside the main process.
     """
+    dataset = spread_evenly(load_dataset(dataset_name), num_images)
     mapper: Any = build_mapper(cfg, False)
     if augmentation is not None:
         if not hasattr(mapper, "augmentations"):
@@ -69,7 +71,8 @@ def evaluate_corruption(
                 "that a corruption could be put before"
             )
         mapper.augmentations = T.AugmentationList([augmentation, mapper.augmentations])
-    loader = build_subset_loader(cfg, dataset_name, num_images, mapper)
+    batch_size, workers = cfg.MODEL.PSF.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
+    loader = build_detection_test_loader(dataset, mapper=mapper, batch_size=batch_size, num_workers=workers)
     results = inference_on_dataset(model, loader, PanopticQualityEvaluator(dataset_name)) or {}
     return dict(results.get("panoptic_seg", {}))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -176,6 +176,19 @@ class TestTuning:
         cfg = tiny_config()
         cfg.merge_from_list(options)
         assert len(options) == 16 and cfg.MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF in (0.1, 0.3)
+
+    def test_images_are_spread(self, load: Callable[[str], Main], words: list[str], monkeypatch: pytest.MonkeyPatch):
+        """Of 1, 11, 21, 31 and 41; a batch of 2 is not filled up with others."""
+        seen = []
+
+        def cache(model: nn.Module, batches: Iterable[list[dict]], *more: object) -> None:
+            seen.extend(x["image_id"] for batch in batches for x in batch)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tuning, "cache_data_set", cache)
+        with pytest.raises(KeyboardInterrupt):
+            load("tune_merging")(["--num-images", "3", *words, "MODEL.PSF.TEST.BATCH_SIZE", "2"])
+        assert sorted(seen) == [1, 11, 31]
 
     def test_says_that_the_search_was_ended(
         self, load: Callable[[str], Main], words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
