@@ -114,6 +114,11 @@ class PanopticSegFormer(nn.Module):
         return self.stuff_decoder is None and len(self.classes.stuff_ids) > 0
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether images are cut into tiles at test."""
+        return self.settings.tiles.side > 0
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """Of what the backbone gets. Not kept as such: torch.save cannot write it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
@@ -134,7 +139,7 @@ class PanopticSegFormer(nn.Module):
             ValueError: if an image holds NaN or infinite values or has other channels than the model, or the truth is
                 not understood.
         """
-        if self.settings.tiles.side and not self.training:
+        if self.has_tiles and not self.training:
             return [self._tiled_result(x) for x in batched_inputs]
         images = self.preprocess(batched_inputs)
         if self.training:

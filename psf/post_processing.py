@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ class PostProcessor(abc.ABC):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        node, instance = cfg.MODEL.PSF.POST_PROCESSOR, cfg.MODEL.PSF.TEST.INSTANCE
+        node = cfg.MODEL.PSF.POST_PROCESSOR
         things, stuff = (
             MergingThresholds(alpha=kind.ALPHA, beta=kind.BETA, t_cnf=kind.T_CNF, t_keep=kind.T_KEEP)
             for kind in (node.THINGS, node.STUFF)
@@ -97,7 +98,7 @@ class PostProcessor(abc.ABC):
             "stuff": stuff,
             "mask_threshold": node.MASK_THRESHOLD,
             "extra_pixels": node.EXTRA_PIXELS,
-            "instance": _instance_settings(instance),
+            "instance": _instance_settings(cfg),
         }
 
     def results(
@@ -292,7 +293,17 @@ def build_post_processor(cfg: CfgNode) -> PostProcessor:
     return POST_PROCESSOR_REGISTRY.get(cfg.MODEL.PSF.POST_PROCESSOR.NAME)(cfg)
 
 
-def _instance_settings(node: CfgNode) -> InstanceSettings:
+def _instance_settings(cfg: CfgNode) -> InstanceSettings:
+    node, activation = cfg.MODEL.PSF.TEST.INSTANCE, cfg.MODEL.PSF.MASK_DECODER.MASK_ACTIVATION
+    highest = math.inf if activation == "relu" else 1.0  # of the confidence
+    if not 0 <= node.SCORE_THRESH <= highest:
+        expected = "0 or more" if activation == "relu" else "a confidence from 0 to 1"
+        raise ValueError(
+            f"MODEL.PSF.TEST.INSTANCE.SCORE_THRESH is {node.SCORE_THRESH}: expected {expected}, as "
+            f'MASK_DECODER.MASK_ACTIVATION is "{activation}"'
+        )
+    if node.MAX_PER_IMAGE < 1:
+        raise ValueError(f"MODEL.PSF.TEST.INSTANCE.MAX_PER_IMAGE is {node.MAX_PER_IMAGE}: expected 1 or more")
     if not 0 <= node.NMS_THRESH <= 1:
         raise ValueError(
             f"MODEL.PSF.TEST.INSTANCE.NMS_THRESH is {node.NMS_THRESH}: expected an IoU from 0 to 1; 1 keeps all"

@@ -64,6 +64,11 @@ def check_recipe(cfg: CfgNode) -> None:
     ):
         if number < 1:
             raise ValueError(f"MODEL.PSF.{key} is {number}: expected 1 or more")
+    if not (psf.TEST.PANOPTIC_ON or psf.TEST.INSTANCE_ON or psf.TEST.SEMANTIC_ON):
+        raise ValueError(
+            "MODEL.PSF.TEST.PANOPTIC_ON, INSTANCE_ON and SEMANTIC_ON are all False: the model would give nothing; set "
+            "one of them to True"
+        )
     named_by_location = psf.THING_CLASSIFIER == "location_decoder"
     if psf.MATCHER.MODE == "per_layer":
         if not named_by_location:

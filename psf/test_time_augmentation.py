@@ -48,10 +48,10 @@ class PanopticSegFormerWithTTA(nn.Module):
                 'MODEL.PSF.QUERIES is "joint": the views of a stuff class cannot be averaged without a query of its '
                 'own; set QUERIES to "decoupled", or TEST.AUG.ENABLED to False'
             )
-        if model.settings.tiles.side:
+        if model.has_tiles:
             raise ValueError(
-                f"TEST.AUG.ENABLED is True and MODEL.PSF.TEST.TILES.SIZE is {model.settings.tiles.side}: views are not "
-                "cut into tiles; set ENABLED to False, or SIZE to 0"
+                "TEST.AUG.ENABLED is True and MODEL.PSF.TEST.TILES.SIZE is not 0: views are not cut into tiles; set "
+                "ENABLED to False, or SIZE to 0"
             )
         self.model, self.min_sizes, self.max_size, self.flip = model, tuple(min_sizes), max_size, flip
 

@@ -266,3 +266,28 @@ class TestKeys:
         cfg.MODEL.PSF.TEST.INSTANCE.NMS_THRESH = value
         with pytest.raises(ValueError, match=rf"NMS_THRESH is {value}"):
             build_post_processor(cfg)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("MAX_PER_IMAGE", -1, "MAX_PER_IMAGE is -1: expected 1 or more"),
+            ("MAX_PER_IMAGE", 0, "MAX_PER_IMAGE is 0: expected 1 or more"),
+            ("SCORE_THRESH", 2.0, r'SCORE_THRESH is 2\.0: expected a confidence from 0 to 1.*"sigmoid"'),
+            ("SCORE_THRESH", -0.1, r"SCORE_THRESH is -0\.1: expected a confidence from 0 to 1"),
+            ("SCORE_THRESH", float("nan"), "SCORE_THRESH is nan: expected a confidence"),
+        ],
+    )
+    def test_instances_that_there_cannot_be(self, cfg, key, value, message):
+        cfg.MODEL.PSF.TEST.INSTANCE[key] = value
+        with pytest.raises(ValueError, match=rf"MODEL\.PSF\.TEST\.INSTANCE\.{message}"):
+            build_post_processor(cfg)
+
+    def test_confidence_of_relu_masks_has_no_upper_end(self, cfg):
+        cfg.MODEL.PSF.MASK_DECODER.MASK_ACTIVATION = "relu"
+        cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = 2.0
+        assert build_post_processor(cfg).instance.score_thresh == 2.0
+        sure = make_candidates([1.0], [[[3.0, 3.0]]])  # 1 * 3^2
+        assert build(score_thresh=2.0).instances(sure, JOINT, same_size(1, 2)).scores.tolist() == pytest.approx([9.0])
+        cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = -0.1
+        with pytest.raises(ValueError, match=r'SCORE_THRESH is -0\.1: expected 0 or more.*"relu"'):
+            build_post_processor(cfg)

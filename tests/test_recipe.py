@@ -75,6 +75,10 @@ COMBINATIONS = {
         {"MASK_DECODER.SHARE_WEIGHTS": True, "MASK_DECODER.NUM_STUFF_LAYERS": 2},
         r"SHARE_WEIGHTS needs .*; found 2 and 2, False and True",
     ),
+    "no task": (
+        {f"TEST.{task}_ON": False for task in ("PANOPTIC", "INSTANCE", "SEMANTIC")},
+        r"TEST\.PANOPTIC_ON, INSTANCE_ON and SEMANTIC_ON are all False",
+    ),
     "one decoder is shared anyway": (
         {"QUERIES": "joint", "MASK_DECODER.SHARE_WEIGHTS": True},
         r'SHARE_WEIGHTS is True with MODEL\.PSF\.QUERIES "joint".*set SHARE_WEIGHTS to False',

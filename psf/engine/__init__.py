@@ -2,9 +2,10 @@
 
 from psf.engine.arguments import add_register_flag, argument_parser, build_config, setup
 from psf.engine.checkpointer import Checkpointer
-from psf.engine.command_line import run_command_line
+from psf.engine.command_line import report_mistakes, run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
+from psf.engine.one_data_set import add_num_images_flag, panoptic_test_set, spread_evenly
 from psf.engine.optimizer import build_optimizer
 from psf.engine.predictor import Predictor
 from psf.engine.trainer import Trainer, main
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpointer",
     "Predictor",
     "Trainer",
+    "add_num_images_flag",
     "add_register_flag",
     "argument_parser",
     "build_config",
@@ -20,6 +22,9 @@ __all__ = [
     "build_optimizer",
     "launch",
     "main",
+    "panoptic_test_set",
+    "report_mistakes",
     "run_command_line",
     "setup",
+    "spread_evenly",
 ]

@@ -1,18 +1,18 @@
-"""The command line of train_net.py and of `python -m psf.engine`."""
+"""The command line of train_net.py and of `python -m psf.engine`, and what becomes of mistakes in one."""
 
 from __future__ import annotations
 
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from psf.engine.arguments import argument_parser
 from psf.engine.launch import launch
 from psf.engine.trainer import main
 
-__all__ = ["run_command_line"]
+__all__ = ["report_mistakes", "run_command_line"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # What torch makes of an error in a worker of a DataLoader: one text, the worker's traceback in it.
@@ -22,14 +22,19 @@ _NAME = re.compile(r"^ValueError: ", re.MULTILINE)
 
 
 def run_command_line(words: Sequence[str] | None = None) -> int:
-    """Train or evaluate as the command line says. Returns the exit code: 2 after a mistake of the user's, else 0.
+    """Train or evaluate as the command line says. Returns the exit code, see `report_mistakes`."""
+    return report_mistakes(lambda: launch(main, argument_parser().parse_args(words)))
+
+
+def report_mistakes(action: Callable[[], object]) -> int:
+    """Do what a command is for. Returns its exit code: 2 after a mistake of the user's, else 0.
 
     Such a mistake is a ValueError of psf or of the config, also in a worker that loads data: it is one line on stderr.
     Other errors are raised, and so is what happens in processes that were started, whose traceback names the same line
     at its end.
     """
     try:
-        launch(main, argument_parser().parse_args(words))
+        action()
     except ValueError as error:
         message = _mistake_in_worker(str(error)) if _FROM_WORKER.match(str(error)) else _mistake(error)
         if message is None:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, for programs (results.json) and for people (a table)."""
+"""The figures of an evaluation, for programs (results.json, a line of metrics.json) and for people (a table)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils.events import EventStorage, JSONWriter
 from tabulate import tabulate
 
-__all__ = ["results_table", "write_results"]
+__all__ = ["append_metrics", "results_table", "write_results"]
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -21,6 +23,15 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(_plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def append_metrics(path: Path, results: Mapping[str, Any], iteration: int) -> None:
+    """Add one line of JSON to a file, as Detectron2's training does: "panoptic_seg/PQ" and so on, and "iteration"."""
+    writer = JSONWriter(str(path))
+    with EventStorage(iteration) as storage:
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        writer.write()
+    writer.close()
 
 
 def results_table(results: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import Checkpointer
 from psf.engine.evaluators import build_evaluator, check_truth
 from psf.engine.optimizer import build_optimizer
-from psf.engine.results import results_table, write_results
+from psf.engine.results import append_metrics, results_table, write_results
 from psf.engine.train_step import TrainStep, autocast_dtype
 from psf.test_time_augmentation import PanopticSegFormerWithTTA
 
@@ -47,11 +47,14 @@ def main(args: argparse.Namespace) -> Any:
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
+    _check_views(cfg, model)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names_from_config(cfg))
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
+        _report(cfg, results)
+    _append_metrics(cfg, results, checkpoint.get("iteration", 0))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -62,10 +65,11 @@ class Trainer(DefaultTrainer):
 
     OUTPUT_DIR gets Detectron2's files (checkpoints, metrics.json, TensorBoard events) and, at each evaluation,
     results.json, per_class.csv and panel.png. With TEST.AUG.ENABLED there is one more evaluation at the end, see
-    `test_with_TTA`.
+    `test_with_TTA`, whose results join the others.
 
     Raises:
-        ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, or if keys contradict.
+        ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, if keys contradict, or if TEST.AUG
+            cannot be run.
     """
 
     _hooks: list[HookBase]
@@ -86,6 +90,7 @@ class Trainer(DefaultTrainer):
 
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        _check_views(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         device_type = torch.device(cfg.MODEL.DEVICE).type
@@ -105,7 +110,10 @@ class Trainer(DefaultTrainer):
         """Train to SOLVER.MAX_ITER. Returns the last evaluation's results, {} outside the main process."""
         super().train()
         if self.cfg.TEST.AUG.ENABLED:
-            self._last_eval_results.update(self.test_with_TTA(self.cfg, self.model))
+            views = self.test_with_TTA(self.cfg, self.model)
+            self._last_eval_results.update(views)
+            _report(self.cfg, self._last_eval_results)
+            _append_metrics(self.cfg, views, self.iter)
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -156,17 +164,15 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         """Evaluate on DATASETS.TEST, log a table, and write OUTPUT_DIR/results.json."""
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            path = Path(cfg.OUTPUT_DIR, "results.json")
-            write_results(path, results)
-            logger.info("Results, also in %s:\n%s", path, results_table(results))
+        _report(cfg, results)
         return results
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate with the views of TEST.AUG; files go to OUTPUT_DIR/TTA, names of results end with _TTA.
+        """Evaluate with the views of TEST.AUG; evaluators' files go to OUTPUT_DIR/TTA, names of results end with _TTA.
 
-        Images are read at the size of the largest view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
+        Neither results.json nor a table: the caller has other results, too. Images are read at the size of the largest
+        view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
         """
         plain = model.module if isinstance(model, DistributedDataParallel) else model
         views = PanopticSegFormerWithTTA(cfg, plain)
@@ -175,7 +181,8 @@ class Trainer(DefaultTrainer):
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "TTA"))
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        return {f"{name}_TTA": result for name, result in cls.test(cfg, views).items()}
+        results = super().test(cfg, views)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
 
 def _check_datasets(names: Iterable[str]) -> None:
@@ -187,3 +194,23 @@ def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
     """Read the first image here: what is wrong with all files is then one clear error, not one of a worker."""
     if isinstance(mapper, PanopticMapper):
         mapper.read(dataset[0])
+
+
+def _check_views(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse a TEST.AUG that cannot be run, before hours of training or evaluation."""
+    if cfg.TEST.AUG.ENABLED:
+        PanopticSegFormerWithTTA(cfg, model)
+
+
+def _report(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """In the main process, write results.json and log a table."""
+    if comm.is_main_process():
+        path = Path(cfg.OUTPUT_DIR, "results.json")
+        write_results(path, results)
+        logger.info("Results, also in %s:\n%s", path, results_table(results))
+
+
+def _append_metrics(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> None:
+    """In the main process, add a line to metrics.json."""
+    if comm.is_main_process():
+        append_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"), results, iteration)

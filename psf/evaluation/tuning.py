@@ -20,7 +20,17 @@ from psf.meta_arch import PanopticSegFormer, padded_pixels
 from psf.post_processing import MaskWiseMerging
 from psf.predictions import Candidates
 
-__all__ = ["DEFAULT_GRID", "Grid", "Surface", "Tuning", "cache_data_set", "key_value_words", "surface_table", "tune"]
+__all__ = [
+    "DEFAULT_GRID",
+    "Grid",
+    "Surface",
+    "Tuning",
+    "cache_data_set",
+    "check_can_be_tuned",
+    "key_value_words",
+    "surface_table",
+    "tune",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +72,24 @@ class Tuning(NamedTuple):
     stuff: MergingThresholds
     pq: float
     pq_at_start: float
+    is_settled: bool  # a whole round found nothing better; else the search was ended
     surfaces: list[Surface]
+
+
+def check_can_be_tuned(model: PanopticSegFormer) -> None:
+    """Raise a ValueError that names the key, if a model does not have these numbers, or its images cannot be cached."""
+    if not isinstance(model.post_processor, MaskWiseMerging):
+        raise ValueError(
+            f"MODEL.PSF.POST_PROCESSOR.NAME is {type(model.post_processor).__name__!r}: only MaskWiseMerging has these "
+            "numbers"
+        )
+    if model.has_joint_queries:
+        raise ValueError(
+            'MODEL.PSF.QUERIES is "joint": its segments of one stuff class are joined after merging, which the cached '
+            'images do not know; only "decoupled" queries can be tuned'
+        )
+    if model.has_tiles:
+        raise ValueError("MODEL.PSF.TEST.TILES.SIZE is not 0: tuning looks at whole images; set it to 0")
 
 
 @torch.no_grad()
@@ -83,22 +110,10 @@ def cache_data_set(
         max_bytes: that may be kept; some kilobytes are needed per image.
 
     Raises:
-        ValueError: if the model merges in another way, or its queries are joint, or there is too much to keep.
+        ValueError: as `check_can_be_tuned`, or if there is too much to keep.
     """
+    check_can_be_tuned(model)
     processor = model.post_processor
-    if not isinstance(processor, MaskWiseMerging):
-        raise ValueError(
-            f"MODEL.PSF.POST_PROCESSOR.NAME is {type(processor).__name__!r}: only MaskWiseMerging has these numbers"
-        )
-    if model.has_joint_queries:
-        raise ValueError(
-            'MODEL.PSF.QUERIES is "joint": its segments of one stuff class are joined after merging, which the cached '
-            'images do not know; only "decoupled" queries can be tuned'
-        )
-    if model.settings.tiles.side:
-        raise ValueError(
-            f"MODEL.PSF.TEST.TILES.SIZE is {model.settings.tiles.side}: tuning looks at whole images; set it to 0"
-        )
     grid = _with(grid, processor.things, processor.stuff)
     truth, category_ids = PanopticGroundTruth(dataset_name), CategoryIds(dataset_name)
     cached: list[CachedImage] = []
@@ -128,6 +143,8 @@ def tune(
 ) -> Tuning:
     """Search two numbers of a kind at a time, in turns, until a round over all pairs finds nothing better.
 
+    At most `MAX_ROUNDS` rounds.
+
     Args:
         images: cached ones.
         categories: category id -> whether it is a thing.
@@ -150,6 +167,7 @@ def tune(
     chosen = {"things": things, "stuff": stuff}
     start = quality(chosen)
     surfaces: list[Surface] = []
+    is_settled = False
     for round_number in range(1, MAX_ROUNDS + 1):
         before, surfaces = quality(chosen), []
         for kind in chosen:
@@ -164,9 +182,10 @@ def tune(
                 # Of equals the one that changes least.
                 chosen[kind] = max(pairs, key=lambda pair: (pair[0], -_distance(pair[1], chosen[kind])))[1]
         logger.info("round %d: PQ %.3f", round_number, quality(chosen))
-        if quality(chosen) == before:
+        is_settled = quality(chosen) == before
+        if is_settled:
             break
-    return Tuning(chosen["things"], chosen["stuff"], quality(chosen), start, surfaces)
+    return Tuning(chosen["things"], chosen["stuff"], quality(chosen), start, is_settled, surfaces)
 
 
 def surface_table(surface: Surface) -> str:
@@ -182,12 +201,12 @@ def surface_table(surface: Surface) -> str:
 
 
 def key_value_words(tuning: Tuning) -> list[str]:
-    """The chosen numbers as config options."""
+    """The chosen numbers as config options, every digit of them; yacs reads them as what they are."""
     words = []
     for kind, numbers in (("THINGS", tuning.things), ("STUFF", tuning.stuff)):
         for name, value in numbers._asdict().items():
-            words += [f"MODEL.PSF.POST_PROCESSOR.{kind}.{name.upper()}", f"{float(value):g}"]
-    return [word if "." in word else f"{word}.0" for word in words]
+            words += [f"MODEL.PSF.POST_PROCESSOR.{kind}.{name.upper()}", repr(float(value))]
+    return words
 
 
 def _distance(one: MergingThresholds, other: MergingThresholds) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from psf.data import build_mapper, build_test_loader, load_dataset
+from psf.engine import spread_evenly
 from psf.evaluation import PanopticQualityEvaluator
 from psf.robustness.corruptions import corrupt
 from psf.robustness.record import RobustnessRecord
@@ -68,9 +69,7 @@ def evaluate_corruption(
     Returns:
         The figures; {} outside the main process.
     """
-    dataset = load_dataset(dataset_name)
-    if num_images is not None and num_images < len(dataset):
-        dataset = [dataset[index * len(dataset) // num_images] for index in range(num_images)]
+    dataset = spread_evenly(load_dataset(dataset_name), num_images)
     mapper: Any = build_mapper(cfg, False)
     if augmentation is not None:
         if not hasattr(mapper, "augmentations"):
@@ -93,12 +92,24 @@ def evaluate_robustness(
     corruptions: Sequence[str],
     severities: Sequence[int],
     num_images: int | None = None,
+    after_each: Callable[[], object] = lambda: None,
 ) -> None:
     """Evaluate clean images, then each corruption at each severity, and add to the record what it does not have yet.
 
     The main process's record decides, and is written after each evaluation. All processes must call this together.
+
+    Args:
+        cfg: of the model.
+        model: of the config.
+        dataset_name: a registered data set with panoptic truth.
+        record: of this measurement.
+        corruptions: names of `CORRUPTIONS`; one that is named twice is measured once.
+        severities: 1 to 5; the same.
+        num_images: as in `evaluate_corruption`.
+        after_each: what the main process does after each evaluation.
     """
-    wanted: list[tuple[str, int] | None] = [None, *((name, level) for name in corruptions for level in severities)]
+    pairs = dict.fromkeys((name, level) for name in corruptions for level in severities)
+    wanted: list[tuple[str, int] | None] = [None, *pairs]
     missing = [one for one in wanted if record.get(*(one or ())) is None]
     missing = comm.all_gather(missing)[0]
     augmentations = [None if one is None else Corrupt(one[0], one[1], cfg.INPUT.FORMAT) for one in missing]
@@ -107,3 +118,4 @@ def evaluate_robustness(
         results = evaluate_corruption(cfg, model, dataset_name, augmentation, num_images)
         if comm.is_main_process():
             record.add(results, *(one or ()))
+            after_each()

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = ["CLEAN", "RobustnessRecord"]
 
 CLEAN = "clean"
+MOST_NAMED = 5
 
 
 class RobustnessRecord:
@@ -17,14 +18,14 @@ class RobustnessRecord:
 
     Args:
         path: of the JSON; what it holds is taken up.
-        about: plain values that say what is measured: weights, data set, number of images ...
+        about: plain values that say what is measured, such as `describe_measurement` gives.
 
     Raises:
-        ValueError: if the file is of another measurement, or no such JSON.
+        ValueError: if the file is of another measurement, naming what differs, or no such JSON.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        self.path, self.about = path, dict(about)
+        self.path, self.about = path, json.loads(json.dumps(dict(about)))  # as it will be read again
         self._results: dict[str, dict[str, float]] = {}
         if path.is_file():
             self._results = self._read()
@@ -52,15 +53,21 @@ class RobustnessRecord:
     def _read(self) -> dict[str, dict[str, float]]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            about, results = content["about"], content["results"]
-        except (ValueError, KeyError, TypeError) as error:
+            about = dict(content["about"])
+            results = {key: dict(figures) for key, figures in content["results"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path} is no record of a robustness evaluation; remove it to begin anew") from error
-        for key in sorted({*about, *self.about}):
-            if about.get(key) != self.about.get(key):
-                raise ValueError(
-                    f"{self.path} was measured with {key} {about.get(key)!r}, this run has {self.about.get(key)!r}; "
-                    "give another OUTPUT_DIR, or remove the file to begin anew"
-                )
+        different = [
+            f"{key} {about.get(key)!r} (this run has {self.about.get(key)!r})"
+            for key in {**self.about, **about}
+            if about.get(key) != self.about.get(key)
+        ]
+        if different:
+            others = f" and {len(different) - MOST_NAMED} others" if len(different) > MOST_NAMED else ""
+            raise ValueError(
+                f"{self.path} was measured with {', '.join(different[:MOST_NAMED])}{others}; give another OUTPUT_DIR, "
+                "or remove the file to begin anew"
+            )
         return results
 
 

@@ -18,11 +18,16 @@ from psf.engine import Checkpointer, Trainer, build_optimizer, main, setup
 from psf.engine.train_step import TrainStep
 from psf.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
+from tests.mini_set import PsfTestColorModel
 from tests.models import tiny_config, tiny_model
 
 
+def metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
 def iterations(output: Path) -> list[int]:
-    return [json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()]
+    return [line["iteration"] for line in metrics(output)]
 
 
 def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -52,16 +57,21 @@ def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: P
     assert {int(state["step"]) for state in states.values()} == {4}
 
     (output / "results.json").unlink()
+    before = metrics(output)
     again = main(parse_args("--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth")))
     assert again["panoptic_seg"] == results["panoptic_seg"]  # the toy's predictions do not depend on its weights
     assert (output / "results.json").is_file()
+    *kept, line = metrics(output)
+    assert str(kept) == str(before) and line["iteration"] == checkpoint["iteration"] == 3
+    flat = {f"{task}/{name}" for task, figures in again.items() for name in figures}
+    assert set(line) == {"iteration", *flat} and line["panoptic_seg/PQ"] == again["panoptic_seg"]["PQ"]
 
 
 def test_evaluates_in_between_and_shows_panels(mini: str, parse_args: ParseArgs, tmp_path: Path):
     main(parse_args("TEST.EVAL_PERIOD", "1", "MODEL.PSF.TEST.INSTANCE_ON", "False"))
-    lines = [json.loads(line) for line in (tmp_path / "output" / "metrics.json").read_text().splitlines()]
-    assert "panoptic_seg/PQ" in lines[-1]
-    assert not any(key.startswith("segm/") for key in lines[-1])
+    last = metrics(tmp_path / "output")[-1]
+    assert "panoptic_seg/PQ" in last
+    assert not any(key.startswith("segm/") for key in last)
     events = b"".join(path.read_bytes() for path in (tmp_path / "output").glob("events.*"))
     assert events.count(f"panel/{mini}".encode()) == 2
 
@@ -78,12 +88,37 @@ def test_loss_falls(mini: str, parse_args: ParseArgs):
 
 
 class TestViews:
-    def test_one_more_evaluation(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
-        extra = {"panoptic_seg_TTA": {"PQ": 1.0}}
+    @pytest.mark.parametrize("words", [(), ("--eval-only",)])
+    def test_one_more_evaluation(
+        self,
+        mini: str,
+        parse_args: ParseArgs,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        words: tuple[str, ...],
+    ):
+        """Its results join the others: in what is returned, in results.json, in the last table and in metrics.json."""
+        extra = {"panoptic_seg_TTA": {"PQ": 12.34}}
         monkeypatch.setattr(Trainer, "test_with_TTA", classmethod(lambda cls, cfg, model: extra))
-        for words in ((), ("--eval-only",)):
-            plain, both = main(parse_args(*words)), main(parse_args(*words, "TEST.AUG.ENABLED", "True"))
-            assert list(both) == [*plain, *extra] and both["panoptic_seg"] == plain["panoptic_seg"]
+        for name in ("has_joint_queries", "has_tiles"):
+            monkeypatch.setattr(PsfTestColorModel, name, False, raising=False)
+        plain, both = main(parse_args(*words)), main(parse_args(*words, "TEST.AUG.ENABLED", "True"))
+        assert list(both) == [*plain, *extra] and both["panoptic_seg"] == plain["panoptic_seg"]
+        output = tmp_path / "output"
+        assert list(json.loads((output / "results.json").read_text())) == list(both)
+        table = (output / "log.txt").read_text().rpartition("Results, also in")[2]
+        assert "| panoptic_seg " in table and "PQ 12.34" in table
+        assert metrics(output)[-1]["panoptic_seg_TTA/PQ"] == 12.34
+        assert ("panoptic_seg/PQ" in metrics(output)[-1]) == bool(words)  # training has written it before
+
+    @pytest.mark.parametrize("words", [(), ("--eval-only",)])
+    def test_are_checked_first(
+        self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    ):
+        monkeypatch.setattr(PsfTestColorModel, "forward", None)
+        args = parse_args(*words, "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()")
+        with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES is \(\)"):
+            main(args)
 
     def test_has_its_own_files_and_sizes(self, mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         keys = {"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1}
@@ -103,9 +138,9 @@ class TestViews:
         tasks = {"panoptic_seg", "panoptic_boundary", "bbox", "segm", "sem_seg"}
         assert set(results) == {f"{task}_TTA" for task in tasks}
         assert seen == [(40, 60), (60, 40), (40, 80), (40, 40), (40, 58)]  # the largest view of each image
-        written = json.loads((tmp_path / "output" / "TTA" / "results.json").read_text())
-        assert written["panoptic_seg"] == pytest.approx(results["panoptic_seg_TTA"])
         assert {path.name for path in (tmp_path / "output").iterdir()} == {"TTA"}
+        written = {path.name for path in (tmp_path / "output" / "TTA").iterdir()}
+        assert written == {"inference", "panel.png", "per_class.csv"}
 
 
 class TestMixedPrecision:

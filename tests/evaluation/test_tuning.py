@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from psf import add_psf_config
 from psf.engine import Trainer
-from psf.evaluation import PanopticQualityEvaluator
+from psf.evaluation import PanopticQualityEvaluator, tuning
 from psf.evaluation.merging_cache import cache_image
-from psf.evaluation.tuning import Grid, cache_data_set, key_value_words, surface_table, tune
+from psf.evaluation.tuning import Grid, Tuning, cache_data_set, key_value_words, surface_table, tune
 from psf.inference import MergingThresholds
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import tiny_config, tiny_model
@@ -65,6 +70,30 @@ def test_words():
     cfg.merge_from_list(words)
     node = cfg.MODEL.PSF.POST_PROCESSOR
     assert (node.THINGS.T_CNF, node.STUFF.T_CNF, node.THINGS.BETA) == (0.05, 0.25, 2.0)
+
+
+numbers = st.builds(MergingThresholds, *[st.floats(0, allow_infinity=False)] * 4)
+
+
+@given(things=numbers, stuff=numbers)
+@example(things=START._replace(t_cnf=1e-05, alpha=1.23456789, beta=1e22), stuff=START._replace(t_cnf=0))
+def test_words_are_read_as_the_same_numbers(things: MergingThresholds, stuff: MergingThresholds):
+    words = key_value_words(Tuning(things, stuff, 0.0, 0.0, True, []))
+    cfg = get_cfg()
+    add_psf_config(cfg)
+    cfg.merge_from_list(shlex.split(shlex.join(words)))
+    for name, kind in (("THINGS", things), ("STUFF", stuff)):
+        node = cfg.MODEL.PSF.POST_PROCESSOR[name]
+        assert kind == (node.ALPHA, node.BETA, node.T_CNF, node.T_KEEP)
+
+
+def test_says_whether_the_search_settled(monkeypatch: pytest.MonkeyPatch):
+    """The first round finds something better, the second one nothing."""
+    grid = Grid((1.0,), (2.0,), (0.05, 0.15, 0.3), (0.6,))
+    assert tune([two_squares()], {3: True}, START, START, grid).is_settled
+    monkeypatch.setattr(tuning, "MAX_ROUNDS", 1)
+    found = tune([two_squares()], {3: True}, START, START, grid)
+    assert found.pq == 100 and not found.is_settled
 
 
 @pytest.mark.parametrize("extra_pixels", [0.0, 1.0])

@@ -28,6 +28,12 @@ def record(tmp_path: Path) -> RobustnessRecord:
     return record
 
 
+def test_tuples_are_read_again_as_what_they_were(tmp_path: Path):
+    about = {"MIN_SIZES": (1, 2)}
+    RobustnessRecord(tmp_path / "record.json", about).add({"PQ": 1.0})
+    assert RobustnessRecord(tmp_path / "record.json", about).clean_figure() == 1
+
+
 def test_is_read_again(record: RobustnessRecord):
     again = RobustnessRecord(record.path, ABOUT)
     assert again.clean_figure() == 50 and again.get("snow", 5) == {"PQ": 10}
@@ -36,11 +42,15 @@ def test_is_read_again(record: RobustnessRecord):
 
 
 def test_other_measurements_are_refused(record: RobustnessRecord):
-    with pytest.raises(ValueError, match=r"measured with weights 'a\.pth', this run has 'b\.pth'"):
+    with pytest.raises(ValueError, match=r"measured with weights 'a\.pth' \(this run has 'b\.pth'\);"):
         RobustnessRecord(record.path, {**ABOUT, "weights": "b.pth"})
-    with pytest.raises(ValueError, match="measured with num_images None, this run has 3"):
-        RobustnessRecord(record.path, {**ABOUT, "num_images": 3})
-    for content in ("{", "[]", "{}"):
+    more = {"weights": "b.pth", "num_images": 3, "MIN_SIZES": (2, 3)}
+    all_of_them = r"'b\.pth'\), num_images None \(this run has 3\), MIN_SIZES None \(this run has \[2, 3\]\); give"
+    with pytest.raises(ValueError, match=all_of_them):
+        RobustnessRecord(record.path, more)
+    with pytest.raises(ValueError, match=r"key4 None \(this run has 4\) and 7 others; give"):
+        RobustnessRecord(record.path, {**ABOUT, **{f"key{number}": number for number in range(12)}})
+    for content in ("{", "[]", "{}", '{"about": 3, "results": {}}', '{"about": {}, "results": []}'):
         record.path.write_text(content)
         with pytest.raises(ValueError, match="no record of a robustness evaluation"):
             RobustnessRecord(record.path, ABOUT)
@@ -64,3 +74,16 @@ def test_chart(record: RobustnessRecord, tmp_path: Path):
     assert "clean" in robustness_table(empty, [1])
     with Image.open(tmp_path / "chart.png") as chart, Image.open(tmp_path / "empty.png") as blank:
         assert chart.size == blank.size and chart.tobytes() != blank.tobytes()
+
+
+def test_chart_tells_severities_apart(tmp_path: Path):
+    """Two records of the same mean and the same figures, at other severities."""
+    pictures = []
+    for name, figures in (("down", (40.0, 20.0)), ("up", (20.0, 40.0))):
+        record = RobustnessRecord(tmp_path / f"{name}.json", ABOUT)
+        for severity, figure in zip((1, 2), figures, strict=True):
+            record.add({"PQ": figure}, "fog", severity)
+        draw_chart(record, [1, 2], tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] != pictures[1]

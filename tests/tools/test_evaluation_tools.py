@@ -5,13 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
+from psf.engine import Checkpointer, Trainer
+from psf.evaluation import tuning
+from psf.robustness import evaluation as robustness
+from psf.robustness.evaluation import Corrupt
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import tiny_config, tiny_model
 
@@ -76,7 +82,70 @@ class TestRobustness:
         assert (output / "robustness.png").stat().st_size > 1000
 
         assert main([*self.chosen, *words, "INPUT.MIN_SIZE_TEST", "40"]) == 2
-        assert "was measured with settings" in capsys.readouterr().err
+        assert "was measured with INPUT.MIN_SIZE_TEST 32 (this run has 40);" in capsys.readouterr().err
+
+    def test_other_contents_under_the_same_names(
+        self, load: Callable[[str], Main], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        """A run for the weights and the truth as they are; each is then changed in its file, and put back."""
+        main, run = load("eval_robustness"), ["--corruptions", "contrast", *self.chosen[2:], *words]
+        assert main(run) == 0
+        for path, key in (
+            (tmp_path / "weights.pth", "weights"),
+            (tmp_path / "mini" / "panoptic.json", "panoptic_json"),
+        ):
+            before = path.read_bytes()
+            path.write_bytes(before + b" ")
+            assert main(run) == 2
+            errors = capsys.readouterr().err
+            assert f"was measured with {key}_sha256 '" in errors and "Traceback" not in errors
+            path.write_bytes(before)
+        assert main(run) == 0
+
+    def test_makes_panoptic_maps_alone(self, load: Callable[[str], Main], words: list[str], tmp_path: Path):
+        """Whatever the config asks for; of a model without stuff PQ_th is shown."""
+        seen: set[tuple[bool, ...]] = set()
+        plain = Trainer.build_model
+
+        def build_model(cfg: CfgNode) -> nn.Module:
+            model = plain(cfg)
+            seen.add((model.settings.panoptic, model.settings.instance, model.settings.semantic))
+            return model
+
+        asked = ["MODEL.PSF.TEST.PANOPTIC_ON", "False", "MODEL.PSF.NUM_STUFF_CLASSES", "0"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "build_model", build_model)
+            assert load("eval_robustness")(["--corruptions", "contrast", *self.chosen[2:], *words, *asked]) == 0
+        assert seen == {(True, False, False)}
+        assert "| PQ_th, %" in (tmp_path / "output" / "robustness.md").read_text()
+
+    def test_each_once_and_a_report_after_each(
+        self, load: Callable[[str], Main], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Clean, fog at 2 and 3, and then it is interrupted: fog is in the table, contrast is not."""
+        calls = []
+
+        def evaluate(cfg: CfgNode, model: nn.Module, name: str, corruption: Corrupt | None, num_images: int) -> dict:
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            calls.append(corruption and (corruption.name, corruption.severity))
+            return {"PQ": 10.0 * len(calls)}
+
+        monkeypatch.setattr(robustness, "evaluate_corruption", evaluate)
+        with pytest.raises(KeyboardInterrupt):
+            load("eval_robustness")(["--corruptions", "fog,fog,contrast", "--severities", "2,2,3", *words])
+        assert calls == [None, ("fog", 2), ("fog", 3), ("contrast", 2)]
+        table = (tmp_path / "output" / "robustness.md").read_text()
+        assert "mean of 1" in table and "| fog " in table and "contrast" not in table
+        assert (tmp_path / "output" / "robustness.png").is_file()
+
+    def test_a_record_is_checked_before_processes_are_started(
+        self, load: Callable[[str], Main], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        (tmp_path / "output").mkdir()
+        (tmp_path / "output" / "robustness.json").write_text("[]")
+        assert load("eval_robustness")(["--num-processes", "2", *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
     @pytest.mark.parametrize(
         ("chosen", "message"),
@@ -89,26 +158,105 @@ class TestRobustness:
     def test_wrong_words(
         self, load: Callable[[str], Main], chosen: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
     ):
-        with pytest.raises(SystemExit) as stop:
-            load("eval_robustness")([*chosen, "--config-file", "any.yaml"])
-        assert stop.value.code == 2 and message in capsys.readouterr().err
+        refused(load("eval_robustness"), chosen, message, capsys)
 
 
 class TestTuning:
-    def test_prints_surfaces_and_options(
-        self, load: Callable[[str], Main], words: list[str], capsys: pytest.CaptureFixture[str]
+    def test_prints_and_writes_surfaces_and_options(
+        self, load: Callable[[str], Main], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         few = ("--alpha", "1", "--beta", "1,2", "--t-cnf", "0.1,0.3", "--t-keep", "0.5", "--num-images", "4")
         assert load("tune_merging")([*few, *words]) == 0
         text = capsys.readouterr().out
         assert "4 images" in text and "PQ over THINGS" in text and "PQ over STUFF" in text
-        options = text.strip().splitlines()[-1].split()
+        report = (tmp_path / "output" / "merging.md").read_text()
+        assert text.endswith(report.partition("\n")[2]) and "4 images" in report.splitlines()[0]
+        assert "search was ended" not in report
+        options = report.splitlines()[-1].split()
         cfg = tiny_config()
         cfg.merge_from_list(options)
         assert len(options) == 16 and cfg.MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF in (0.1, 0.3)
 
-    def test_wrong_post_processor(
-        self, load: Callable[[str], Main], words: list[str], capsys: pytest.CaptureFixture[str]
+    def test_images_are_spread(self, load: Callable[[str], Main], words: list[str], monkeypatch: pytest.MonkeyPatch):
+        """Of 1, 11, 21, 31 and 41; a batch of 2 is not filled up with others."""
+        seen = []
+
+        def cache(model: nn.Module, batches: Iterable[list[dict]], *more: object) -> None:
+            seen.extend(x["image_id"] for batch in batches for x in batch)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tuning, "cache_data_set", cache)
+        with pytest.raises(KeyboardInterrupt):
+            load("tune_merging")(["--num-images", "3", *words, "MODEL.PSF.TEST.BATCH_SIZE", "2"])
+        assert sorted(seen) == [1, 11, 31]
+
+    def test_says_that_the_search_was_ended(
+        self, load: Callable[[str], Main], words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
-        assert load("tune_merging")([*words, "MODEL.PSF.POST_PROCESSOR.NAME", "PixelArgmax"]) == 2
-        assert "only MaskWiseMerging" in capsys.readouterr().err
+        monkeypatch.setattr(tuning, "MAX_ROUNDS", 0)
+        assert load("tune_merging")(["--num-images", "1", *words]) == 0
+        assert "The search was ended" in (tmp_path / "output" / "merging.md").read_text()
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            (("MODEL.PSF.POST_PROCESSOR.NAME", "PixelArgmax"), "only MaskWiseMerging"),
+            (("MODEL.PSF.QUERIES", "joint"), 'MODEL.PSF.QUERIES is "joint"'),
+            (("MODEL.PSF.TEST.TILES.SIZE", "64"), "tuning looks at whole images"),
+        ],
+    )
+    def test_refuses_before_the_model_runs(
+        self,
+        load: Callable[[str], Main],
+        words: list[str],
+        keys: tuple[str, str],
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        monkeypatch.setattr(Checkpointer, "load", None)
+        assert load("tune_merging")([*words, *keys]) == 2
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("chosen", "message"),
+        [
+            (("--num-images", "0"), "expected 1 or more, found 0"),
+            (("--num-images", "-1"), "expected 1 or more, found -1"),
+            (("--t-cnf", "nan,0.1"), "expected finite numbers from 0 on, found nan,0.1"),
+            (("--alpha", "1,inf"), "expected finite numbers"),
+            (("--beta=-1",), "expected finite numbers"),
+        ],
+    )
+    def test_wrong_words(
+        self, load: Callable[[str], Main], chosen: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    ):
+        refused(load("tune_merging"), chosen, message, capsys)
+
+
+@pytest.mark.parametrize("tool", ["eval_robustness", "tune_merging"])
+def test_faults_that_are_not_the_users_keep_their_traceback(
+    load: Callable[[str], Main], words: list[str], tool: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Trainer, "build_model", lambda cfg: nn.Conv2d(3, 4, 1, groups=2))
+    with pytest.raises(ValueError, match="divisible by groups"):
+        load(tool)(words)
+
+
+@pytest.mark.parametrize("tool", ["eval_robustness", "tune_merging"])
+def test_a_set_without_panoptic_truth(
+    load: Callable[[str], Main], words: list[str], tool: str, capsys: pytest.CaptureFixture[str]
+):
+    for key, message in (
+        ("('psf_shapes_train',)", "no panoptic_json and panoptic_root"),
+        ("()", "DATASETS.TEST is empty"),
+    ):
+        assert load(tool)([*words, "DATASETS.TEST", key]) == 2
+        assert message in capsys.readouterr().err
+
+
+def refused(main: Main, chosen: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words themselves are wrong."""
+    with pytest.raises(SystemExit) as stop:
+        main([*chosen, "--config-file", "any.yaml"])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
