@@ -56,7 +56,8 @@ def benchmarks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_all_scripts_are_here(repository: Path):
     shared = {"peers", "plain_mask_decoder", "released_model", "report", "scenes"}
-    assert {path.stem for path in (repository / "benchmarks").glob("*.py")} == shared | set(SCRIPTS)
+    of_quality = {"tiles"}  # which measures no time, and needs a trained model
+    assert {path.stem for path in (repository / "benchmarks").glob("*.py")} == shared | of_quality | set(SCRIPTS)
 
 
 def test_both_lists_of_scripts_are_complete(repository: Path):
@@ -100,6 +101,20 @@ class TestTheyRun:
         finally:
             for catalog in (catalogs.DatasetCatalog, catalogs.MetadataCatalog):
                 catalog.remove(benchmarks.module("panoptic_quality").GENERATED)
+
+    def test_tiles(self, benchmarks: Benchmarks):
+        catalogs, tiles = importlib.import_module("detectron2.data"), benchmarks.module("tiles")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tiles.main(["--weights", "", "--side", "2", "--num-images", "1"])
+        finally:
+            for catalog in (catalogs.DatasetCatalog, catalogs.MetadataCatalog):
+                catalog.remove(tiles.MOSAICS)
+        [path] = benchmarks.results.glob("*_tiles.md")
+        assert [line.split()[1:4:2] for line in path.read_text().splitlines() if line.startswith("|  ")][1:] == [
+            ["160", "none"], ["320", "none"], ["320", "160"], ["320", "240"]
+        ]  # fmt: skip
 
     @pytest.mark.slow
     def test_training_step(self, benchmarks: Benchmarks):
