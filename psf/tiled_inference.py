@@ -15,7 +15,7 @@ from psf.predictions import Candidates
 
 __all__ = ["TileSettings", "tile_settings", "tiled_candidates"]
 
-STEP = 32  # tiles begin at multiples of it: on the grid of the finest level's masks, whatever its stride is
+MIN_SIDE = 64  # of tiles: less is no view of anything
 
 
 class TileSettings(NamedTuple):
@@ -32,8 +32,8 @@ def tile_settings(cfg: CfgNode) -> TileSettings:
         ValueError: if SIZE is neither 0 nor at least 64, or OVERLAP not from 0 to below 1.
     """
     node = cfg.MODEL.PSF.TEST.TILES
-    if node.SIZE != 0 and node.SIZE < 2 * STEP:
-        raise ValueError(f"MODEL.PSF.TEST.TILES.SIZE is {node.SIZE}: expected {2 * STEP} pixels or more, or 0 for none")
+    if node.SIZE != 0 and node.SIZE < MIN_SIDE:
+        raise ValueError(f"MODEL.PSF.TEST.TILES.SIZE is {node.SIZE}: expected {MIN_SIDE} pixels or more, or 0 for none")
     if not 0 <= node.OVERLAP < 1:
         raise ValueError(f"MODEL.PSF.TEST.TILES.OVERLAP is {node.OVERLAP}: expected a share from 0 to below 1")
     return TileSettings(node.SIZE, node.OVERLAP)
@@ -62,7 +62,7 @@ def tiled_candidates(
     """
     size = (x["image"].shape[1], x["image"].shape[2])
     tiles = []
-    for tile in tile_grid(size, settings.side, settings.overlap, STEP):
+    for tile in tile_grid(size, settings.side, settings.overlap, stride):
         images = preprocess([{**x, "image": x["image"][:, tile.top : tile.bottom, tile.left : tile.right]}])
         candidates = _in_image(candidates_of(images), tile, size, stride)
         tiles.append(_score(candidates, tile // stride, processor))
