@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from psf.classes import PanopticClasses
-from psf.inference import Frame, best_class, join_candidates, stuff_candidates, top_pairs
+from psf.inference import Frame, choose_things, join_candidates, stuff_candidates, thing_candidates
 from psf.joint_queries import separate_stuff, stuff_as_things
 from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
 from psf.model_parts import ResultSettings, model_parts
@@ -243,31 +243,19 @@ class PanopticSegFormer(nn.Module):
         if self.location_decoder is None or self.thing_decoder is None:
             return []
         located = self.location_decoder(tokens)
-        layer = self.settings.layer
+        layer, way, num_pairs = self.settings.layer, self.settings.candidates, self.settings.num_top_pairs
         if self.thing_classifier is None:  # the classes are known: only the chosen queries are decoded
-            rows, classes, scores = self._choose(located.layers[-1].class_logits)
-            chosen = located.pick(rows)
-            masks = self.thing_decoder(chosen.queries, memory, chosen.position, layer=layer).mask_scores[-1]
+            things = choose_things(located.layers[-1].class_logits, way, num_pairs)
+            queries = located.pick(things.rows)
+            masks = self.thing_decoder(queries.queries, memory, queries.position, layer=layer).mask_scores[-1]
         else:
             decoded = self.thing_decoder(located.queries, memory, located.position, layer=layer)
-            rows, classes, scores = self._choose(self.thing_classifier(decoded, layer)[-1])
-            masks = torch.take_along_dim(decoded.mask_scores[-1], rows[..., None, None], dim=1)
-        boxes: list[Tensor | None] = [None] * len(rows)
+            things = choose_things(self.thing_classifier(decoded, layer)[-1], way, num_pairs)
+            masks = torch.take_along_dim(decoded.mask_scores[-1], things.rows[..., None, None], dim=1)
+        boxes = None
         if located.layers and located.layers[-1].locations.shape[-1] == 4:
-            boxes = list(torch.take_along_dim(located.layers[-1].locations, rows[..., None], dim=1))
-        return [
-            Candidates(scores[b], classes[b], torch.ones_like(classes[b], dtype=torch.bool), masks[b], boxes[b])
-            for b in range(len(rows))
-        ]
-
-    def _choose(self, class_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, K_things) -> (B, M) query positions, classes, probabilities."""
-        if self.settings.candidates == "best_class":
-            chosen = [best_class(logits) for logits in class_logits]
-        else:
-            chosen = [top_pairs(logits, self.settings.num_top_pairs) for logits in class_logits]
-        rows, classes, scores = (torch.stack(x) for x in zip(*chosen, strict=True))
-        return rows, classes, scores
+            boxes = torch.take_along_dim(located.layers[-1].locations, things.rows[..., None], dim=1)
+        return thing_candidates(things, masks, boxes)
 
     def result(self, candidates: Candidates, frame: Frame) -> dict[str, Any]:
         """One image's results at the size that the frame names, as MODEL.PSF.TEST switches them on."""

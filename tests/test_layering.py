@@ -92,3 +92,10 @@ def test_imports_point_down(file: Path) -> None:
         allowed = {f"psf.{lower}" for lower in ORDER[: ORDER.index(room) + 1]}
         wrong = {name for name in imports_of(file) if name.startswith("psf") and room_of(name) not in allowed}
     assert not wrong, f"psf.{room} may not import these"
+
+
+def test_the_plan_names_every_room() -> None:
+    plan = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    missing = [path.name for path in rooms if path.name != "__init__.py" and f"`psf/{path.name}`" not in plan]
+    assert not missing, "docs/architecture.md, section Rooms, lacks these"

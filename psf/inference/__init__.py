@@ -1,7 +1,14 @@
 """From masks and classes to a panoptic map, instances and semantic scores: pure functions."""
 
 from psf.inference.boxes import tight_boxes
-from psf.inference.candidates import best_class, join_candidates, stuff_candidates, top_pairs
+from psf.inference.candidates import (
+    best_class,
+    choose_things,
+    join_candidates,
+    stuff_candidates,
+    thing_candidates,
+    top_pairs,
+)
 from psf.inference.confidence import (
     CandidateThresholds,
     MergingThresholds,
@@ -27,6 +34,7 @@ __all__ = [
     "ScoredView",
     "Tile",
     "best_class",
+    "choose_things",
     "class_times_mask",
     "fuse_tiles",
     "fuse_views",
@@ -40,6 +48,7 @@ __all__ = [
     "score_masks",
     "semantic_scores",
     "stuff_candidates",
+    "thing_candidates",
     "tight_boxes",
     "tile_grid",
     "top_pairs",

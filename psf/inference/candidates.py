@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from psf.precision import at_least_float32
 from psf.predictions import Candidates
 
-__all__ = ["best_class", "join_candidates", "stuff_candidates", "top_pairs"]
+__all__ = ["best_class", "choose_things", "join_candidates", "stuff_candidates", "thing_candidates", "top_pairs"]
 
 
-def best_class(class_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each thing query with its most probable class (section 3.5).
+class ChosenThings(NamedTuple):
+    """Queries that become candidates, each with one class: (M,) of an image, or (B, M) of a batch."""
 
-    Args:
-        class_logits: (N, K_things).
+    rows: Tensor  # positions among all queries
+    classes: Tensor
+    scores: Tensor  # probabilities of the classes, in [0, 1]
 
-    Returns:
-        Positions of the queries (N,), their classes (N,) and probabilities (N,).
-    """
+
+def best_class(class_logits: Tensor) -> ChosenThings:
+    """Each thing query of an image, logits (N, K_things), with its most probable class (section 3.5)."""
     scores, classes = at_least_float32(class_logits).sigmoid().max(-1)
-    return torch.arange(len(classes), device=classes.device), classes, scores
+    return ChosenThings(torch.arange(len(classes), device=classes.device), classes, scores)
 
 
-def top_pairs(class_logits: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The most probable pairs of query and class, best first; a query may appear with several classes.
+def top_pairs(class_logits: Tensor, num_pairs: int) -> ChosenThings:
+    """The min(num_pairs, N * K_things) most probable pairs of query and class, best first, of logits (N, K_things).
 
-    The released code's choice; the paper speaks of each query's class alone.
-
-    Returns:
-        As `best_class`, with min(num_pairs, N * K_things) rows.
+    A query may appear with several classes. The released code's choice; the paper speaks of each query's class alone.
     """
     num_classes = class_logits.shape[-1]
     scores, flat = at_least_float32(class_logits).sigmoid().flatten().topk(min(num_pairs, class_logits.numel()))
-    return torch.div(flat, num_classes, rounding_mode="floor"), flat % num_classes, scores
+    return ChosenThings(torch.div(flat, num_classes, rounding_mode="floor"), flat % num_classes, scores)
+
+
+def choose_things(class_logits: Tensor, way: str, num_pairs: int) -> ChosenThings:
+    """`best_class` or `top_pairs`, as `way` says, of each image of a batch: logits (B, N, K_things)."""
+    chosen = [best_class(logits) if way == "best_class" else top_pairs(logits, num_pairs) for logits in class_logits]
+    return ChosenThings(*(torch.stack(x) for x in zip(*chosen, strict=True)))
+
+
+def thing_candidates(chosen: ChosenThings, mask_scores: Tensor, boxes_cxcywh_norm: Tensor | None) -> list[Candidates]:
+    """The chosen things of each image of a batch: masks (B, M, h, w) and, where there are any, boxes (B, M, 4)."""
+    rows, classes, scores = chosen
+    boxes = [None] * len(rows) if boxes_cxcywh_norm is None else list(boxes_cxcywh_norm)
+    return [
+        Candidates(scores[b], classes[b], torch.ones_like(classes[b], dtype=torch.bool), mask_scores[b], boxes[b])
+        for b in range(len(rows))
+    ]
 
 
 def stuff_candidates(class_logits: Tensor, mask_scores: Tensor) -> Candidates:

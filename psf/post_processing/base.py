@@ -1,0 +1,170 @@
+"""What all post-processors share: the keys, the scores of candidates, and the instances."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+from torch import Tensor
+
+from psf.classes import PanopticClasses
+from psf.inference import (
+    CandidateThresholds,
+    Frame,
+    MergingThresholds,
+    ScoredMasks,
+    mask_nms,
+    per_candidate,
+    score_masks,
+    upper_bound,
+)
+from psf.post_processing.instance_settings import InstanceSettings, instance_settings
+from psf.post_processing.results import instance_result, panoptic_result
+from psf.predictions import Candidates, PanopticSegmentation
+
+__all__ = ["PostProcessor", "ScoredCandidates"]
+
+
+class ScoredCandidates(NamedTuple):
+    """Some of the candidates of an image, at output size."""
+
+    positions: Tensor  # (M,) among all candidates, ascending
+    candidates: Candidates  # M of them
+    masks: ScoredMasks  # theirs
+
+
+class PostProcessor(abc.ABC):
+    """What the three ways of making a panoptic map have in common: the keys, and the instance results.
+
+    Args:
+        things: exponents and thresholds of things.
+        stuff: those of stuff.
+        mask_threshold: a pixel belongs to a mask where its score is above.
+        extra_pixels: added to the pixel count in the mean mask score.
+        instance: which instances are reported.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        things: MergingThresholds,
+        stuff: MergingThresholds,
+        mask_threshold: float,
+        extra_pixels: float,
+        instance: InstanceSettings,
+    ):
+        self.things, self.stuff = things, stuff
+        self.mask_threshold, self.extra_pixels, self.instance = mask_threshold, extra_pixels, instance
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.PSF.POST_PROCESSOR
+        things, stuff = (
+            MergingThresholds(alpha=kind.ALPHA, beta=kind.BETA, t_cnf=kind.T_CNF, t_keep=kind.T_KEEP)
+            for kind in (node.THINGS, node.STUFF)
+        )
+        return {
+            "things": things,
+            "stuff": stuff,
+            "mask_threshold": node.MASK_THRESHOLD,
+            "extra_pixels": node.EXTRA_PIXELS,
+            "instance": instance_settings(cfg),
+        }
+
+    def results(
+        self, candidates: Candidates, classes: PanopticClasses, frame: Frame, *, panoptic: bool, instance: bool
+    ) -> dict[str, Any]:
+        """Detectron2's `panoptic_seg` and `instances` of one image, as wanted; a mask is resized once for both.
+
+        Args:
+            candidates: of the image.
+            classes: contiguous ids of the classes.
+            frame: from which size to which.
+            panoptic: give `panoptic_seg`.
+            instance: give `instances`.
+        """
+        rows = torch.zeros_like(candidates.is_thing)
+        if panoptic:
+            rows |= self.panoptic_rows(candidates)
+        if instance:
+            rows |= self.instance_rows(candidates)
+        scored = self.score(candidates, rows, frame)
+        results: dict[str, Any] = {}
+        if panoptic:
+            results["panoptic_seg"] = panoptic_result(self.panoptic(candidates, frame, scored), candidates, classes)
+        if instance:
+            results["instances"] = self.instances(candidates, classes, frame, scored)
+        return results
+
+    @abc.abstractmethod
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, the candidates that `panoptic` needs the score of."""
+
+    @abc.abstractmethod
+    def panoptic(
+        self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        """Decide for each pixel of the output which candidate it belongs to, if any.
+
+        Args:
+            candidates: of one image.
+            frame: from which size to which.
+            scored: `panoptic_rows` and maybe more, if they have been scored already.
+        """
+
+    def instance_rows(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, the candidates that `instances` needs the score of.
+
+        The `max_per_image` most confident things, judged by the masks as they were made, without those that must be
+        empty or cannot reach `score_thresh`.
+        """
+        thresholds = self._thresholds(candidates)
+        possible = upper_bound(candidates, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
+        size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
+        confidence = self._score_masks(candidates, thresholds, Frame(size, size, size)).confidence
+        confidence = confidence.masked_fill(~candidates.is_thing, -1.0)
+        best = confidence.argsort(descending=True, stable=True)[: self.instance.max_per_image]
+        return possible & candidates.is_thing & torch.zeros_like(possible).index_fill(0, best, True)
+
+    def instances(
+        self, candidates: Candidates, classes: PanopticClasses, frame: Frame, scored: ScoredCandidates | None = None
+    ) -> Instances:
+        """The thing candidates, best first, by the confidence that mask-wise merging sorts them by.
+
+        Args:
+            candidates: of one image.
+            classes: contiguous ids of the classes.
+            frame: from which size to which.
+            scored: `instance_rows` and maybe more, if they have been scored already.
+
+        Returns:
+            Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
+            (contiguous ids). Masks may overlap, by no more than `nms_thresh` within a class; empty ones are left out.
+        """
+        rows = self.instance_rows(candidates)
+        positions, things, masks = scored or self.score(candidates, rows, frame)
+        wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
+        order = masks.confidence.argsort(descending=True, stable=True)
+        order = order[wanted[order]]
+        if self.instance.nms_thresh < 1:
+            order = order[mask_nms(masks.masks[order], things.class_indices[order], self.instance.nms_thresh)]
+        chosen, boxes = things.select(order), self.instance.boxes
+        return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, frame, boxes=boxes)
+
+    def score(self, candidates: Candidates, rows: Tensor, frame: Frame) -> ScoredCandidates:
+        """Resize the candidates of `rows`, (N,) bool, to the output, and say how much each is to be believed."""
+        positions = rows.nonzero()[:, 0]
+        chosen = candidates.select(positions)
+        return ScoredCandidates(positions, chosen, self._score_masks(chosen, self._thresholds(chosen), frame))
+
+    def _thresholds(self, candidates: Candidates) -> CandidateThresholds:
+        return per_candidate(candidates.is_thing, self.things, self.stuff)
+
+    def _score_masks(self, candidates: Candidates, thresholds: CandidateThresholds, frame: Frame) -> ScoredMasks:
+        return score_masks(
+            candidates, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
+        )
