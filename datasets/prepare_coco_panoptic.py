@@ -11,7 +11,6 @@ and instance truth are read from the panoptic PNGs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -22,6 +21,8 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 from tqdm import tqdm
+
+from psf.data.json_file import read_json
 
 ANNOTATIONS = "panoptic_annotations_trainval2017.zip"
 
@@ -60,7 +61,7 @@ def prepare(root: Path, zips: Path, name: str) -> None:
                 inner = Path(temporary, png_zip)
                 unpack(zips / ANNOTATIONS, f"annotations/{png_zip}", inner)
             unpack(inner, f"panoptic_{name}/", pngs)
-    content = json.loads(json_file.read_text(encoding="utf-8"))
+    content = read_json(json_file)
     for folder, entries in ((root / name, content["images"]), (pngs, content["annotations"])):
         missing = sorted({entry["file_name"] for entry in entries} - set(os.listdir(folder)))
         if missing:

@@ -6,7 +6,7 @@
 An image NAME.* gives NAME.jpg (drawn), NAME_panoptic.png (segment ids, in COCO's encoding) and NAME.json (class, score,
 area and box of every segment); with --save also binary masks, or less. --task instance gives instances, which may
 overlap, with their masks in the JSON; --task semantic a class for each pixel, in NAME_semantic.png. A video or a camera
-gives a drawn video, without sound; Ctrl-C ends it properly.
+gives a drawn video, without sound; Ctrl-C ends it properly. No input may lie in the folder of the results.
 Exit code: 0 all done; 1 an input could not be used, or not to its end (it is named, the others are done);
 2 the work could not be started, or the results not be written.
 """
@@ -188,22 +188,26 @@ def choose_names(images: Sequence[Path], folder: Path, task: str) -> dict[Path, 
     """A name for each image's output files: its stem, with a number where an earlier one has that stem.
 
     Raises:
-        ValueError: if an output file would overwrite one of the images.
+        ValueError: if an image lies where outputs do, which could overwrite it or what belongs to it (a.json of a.png).
     """
     names: dict[Path, str] = {}
-    taken = set()
+    seen = set()
     for image in images:
         name, number = image.stem, 1
-        while name.lower() in taken:
+        while name.lower() in seen:
             number += 1
             name = f"{image.stem}_{number}"
-        taken.add(name.lower())
+        seen.add(name.lower())
         names[image] = name
-    outputs = {(folder / own).resolve() for name in names.values() for own in output_names(name, task).values()}
+    taken = {folder.resolve(), *((folder / output_names(name, task)["masks"]).resolve() for name in names.values())}
     for image in images:
-        if image.resolve() in outputs:
-            raise ValueError(f"{image} would be overwritten by a result: name another folder with --output")
+        if taken & {image.parent.resolve(), image.resolve().parent}:
+            raise ValueError(_lies_there(image))
     return names
+
+
+def _lies_there(source: Path) -> str:
+    return f"{source} lies in the folder of the results; so that nothing is overwritten, name another with --output"
 
 
 def segment_video(args: argparse.Namespace) -> int:
@@ -239,9 +243,11 @@ def _video_target(args: argparse.Namespace) -> Path:
     source: Path | None = args.video_input
     target: Path = args.output
     if target.is_dir() or not target.suffix:
+        if source is not None and target.resolve() in (source.parent.resolve(), source.resolve().parent):
+            raise ValueError(_lies_there(source))
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
     if source is not None and target.resolve() == source.resolve():
-        raise ValueError(f"{source} would be overwritten by the result: name another file or folder with --output")
+        raise ValueError(f"{source} would be overwritten by the result: name another file with --output")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,28 @@ def test_one_kind_alone(kind: int, root: Path, tmp_path: Path):
     assert results["sem_seg"]["mIoU"] > 30 and results["panoptic_seg"]["PQ"] > 20
 
 
+def test_what_may_be_left_out_changes_nothing(root: Path, tmp_path: Path):
+    """Colours are for pictures, areas and boxes are measured, flags may be booleans, ids of images texts."""
+    config = tmp_path / "colors.yaml"
+    config.write_text(CONFIG.replace("DATASETS: {", f"DATASETS: {{PSF_REGISTER: ['{flag_of(root)[1]}'], "))
+    run = ["--config-file", str(config), "--num-gpus", "0", "--eval-only", "OUTPUT_DIR"]
+    assert run_command_line([*run, str(tmp_path / "whole")]) == 0
+    content = json.loads((root / "panoptic.json").read_text())
+    for category in content["categories"]:
+        category["isthing"] = bool(category["isthing"])
+    for annotation in content["annotations"]:
+        annotation["image_id"] = f"{annotation['image_id']:03d}"
+        for segment in annotation["segments_info"]:
+            is_crowd = bool(segment["iscrowd"])
+            for key in ("area", "bbox", "iscrowd"):
+                del segment[key]
+            segment.update({"iscrowd": True} if is_crowd else {})
+    (root / "panoptic.json").write_text(json.dumps(content))
+    assert run_command_line([*run, str(tmp_path / "bare")]) == 0
+    whole, bare = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "bare"))
+    assert bare == whole and whole["panoptic_seg"]["PQ"] > 20
+
+
 def test_fine_tuning_for_other_classes(root: Path, psf_config: str, tmp_path: Path):
     """Heads follow the names; who only evaluates and forgets DATASETS.TRAIN is told so."""
     run = ["--config-file", psf_config, *flag_of(root), "--num-gpus", "0"]
@@ -156,15 +179,32 @@ def test_classes_of_training_and_test(root: Path, psf_config: str, tmp_path: Pat
     assert f'the things of "{NAME}" are not those of "coco_2017_train_panoptic"' in error and "2 against 80" in error
 
 
+def test_predictions_where_there_is_no_truth(root: Path, psf_config: str, tmp_path: Path):
+    """Images and categories alone, as of COCO's test-dev; the folder of PNGs is that of the images."""
+    content = json.loads((root / "panoptic.json").read_text())
+    (root / "test.json").write_text(json.dumps({key: content[key] for key in ("categories", "images")}))
+    register = ["--register", f"{NAME}={root / 'test.json'},{root / 'images'},{root / 'images'}"]
+    output = tmp_path / "output"
+    run = ["--config-file", psf_config, *register, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", NAME]
+    keys = ["DATASETS.TRAIN", NAME, "MODEL.PSF.TEST.WRITE_PANOPTIC", "True", "OUTPUT_DIR", str(output)]
+    assert run_command_line([*run, *keys]) == 0
+    written = output / "inference" / NAME / "panoptic_predictions.json"
+    predictions = json.loads(written.read_text())["annotations"]
+    assert [one["image_id"] for one in predictions] == [image["id"] for image in content["images"]]
+    assert all((written.with_suffix("") / one["file_name"]).is_file() for one in predictions)
+    known = {category["id"] for category in content["categories"]}
+    assert {segment["category_id"] for one in predictions for segment in one["segments_info"]} <= known
+
+
 def test_the_page_about_it(repository: Path, tmp_path: Path):
     """Commands and config of docs/custom-data.md are understood, and the files that it names are there."""
     text = (repository / "docs" / "custom-data.md").read_text()
     commands = re.findall(r"^python train_net\.py (.*)$", text.replace("\\\n", ""), re.M)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         args = argument_parser().parse_args(shlex.split(command))
         assert len(args.opts) % 2 == 0 and args.config_file
-    channels, sets = (f"VERSION: 2\n{block}" for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
+    sets, channels = (f"VERSION: 2\n{block}" for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
     (tmp_path / "channels.yaml").write_text(channels)
     check_recipe(build_config(str(tmp_path / "channels.yaml")))
     (tmp_path / "page.yaml").write_text(sets)
@@ -182,6 +222,8 @@ def drawn(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "mine").mkdir()
     for old, new in (("panoptic.json", "val.json"), ("panoptic", "val_png"), ("images", "images")):
         (root / old).rename(root / "mine" / new)
+    shutil.copy(root / "mine" / "val.json", root / "mine" / "train.json")
+    shutil.copytree(root / "mine" / "val_png", root / "mine" / "train_png")
     left, right = [2, 2, 12, 2, 12, 12, 2, 12], [8, 8, 26, 8, 26, 18, 8, 18]
     categories = [{"id": 1, "name": "cat", "supercategory": ""}, {"id": 4, "name": "grass", "supercategory": ""}]
     images, annotations = [], []
@@ -213,9 +255,9 @@ def test_the_tools_on_the_page_run(repository: Path, drawn: Path):
     text = (repository / "docs" / "custom-data.md").read_text()
     (stuff,) = re.findall(r"```\n(# stuff\.txt\n.*?)```", text, re.S)
     assert (drawn / "stuff.txt").read_text() == stuff
-    commands = re.findall(r"^python tools/(\w+)\.py (.*)$", text, re.M)
+    commands = re.findall(r"^python tools/(\w+)\.py (.*)$", text.replace("\\\n", ""), re.M)
     tools = {name: load_script(repository / "tools" / f"{name}.py") for name, _ in commands}
-    assert [name for name, _ in commands].count("make_panoptic") == 6 and len(commands) == 8
+    assert [name for name, _ in commands].count("make_panoptic") == 6 and len(commands) == 9
     for name, words in commands:
         assert tools[name].main(shlex.split(words)) == 0, words
     assert (drawn / "report.html").stat().st_size and (drawn / "mine" / "val_fixed.json").is_file()

@@ -21,6 +21,7 @@ from psf.checkpoint import check_same_classes
 from psf.data.registration import PanopticSet, register_panoptic
 from psf.data.validation import places_of_dataset, validate_panoptic, write_corrected
 from psf.data.validation_html import write_html
+from psf.data.validation_output import check_corrected_target, check_report_target
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -86,7 +87,11 @@ def run_several(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root: str) -> bool:
-    """Whether the set is clean, after the report on it."""
+    """Whether the set is clean, after the report on it; what may not be overwritten is refused before all the work."""
+    if args.html:
+        check_report_target(args.html)
+    if args.fix:
+        check_corrected_target(args.fix, json_file)
     report = validate_panoptic(
         json_file,
         png_root,

@@ -13,7 +13,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from psf.data.conversion_fields import read_json
+from psf.data.json_file import read_json
 from psf.data.panoptic_truth import compact_with_boxes
 from psf.data.parallel import Progress, map_in_threads, no_progress
 

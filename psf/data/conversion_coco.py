@@ -10,10 +10,11 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from psf.data.conversion import png_name
-from psf.data.conversion_fields import CATEGORY_ID, FLAG, IMAGE_ID, LIST, SIDE, TEXT, read_json, shorten, take
+from psf.data.conversion_fields import CATEGORY_ID, FLAG, IMAGE_ID, LIST, SIDE, TEXT, shorten, take
 from psf.data.conversion_regions import Region, region_of_polygons
 from psf.data.conversion_shapes import check_polygons, check_rle
 from psf.data.conversion_sources import Source, SourceImage, join_categories
+from psf.data.json_file import read_json
 from psf.data.panoptic_json import image_key
 
 __all__ = ["read_instances"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["CATEGORY_ID", "FLAG", "IMAGE_ID", "LIST", "SIDE", "TEXT", "are_coordinates", "read_json", "shorten", "take"]
+__all__ = ["CATEGORY_ID", "FLAG", "IMAGE_ID", "LIST", "SIDE", "TEXT", "are_coordinates", "shorten", "take"]
 
 # In pixels. What is farther away or larger is a mistake, and to draw it would take as long as it is far.
 _MAX_COORDINATE = 1_000_000
@@ -34,14 +32,6 @@ SIDE = Kind(  # some programs write 40.0
 TEXT = Kind("a text", lambda value: isinstance(value, str) and value != "")
 LIST = Kind("a list", lambda value: isinstance(value, list))
 FLAG = Kind("0 or 1", lambda value: value in (0, 1))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; a ValueError that names it, if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as a JSON file ({error})") from error
 
 
 def take(entry: Any, key: str, kind: Kind, place: str) -> Any:

@@ -15,9 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from psf.data.conversion import png_name
-from psf.data.conversion_fields import LIST, SIDE, TEXT, are_coordinates, read_json, shorten, take
+from psf.data.conversion_fields import LIST, SIDE, TEXT, are_coordinates, shorten, take
 from psf.data.conversion_regions import Region, region_of_polygons
 from psf.data.conversion_sources import Source, SourceImage, join_categories
+from psf.data.json_file import read_json
 
 __all__ = ["read_labelme"]
 

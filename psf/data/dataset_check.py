@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["check_dataset", "load_dataset", "read_json", "require_file"]
+__all__ = ["check_dataset", "load_dataset", "require_file"]
 
 
 def check_dataset(name: str) -> None:
@@ -67,16 +67,6 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
     if not dicts:
         raise ValueError(f"data set {name!r}: {source} lists no image")
     return dicts
-
-
-def read_json(path: str) -> Any:
-    """The content of a data set's JSON, which is UTF-8; a ValueError that names it if it is missing or damaged."""
-    require_file(path)
-    with PathManager.open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a valid JSON file ({error})") from error
 
 
 def require_file(path: str) -> None:

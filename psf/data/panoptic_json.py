@@ -13,7 +13,8 @@ from typing import Any
 
 from detectron2.utils.colormap import colormap
 
-from psf.data.dataset_check import read_json
+from psf.data.dataset_check import require_file
+from psf.data.json_file import read_json
 from psf.data.panoptic_format import NEEDED, SINGULAR, find_problems, image_key
 
 __all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_panoptic_json"]
@@ -128,6 +129,7 @@ def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) ->
     Raises:
         ValueError: if the JSON is missing, damaged or not panoptic, has no category, or one id for two of them.
     """
+    require_file(json_file)
     content = read_json(json_file)
     if isinstance(content, dict):
         content = {"annotations": [], **content}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class PanopticSet(NamedTuple):
         """NAME=JSON,PNGS,IMAGES -> the set, with absolute paths.
 
         Raises:
-            ValueError: if the text has another form.
+            ValueError: if the text has another form, or the name is none.
         """
         name, _, places = text.partition("=")
         paths = places.split(",")
@@ -40,6 +41,7 @@ class PanopticSet(NamedTuple):
                 f"--register (DATASETS.PSF_REGISTER): found {text!r}, expected NAME=JSON,PNGS,IMAGES: the panoptic "
                 f"JSON, the folder of its PNGs and the folder of the images{commas}"
             )
+        _check_name(name)
         return cls(name, *(_absolute(path) for path in paths))
 
     def __str__(self) -> str:
@@ -56,16 +58,16 @@ def register_panoptic(
     it is asked for. Registering the same again changes nothing.
 
     Args:
-        name: for DATASETS.TRAIN and DATASETS.TEST.
+        name: for DATASETS.TRAIN and DATASETS.TEST. Files of OUTPUT_DIR are called after it, so it has letters, digits,
+            "_", "-" and "." alone, and begins with one of the first three.
         json_file: JSON in COCO's panoptic format.
         png_root: folder of the panoptic PNGs, the annotations' `file_name`; these may have sub-folders.
         image_root: folder of the images, the images' own `file_name`, of any kind that Pillow reads.
 
     Raises:
-        ValueError: if something else has that name, or the name is empty or has a "=" or "," in it.
+        ValueError: if the name is none, or something else has it.
     """
-    if not name or set(name) & set("=,"):
-        raise ValueError(f'{name!r} cannot be the name of a data set: it must have a letter, and no "=" or ","')
+    _check_name(name)
     paths = dict(
         panoptic_json=_absolute(json_file), panoptic_root=_absolute(png_root), image_root=_absolute(image_root)
     )
@@ -110,6 +112,14 @@ class _PanopticMetadata(Metadata):
     def as_dict(self) -> dict[str, Any]:
         _ = self.thing_classes
         return super().as_dict()
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a data set (--register, DATASETS.PSF_REGISTER): files are called after "
+            'it; expected letters, digits, "_", "-" and ".", the last two not at its beginning'
+        )
 
 
 def _by_name(texts: Sequence[str]) -> dict[str, PanopticSet]:

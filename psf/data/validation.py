@@ -15,6 +15,7 @@ from psf.data.panoptic_format import image_key
 from psf.data.parallel import Progress, map_in_threads, no_progress
 from psf.data.validation_files import CheckedAnnotation, check_annotation
 from psf.data.validation_lists import check_lists, read_panoptic_content
+from psf.data.validation_output import check_corrected_target, corrected_text
 from psf.data.validation_report import ClassCount, ValidationReport, number_of
 
 __all__ = ["places_of_dataset", "validate_panoptic", "write_corrected"]
@@ -99,18 +100,17 @@ def places_of_dataset(name: str) -> tuple[str, str, str]:
 
 
 def write_corrected(report: ValidationReport, target: Path) -> Counter[str]:
-    """Write the corrected JSON to a new file.
+    """Write the corrected JSON to a file of its own.
 
     Returns:
         Kinds of what was corrected -> how often; `report.unfixed()` has the rest.
 
     Raises:
-        ValueError: if the target is the source itself.
+        ValueError: if the target is there, and no earlier correction of the same JSON.
     """
-    if target.resolve() == Path(report.json_file).resolve():
-        raise ValueError(f"--fix {target} is the JSON that was read; name another file, the source stays as it is")
+    check_corrected_target(target, report.json_file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(report.corrected or report.content), encoding="utf-8")
+    target.write_text(corrected_text(report.corrected or report.content, report.json_file), encoding="utf-8")
     return Counter(fault.kind for fault in report.faults if fault.is_fixable)
 
 

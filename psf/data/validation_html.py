@@ -18,6 +18,7 @@ from psf.data.panoptic_format import find_problems, image_key
 from psf.data.panoptic_json import panoptic_metadata
 from psf.data.validation_drawing import UNKNOWN, draw_sample
 from psf.data.validation_lists import check_lists
+from psf.data.validation_output import BEGINNING_OF_REPORT, check_report_target
 from psf.data.validation_report import HISTOGRAM_HEADERS, ValidationReport, number_of
 
 __all__ = ["write_html"]
@@ -52,7 +53,11 @@ def write_html(
         target: the HTML file.
         png_root, image_root: as for `validate_panoptic`.
         num_samples: at most so many images.
+
+    Raises:
+        ValueError: if the target is there, and no earlier report.
     """
+    check_report_target(target)
     lists = check_lists(report.content)
     looks: dict[int, Look] = {
         category["id"]: (category["name"], (int(red), int(green), int(blue)))
@@ -84,7 +89,7 @@ def write_html(
         "<h2>Classes</h2>",
         _histogram(report),
     ]
-    page = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(report.json_file)}</title>'
+    page = f"{BEGINNING_OF_REPORT}<title>{escape(report.json_file)}</title>"
     body = "\n".join(parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(f"{page}<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n", encoding="utf-8")

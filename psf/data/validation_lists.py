@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from psf.data.dataset_check import read_json
+from psf.data.dataset_check import require_file
+from psf.data.json_file import read_json
 from psf.data.panoptic_format import SINGULAR, Problem, find_problems, image_key
 from psf.data.validation_report import Fault, number_of
 
@@ -32,6 +33,7 @@ class CheckedLists(NamedTuple):
 
 def read_panoptic_content(json_file: str) -> dict[str, Any]:
     """The JSON; a ValueError if it is missing, damaged or not a panoptic one at all."""
+    require_file(json_file)
     content = read_json(json_file)
     if isinstance(content, dict):
         content = {"annotations": [], **content}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -16,7 +18,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from pycocotools.coco import COCO
 
+from psf.data import image_key
 from psf.evaluation.ground_truth import PanopticGroundTruth
 
 __all__ = ["InstanceEvaluator", "write_instance_json"]
@@ -49,14 +53,25 @@ class InstanceEvaluator(COCOEvaluator):
         super().__init__(name, tasks=("bbox", "segm"), distributed=distributed)
         if not any("segmentation" in annotation for annotation in self._coco_api.anns.values()):
             self._tasks = ("bbox",)
+        self._json_file = json_file
+        self._numbers = _number_images(self._coco_api)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep a batch's instances: inputs have "image_id", outputs "instances" with joint contiguous classes.
 
         Raises:
-            ValueError: if an instance has a class that is no thing of the data set.
+            ValueError: if the truth does not list the image, or an instance has a class that is no thing of the set.
         """
-        super().process(inputs, [{"instances": self._among_things(output["instances"])} for output in outputs])
+        super().process(
+            [{"image_id": self._number_of(one["image_id"])} for one in inputs],
+            [{"instances": self._among_things(output["instances"])} for output in outputs],
+        )
+
+    def _number_of(self, image_id: int | str) -> int:
+        number = self._numbers.get(image_key(image_id))
+        if number is None:
+            raise ValueError(f"{self._json_file} does not list the image with id {image_id!r}, which is evaluated")
+        return number
 
     def _among_things(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()
@@ -66,6 +81,23 @@ class InstanceEvaluator(COCOEvaluator):
         positions = torch.tensor([self._things_only[one] for one in classes], dtype=torch.int64)
         fields = {**instances.get_fields(), "pred_classes": positions}
         return Instances(instances.image_size, **fields)
+
+
+def _number_images(truth: COCO) -> dict[int | str, int]:
+    """Give a truth's images the ids 1, 2, ... in the order of their own; which id has become which.
+
+    COCOeval knows images by what NumPy makes of all ids: it fails where numbers and texts are among them, and makes
+    floats, which are no ids any more, of numbers beyond 2^63.
+    """
+    keys = {image_key(image["id"]) for image in truth.dataset["images"]}
+    ordered = sorted(keys, key=lambda key: (isinstance(key, str), key))
+    numbers = {key: number for number, key in enumerate(ordered, 1)}
+    for name, key in (("images", "id"), ("annotations", "image_id")):
+        for entry in truth.dataset.get(name, ()):
+            entry[key] = numbers.get(image_key(entry[key]))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        truth.createIndex()
+    return numbers
 
 
 def write_instance_json(dataset_name: str, path: Path) -> None:

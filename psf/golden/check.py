@@ -9,7 +9,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from psf.golden.description import Described, read_json
+from psf.golden.description import Described, read_described
 from psf.golden.evaluation import compare_evaluation
 from psf.golden.folder import GoldenFolder
 from psf.golden.models import config_for, released_names
@@ -85,12 +85,12 @@ def _check_operators(folder: GoldenFolder) -> Iterator[Report]:
 
 def _check_start(folder: GoldenFolder) -> Iterator[Report]:
     for file in sorted(folder.path.glob("init_stats_*.json")):
-        statistics = read_json(file)
+        statistics = read_described(file)
         cfg = config_for(statistics, folder.config_file)
         torch.manual_seed(0)
         comparisons, skipped = compare_initialisation(build_model(cfg), released_names(statistics), statistics)
         yield Report(comparisons, {f"initialisation: {name}": why for name, why in skipped.items()}, [])
     for file in sorted(folder.path.glob("optimizer_*.json")):
-        expected = read_json(file)
+        expected = read_described(file)
         cfg = config_for(expected["groups"], folder.config_file)
         yield Report(compare_optimizer(cfg, build_model(cfg), released_names(expected["groups"]), expected), {}, [])

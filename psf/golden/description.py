@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Described", "read_json"]
+from psf.data.json_file import read_json
+
+__all__ = ["Described", "read_described"]
 
 
 class Described(dict[str, Any]):
@@ -44,16 +45,13 @@ class Described(dict[str, Any]):
         return {key: self.object(key) for key in self}
 
 
-def read_json(file: Path) -> Described:
+def read_described(file: Path) -> Described:
     """A JSON object.
 
     Raises:
         ValueError: naming the file if there is none in it.
     """
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: expected a JSON file of reference numbers: {error}") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, found a {type(content).__name__}")
     return Described(content, str(file))

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from psf.golden.description import Described, read_json
+from psf.golden.description import Described, read_described
 from psf.golden.evaluation import Tensors, evaluation_tensors
 from psf.golden.formula import formula_image
 from psf.golden.models import config_for, filled_model, given_images, read_manifest, released_names, without_dropout
@@ -43,7 +43,7 @@ class GoldenFolder:
 
     def __init__(self, path: Path, dtype: torch.dtype):
         self.path, self.dtype = path, dtype
-        self.cases = read_json(path / "cases.json")
+        self.cases = read_described(path / "cases.json")
         config = self.cases.get("config")  # a yaml in the folder, where the model is not a released one
         self.config_file = None if config is None else str(path / config)
         self._models: dict[str, FilledModel] = {}
@@ -81,7 +81,7 @@ class GoldenFolder:
         """Name, description and training step of each case of the file that `train` names in cases.json."""
         model, _, parts = self.model(node["manifest"])
         without_dropout(model)
-        for name, case in read_json(self.path / node["file"]).objects().items():
+        for name, case in read_described(self.path / node["file"]).objects().items():
             yield name, case, training_step(model, case, parts)
 
 

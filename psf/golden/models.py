@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from psf.checkpoint import convert_released
+from psf.data.json_file import read_json
 from psf.engine import build_config
 from psf.golden.formula import formula_weights
 from psf.meta_arch import PanopticSegFormer
@@ -41,9 +41,10 @@ def read_manifest(file: Path) -> Shapes:
     Raises:
         ValueError: if the file is missing or no such list.
     """
+    content = read_json(file)
     try:
-        return {name: tuple(shape) for name, shape in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return {name: tuple(shape) for name, shape in content.items()}
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{file}: expected a JSON file of shapes by name: {error}") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psf.golden.description import read_json
+from psf.golden.description import read_described
 from psf.golden.folder import GoldenFolder
 
 __all__ = ["record_folder"]
@@ -40,7 +40,7 @@ def record_folder(path: Path) -> list[Path]:
     if "train" in folder.cases:
         node = folder.cases.object("train")
         file = path / node["file"]
-        cases = read_json(file)
+        cases = read_described(file)
         for name, _, step in folder.train(node):
             result = {
                 "total": sum(step.losses.values()),

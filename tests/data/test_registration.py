@@ -115,10 +115,21 @@ def test_names_that_are_taken(root: Path):
     assert MetadataCatalog.get(NAME).panoptic_json == str(root / "panoptic.json")
 
 
-@pytest.mark.parametrize("name", ["", "a=b", "a,b"])
-def test_names_that_no_flag_can_say(name: str):
+@pytest.mark.parametrize("name", ["", "a=b", "a,b", "../mine", "a/b", "..", ".mine", "-mine", "a b", "a\\b", "mine\n"])
+def test_names_that_no_flag_can_say_or_that_lead_elsewhere(name: str):
+    """Results are called after a set: OUTPUT_DIR/inference/NAME, per_class_NAME.csv, ..."""
     with pytest.raises(ValueError, match="cannot be the name of a data set"):
         register_panoptic(name, "a.json", "b", "c")
+    if name and "=" not in name:
+        with pytest.raises(ValueError, match=r"cannot be the name of a data set \(--register"):
+            PanopticSet.parse(f"{name}=a.json,b,c")
+
+
+@pytest.mark.parametrize("name", ["mine", "Mine-2.val", "_mine", "2024_val", "größe"])
+def test_names_that_are_fine(name: str):
+    assert PanopticSet.parse(f"{name}=a.json,b,c").name == name
+    register_panoptic(name, "a.json", "b", "c")
+    assert name in DatasetCatalog
 
 
 @pytest.mark.parametrize("text", ["", "mine", "mine=a.json,pngs", "mine=a.json,,images", "=a,b,c", "mine=a,b,c,d"])

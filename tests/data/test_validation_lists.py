@@ -44,7 +44,8 @@ def test_what_the_loader_refuses_is_named_and_left(tmp_path, edit):
     pages = dict(png_root=places(root)[1], image_root=places(root)[2])
     validation_html.write_html(report, tmp_path / "report.html", **pages)
     fixed = write_corrected(report, tmp_path / "fixed.json")
-    assert not fixed and json.loads((tmp_path / "fixed.json").read_text()) == report.content
+    written = json.loads((tmp_path / "fixed.json").read_text())
+    assert not fixed and written == {"psf_corrected_from": "panoptic.json", **report.content}
     with pytest.raises(ValueError, match=r"panoptic\.json: "):
         load_panoptic_json(*places(root))
 

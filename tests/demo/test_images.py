@@ -178,11 +178,27 @@ def test_wrong_setting_is_one_clear_error(run, image, out, caplog, more, message
     assert message in caplog.records[-1].getMessage()
 
 
-def test_inputs_are_never_overwritten(run, image, caplog):
-    image = image.rename(image.with_suffix(".jpg"))
-    before = image.read_bytes()
-    assert run("--input", image.parent, "--output", image.parent) == 2
-    assert "overwritten" in caplog.records[-1].getMessage() and image.read_bytes() == before
+@pytest.mark.parametrize("neighbour", ["a.json", "a.jpg", "a_panoptic.png"])
+def test_nothing_beside_an_input_is_overwritten(run, image, caplog, neighbour):
+    """The input itself, what labelme wrote of it, another image: they are named like results of a.png."""
+    (image.parent / neighbour).write_text("somebody's")
+    assert run("--input", image, "--output", image.parent) == 2
+    assert f"{image} lies in the folder of the results" in caplog.records[-1].getMessage()
+    assert sorted(file.name for file in image.parent.iterdir()) == sorted(["a.png", neighbour])
+    assert (image.parent / neighbour).read_text() == "somebody's"
+
+
+def test_inputs_below_the_output_and_behind_links(run, image, scene, tmp_path, caplog):
+    assert run("--input", image, "--output", tmp_path, "--save", "json") == 0
+    masks = image.parent / "a_masks" / "2_ball.png"
+    masks.parent.mkdir()
+    Image.fromarray(scene()).save(masks)
+    assert run("--input", image, masks, "--output", image.parent, "--save", "masks") == 2
+    (tmp_path / "link.png").symlink_to(image)
+    (tmp_path / "folder").symlink_to(image.parent)
+    for source, folder in (("link.png", "."), ("link.png", "in"), ("folder/a.png", "in"), ("in/a.png", "folder")):
+        assert run("--input", tmp_path / source, "--output", tmp_path / folder) == 2, (source, folder)
+        assert "lies in the folder of the results" in caplog.records[-1].getMessage()
 
 
 def test_output_that_is_a_file(run, image, caplog):

@@ -73,7 +73,7 @@ def test_video_that_cannot_be_read_or_written(run, video, tmp_path, out, caplog)
         (tmp_path / "none.mp4", out, "none.mp4"),
         (text, out, "text.mp4"),
         (video, video, "overwritten"),
-        (video, video.parent, "overwritten"),
+        (video, video.parent, "lies in the folder of the results"),
         (video, out / "drawn.txt", "drawn.txt"),
     ):
         assert run("--video-input", source, "--output", target) == 2

@@ -377,6 +377,30 @@ class TestInstanceEvaluator:
         boxes_alone.write_text(json.dumps(content))
         assert run(InstanceEvaluator(mini, str(boxes_alone)), pairs).keys() == {"bbox"}
 
+    @pytest.mark.parametrize("ids", [[12, "a1", "07", "b/2", 41], [2**63 + 1, 3, 21, 31, 41], list("abcde")])
+    def test_image_ids_of_any_kind(self, mini: str, tmp_path: Path, ids: list[int | str]):
+        """NumPy, which COCOeval sorts them by, makes text of all ids if one is, and floats of large and small ones."""
+        source = Path(MetadataCatalog.get(mini).panoptic_json)
+        content = json.loads(source.read_text())
+        for image, annotation, image_id in zip(content["images"], content["annotations"], ids, strict=True):
+            image["id"] = annotation["image_id"] = image_id
+        source.write_text(json.dumps(content))
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        pairs = true_instances(mini)
+        assert run(InstanceEvaluator(mini, str(path)), pairs)["segm"]["AP"] == pytest.approx(100)
+        pairs[0][1]["instances"].pred_classes = pairs[0][1]["instances"].pred_classes.flip(0)  # ball and box exchanged
+        worse = run(InstanceEvaluator(mini, str(path)), pairs)["segm"]
+        assert 0 < worse["AP-ball"] < 100 and 0 < worse["AP-box"] < 100
+
+    def test_an_image_that_the_truth_lacks_is_refused(self, mini: str, tmp_path: Path):
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        evaluator = InstanceEvaluator(mini, str(path))
+        (image, output), *_ = true_instances(mini)
+        with pytest.raises(ValueError, match=r"instances\.json does not list the image with id 99"):
+            evaluator.process([{**image, "image_id": 99}], [output])
+
     def test_derived_json(self, mini: str, tmp_path: Path):
         path = tmp_path / "instances.json"
         write_instance_json(mini, path)

@@ -98,6 +98,46 @@ def test_workers_and_fix_in_place_are_refused(tool, tmp_path, capsys):
     assert (root / "panoptic.json").read_text() == before
 
 
+@pytest.mark.parametrize("flag", ["--html", "--fix"])
+@pytest.mark.parametrize(
+    "name", ["panoptic.json", "images/0.png", "panoptic/0.png", "train.json", "notes.txt", "images"]
+)
+def test_no_file_of_the_users_is_overwritten(tool, flag, name, tmp_path, capsys):
+    """The source, its files, another set's JSON, any other file, a folder: one line, before the work."""
+    root = tmp_path / "set"
+    write_damaged(root, "wrong area")
+    (root / "notes.txt").touch()
+    (root / "train.json").write_bytes((root / "panoptic.json").read_bytes())
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    assert tool.main([*words(root), flag, str(root / name)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {flag} {root / name} ") and "name another file" in err and err.count("\n") == 1
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
+
+
+def test_earlier_outputs_are_replaced(tool, tmp_path, capsys):
+    """Also where the JSON is itself one that was corrected; but not what was made of another JSON."""
+    root, report, fixed = tmp_path / "set", tmp_path / "report.html", tmp_path / "fixed.json"
+    write_damaged(root, "wrong area")
+    outputs = ["--html", str(report), "--fix", str(fixed)]
+    assert tool.main([*words(root), *outputs]) == 1
+    first = report.read_text(), fixed.read_text()
+    write_other = [*outputs, "--samples", "1"]
+    change(root, lambda x: x["images"][0].update(height=7))
+    assert tool.main([*words(root), *write_other]) == 1
+    assert report.read_text() != first[0] and fixed.read_text() == first[1]
+
+    again = [words(root)[0], str(fixed), *words(root)[2:]]
+    assert tool.main([*again, "--fix", str(tmp_path / "fixed_again.json")]) == 0
+    assert json.loads((tmp_path / "fixed_again.json").read_text())["psf_corrected_from"] == "fixed.json"
+    capsys.readouterr()
+    assert tool.main([*again, "--fix", str(fixed)]) == 2
+    assert "is the JSON that was read" in capsys.readouterr().err
+    (root / "panoptic.json").rename(root / "val.json")
+    assert tool.main([words(root)[0], str(root / "val.json"), *words(root)[2:], "--fix", str(fixed)]) == 2
+    assert "is not what an earlier --fix made of val.json: it is not overwritten" in capsys.readouterr().err
+
+
 @pytest.fixture
 def two_sets(tmp_path: Path) -> Iterator[list[str]]:
     """--register of two sets, clean ones."""
@@ -145,4 +185,6 @@ def test_it_runs_as_a_script(run_python: RunPython, repository: Path, tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "corrected nothing; left as it is: 1 x unknown category" in done.stdout
-    assert json.loads((tmp_path / "fixed.json").read_text()) == json.loads((root / "panoptic.json").read_text())
+    written = json.loads((tmp_path / "fixed.json").read_text())
+    assert written.pop("psf_corrected_from") == "panoptic.json"
+    assert written == json.loads((root / "panoptic.json").read_text())
