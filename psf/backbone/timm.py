@@ -160,6 +160,7 @@ def _freeze_statistics(model: nn.Module) -> None:
                 setattr(parent, name, freeze_batch_norm_2d(child))
 
 
+@torch.enable_grad()
 def _unused_parameters(outline: nn.Module, indices: Sequence[int], side: int) -> set[str]:
     """Names of the parameters that maps of these indices do not depend on; `side`: of an image that the model takes."""
     maps = _maps(outline, torch.zeros(1, 3, side, side, device="meta"))
