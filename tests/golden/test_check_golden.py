@@ -104,7 +104,7 @@ def test_the_tool_says_what_is_beyond_and_what_it_does_not_know(copy: Path, run_
 def test_a_folder_that_is_none(tmp_path: Path, run_python) -> None:
     done = run_python("-W", "ignore", "tools/check_golden.py", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/cases.json: expected a JSON file")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/cases.json: cannot be read as a JSON file")
 
 
 def test_a_manifest_that_does_not_fit(copy: Path) -> None:
