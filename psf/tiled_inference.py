@@ -29,13 +29,16 @@ def tile_settings(cfg: CfgNode) -> TileSettings:
     """The config's.
 
     Raises:
-        ValueError: if SIZE is neither 0 nor at least 64, or OVERLAP not from 0 to below 1.
+        ValueError: if SIZE is neither 0 nor at least 64, or OVERLAP not between 0 and 1.
     """
     node = cfg.MODEL.PSF.TEST.TILES
     if node.SIZE != 0 and node.SIZE < MIN_SIDE:
         raise ValueError(f"MODEL.PSF.TEST.TILES.SIZE is {node.SIZE}: expected {MIN_SIDE} pixels or more, or 0 for none")
-    if not 0 <= node.OVERLAP < 1:
-        raise ValueError(f"MODEL.PSF.TEST.TILES.OVERLAP is {node.OVERLAP}: expected a share from 0 to below 1")
+    if not 0 < node.OVERLAP < 1:
+        raise ValueError(
+            f"MODEL.PSF.TEST.TILES.OVERLAP is {node.OVERLAP}: expected a share between 0 and 1; what lies across tiles "
+            "without an overlap cannot be joined"
+        )
     return TileSettings(node.SIZE, node.OVERLAP)
 
 
@@ -66,11 +69,10 @@ def tiled_candidates(
         images = preprocess([{**x, "image": x["image"][:, tile.top : tile.bottom, tile.left : tile.right]}])
         candidates = _in_image(candidates_of(images), tile, size, stride)
         tiles.append(_score(candidates, tile // stride, processor))
-    tiles = _promising(tiles, processor, is_fixed=is_fixed)
     grid = (-(-size[0] // stride), -(-size[1] // stride))
     output_size = (x.get("height", size[0]), x.get("width", size[1]))
     frame = Frame((grid[0] * stride, grid[1] * stride), size, output_size)
-    return fuse_tiles(tiles, grid, is_fixed=is_fixed), frame
+    return fuse_tiles(tiles, grid, is_fixed=is_fixed, num_best=processor.instance.max_per_image), frame
 
 
 def _in_image(candidates: Candidates, tile: Tile, size: tuple[int, int], stride: int) -> Candidates:
@@ -89,18 +91,5 @@ def _in_image(candidates: Candidates, tile: Tile, size: tuple[int, int], stride:
 def _score(candidates: Candidates, tile: Tile, processor: PostProcessor) -> ScoredTile:
     size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
     scored = processor.score(candidates, torch.ones_like(candidates.is_thing), Frame(size, size, size)).masks
-    is_kept = candidates.is_thing | (scored.confidence >= processor.stuff.t_cnf)
+    is_kept = processor.is_kept(candidates, scored.confidence)
     return ScoredTile(candidates, scored.confidence, scored.masks, is_kept, tile)
-
-
-def _promising(tiles: list[ScoredTile], processor: PostProcessor, *, is_fixed: bool) -> list[ScoredTile]:
-    """Without the things, or joint queries, that can be in no result: a tile has hundreds, most of them nothing.
-
-    Those stay that merging could keep, and as many of the most confident as an image may have instances.
-    """
-    is_part = [one.candidates.is_thing if is_fixed else torch.ones_like(one.candidates.is_thing) for one in tiles]
-    confidence = torch.cat([one.confidence[rows] for one, rows in zip(tiles, is_part, strict=True)])
-    least = min(processor.things.t_cnf, processor.stuff.t_cnf)
-    if len(confidence):
-        least = min(least, float(confidence.topk(min(processor.instance.max_per_image, len(confidence))).values[-1]))
-    return [one.select(~rows | (one.confidence >= least)) for one, rows in zip(tiles, is_part, strict=True)]

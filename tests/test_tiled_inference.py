@@ -85,12 +85,48 @@ def test_a_thing_across_tiles_is_one_and_in_its_place(monkeypatch: pytest.Monkey
     torch.testing.assert_close(result["instances"].pred_boxes.tensor, torch.tensor([[32.0, 80, 352, 192]]))
 
 
+def lattice(images: torch.Tensor, padding_mask: torch.Tensor | None) -> list[Candidates]:
+    """In place of the network: a thing for each bright cell of the image, the surer the brighter it is."""
+    cells = nn.functional.avg_pool2d(images.mean(1), 8)[0]
+    places = (cells > 0).nonzero()
+    masks = torch.zeros(len(places), *cells.shape)
+    for mask, (row, column) in zip(masks, places.tolist()):
+        mask[row, column] = 1
+    scores = cells[cells > 0].clamp(max=1)
+    return [Candidates(scores, torch.zeros(len(places), dtype=torch.long), scores > 0, masks, None)]
+
+
+@pytest.mark.parametrize("kind", ["MaskWiseMerging", "PixelArgmax"])
+@pytest.mark.parametrize(("t_cnf", "num_segments"), [(0.05, 96), (0.95, 0)])
+@torch.no_grad()
+def test_many_things_are_as_many_without_tiles(
+    monkeypatch: pytest.MonkeyPatch, kind: str, t_cnf: float, num_segments: int
+):
+    """96 of them, in each second cell; MAX_PER_IMAGE is of the image, not of its tiles or of the parts in them."""
+    keys = {"NUM_STUFF_CLASSES": 0, "POST_PROCESSOR.NAME": kind, "TEST.INSTANCE.MAX_PER_IMAGE": 40}
+    keys |= {"POST_PROCESSOR.THINGS.T_CNF": t_cnf, "TEST.SEMANTIC_ON": False}
+    image = torch.zeros(3, 128, 192)
+    image[:, 4::16, 4::16] = torch.linspace(20.0, 90.0, 96).reshape(8, 12)
+    image = nn.functional.max_pool2d(image, 7, stride=1, padding=3)
+    results = {}
+    for size in (0, 64):
+        model = build("paper", **keys, **{"TEST.TILES.SIZE": size})
+        model.pixel_mean.zero_(), model.pixel_std.fill_(100.0)
+        monkeypatch.setattr(model, "candidates", lattice)
+        [results[size]] = model([{"image": image}])
+        assert len(results[size]["panoptic_seg"][1]) == num_segments
+    assert torch.equal(*((one["panoptic_seg"][0] > 0) for one in results.values()))
+    plain, tiled = (one["instances"] for one in results.values())
+    assert len(plain) == len(tiled) == 40
+    torch.testing.assert_close(plain.scores, tiled.scores)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"TEST.TILES.SIZE": 63}, r"TILES\.SIZE is 63: expected 64 pixels or more, or 0"),
         ({"TEST.TILES.OVERLAP": 1.0}, r"TILES\.OVERLAP is 1\.0: expected a share"),
-        ({"TEST.TILES.OVERLAP": -0.1}, r"TILES\.OVERLAP is -0\.1: expected a share"),
+        ({"TEST.TILES.OVERLAP": 0.0}, r"TILES\.OVERLAP is 0\.0: expected a share"),
     ],
 )
 def test_settings_that_mean_nothing(keys: dict[str, Any], message: str):

@@ -16,7 +16,6 @@ __all__ = ["ScoredTile", "Tile", "fuse_tiles", "tile_grid"]
 # Candidates of one class in two tiles are taken for the same thing if, where the tiles overlap, their mask IoU exceeds
 # this.
 SAME_THING = 0.4
-TINY = 1e-30  # less than any probability and weight that counts
 
 
 class Tile(NamedTuple):
@@ -58,7 +57,7 @@ class ScoredTile(NamedTuple):
     candidates: Candidates
     confidence: Tensor  # (N,)
     masks: Tensor  # (N, h, w) bool
-    is_kept: Tensor  # (N,) bool, whether merging would keep it; always of things
+    is_kept: Tensor  # (N,) bool, whether merging would keep it, were the tile an image
     tile: Tile  # on the grid
 
     def select(self, rows: Tensor) -> ScoredTile:
@@ -91,13 +90,14 @@ def _spans(length: int, side: int, overlap: float, step: int) -> list[tuple[int,
     return [(start, start + side) for start in starts[:-1]] + [(last, length)]
 
 
-def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: bool) -> Candidates:
+def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: bool, num_best: int) -> Candidates:
     """One candidate for each thing, however many tiles have a part of it, and one for each stuff class.
 
     Things are joined across tiles: in order of their mask IoU where two tiles overlap, two parts of one class become
     one if it exceeds `SAME_THING`, unless that would join two things of one tile. Their masks are put side by side;
     where the tiles overlap they are averaged, a tile's counting more the farther its border is. The probability is the
-    highest of the parts'.
+    highest of the parts'. A tile has hundreds of things that are none: those stay that have a part which its tile would
+    keep, and the `num_best` with the most confident parts.
 
     A stuff class has the same query in every tile: its masks are put together in the same way. Of a tile in which
     merging would not keep the class, the mask counts by the share of the highest probability that the class has there:
@@ -108,10 +108,16 @@ def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: 
         grid: height and width that the masks shall have.
         is_fixed: stuff classes have fixed queries, which all tiles have in the same order; if not, those of joint
             queries are joined as things are.
+        num_best: things that stay, however little they are believed.
     """
     is_part = [one.candidates.is_thing if is_fixed else torch.ones_like(one.candidates.is_thing) for one in tiles]
     parts = [one.select(rows) for one, rows in zip(tiles, is_part, strict=True)]
-    joined = _join(parts, _groups(parts), grid)
+    groups = [
+        group
+        for rank, group in enumerate(_groups(parts))
+        if rank < num_best or any(parts[number].is_kept[i] for number, i in group)
+    ]
+    joined = _join(parts, groups, grid)
     if not is_fixed:
         return joined
     stuff = [one.select(~rows) for one, rows in zip(tiles, is_part, strict=True)]
@@ -168,6 +174,7 @@ def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: t
     first = tiles[0].candidates
     masks = first.mask_scores.new_zeros(len(groups), *grid)
     weights = [_weights(one.masks.shape[1], one.masks.shape[2]).to(masks) for one in tiles]
+    tiny = torch.finfo(masks.dtype).tiny
     best, boxes = first.class_scores.new_zeros(len(groups)), first.class_scores.new_zeros(len(groups), 4)
     for row, group in enumerate(groups):
         parts = [tiles[number].candidates.select(first.class_indices.new_tensor([i])) for number, i in group]
@@ -176,10 +183,11 @@ def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: t
         for part, (number, i) in zip(parts, group, strict=True):
             one = tiles[number]
             place = one.tile.slices_in(Tile(0, grid[0], 0, grid[1]))
-            share = 1.0 if one.is_kept[i] else part.class_scores[0] / best[row].clamp(min=TINY)
+            is_whole = part.is_thing[0] or one.is_kept[i]
+            share = 1.0 if is_whole else part.class_scores[0] / best[row].clamp(min=tiny)
             masks[row][place] += weights[number] * share * part.mask_scores[0]
             total[place] += weights[number]
-        masks[row] /= total.clamp(min=TINY)
+        masks[row] /= total.clamp(min=tiny)
         if first.boxes_cxcywh_norm is not None:
             boxes[row] = _enclosing_box(torch.cat([part.boxes_cxcywh_norm for part in parts]))  # type: ignore[misc]
     return Candidates(

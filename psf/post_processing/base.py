@@ -116,6 +116,10 @@ class PostProcessor(abc.ABC):
             scored: `panoptic_rows` and maybe more, if they have been scored already.
         """
 
+    @abc.abstractmethod
+    def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        """(N,) bool, whether candidates of this confidence, (N,), reach T_CNF."""
+
     def instance_rows(self, candidates: Candidates) -> Tensor:
         """(N,) bool, the candidates that `instances` needs the score of.
 

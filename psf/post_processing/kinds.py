@@ -23,6 +23,9 @@ class MaskWiseMerging(PostProcessor):
         thresholds = self._thresholds(candidates)
         return upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
 
+    def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        return confidence >= self._thresholds(candidates).t_cnf
+
     def panoptic(
         self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None
     ) -> PanopticSegmentation:
@@ -36,6 +39,9 @@ class MaskWiseMerging(PostProcessor):
 class _PixelWise(PostProcessor):
     def panoptic_rows(self, candidates: Candidates) -> Tensor:
         return torch.zeros_like(candidates.is_thing)  # pixels are compared, not masks
+
+    def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        return candidates.class_scores >= self._thresholds(candidates).t_cnf
 
 
 @POST_PROCESSOR_REGISTRY.register()

@@ -60,7 +60,7 @@ def scored(
         classes=[*(k for _, k, _, _ in things), *[0] * len(is_stuff)],
     )
     confidence = candidates.class_scores
-    kept = candidates.is_thing | (confidence >= 0.5)
+    kept = confidence >= 0.5
     values = {"confidence": confidence.clone(), "masks": candidates.mask_scores > 0.5, "is_kept": kept}
     return ScoredTile(**{"candidates": candidates, **values, "tile": tile, **changes})
 
@@ -69,9 +69,9 @@ LEFT, MIDDLE, RIGHT = Tile(0, 1, 0, 8), Tile(0, 1, 5, 13), Tile(0, 1, 10, 18)
 GRID = (1, 18)
 
 
-def found(tiles: list[ScoredTile]) -> list[tuple[float, int, list[int]]]:
+def found(tiles: list[ScoredTile], num_best: int = 9) -> list[tuple[float, int, list[int]]]:
     """Probability, class and columns of the things."""
-    fused = fuse_tiles(tiles, GRID, is_fixed=True)
+    fused = fuse_tiles(tiles, GRID, is_fixed=True, num_best=num_best)
     things = fused.select(fused.is_thing)
     return [
         (round(p, 4), k, (mask[0] > 0.5).nonzero()[:, 0].tolist())
@@ -104,6 +104,17 @@ def test_other_classes_other_places_and_things_of_one_tile_stay_apart():
     ]
 
 
+def test_what_stays():
+    """Beside the best: what a tile would keep a part of, weak parts included."""
+    tiles = [
+        scored(LEFT, [(0.1, 0, 0, 3), (0.45, 1, 0, 4), (0.2, 2, 5, 8)]),
+        scored(MIDDLE, [(0.6, 2, 5, 13)]),
+    ]
+    left = [[(p, k) for p, k, _ in found(tiles, num_best=number)] for number in (0, 1, 2, 3)]
+    assert left == [[(0.6, 2)], [(0.6, 2)], [(0.6, 2), (0.45, 1)], [(0.6, 2), (0.45, 1), (0.1, 0)]]
+    assert found(tiles, num_best=0)[0][2] == list(range(5, 13))
+
+
 def test_masks_are_averaged_by_the_distance_from_the_border():
     """Columns 5, 6, 7 lie 3, 2, 1 from the left tile's border, and 1, 2, 3 from the other's: but one row is 1 high."""
     tall_left, tall_right = Tile(0, 9, 0, 8), Tile(0, 9, 5, 13)
@@ -112,7 +123,7 @@ def test_masks_are_averaged_by_the_distance_from_the_border():
         make_candidates([0.5], scores + 0.6), torch.tensor([0.5]), scores > -1, torch.tensor([True]), tall_left
     )
     other = one._replace(candidates=make_candidates([0.5], scores + 1.0), tile=tall_right)
-    mask = fuse_tiles([one, other], (9, 13), is_fixed=True).mask_scores[0]
+    mask = fuse_tiles([one, other], (9, 13), is_fixed=True, num_best=9).mask_scores[0]
     expected = [0.6] * 5 + [(3 * 0.6 + 1) / 4, 0.8, (0.6 + 3) / 4] + [1.0] * 5
     assert mask[4].tolist() == pytest.approx(expected)  # the middle row, 5 from top and bottom
 
@@ -120,7 +131,7 @@ def test_masks_are_averaged_by_the_distance_from_the_border():
 def test_stuff_is_put_side_by_side():
     """Where a tile is not sure of the class, its mask counts by the share: 0.2 / 0.8."""
     tiles = [scored(LEFT, [], (0.8, 0, 8)), scored(MIDDLE, [], (0.6, 5, 13)), scored(RIGHT, [], (0.2, 10, 18))]
-    fused = fuse_tiles(tiles, GRID, is_fixed=True)
+    fused = fuse_tiles(tiles, GRID, is_fixed=True, num_best=9)
     assert fused.class_scores.tolist() == pytest.approx([0.8]) and fused.is_thing.tolist() == [False]
     # All weights are 1: the grid is one row high.
     expected = [1.0] * 10 + [(1 + 0.25) / 2] * 3 + [0.25] * 5
@@ -129,7 +140,7 @@ def test_stuff_is_put_side_by_side():
 
 def test_joint_stuff_is_joined_as_things_are():
     tiles = [scored(LEFT, [(0.9, 0, 5, 8)], (0.8, 0, 8)), scored(MIDDLE, [(0.7, 0, 5, 8)], (0.6, 5, 13))]
-    fused = fuse_tiles(tiles, GRID, is_fixed=False)
+    fused = fuse_tiles(tiles, GRID, is_fixed=False, num_best=9)
     assert fused.class_scores.tolist() == pytest.approx([0.9, 0.8]) and fused.is_thing.tolist() == [True, False]
     assert (fused.mask_scores[1, 0] > 0.5).nonzero()[:, 0].tolist() == list(range(13))
 
@@ -141,19 +152,19 @@ def test_boxes_enclose_the_parts():
         one._replace(candidates=one.candidates._replace(boxes_cxcywh_norm=torch.tensor(box)))
         for one, box in zip(tiles, boxes, strict=True)
     ]
-    fused = fuse_tiles(tiles, GRID, is_fixed=True)
+    fused = fuse_tiles(tiles, GRID, is_fixed=True, num_best=9)
     torch.testing.assert_close(fused.boxes_cxcywh_norm, torch.tensor([[0.4, 0.55, 0.6, 0.3]]))
 
 
 def test_one_tile_is_as_it_was():
     whole = Tile(0, 1, 0, 18)
     one = scored(whole, [(0.9, 0, 0, 5), (0.8, 1, 2, 9)], (0.6, 0, 18))
-    fused = fuse_tiles([one], GRID, is_fixed=True)
+    fused = fuse_tiles([one], GRID, is_fixed=True, num_best=9)
     for name, a, b in zip(fused._fields, fused, one.candidates, strict=True):
         assert a is b is None or torch.allclose(a, b), name
 
 
 def test_nothing_at_all():
     tiles = [scored(LEFT, []), scored(Tile(0, 1, 7, 18), [])]
-    fused = fuse_tiles(tiles, GRID, is_fixed=True)
+    fused = fuse_tiles(tiles, GRID, is_fixed=True, num_best=9)
     assert fused.class_scores.shape == (0,) and fused.mask_scores.shape == (0, 1, 18)
