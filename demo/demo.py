@@ -17,7 +17,7 @@ import argparse
 import glob
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
 from psf.engine import Predictor, add_register_flag, build_config
-from psf.output import FILE_KINDS, TASKS, output_names, write_output
+from psf.output import FILE_KINDS, TASKS, drawable_metadata, write_output
 from psf.video import Camera, TimedFrame, VideoFile, VideoWriter
 
 logger = logging.getLogger("psf.demo")
@@ -61,9 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--save",
         type=_file_kinds,
-        default="picture,png,json",
         metavar="KIND,KIND",
-        help="files of an image [%(default)s]: " + "; ".join(f"{kind}: {what}" for kind, what in FILE_KINDS.items()),
+        help="files of an image [picture,png,json]: " + "; ".join(map(": ".join, FILE_KINDS.items())),
     )
     add("--confidence-threshold", type=_confidence, metavar="T", help="leave out what is below it [config's T_CNF]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu where there is no GPU]")
@@ -74,9 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _confidence(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
+    try:
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
 
 
 def _file_kinds(text: str) -> list[str]:
@@ -107,9 +109,7 @@ def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
     """Of panoptic segments and instances; an instance is shown where it is as sure as a thing of a panoptic map."""
     merging = cfg.MODEL.PSF.POST_PROCESSOR
     if task == "semantic" and threshold is not None:
-        raise ValueError(
-            "--confidence-threshold means nothing with --task semantic: each pixel gets its likeliest class"
-        )
+        raise ValueError("--confidence-threshold means nothing with --task semantic: a pixel gets its likeliest class")
     if task == "instance" and threshold is None:
         threshold = max(merging.THINGS.T_CNF, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)
     if threshold is not None:
@@ -129,23 +129,24 @@ def _choose_device(asked: str | None, configured: str) -> str:
 
 def segment_images(args: argparse.Namespace) -> int:
     """Write the files of every image of --input; an image that cannot be used is named and skipped."""
+    kinds = args.save or ["picture", "json"] + ["png"] * (args.task != "instance")
+    if args.task == "instance" and "png" in kinds:
+        raise ValueError("--save png means nothing with --task instance: masks may overlap; --save masks writes each")
     images, skipped = find_images(args.input)
-    names = choose_names(images, args.output, args.task)
+    check_apart(images, args.output, *args.output.glob("*_masks"))
     args.output.mkdir(parents=True, exist_ok=True)
     predictor = build_predictor(args)
     num_written = 0
     with logging_redirect_tqdm():
-        for path, name in tqdm(names.items(), unit="image"):
+        for path, name in tqdm(choose_names(images).items(), unit="image"):
             try:
                 image, picture = predictor.read(str(path))
-                prediction = predictor(image)
+                output = TASKS[args.task](predictor(image), predictor.metadata)
+                write_output(output, picture, source=path, folder=args.output, name=name, kinds=kinds)
+                num_written += 1
             except ValueError as error:
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
-                continue
-            output = TASKS[args.task](prediction, predictor.metadata)
-            write_output(output, picture, source=path, folder=args.output, name=name, kinds=args.save)
-            num_written += 1
     print(f"{num_written} of {len(images)} images written to {args.output}")
     if skipped:
         print(f"skipped: {', '.join(skipped)}")
@@ -184,12 +185,8 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     return list(images.values()), unmatched
 
 
-def choose_names(images: Sequence[Path], folder: Path, task: str) -> dict[Path, str]:
-    """A name for each image's output files: its stem, with a number where an earlier one has that stem.
-
-    Raises:
-        ValueError: if an image lies where outputs do, which could overwrite it or what belongs to it (a.json of a.png).
-    """
+def choose_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A name for each image's output files: its stem, with a number where an earlier one has that stem."""
     names: dict[Path, str] = {}
     seen = set()
     for image in images:
@@ -199,25 +196,27 @@ def choose_names(images: Sequence[Path], folder: Path, task: str) -> dict[Path, 
             name = f"{image.stem}_{number}"
         seen.add(name.lower())
         names[image] = name
-    taken = {folder.resolve(), *((folder / output_names(name, task)["masks"]).resolve() for name in names.values())}
-    for image in images:
-        if taken & {image.parent.resolve(), image.resolve().parent}:
-            raise ValueError(_lies_there(image))
     return names
 
 
-def _lies_there(source: Path) -> str:
-    return f"{source} lies in the folder of the results; so that nothing is overwritten, name another with --output"
+def check_apart(sources: Iterable[Path], *folders: Path) -> None:
+    """Refuse an input in a folder of results, which could overwrite it or what belongs to it (a.json of a.png)."""
+    taken = {folder.resolve() for folder in folders}
+    for source in sources:
+        if taken & {source.parent.resolve(), source.resolve().parent}:
+            raise ValueError(f"{source} lies in the folder of the results, where it could be lost: change --output")
 
 
 def segment_video(args: argparse.Namespace) -> int:
     """Write the drawn video of --video-input or --webcam; of a file damaged half-way, the frames before."""
+    if args.save is not None:
+        raise ValueError("--save is of the files of an image: --video-input and --webcam give one drawn video")
     source = Camera(args.webcam) if args.video_input is None else VideoFile(args.video_input)
     target = _video_target(args)
     num_written, is_complete = 0, True
     with source as frames, VideoWriter(target, frames.rate) as writer:
         predictor = build_predictor(args)
-        visualizer = VideoVisualizer(predictor.metadata)
+        visualizer = VideoVisualizer(drawable_metadata(predictor.metadata))
         known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
         progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
         try:
@@ -243,8 +242,7 @@ def _video_target(args: argparse.Namespace) -> Path:
     source: Path | None = args.video_input
     target: Path = args.output
     if target.is_dir() or not target.suffix:
-        if source is not None and target.resolve() in (source.parent.resolve(), source.resolve().parent):
-            raise ValueError(_lies_there(source))
+        check_apart([source] if source else [], target)
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
     if source is not None and target.resolve() == source.resolve():
         raise ValueError(f"{source} would be overwritten by the result: name another file with --output")

@@ -1,10 +1,10 @@
 """One image's results as files: pictures, label PNGs, binary masks, and a JSON that says what is in them."""
 
-from psf.output.files import FILE_KINDS, output_names, write_output
+from psf.output.files import FILE_KINDS, write_output
 from psf.output.instances import InstanceOutput
 from psf.output.panoptic import PanopticOutput
 from psf.output.semantic import SemanticOutput
-from psf.output.task_output import TaskOutput
+from psf.output.task_output import TaskOutput, drawable_metadata
 
 __all__ = [
     "FILE_KINDS",
@@ -13,7 +13,7 @@ __all__ = [
     "PanopticOutput",
     "SemanticOutput",
     "TaskOutput",
-    "output_names",
+    "drawable_metadata",
     "write_output",
 ]
 

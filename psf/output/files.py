@@ -6,31 +6,29 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from psf.output.task_output import TaskOutput
 
-__all__ = ["FILE_KINDS", "output_names", "write_output"]
+__all__ = ["FILE_KINDS", "write_output"]
 
 FILE_KINDS = {
     "picture": "NAME.jpg, the image with classes, scores and masks drawn over it",
-    "png": "NAME_panoptic.png or NAME_semantic.png, the label of each pixel",
+    "png": "NAME_panoptic.png or NAME_semantic.png, the label of each pixel (not of instances, which may overlap)",
     "json": "NAME.json, what was found: class, score, area, box",
     "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) for each of what was found",
 }
 
-
-def output_names(name: str, task: str) -> dict[str, str]:
-    """What the outputs of an image are called in their folder, by kind; `masks` is a folder itself."""
-    return {"picture": f"{name}.jpg", "png": f"{name}_{task}.png", "json": f"{name}.json", "masks": f"{name}_masks"}
+MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # as _write_masks gives them
 
 
 def write_output(
     output: TaskOutput, image_rgb: np.ndarray, *, source: Path, folder: Path, name: str, kinds: Collection[str]
 ) -> None:
-    """Write one image's results.
+    """Write one image's results; masks of an earlier run of the same name are removed.
 
     The JSON names the image, its size, the task, the PNG of labels, and under the task's key the records; where masks
     are written, each with the name of its own.
@@ -40,27 +38,41 @@ def write_output(
         image_rgb: (H, W, 3) uint8, what to draw over.
         source: where the image came from.
         folder: an existing folder.
-        name: of the output files, without what `output_names` adds.
-        kinds: some of FILE_KINDS.
+        name: NAME in FILE_KINDS.
+        kinds: some of FILE_KINDS; `png` gives nothing for instances.
+
+    Raises:
+        ValueError: if one of the files cannot be made of the results; then none is written.
     """
     height, width = output.size
-    paths = {kind: folder / own for kind, own in output_names(name, output.task).items()}
+    label_file = folder / f"{name}_{output.task}.png"
     labels = output.label_image() if "png" in kinds else None
     records = output.records() if {"json", "masks"} & set(kinds) else []
+    picture = output.picture(image_rgb) if "picture" in kinds else None
     if "masks" in kinds:
-        paths["masks"].mkdir(exist_ok=True)
-        for record in records:
-            file = f"{record['id']}_{re.sub(r'[^A-Za-z0-9-]+', '_', record['class'])}.png"
-            Image.fromarray(output.mask(record)).save(paths["masks"] / file)
-            record["mask_file_name"] = f"{paths['masks'].name}/{file}"
-    if "picture" in kinds:
+        _write_masks(output, records, folder / f"{name}_masks")
+    if picture is not None:
         # Thin coloured lines and letters stay sharp.
-        Image.fromarray(output.picture(image_rgb)).save(paths["picture"], quality=95, subsampling=0)
+        Image.fromarray(picture).save(folder / f"{name}.jpg", quality=95, subsampling=0)
     if labels is not None:
-        Image.fromarray(labels).save(paths["png"])
+        Image.fromarray(labels).save(label_file)
     if "json" in kinds:
         description = {"file_name": str(source), "height": height, "width": width, "task": output.task}
         if labels is not None:
-            description[f"{output.task}_file_name"] = paths["png"].name
+            description[f"{output.task}_file_name"] = label_file.name
         text = json.dumps({**description, output.records_key: records}, indent=2)
-        paths["json"].write_text(text + "\n", encoding="utf-8")
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_masks(output: TaskOutput, records: list[dict[str, Any]], folder: Path) -> None:
+    """Write a mask for each record, and its name into the record."""
+    folder.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if MASK_NAME.fullmatch(file.name) and file.is_file():
+            file.unlink()
+    for record in records:
+        # 60 letters of any language take 240 bytes at most; file systems allow a name of 255.
+        name = re.sub(r"[^\w-]+", "_", record["class"])[:60]
+        file = folder / f"{record['id']}_{name}.png"
+        Image.fromarray(output.mask(record)).save(file)
+        record["mask_file_name"] = f"{folder.name}/{file.name}"

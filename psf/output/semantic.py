@@ -10,9 +10,11 @@ from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import VisImage, Visualizer
 
 from psf.classes import PanopticClasses
-from psf.output.task_output import TaskOutput
+from psf.output.task_output import TaskOutput, literal
 
 __all__ = ["SemanticOutput"]
+
+MAX_ID = 2**16 - 1  # of a PNG of one channel
 
 
 class SemanticOutput(TaskOutput):
@@ -51,9 +53,18 @@ class SemanticOutput(TaskOutput):
         return records
 
     def label_image(self) -> np.ndarray:
-        """(H, W) in 8 bits, or in 16 where an id needs them."""
+        """(H, W) in 8 bits, or in 16 where an id needs them.
+
+        Raises:
+            ValueError: if an id of the data set needs more.
+        """
         table = np.zeros(max(self._classes) + 1, np.int64)
-        for channel, (_, own_id) in self._classes.items():
+        for channel, (name, own_id) in self._classes.items():
+            if not 0 <= own_id <= MAX_ID:
+                raise ValueError(
+                    f"class {name!r} has id {own_id} in the data set, the PNG of classes holds 0 to {MAX_ID}: "
+                    "change the ids of the data set, or do without the PNG"
+                )
             table[channel] = own_id
         return table.astype(np.uint8 if table.max() < 256 else np.uint16)[self._channels]
 
@@ -67,7 +78,7 @@ class SemanticOutput(TaskOutput):
             visualizer.draw_binary_mask(
                 self.mask(record).astype(np.uint8),
                 color=[x / 255 for x in colors[channel]] if channel < len(colors) else None,
-                text=record["class"],
+                text=literal(record["class"]),
                 alpha=0.7,
             )
         return visualizer.output

@@ -6,10 +6,23 @@ import abc
 from typing import Any, ClassVar
 
 import numpy as np
+from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import VisImage, Visualizer
 
-__all__ = ["TaskOutput"]
+__all__ = ["TaskOutput", "drawable_metadata", "literal"]
+
+
+def literal(text: str) -> str:
+    """The text such that matplotlib shows it letter by letter; between two `$` it would read a formula."""
+    return text.replace("$", r"\$")
+
+
+def drawable_metadata(metadata: Any) -> Metadata:
+    """Metadata with `literal` class names, to be given to Detectron2's visualizers."""
+    own = vars(metadata)
+    kinds = [key for key in ("thing_classes", "stuff_classes") if key in own]
+    return Metadata(**own | {key: [literal(name) for name in own[key]] for key in kinds})
 
 
 class TaskOutput(abc.ABC):
@@ -67,10 +80,10 @@ class TaskOutput(abc.ABC):
         """
         if image_rgb.shape[1] == 2:  # Detectron2 takes a mask of width 2 for a list of points
             return self.padded(1).picture(np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
-        return self.draw(Visualizer(image_rgb, self.metadata)).get_image()
+        return self.draw(Visualizer(image_rgb, drawable_metadata(self.metadata))).get_image()
 
     def frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
-        """As `picture`, for a frame of the video that `visualizer` is used for."""
+        """As `picture`, for a frame of the video that `visualizer`, made of `drawable_metadata`, is used for."""
         if image_rgb.shape[1] == 2:
             return self.padded(1).frame(visualizer, np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
         return self.draw_frame(visualizer, image_rgb).get_image()

@@ -11,6 +11,8 @@ import torch
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from psf.output import PanopticOutput
+
 
 def load_output(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, dict]:
     """The drawn picture, the ids of the panoptic PNG and the JSON."""
@@ -194,6 +196,7 @@ def test_inputs_below_the_output_and_behind_links(run, image, scene, tmp_path, c
     masks.parent.mkdir()
     Image.fromarray(scene()).save(masks)
     assert run("--input", image, masks, "--output", image.parent, "--save", "masks") == 2
+    assert run("--input", masks, "--output", image.parent, "--save", "masks") == 2
     (tmp_path / "link.png").symlink_to(image)
     (tmp_path / "folder").symlink_to(image.parent)
     for source, folder in (("link.png", "."), ("link.png", "in"), ("folder/a.png", "in"), ("in/a.png", "folder")):
@@ -206,11 +209,11 @@ def test_output_that_is_a_file(run, image, caplog):
     assert str(image) in caplog.records[-1].getMessage()
 
 
-@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "half"])
+@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "half", "nan"])
 def test_threshold_outside_its_range(run, capsys, threshold):
     with pytest.raises(SystemExit, match="2"):
         run("--input", "a.png", "--confidence-threshold", threshold)
-    assert "--confidence-threshold" in capsys.readouterr().err
+    assert f"--confidence-threshold: '{threshold}' is not a number between 0 and 1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -266,3 +269,26 @@ def test_files_of_an_unknown_kind(run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("--input", "a.png", "--save", "json,mask")
     assert "'mask' is none of picture, png, json, masks" in capsys.readouterr().err
+
+
+def test_a_png_of_instances_is_refused_and_not_the_default(run, image, out, caplog):
+    assert run("--input", image, "--output", out, "--task", "instance", "--save", "png,json") == 2
+    assert "--save png means nothing with --task instance" in caplog.records[-1].getMessage() and not out.exists()
+    assert run("--input", image, "--output", out, "--task", "instance") == 0
+    assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json"]
+
+
+def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, caplog, monkeypatch):
+    """Here one in two, as its picture cannot be drawn."""
+    Image.fromarray(scene(width=91)).save(image.with_name("b.png"))
+    draw = PanopticOutput.draw
+
+    def refuse_wide(self, visualizer):
+        if self.size[1] == 91:
+            raise ValueError("too wide")
+        return draw(self, visualizer)
+
+    monkeypatch.setattr(PanopticOutput, "draw", refuse_wide)
+    assert run("--input", image.with_name("b.png"), image, "--output", out) == 1
+    assert "b.png: skipped: too wide" in caplog.text
+    assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json", "a_panoptic.png"]

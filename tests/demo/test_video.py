@@ -125,3 +125,16 @@ def test_webcam_without_a_picture(run, fake_cameras, out, caplog):
 def test_a_model_of_bands_takes_no_video(run, video, out, caplog):
     assert run("--video-input", video, "--output", out, "--opts", "INPUT.FORMAT", "BANDS") == 2
     assert "INPUT.FORMAT is 'BANDS'" in caplog.records[-1].getMessage() and not list(out.glob("*"))
+
+
+@pytest.mark.parametrize("source", [["--video-input", "clip.mp4"], ["--webcam"]])
+def test_files_of_an_image_are_not_of_a_video(run, out, caplog, source):
+    assert run(*source, "--output", out, "--save", "json") == 2
+    assert "--save is of the files of an image" in caplog.records[-1].getMessage() and not out.exists()
+
+
+def test_classes_named_like_formulas_in_a_video(run, video, out, metadata, monkeypatch):
+    monkeypatch.setitem(vars(metadata), "thing_classes", [r"$\frac{$"] * 2)
+    monkeypatch.setitem(vars(metadata), "stuff_classes", [r"$\frac{$"] * 2)
+    assert run("--video-input", video, "--output", out, "--max-frames", 1) == 0
+    assert len(read_video(out / "clip.mp4")[0]) == 1

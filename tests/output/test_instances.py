@@ -14,7 +14,7 @@ from detectron2.utils.video_visualizer import VideoVisualizer
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from psf.output import FILE_KINDS, InstanceOutput, write_output
+from psf.output import FILE_KINDS, InstanceOutput, drawable_metadata, write_output
 
 METADATA = Metadata(
     thing_classes=["sky", "ball", "sea"],
@@ -76,6 +76,14 @@ def test_pictures_and_frames_show_them(size):
         assert drawn.shape == image.shape and np.abs(drawn.astype(int) - 128).max() > 20
     nothing = InstanceOutput(predict(np.ones((0, *size), bool), [], []), METADATA)
     assert np.array_equal(nothing.picture(image), image) and nothing.records() == []
+
+
+def test_a_class_named_like_a_formula_is_drawn():
+    known = Metadata(**vars(METADATA) | {"thing_classes": ["sky", r"$\frac{$", "sea"]})
+    image = np.full((60, 90, 3), 128, np.uint8)
+    output = InstanceOutput(predict(np.ones((1, 60, 90), bool), [1], [0.9]), known)
+    for drawn in (output.picture(image), output.frame(VideoVisualizer(drawable_metadata(known)), image)):
+        assert np.abs(drawn.astype(int) - 128).max() > 20
 
 
 def test_a_class_that_the_data_set_does_not_know():

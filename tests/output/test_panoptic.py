@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from detectron2.utils.visualizer import Visualizer
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-from psf.output import FILE_KINDS, PanopticOutput, output_names, write_output
+from psf.output import FILE_KINDS, PanopticOutput, write_output
 
+NAMES = {"picture": "a.jpg", "png": "a_panoptic.png", "json": "a.json", "masks": "a_masks"}
 COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
 JOINT = SimpleNamespace(  # ids of all classes in one row
     thing_classes=["sky", "ball", "sea"],
@@ -69,9 +72,9 @@ def test_files_hold_ids_beyond_a_byte_and_plain_json(tmp_path: Path):
     before = copy.deepcopy(prediction["panoptic_seg"][1])
     image = np.full((40, 50, 3), 128, np.uint8)
     output = PanopticOutput(prediction, JOINT)
-    write_output(output, image, source=Path("in/a.png"), folder=tmp_path, name="a.b", kinds=FILE_KINDS)
+    write_output(output, image, source=Path("in/a.png"), folder=tmp_path, name="a.b", kinds=NAMES)
 
-    assert {file.name for file in tmp_path.iterdir()} == set(output_names("a.b", "panoptic").values())
+    assert {file.name for file in tmp_path.iterdir()} == {name.replace("a", "a.b", 1) for name in NAMES.values()}
     assert np.array_equal(rgb2id(np.array(Image.open(tmp_path / "a.b_panoptic.png"))), ids)
     record = json.loads((tmp_path / "a.b.json").read_text())
     assert [segment["id"] for segment in record["segments_info"]] == [66_000, 300]
@@ -91,16 +94,66 @@ def test_files_hold_ids_beyond_a_byte_and_plain_json(tmp_path: Path):
 def test_only_what_is_asked_for_is_written(tmp_path: Path, kind: str):
     output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 1, True)), JOINT)
     write_output(output, np.zeros((4, 5, 3), np.uint8), source=Path("a.png"), folder=tmp_path, name="a", kinds=[kind])
-    assert [file.name for file in tmp_path.iterdir()] == [output_names("a", "panoptic")[kind]]
+    assert [file.name for file in tmp_path.iterdir()] == [NAMES[kind]]
 
 
-def test_a_class_name_is_no_path(tmp_path: Path):
-    metadata = SimpleNamespace(thing_classes=["../road/sign"], thing_dataset_id_to_contiguous_id={7: 0})
+def write_masks_of(name: str, folder: Path) -> list[str]:
+    """The names of mask files, where an image shows a thing of the class `name`."""
+    metadata = SimpleNamespace(thing_classes=[name], thing_dataset_id_to_contiguous_id={7: 0})
     output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 0, True)), metadata)
-    write_output(
-        output, np.zeros((4, 5, 3), np.uint8), source=Path("a.png"), folder=tmp_path, name="a", kinds=["masks"]
-    )
-    assert [file.name for file in (tmp_path / "a_masks").iterdir()] == ["1__road_sign.png"]
+    image = np.zeros((4, 5, 3), np.uint8)
+    write_output(output, image, source=Path("a.png"), folder=folder, name="a", kinds=["masks"])
+    return sorted(file.name for file in (folder / "a_masks").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("../road/sign", "1__road_sign.png"),
+        (".hidden\\class", "1__hidden_class.png"),
+        ("汽车", "1_汽车.png"),
+        ("x" * 300, f"1_{'x' * 60}.png"),
+        ("\U00020000" * 300, "1_" + "\U00020000" * 60 + ".png"),  # 4 bytes each
+        ("", "1_.png"),
+    ],
+)
+def test_a_class_name_becomes_a_file_name(tmp_path: Path, name: str, file: str):
+    assert write_masks_of(name, tmp_path) == [file]
+
+
+def test_masks_of_an_earlier_run_go_and_nothing_else(tmp_path: Path):
+    write_masks_of("汽车" * 100, tmp_path)
+    others = ["notes.txt", "ball.png", "1_ball.jpg", "1 ball.png", "x1_ball.png"]
+    for name in (*others, "12_old-class.png", "3_.png"):
+        (tmp_path / "a_masks" / name).touch()
+    (tmp_path / "a_masks" / "4_folder.png").mkdir()
+    assert write_masks_of("ball", tmp_path) == sorted([*others, "1_ball.png", "4_folder.png"])
+
+
+@pytest.mark.parametrize("is_thing", [True, False])
+@pytest.mark.parametrize("name", [r"$\frac{$", "$x$", "a $", r"a \$ b"])
+def test_a_class_name_is_drawn_letter_by_letter(name: str, is_thing: bool):
+    """As where matplotlib is told not to read formulas."""
+    classes = {"thing_classes": [name], "stuff_classes": [name], "thing_colors": COLORS, "stuff_colors": COLORS}
+    output = PanopticOutput(predict(np.ones((60, 200), np.int32), (1, 0, is_thing)), SimpleNamespace(**classes))
+    image = np.zeros((60, 200, 3), np.uint8)
+    np.random.seed(0)  # Detectron2 varies the colours
+    with matplotlib.rc_context({"text.parse_math": False}):
+        expected = output.draw(Visualizer(image, output.metadata)).get_image()
+    np.random.seed(0)
+    assert np.array_equal(output.picture(image), expected)
+
+
+def test_what_cannot_be_drawn_leaves_no_file(tmp_path: Path, monkeypatch):
+    def refuse(*args):
+        raise ValueError("cannot be drawn")
+
+    monkeypatch.setattr(PanopticOutput, "draw", refuse)
+    output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 1, True)), JOINT)
+    image = np.zeros((4, 5, 3), np.uint8)
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        write_output(output, image, source=Path("a.png"), folder=tmp_path, name="a", kinds=FILE_KINDS)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (17, 400), (400, 17)])

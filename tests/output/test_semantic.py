@@ -12,7 +12,7 @@ from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
 from PIL import Image
 
-from psf.output import FILE_KINDS, SemanticOutput, write_output
+from psf.output import FILE_KINDS, SemanticOutput, drawable_metadata, write_output
 
 COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
 NAMES = ["sky", "ball", "sea"]
@@ -67,6 +67,24 @@ def test_pictures_and_frames_are_in_the_colours_of_the_classes(size):
         assert drawn.shape == image.shape
         red, green, blue = np.median(drawn.reshape(-1, 3), axis=0)
         assert size == (3, 2) or (green > red + 50 and green > blue + 50)  # hardly a pixel of 3 x 2 is well inside
+
+
+@pytest.mark.parametrize("sea", [65536, -1])
+def test_an_id_that_the_png_cannot_hold(tmp_path: Path, sea: int):
+    output = SemanticOutput(predict([[2, 2, 1]]), metadata(sea))
+    image = np.full((1, 3, 3), 128, np.uint8)
+    with pytest.raises(ValueError, match=rf"^class 'sea' has id {sea} .* 0 to 65535.*$"):
+        write_output(output, image, source=Path("a.png"), folder=tmp_path, name="a", kinds=FILE_KINDS)
+    assert not list(tmp_path.iterdir())
+    assert output.records()[0]["id"] == sea
+
+
+def test_a_class_named_like_a_formula_is_drawn():
+    known = Metadata(**vars(metadata()) | {"stuff_classes": [r"$\frac{$"] * 3, "thing_classes": [r"$\frac{$"] * 3})
+    image = np.full((60, 90, 3), 128, np.uint8)
+    output = SemanticOutput(predict([[1] * 90] * 60), known)
+    for drawn in (output.picture(image), output.frame(VideoVisualizer(drawable_metadata(known)), image)):
+        assert np.abs(drawn.astype(int) - 128).max() > 20
 
 
 def test_things_that_share_a_channel():
