@@ -129,6 +129,8 @@ def _choose_device(asked: str | None, configured: str) -> str:
 
 def segment_images(args: argparse.Namespace) -> int:
     """Write the files of every image of --input; an image that cannot be used is named and skipped."""
+    if args.max_frames is not None:
+        raise ValueError("--max-frames is for a video or a camera: images are all used")
     kinds = args.save or ["picture", "json"] + ["png"] * (args.task != "instance")
     if args.task == "instance" and "png" in kinds:
         raise ValueError("--save png means nothing with --task instance: masks may overlap; --save masks writes each")

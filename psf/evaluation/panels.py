@@ -19,6 +19,7 @@ from PIL import Image
 
 from psf.data import as_picture
 from psf.evaluation.ground_truth import PanopticGroundTruth
+from psf.output import drawable_metadata
 
 __all__ = ["PanelEvaluator", "PanelRow", "PanopticMap", "draw_panel"]
 
@@ -91,7 +92,7 @@ def _draw_row(row: PanelRow, metadata: Metadata) -> list[Image.Image]:
     for ids, segments in maps:
         resized = Image.fromarray(np.asarray(ids).astype(np.int32)).resize(size, Image.Resampling.NEAREST)
         copies = [dict(segment) for segment in segments]  # the Visualizer overwrites `area`
-        drawn = Visualizer(np.asarray(image), metadata).draw_panoptic_seg(
+        drawn = Visualizer(np.asarray(image), drawable_metadata(metadata)).draw_panoptic_seg(
             torch.from_numpy(np.array(resized)), copies, 0
         )
         cells.append(Image.fromarray(drawn.get_image()))

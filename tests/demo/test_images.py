@@ -292,3 +292,8 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
     assert run("--input", image.with_name("b.png"), image, "--output", out) == 1
     assert "b.png: skipped: too wide" in caplog.text
     assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json", "a_panoptic.png"]
+
+
+def test_frames_of_images(run, image, out, caplog):
+    assert run("--input", image, "--output", out, "--max-frames", "1") == 2
+    assert "--max-frames is for a video or a camera" in caplog.records[-1].getMessage()
