@@ -6,6 +6,7 @@ from psf.checkpoint.conversion import Conversion, convert_checkpoint
 from psf.checkpoint.imagenet import convert_imagenet
 from psf.checkpoint.input_channels import adapt_input_channels, adapted_weight
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
+from psf.checkpoint.query_count import adapt_query_count
 from psf.checkpoint.reading import read_state_dict
 from psf.checkpoint.released import convert_released
 
@@ -15,6 +16,7 @@ __all__ = [
     "Conversion",
     "PretrainedHandler",
     "adapt_input_channels",
+    "adapt_query_count",
     "adapted_weight",
     "changes_table",
     "check_same_classes",

@@ -11,7 +11,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
 from torch import nn
 
-from psf.checkpoint import ClassNames, adapt_input_channels, changes_table, compare_classes, remap_classes
+from psf.checkpoint import (
+    ClassNames,
+    adapt_input_channels,
+    adapt_query_count,
+    changes_table,
+    compare_classes,
+    remap_classes,
+)
 
 __all__ = ["Checkpointer"]
 
@@ -58,7 +65,8 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     warning otherwise. Made without optimizer and the like, which means that the model will not be trained, it warns of
     parts of it that stay random.
 
-    A first convolution for 3 channels is adapted where the model has another number of them, unless a run goes on.
+    A first convolution for 3 channels is adapted where the model has another number of them, and so is the number of
+    thing queries, unless a run goes on.
 
     Args:
         model: as Detectron2's.
@@ -91,7 +99,21 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         self._is_compared = found is not None and self.class_names is not None
         if found is not None and self.class_names is not None:
             self._remap(checkpoint, found, self.class_names)
+        if not self._resumes:
+            self._adapt_query_count(checkpoint["model"])
         return super()._load_model(checkpoint)
+
+    def _adapt_query_count(self, state_dict: dict[str, Any]) -> None:
+        counts = adapt_query_count(state_dict, self.model.state_dict())
+        if counts is not None:
+            level = logging.INFO if self.checkpointables or counts[0] > counts[1] else logging.WARNING
+            logger.log(
+                level,
+                "MODEL.PSF.NUM_THING_QUERIES: the checkpoint has %d, the model %d; the first %d are loaded%s",
+                *counts,
+                min(counts),
+                ", the others are RANDOM" if counts[0] < counts[1] else "",
+            )
 
     def _remap(self, checkpoint: dict[str, Any], found: ClassNames, wanted: ClassNames) -> None:
         changes = compare_classes(found, wanted)
