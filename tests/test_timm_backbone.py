@@ -12,12 +12,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from torch import nn
 
 from tests.models import gradients, make_input, tiny_config, tiny_model
 
 timm = pytest.importorskip("timm")
 
 from psf.backbone import TimmBackbone  # noqa: E402
+from psf.backbone.timm import _freeze_statistics  # noqa: E402
 
 MAPS = ["res3", "res4", "res5"]
 
@@ -118,6 +120,11 @@ class TestFrozen:
         changed = {name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)}
         frozen = {name for name in before if name.startswith(("model.conv1.", "model.bn1."))}
         assert changed == set(before) - frozen and frozen
+
+    def test_norms_without_parameters_are_not_taken_for_frozen_ones(self):
+        model = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2).requires_grad_(False))
+        _freeze_statistics(model)
+        assert [isinstance(norm, nn.BatchNorm2d) for norm in model] == [True, False]
 
 
 class TestDropPath:

@@ -155,7 +155,7 @@ def _freeze_statistics(model: nn.Module) -> None:
 
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            is_norm = isinstance(child, nn.modules.batchnorm._BatchNorm)
+            is_norm = isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine
             if is_norm and not any(parameter.requires_grad for parameter in child.parameters()):
                 setattr(parent, name, freeze_batch_norm_2d(child))
 
