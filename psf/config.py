@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["SHARED_KEYS", "add_psf_config"]
+__all__ = ["SHARED_KEYS", "add_psf_config", "backbone_maps"]
 
 
 def add_psf_config(cfg: CN) -> None:
@@ -27,6 +27,12 @@ def add_psf_config(cfg: CN) -> None:
             node = node[parent]
         if leaf not in node:
             node[leaf] = value
+
+
+def backbone_maps(cfg: CN) -> list[str]:
+    """Names of the backbone's maps that the model reads: MODEL.PSF.FINE_FEATURE, if there is one, and IN_FEATURES."""
+    fine = cfg.MODEL.PSF.FINE_FEATURE
+    return [*([fine] if fine else []), *cfg.MODEL.PSF.IN_FEATURES]
 
 
 # Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing, and one beside TRAIN and
@@ -85,6 +91,9 @@ def _add_input_defaults(psf: CN) -> None:
     # Levels that encoder and location decoder see: len(IN_FEATURES) as in the paper, or more; each one beyond is a
     # strided 3x3 convolution on the backbone's last map, which the mask decoder does not see (released: 4).
     psf.NUM_FEATURE_LEVELS = 3
+    # A finer map than these for the mask decoders alone, which the encoder does not see, such as "res2": masks of small
+    # things at stride 4. "": none, as in both recipes.
+    psf.FINE_FEATURE = ""
     psf.HIDDEN_DIM = 256  # D, channels of tokens and queries
     psf.NUM_HEADS = 8  # h, heads of every attention; the mask head fuses h maps per level
     # Memory format of images and backbone: channels last makes most convolutional backbones faster, also on CPUs.
@@ -129,6 +138,10 @@ def _add_network_defaults(psf: CN) -> None:
     # True: each layer refines the boxes of the one before and attends around them, also at test (released recipe).
     psf.LOCATION_DECODER.BOX_REFINEMENT = False
 
+    # True: the queries are the encoder's best proposals, not learned ones (two-stage Deformable DETR; in neither
+    # recipe, for quick learning). TARGET must be "box".
+    psf.LOCATION_DECODER.TWO_STAGE = False
+
     # ------------------------------------------------------------------ mask decoder (section 3.3.3)
     psf.MASK_DECODER = CN()
     psf.MASK_DECODER.NAME = "MaskDecoder"
@@ -150,6 +163,9 @@ def _add_network_defaults(psf: CN) -> None:
     # the thing queries' position is "none", or the encoding of where the location decoder's head has "located" them.
     psf.MASK_DECODER.KEY_POSITION = False
     psf.MASK_DECODER.THING_POSITION = "none"
+    # True: a thing query attends first to the box that the location decoder's last layer predicts, and its mask starts
+    # as the ellipse in it (in neither recipe, for quick learning).
+    psf.MASK_DECODER.BOX_PRIOR = False
 
     # Which FC layer names the class of a thing, in training and at test: that of the "mask_decoder" on the refined
     # query (section 3.3.3), or that of the "location_decoder"'s last layer (released recipe).

@@ -16,7 +16,7 @@ from psf.inference import Frame, choose_things, join_candidates, stuff_candidate
 from psf.joint_queries import separate_stuff, stuff_as_things
 from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
 from psf.model_parts import ResultSettings, model_parts
-from psf.modeling import Neck
+from psf.modeling import FineLevel, Neck
 from psf.post_processing import PostProcessor, semantic_result
 from psf.predictions import Candidates, DecodedMasks, FeatureTokens, PanopticTargets, TrainingPredictions
 from psf.recompute import recompute_blocks
@@ -36,6 +36,7 @@ class PanopticSegFormer(nn.Module):
         backbone: gives the maps that `neck` asks for.
         neck: maps -> levels of D channels.
         pixel_encoder: levels -> tokens.
+        fine_level: one more level for the mask decoders; None: they see those of the tokens alone.
         location_decoder: tokens -> located thing queries; None: the model knows no things.
         thing_decoder: mask decoder of the thing queries.
         thing_classifier: classes of the refined thing queries; None: the location decoder names them.
@@ -47,6 +48,7 @@ class PanopticSegFormer(nn.Module):
         post_processor: candidates -> panoptic map and instances.
         classes: contiguous ids of the thing and stuff classes.
         dim: D.
+        fine_feature: name of the map that `fine_level` takes.
         num_mask_levels: levels that the mask decoders attend to, the finest ones.
         pixel_mean: per channel, in the images' units.
         pixel_std: per channel.
@@ -63,6 +65,7 @@ class PanopticSegFormer(nn.Module):
         backbone: Backbone,
         neck: Neck,
         pixel_encoder: nn.Module,
+        fine_level: FineLevel | None = None,
         location_decoder: nn.Module | None,
         thing_decoder: nn.Module | None,
         thing_classifier: nn.Module | None,
@@ -73,6 +76,7 @@ class PanopticSegFormer(nn.Module):
         post_processor: PostProcessor,
         classes: PanopticClasses,
         dim: int,
+        fine_feature: str = "",
         num_mask_levels: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -83,6 +87,7 @@ class PanopticSegFormer(nn.Module):
     ):
         super().__init__()
         self.backbone, self.neck, self.pixel_encoder = backbone, neck, pixel_encoder
+        self.fine_level, self.fine_feature = fine_level, fine_feature
         self.channels_last = channels_last
         self.backbone.to(memory_format=self.memory_format)
         self.location_decoder = location_decoder
@@ -146,7 +151,7 @@ class PanopticSegFormer(nn.Module):
             targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
             if self.has_joint_queries:
                 targets = [stuff_as_things(target, len(self.classes.thing_ids)) for target in targets]
-            return self._losses(self._encode(images.tensor, padded_pixels(images)), targets)
+            return self._losses(*self._encode(images.tensor, padded_pixels(images)), targets)
         results = []
         candidates = self.candidates(images.tensor, padded_pixels(images))
         for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
@@ -165,7 +170,7 @@ class PanopticSegFormer(nn.Module):
             self.post_processor,
             self.preprocess,
             candidates_of,
-            stride=self.backbone.output_shape()[self.neck.in_features[0]].stride,
+            stride=self.backbone.output_shape()[self.fine_feature or self.neck.in_features[0]].stride,
             is_fixed=not self.has_joint_queries,
         )
         return self.result(candidates, frame)
@@ -187,9 +192,14 @@ class PanopticSegFormer(nn.Module):
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
 
-    def _encode(self, images: Tensor, padding_mask: Tensor | None) -> FeatureTokens:
-        levels = self.neck(self.backbone(images.contiguous(memory_format=self.memory_format)))
-        return self.pixel_encoder(levels, padding_mask)
+    def _encode(self, images: Tensor, padding_mask: Tensor | None) -> tuple[FeatureTokens, FeatureTokens]:
+        """All tokens, and those that the mask decoders attend to."""
+        features = self.backbone(images.contiguous(memory_format=self.memory_format))
+        tokens = self.pixel_encoder(self.neck(features), padding_mask)
+        memory = tokens.finest(self.num_mask_levels)
+        if self.fine_level is not None:
+            memory = self.fine_level(features[self.fine_feature], memory, padding_mask)
+        return tokens, memory
 
     def _decode_stuff(self, memory: FeatureTokens, layer: int | None) -> tuple[DecodedMasks, list[Tensor]]:
         """Masks and class logits (B, K_stuff) of the stuff queries, which need no location."""
@@ -199,17 +209,25 @@ class PanopticSegFormer(nn.Module):
         decoded = self.stuff_decoder(queries, memory, self.stuff_position.weight, layer=layer)
         return decoded, [logits[..., 0] for logits in self.stuff_classifier(decoded, layer)]
 
-    def _losses(self, tokens: FeatureTokens, targets: list[PanopticTargets]) -> dict[str, Tensor]:
-        memory = tokens.finest(self.num_mask_levels)
+    def _losses(
+        self, tokens: FeatureTokens, memory: FeatureTokens, targets: list[PanopticTargets]
+    ) -> dict[str, Tensor]:
         stuff, stuff_logits = self._decode_stuff(memory, layer=None)
         predictions = TrainingPredictions([], NO_MASKS, [], stuff, stuff_logits)
         assignments = ThingAssignments([], [])
         if self.location_decoder is not None and self.thing_decoder is not None:
             located = self.location_decoder(tokens)
             selected = self.matching.select(located, targets)
-            things = self.thing_decoder(selected.queries, memory, selected.position)
+            things = self.thing_decoder(
+                selected.queries, memory, selected.position, **_boxes(selected.boxes_cxcywh_norm)
+            )
             logits = [] if self.thing_classifier is None else self.thing_classifier(things)
-            predictions = predictions._replace(location_layers=located.layers, things=things, thing_class_logits=logits)
+            predictions = predictions._replace(
+                location_layers=located.layers,
+                things=things,
+                thing_class_logits=logits,
+                proposals=located.proposals,
+            )
             assignments = self.matching.assign(predictions, selected, targets)
         with torch.autocast(self.device.type, enabled=False):
             return self.criterion(predictions, assignments, targets)
@@ -223,8 +241,7 @@ class PanopticSegFormer(nn.Module):
             images: (B, C, H, W), normalised and padded.
             padding_mask: (B, H, W), True where padded; None if no image is.
         """
-        tokens = self._encode(images, padding_mask)
-        memory = tokens.finest(self.num_mask_levels)
+        tokens, memory = self._encode(images, padding_mask)
         stuff, stuff_logits = self._decode_stuff(memory, self.settings.layer)
         things = self._thing_candidates(tokens, memory)
         if self.has_joint_queries:
@@ -247,15 +264,17 @@ class PanopticSegFormer(nn.Module):
         if self.thing_classifier is None:  # the classes are known: only the chosen queries are decoded
             things = choose_things(located.layers[-1].class_logits, way, num_pairs)
             queries = located.pick(things.rows)
-            masks = self.thing_decoder(queries.queries, memory, queries.position, layer=layer).mask_scores[-1]
+            boxes = _boxes(queries.boxes_cxcywh_norm)
+            masks = self.thing_decoder(queries.queries, memory, queries.position, layer=layer, **boxes).mask_scores[-1]
         else:
-            decoded = self.thing_decoder(located.queries, memory, located.position, layer=layer)
+            boxes = _boxes(located.boxes_cxcywh_norm)
+            decoded = self.thing_decoder(located.queries, memory, located.position, layer=layer, **boxes)
             things = choose_things(self.thing_classifier(decoded, layer)[-1], way, num_pairs)
             masks = torch.take_along_dim(decoded.mask_scores[-1], things.rows[..., None, None], dim=1)
-        boxes = None
+        found = None
         if located.layers and located.layers[-1].locations.shape[-1] == 4:
-            boxes = torch.take_along_dim(located.layers[-1].locations, things.rows[..., None], dim=1)
-        return thing_candidates(things, masks, boxes)
+            found = torch.take_along_dim(located.layers[-1].locations, things.rows[..., None], dim=1)
+        return thing_candidates(things, masks, found)
 
     def result(self, candidates: Candidates, frame: Frame) -> dict[str, Any]:
         """One image's results at the size that the frame names, as MODEL.PSF.TEST switches them on."""
@@ -265,6 +284,11 @@ class PanopticSegFormer(nn.Module):
         if self.settings.semantic:
             result["sem_seg"] = semantic_result(candidates, self.classes, frame)
         return result
+
+
+def _boxes(boxes: Tensor | None) -> dict[str, Tensor]:
+    """Argument of a mask decoder with a box prior; decoders without one need not know of boxes."""
+    return {} if boxes is None else {"boxes": boxes}
 
 
 def padded_pixels(images: ImageList) -> Tensor | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
+from detectron2.modeling import Backbone, build_backbone
 from torch import nn
 
 from psf.classes import PanopticClasses, classes_from_config
 from psf.joint_queries import all_as_things
 from psf.modeling import (
+    FineLevel,
     MaskDecoderDepth,
     Neck,
     QueryClassifier,
@@ -59,12 +60,14 @@ def model_parts(cfg: CfgNode) -> dict[str, Any]:
             num_levels=psf.NUM_FEATURE_LEVELS,
         ),
         "pixel_encoder": build_pixel_encoder(cfg),
+        "fine_level": _fine_level(cfg, backbone),
         "location_decoder": build_location_decoder(cfg, num_things) if num_things else None,
         "matching": build_matching(cfg),
         "criterion": build_criterion(cfg),
         "post_processor": build_post_processor(cfg),
         "classes": classes,
         "dim": psf.HIDDEN_DIM,
+        "fine_feature": psf.FINE_FEATURE,
         "num_mask_levels": len(psf.IN_FEATURES),
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -83,11 +86,25 @@ def model_parts(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def _fine_level(cfg: CfgNode, backbone: Backbone) -> FineLevel | None:
+    name, shapes = cfg.MODEL.PSF.FINE_FEATURE, backbone.output_shape()
+    if not name:
+        return None
+    coarser = shapes[cfg.MODEL.PSF.IN_FEATURES[0]].stride
+    if name not in shapes or shapes[name].stride >= coarser:
+        known = {key: shape.stride for key, shape in shapes.items()}
+        raise ValueError(
+            f'MODEL.PSF.FINE_FEATURE is "{name}": expected a map of the backbone that is finer than stride {coarser}, '
+            f"the first of MODEL.PSF.IN_FEATURES; the backbone gives these strides: {known}"
+        )
+    return FineLevel(in_channels=shapes[name].channels, dim=cfg.MODEL.PSF.HIDDEN_DIM)
+
+
 def _mask_decoders(cfg: CfgNode, classes: PanopticClasses) -> dict[str, nn.Module | None]:
     """Mask decoders and classifiers of the queries of these classes."""
     psf, node = cfg.MODEL.PSF, cfg.MODEL.PSF.MASK_DECODER
     num_things = len(classes.thing_ids)
-    thing_depth = MaskDecoderDepth(node.NUM_THING_LAYERS, node.THING_SELF_ATTENTION)
+    thing_depth = MaskDecoderDepth(node.NUM_THING_LAYERS, node.THING_SELF_ATTENTION, has_boxes=True)
     stuff_depth = MaskDecoderDepth(node.NUM_STUFF_LAYERS, node.STUFF_SELF_ATTENTION)
     thing_decoder = build_mask_decoder(cfg, thing_depth) if num_things else None
     if not classes.stuff_ids:

@@ -59,12 +59,16 @@ class LocatedQueries(NamedTuple):
     queries: Tensor  # (B, N, D)
     position: Tensor | None  # (B, N, D) encoding of their predicted places; None where the recipe has none
     layers: list[LocationLayer]  # all layers in training, the last or none at test
+    boxes_cxcywh_norm: Tensor | None = None  # (B, N, 4) their predicted boxes, without gradient; None as `position`
+    proposals: LocationLayer | None = None  # what each of the T tokens predicts, N = T; None where queries are learned
 
     def pick(self, rows: Tensor) -> LocatedQueries:
-        """Queries and positions of the (B, M) rows; what the head says stays whole."""
+        """Queries, positions and boxes of the (B, M) rows; what the heads predict stays whole."""
         index = rows[..., None]
-        position = None if self.position is None else torch.take_along_dim(self.position, index, dim=1)
-        return self._replace(queries=torch.take_along_dim(self.queries, index, dim=1), position=position)
+        parts = (self.position, self.boxes_cxcywh_norm)
+        position, boxes = (None if x is None else torch.take_along_dim(x, index, dim=1) for x in parts)
+        queries = torch.take_along_dim(self.queries, index, dim=1)
+        return self._replace(queries=queries, position=position, boxes_cxcywh_norm=boxes)
 
 
 class DecodedMasks(NamedTuple):
@@ -86,6 +90,7 @@ class TrainingPredictions(NamedTuple):
     thing_class_logits: list[Tensor]  # (B, N, K_things) per layer; empty where the location decoder names the classes
     stuff: DecodedMasks  # of all layers; N = K_stuff
     stuff_class_logits: list[Tensor]  # (B, K_stuff) per layer
+    proposals: LocationLayer | None = None  # of the T tokens; None where queries are learned
 
 
 class PanopticTargets(NamedTuple):

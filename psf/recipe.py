@@ -91,6 +91,7 @@ def check_recipe(cfg: CfgNode) -> None:
             "MODEL.PSF.LOCATION_DECODER.NUM_LAYERS is 0: there is no head that gives classes or boxes; set "
             'THING_CLASSIFIER to "mask_decoder", TEST.INSTANCE.BOXES to "mask", MASK_DECODER.THING_POSITION to "none"'
         )
+    _check_boxes_are_predicted(psf)
     if psf.TEST.INSTANCE.BOXES == "location_decoder" and psf.LOCATION_DECODER.TARGET != "box":
         raise ValueError(
             f'MODEL.PSF.TEST.INSTANCE.BOXES is "location_decoder", which predicts no boxes with '
@@ -111,6 +112,19 @@ def check_recipe(cfg: CfgNode) -> None:
             "MODEL.PSF.MASK_DECODER.SHARE_WEIGHTS needs NUM_THING_LAYERS = NUM_STUFF_LAYERS and THING_SELF_ATTENTION = "
             f"STUFF_SELF_ATTENTION; found {decoder.NUM_THING_LAYERS} and {decoder.NUM_STUFF_LAYERS}, "
             f"{decoder.THING_SELF_ATTENTION} and {decoder.STUFF_SELF_ATTENTION}"
+        )
+
+
+def _check_boxes_are_predicted(psf: CfgNode) -> None:
+    """What needs the location decoder's boxes has them."""
+    node = psf.LOCATION_DECODER
+    if node.NUM_LAYERS > 0 and node.TARGET == "box":
+        return
+    asked = {"LOCATION_DECODER.TWO_STAGE": node.TWO_STAGE, "MASK_DECODER.BOX_PRIOR": psf.MASK_DECODER.BOX_PRIOR}
+    for key in (key for key, value in asked.items() if value):
+        raise ValueError(
+            f"MODEL.PSF.{key} is True, which needs predicted boxes; LOCATION_DECODER.NUM_LAYERS is {node.NUM_LAYERS} "
+            f'and TARGET "{node.TARGET}": set them to 1 or more and "box", or {key} to False'
         )
 
 

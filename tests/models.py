@@ -32,7 +32,19 @@ RELEASED: dict[str, Any] = {
     "TEST.INSTANCE.BOXES": "location_decoder",
     "POST_PROCESSOR.EXTRA_PIXELS": 1.0,
 }
-RECIPES = {"paper": PAPER, "released": RELEASED}
+# Those of configs/small, with what they add to either.
+SMALL: dict[str, Any] = {
+    "FINE_FEATURE": "res2",
+    "LOCATION_DECODER.BOX_REFINEMENT": True,
+    "LOCATION_DECODER.TWO_STAGE": True,
+    "THING_CLASSIFIER": "location_decoder",
+    "MATCHER.MODE": "per_layer",
+    "MASK_DECODER.KEY_POSITION": True,
+    "MASK_DECODER.THING_POSITION": "located",
+    "MASK_DECODER.BOX_PRIOR": True,
+    "LOSS.BALANCE": "share",
+}
+RECIPES = {"paper": PAPER, "released": RELEASED, "small": SMALL}
 
 _TINY = {
     "NUM_THING_CLASSES": NUM_THING_CLASSES,
@@ -47,7 +59,13 @@ _TINY = {
     **{f"{part}.FEEDFORWARD_DIM": 32 for part in ("PIXEL_ENCODER", "LOCATION_DECODER", "MASK_DECODER")},
     **{f"{part}.DROPOUT": 0.0 for part in ("PIXEL_ENCODER", "LOCATION_DECODER")},
 }
-_NARROW_RESNET = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "WIDTH_PER_GROUP": 8, "RES2_OUT_CHANNELS": 16}
+_NARROW_RESNET = {
+    "DEPTH": 50,
+    "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "STEM_OUT_CHANNELS": 8,
+    "WIDTH_PER_GROUP": 8,
+    "RES2_OUT_CHANNELS": 16,
+}
 
 
 def tiny_config(psf: Mapping[str, Any] = PAPER, **keys: Any) -> CfgNode:

@@ -32,8 +32,9 @@ class TestBuild:
     def test_from_the_registry(self, recipe: str):
         model = build_model(tiny_config(RECIPES[recipe]))
         assert isinstance(model, PanopticSegFormer)
-        assert (model.thing_classifier is None) == (recipe == "released")
-        assert model.location_decoder.box_refinement == (recipe == "released")
+        assert (model.thing_classifier is None) == (recipe != "paper")
+        assert model.location_decoder.box_refinement == (recipe != "paper")
+        assert (model.fine_level is None) == (model.location_decoder.proposals is None) == (recipe != "small")
         assert len(model.neck.extra_projections) == (1 if recipe == "released" else 0)
 
     @pytest.mark.parametrize(

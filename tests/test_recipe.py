@@ -181,3 +181,10 @@ def test_unknown_format() -> None:
 def channels_config(image_format: str, num_means: int, num_stds: int) -> CfgNode:
     numbers = {"MODEL__PIXEL_MEAN": [1.0] * num_means, "MODEL__PIXEL_STD": [1.0] * num_stds}
     return tiny_config(INPUT__FORMAT=image_format, **numbers)
+
+
+@pytest.mark.parametrize("key", ["LOCATION_DECODER.TWO_STAGE", "MASK_DECODER.BOX_PRIOR"])
+@pytest.mark.parametrize("wrong", [{"LOCATION_DECODER.NUM_LAYERS": 0}, {"LOCATION_DECODER.TARGET": "mass_center"}])
+def test_what_needs_boxes(key, wrong):
+    with pytest.raises(ValueError, match=rf"MODEL\.PSF\.{key} is True, which needs predicted boxes"):
+        check_recipe(tiny_config({key: True, **wrong}))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from psf.backbone.freezing import freeze_parameters
+from psf.config import backbone_maps
 
 __all__ = ["SwinBackbone", "build_psf_swin_backbone"]
 
@@ -124,7 +125,7 @@ def _initialise(module: nn.Module) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_psf_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
-    """MODEL.BACKBONE.NAME "build_psf_swin_backbone": the Swin of MODEL.PSF.SWIN, maps MODEL.PSF.IN_FEATURES."""
+    """MODEL.BACKBONE.NAME "build_psf_swin_backbone": the Swin of MODEL.PSF.SWIN, its maps by `backbone_maps`."""
     node = cfg.MODEL.PSF.SWIN
     return SwinBackbone(
         embed_dim=node.EMBED_DIM,
@@ -132,7 +133,7 @@ def build_psf_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbon
         num_heads=node.NUM_HEADS,
         window_size=node.WINDOW_SIZE,
         drop_path=node.DROP_PATH,
-        out_features=cfg.MODEL.PSF.IN_FEATURES,
+        out_features=backbone_maps(cfg),
         in_channels=input_shape.channels,
         freeze=node.FREEZE,
     )

@@ -15,6 +15,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from psf.backbone.freezing import freeze_parameters
+from psf.config import backbone_maps
 
 __all__ = ["TimmBackbone", "build_psf_timm_backbone"]
 
@@ -217,11 +218,11 @@ def _any_size(name: str) -> dict[str, bool]:
 
 @BACKBONE_REGISTRY.register()
 def build_psf_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """MODEL.BACKBONE.NAME "build_psf_timm_backbone": the timm model of MODEL.PSF.TIMM, maps MODEL.PSF.IN_FEATURES."""
+    """MODEL.BACKBONE.NAME "build_psf_timm_backbone": the timm model of MODEL.PSF.TIMM, its maps by `backbone_maps`."""
     node = cfg.MODEL.PSF.TIMM
     return TimmBackbone(
         node.NAME,
-        out_features=cfg.MODEL.PSF.IN_FEATURES,
+        out_features=backbone_maps(cfg),
         in_channels=input_shape.channels,
         frozen_norm=node.FROZEN_NORM,
         drop_path=node.DROP_PATH,

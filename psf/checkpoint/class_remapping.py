@@ -17,7 +17,11 @@ __all__ = ["ClassChanges", "changes_table", "compare_classes", "remap_classes"]
 
 # Parameters with a row for each class. The stuff classifier has none: each stuff query knows its own class alone.
 ROWS = {
-    "things": ("location_decoder.class_heads.#.*", "thing_classifier.layers.#.*"),
+    "things": (
+        "location_decoder.class_heads.#.*",
+        "location_decoder.proposals.class_head.*",
+        "thing_classifier.layers.#.*",
+    ),
     "stuff": ("stuff_content.weight", "stuff_position.weight"),
 }
 LINE = 90  # characters of class names in a line of the table

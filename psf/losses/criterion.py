@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 
 from psf.losses.boxes import image_scale, target_locations
 from psf.losses.matcher import Assignment
-from psf.losses.matching import ThingAssignments
+from psf.losses.matching import TOKENS_PER_THING, ThingAssignments
 from psf.precision import at_least_float32
 from psf.predictions import LocationLayer, PanopticTargets, TrainingPredictions
 
@@ -76,6 +78,7 @@ class PanopticCriterion:
         losses = {}
         thing_terms = {
             **self._detection(predictions.location_layers, assignments.location, targets),
+            **self._proposals(predictions.proposals, assignments.proposals, targets),
             **self._thing_classes(predictions.thing_class_logits, assignments.masks, targets),
             **self._masks("loss_seg_things", predictions.things.mask_scores, assignments.masks, targets, "thing"),
         }
@@ -96,17 +99,31 @@ class PanopticCriterion:
         """L_det: focal, L1 and GIoU of the auxiliary head, at each location layer."""
         losses = {}
         for i, (layer, pairs) in enumerate(zip(layers, assignments, strict=True)):
-            suffix = _suffix(i, len(layers))
-            losses[f"loss_det_cls{suffix}"] = self.det_cls_weight * self._focal(layer.class_logits, pairs, targets)
-            dim = layer.locations.shape[-1]
-            found = torch.cat([x[p.queries] for x, p in zip(at_least_float32(layer.locations), pairs, strict=True)])
-            wanted = [target_locations(t, dim)[p.things] for t, p in zip(targets, pairs, strict=True)]
-            losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (found - torch.cat(wanted)).abs().sum()
-            if dim == 4:
-                scale = torch.cat([image_scale(t).expand(len(w), 4) for t, w in zip(targets, wanted, strict=True)])
-                boxes, wanted_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (found, torch.cat(wanted)))
-                giou = generalized_box_iou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
-                losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
+            losses.update(self._location(layer, pairs, targets, _suffix(i, len(layers))))
+        return losses
+
+    def _proposals(
+        self, proposals: LocationLayer | None, assignments: Sequence[Assignment], targets: list[PanopticTargets]
+    ) -> dict[str, Tensor]:
+        """The same of what all tokens predict, divided by the number of tokens that answer for a thing."""
+        if proposals is None:
+            return {}
+        terms = self._location(proposals, assignments, targets, "_proposals")
+        return {name: value / TOKENS_PER_THING for name, value in terms.items()}
+
+    def _location(
+        self, layer: LocationLayer, pairs: Sequence[Assignment], targets: list[PanopticTargets], suffix: str
+    ) -> dict[str, Tensor]:
+        losses = {f"loss_det_cls{suffix}": self.det_cls_weight * self._focal(layer.class_logits, pairs, targets)}
+        dim = layer.locations.shape[-1]
+        found = torch.cat([x[p.queries] for x, p in zip(at_least_float32(layer.locations), pairs, strict=True)])
+        wanted = [target_locations(t, dim)[p.things] for t, p in zip(targets, pairs, strict=True)]
+        losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (found - torch.cat(wanted)).abs().sum()
+        if dim == 4:
+            scale = torch.cat([image_scale(t).expand(len(w), 4) for t, w in zip(targets, wanted, strict=True)])
+            boxes, wanted_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (found, torch.cat(wanted)))
+            giou = generalized_box_iou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
+            losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
         return losses
 
     def _thing_classes(
@@ -130,7 +147,7 @@ class PanopticCriterion:
             losses[f"loss_cls_stuff{_suffix(i, len(layers))}"] = self.stuff_cls_weight * value
         return losses
 
-    def _focal(self, logits: Tensor, pairs: list[Assignment], targets: list[PanopticTargets]) -> Tensor:
+    def _focal(self, logits: Tensor, pairs: Sequence[Assignment], targets: list[PanopticTargets]) -> Tensor:
         logits = at_least_float32(logits)
         is_class = torch.zeros_like(logits)
         for row, p, target in zip(is_class, pairs, targets, strict=True):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from psf.losses.matcher import Assignment, HungarianMatcher, solve
-from psf.predictions import LocatedQueries, PanopticTargets, TrainingPredictions
+from psf.predictions import LocatedQueries, LocationLayer, PanopticTargets, TrainingPredictions
 
-__all__ = ["MaskQueries", "PerLayerMatching", "SharedMatching", "ThingAssignments"]
+__all__ = ["MaskQueries", "PerLayerMatching", "SharedMatching", "ThingAssignments", "match_proposals"]
+
+TOKENS_PER_THING = 4  # that learn to propose it
 
 
 class MaskQueries(NamedTuple):
@@ -21,6 +24,7 @@ class MaskQueries(NamedTuple):
     position: Tensor | None  # (B, M, D), theirs
     kept: list[Tensor] | None  # per image, the (M_b,) positions among all thing queries; None: all of them
     location_assignments: list[list[Assignment]]  # per location layer and image, if already known
+    boxes_cxcywh_norm: Tensor | None = None  # (B, M, 4), theirs
 
 
 class ThingAssignments(NamedTuple):
@@ -28,6 +32,7 @@ class ThingAssignments(NamedTuple):
 
     location: list[list[Assignment]]  # per location layer, per image; among all thing queries
     masks: list[Assignment]  # per image; among the queries that the mask decoder was given
+    proposals: Sequence[Assignment] = ()  # per image; among all tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,7 @@ class SharedMatching:
 
     def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> MaskQueries:
         """All thing queries."""
-        return MaskQueries(located.queries, located.position, None, [])
+        return MaskQueries(located.queries, located.position, None, [], located.boxes_cxcywh_norm)
 
     def assign(
         self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
@@ -52,7 +57,8 @@ class SharedMatching:
         logits = predictions.thing_class_logits[-1] if predictions.thing_class_logits else layers[-1].class_logits
         locations = layers[-1].locations if layers else None
         pairs = self.matcher(logits, locations, predictions.things.mask_scores[-1], targets)
-        return ThingAssignments([pairs] * len(layers), pairs)
+        proposals = match_proposals(self.matcher, predictions.proposals, targets)
+        return ThingAssignments([pairs] * len(layers), pairs, proposals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +87,7 @@ class PerLayerMatching:
         if rows.shape[1] == 0:  # no thing in the batch: one padding row keeps the mask decoder in the graph
             rows = rows.new_zeros(len(kept), 1)
         chosen = located.pick(rows)
-        return MaskQueries(chosen.queries, chosen.position, kept, assignments)
+        return MaskQueries(chosen.queries, chosen.position, kept, assignments, chosen.boxes_cxcywh_norm)
 
     def _keep(self, pairs: Assignment, logits: Tensor, locations: Tensor, target: PanopticTargets) -> Tensor:
         kept = [pairs.queries]
@@ -104,4 +110,32 @@ class PerLayerMatching:
         locations = [last.locations[b][kept] for b, kept in enumerate(selected.kept)]
         own_masks = [masks[b, : len(kept)] for b, kept in enumerate(selected.kept)]
         pairs = self.second_matcher(logits, locations, own_masks, targets)
-        return ThingAssignments(selected.location_assignments, pairs)
+        proposals = match_proposals(self.matcher, predictions.proposals, targets)
+        return ThingAssignments(selected.location_assignments, pairs, proposals)
+
+
+def match_proposals(
+    matcher: HungarianMatcher, proposals: LocationLayer | None, targets: list[PanopticTargets]
+) -> list[Assignment]:
+    """Several tokens answer for each thing: its cheapest ones, where no other thing has a cheaper claim.
+
+    Args:
+        matcher: whose class, L1 and GIoU costs are taken.
+        proposals: what the T tokens predict; None: there are no proposals, and no assignments.
+        targets: of the images.
+    """
+    if proposals is None:
+        return []
+    assignments = []
+    for logits, boxes, target in zip(proposals.class_logits, proposals.locations, targets, strict=True):
+        if len(target.thing_classes) == 0:
+            none = target.thing_classes.new_zeros(0)
+            assignments.append(Assignment(none, none))
+            continue
+        cost = matcher.cost(logits, boxes, None, target)  # (T, G)
+        cheapest = cost.topk(min(TOKENS_PER_THING, len(cost)), dim=0, largest=False).indices
+        is_claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, True)
+        best, thing = cost.masked_fill(~is_claimed, torch.inf).min(dim=1)
+        tokens = torch.isfinite(best).nonzero()[:, 0]
+        assignments.append(Assignment(tokens, thing[tokens]))
+    return assignments

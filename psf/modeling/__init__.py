@@ -1,5 +1,6 @@
 """The paper's network, part by part; each file is one of its nouns."""
 
+from psf.modeling.fine_level import FineLevel
 from psf.modeling.location_decoder import LocationDecoder, build_location_decoder
 from psf.modeling.mask_decoder import MaskDecoder, MaskDecoderDepth, QueryClassifier, build_mask_decoder
 from psf.modeling.neck import Neck
@@ -7,6 +8,7 @@ from psf.modeling.pixel_encoder import DeformablePixelEncoder, build_pixel_encod
 
 __all__ = [
     "DeformablePixelEncoder",
+    "FineLevel",
     "LocationDecoder",
     "MaskDecoder",
     "MaskDecoderDepth",

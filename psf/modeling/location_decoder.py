@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,12 +11,14 @@ from torch import Tensor, nn
 
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.modeling.feed_forward import FeedForward
+from psf.modeling.heads import initial_class_bias, inverse_sigmoid, mlp_head
 from psf.modeling.position_encoding import sine_point_encoding
+from psf.modeling.proposals import QueryProposals
 from psf.precision import at_least_float32
 from psf.predictions import FeatureTokens, LocatedQueries, LocationLayer
 from psf.registry import LOCATION_DECODER_REGISTRY
 
-__all__ = ["LocationDecoder", "build_location_decoder", "initial_class_bias"]
+__all__ = ["LocationDecoder", "build_location_decoder"]
 
 LOCATION_DIMS = {"box": 4, "mass_center": 2}  # numbers that the auxiliary head predicts
 
@@ -43,6 +44,8 @@ class LocationDecoder(nn.Module):
         box_refinement: each layer corrects the location of the one before, and samples there.
         head_at_test: the last layer's head runs at test too.
         encode_location: queries come with the sine encoding of the place that the last layer's head predicts.
+        give_boxes: queries come with the boxes that the last layer's head predicts.
+        two_stage: queries are the encoder's best proposals instead of learned ones, see `QueryProposals`.
     """
 
     @configurable
@@ -62,15 +65,21 @@ class LocationDecoder(nn.Module):
         box_refinement: bool,
         head_at_test: bool,
         encode_location: bool,
+        give_boxes: bool = False,
+        two_stage: bool = False,
     ):
         super().__init__()
         if target not in LOCATION_DIMS:
             raise ValueError(
                 f'MODEL.PSF.LOCATION_DECODER.TARGET is "{target}": expected one of {sorted(LOCATION_DIMS)}'
             )
-        self.box_refinement, self.encode_location = box_refinement, encode_location
-        self.head_at_test = head_at_test or encode_location
-        self.content = nn.Embedding(num_queries, dim)
+        self.box_refinement, self.encode_location, self.give_boxes = box_refinement, encode_location, give_boxes
+        self.head_at_test = head_at_test or encode_location or give_boxes
+        self.proposals = None
+        if two_stage:
+            self.proposals = QueryProposals(dim=dim, num_queries=num_queries, num_classes=num_classes)
+        else:
+            self.content = nn.Embedding(num_queries, dim)
         self.layers = nn.ModuleList(
             _LocationLayer(
                 nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True),
@@ -81,7 +90,7 @@ class LocationDecoder(nn.Module):
             )
             for _ in range(num_layers)
         )
-        if num_layers:
+        if num_layers and not two_stage:
             self.position = nn.Embedding(num_queries, dim)
             self.reference_points = nn.Linear(dim, 2)
             nn.init.xavier_uniform_(self.reference_points.weight)
@@ -105,33 +114,29 @@ class LocationDecoder(nn.Module):
             "box_refinement": node.BOX_REFINEMENT,
             "head_at_test": psf.THING_CLASSIFIER == "location_decoder" or psf.TEST.INSTANCE.BOXES == "location_decoder",
             "encode_location": psf.MASK_DECODER.THING_POSITION == "located",
+            "give_boxes": psf.MASK_DECODER.BOX_PRIOR,
+            "two_stage": node.TWO_STAGE,
         }
 
     def _build_heads(self, dim: int, num_classes: int, location_dim: int) -> None:
         """One class layer and one location MLP per decoder layer; all start as copies of the first."""
         class_head = nn.Linear(dim, num_classes)
         nn.init.constant_(class_head.bias, initial_class_bias())
-        last = nn.Linear(dim, location_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        hidden = [layer for _ in range(2) for layer in (nn.Linear(dim, dim), nn.ReLU())]
-        location_head = nn.Sequential(*hidden, last)
+        location_head = mlp_head(dim, location_dim)
         self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in self.layers)
         self.location_heads = nn.ModuleList(copy.deepcopy(location_head) for _ in self.layers)
         for i, head in enumerate(self.location_heads):
-            # Boxes start small (sigmoid(-2) of the image); with refinement the later layers start from the first's.
-            if i == 0 or not self.box_refinement:
+            # Boxes start small (sigmoid(-2) of the image); with refinement the later layers start from the first's, and
+            # with proposals all do from theirs.
+            if self.proposals is None and (i == 0 or not self.box_refinement):
                 nn.init.constant_(head[-1].bias[2:], -2.0)
 
     def forward(self, features: FeatureTokens) -> LocatedQueries:
         """Tokens of all L levels -> location-aware queries (B, N, D), with the head's words where they are wanted."""
-        batch = features.tokens.shape[0]
-        queries = self.content.weight.expand(batch, -1, -1)
-        if not self.layers:
+        start = self._start(features)
+        queries, position, references = start.queries, start.position, start.references
+        if position is None or references is None:
             return LocatedQueries(queries, None, [])
-        position = self.position.weight.expand(batch, -1, -1)
-        with torch.autocast(queries.device.type, enabled=False):
-            references = at_least_float32(self.reference_points(position).sigmoid())  # (B, N, 2), without padding
         last = len(self.layers) - 1
         predictions = []
         for i, layer in enumerate(self.layers):
@@ -143,10 +148,26 @@ class LocationDecoder(nn.Module):
                     predictions.append(LocationLayer(self.class_heads[i](queries), locations))
                 if self.box_refinement:
                     references = locations.detach()
-        located = None
+        located = boxes = None
         if self.encode_location:
             located = sine_point_encoding(predictions[-1].locations[..., :2].detach(), queries.shape[-1])
-        return LocatedQueries(queries, located, predictions)
+        if self.give_boxes:
+            boxes = predictions[-1].locations.detach()
+        return LocatedQueries(queries, located, predictions, boxes, start.proposals)
+
+    def _start(self, features: FeatureTokens) -> _Start:
+        """The learned queries, or the encoder's proposals."""
+        if self.proposals is not None:
+            proposed = self.proposals(features)
+            return _Start(proposed.queries, proposed.position, proposed.boxes_cxcywh_norm, proposed.all_tokens)
+        batch = features.tokens.shape[0]
+        queries = self.content.weight.expand(batch, -1, -1)
+        if not self.layers:
+            return _Start(queries, None, None, None)
+        position = self.position.weight.expand(batch, -1, -1)
+        with torch.autocast(queries.device.type, enabled=False):
+            references = at_least_float32(self.reference_points(position).sigmoid())
+        return _Start(queries, position, references, None)
 
     def _locate(self, i: int, queries: Tensor, references: Tensor) -> Tensor:
         """(B, N, 4 or 2) in [0, 1]: the head corrects the reference, in those of its numbers that there are.
@@ -157,7 +178,16 @@ class LocationDecoder(nn.Module):
             head = self.location_heads[i]
             raw = at_least_float32(head(queries.to(head[0].weight.dtype)))
         known = references.shape[-1]
-        return torch.cat((raw[..., :known] + _inverse_sigmoid(references), raw[..., known:]), dim=-1).sigmoid()
+        return torch.cat((raw[..., :known] + inverse_sigmoid(references), raw[..., known:]), dim=-1).sigmoid()
+
+
+class _Start(NamedTuple):
+    """What the first decoder layer is given."""
+
+    queries: Tensor  # (B, N, D)
+    position: Tensor | None  # (B, N, D); None without decoder layers
+    references: Tensor | None  # (B, N, 2) points or (B, N, 4) boxes, in [0, 1] of the image without padding
+    proposals: LocationLayer | None  # what all tokens predict
 
 
 class _LocationLayer(nn.Module):
@@ -185,16 +215,6 @@ class _LocationLayer(nn.Module):
         )
         queries = self.cross_attention_norm(queries + self.dropout(attended))
         return self.feed_forward_norm(queries + self.feed_forward(queries))
-
-
-def initial_class_bias(prior: float = 0.01) -> float:
-    """Bias of a class layer for which every class starts with probability `prior` (focal loss, section 4.1)."""
-    return math.log(prior / (1 - prior))
-
-
-def _inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def _in_padded_units(references: Tensor, valid_ratios: Tensor) -> Tensor:

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from psf.ops import is_traced
+from psf.precision import at_least_float32
 
-__all__ = ["AttentionMemory", "MaskAttention", "MaskHead"]
+__all__ = ["AttentionMemory", "MaskAttention", "MaskHead", "box_prior"]
+
+BOX_PRIOR_FLOOR = 3.0  # outside of twice the ellipse all places are alike
+MIN_HALF_SIDE = 0.002  # of a box, in units of the image: one that shrinks to nothing keeps a pixel or so
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": F.relu}
 
@@ -27,6 +31,26 @@ class AttentionMemory(NamedTuple):
     values: Tensor  # (B, T, D) input of the value projection
     spatial_shapes: list[tuple[int, int]]
     padding_mask: Tensor | None  # (B, T), True for tokens that take no part; None: all do
+    # (B, N, T) in [-BOX_PRIOR_FLOOR, 1], how well each token lies in each query's box; None: there are no boxes
+    box_prior: Tensor | None = None
+
+
+def box_prior(centres: Tensor, boxes_cxcywh_norm: Tensor) -> Tensor:
+    """How well a token lies in a box: 1 at the centre, 0 on the inscribed ellipse, down to -BOX_PRIOR_FLOOR outside.
+
+    A query attends to its box first, and its mask starts as that ellipse (in the spirit of SMCA, arXiv 2101.07448).
+
+    Args:
+        centres: (B, T, 2) x and y of the tokens, in units of the image.
+        boxes_cxcywh_norm: (B, N, 4) in the same units.
+
+    Returns:
+        (B, N, T) float32.
+    """
+    centre, size = at_least_float32(boxes_cxcywh_norm)[:, :, None].split(2, dim=-1)  # (B, N, 1, 2) each
+    half = (size / 2).clamp(min=MIN_HALF_SIDE)
+    distance = ((centres[:, None] - centre) / half).square().sum(-1)
+    return (1 - distance).clamp(min=-BOX_PRIOR_FLOOR)
 
 
 class MaskAttention(nn.Module):
@@ -36,9 +60,10 @@ class MaskAttention(nn.Module):
         dim: D.
         num_heads: h, divides dim.
         mask_only: only queries and keys are projected, for the tail that makes a mask and refines nothing.
+        box_prior: the memory's box prior is added to the logits, times a learned weight per head.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, mask_only: bool = False):
+    def __init__(self, *, dim: int, num_heads: int, mask_only: bool = False, box_prior: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.query_proj, self.key_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -48,6 +73,8 @@ class MaskAttention(nn.Module):
             projections += [self.value_proj, self.output_proj]
         for linear in projections:
             nn.init.xavier_uniform_(linear.weight)
+        if box_prior and not mask_only:
+            self.prior_weight = nn.Parameter(torch.ones(()))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, heads, N, D/heads)
@@ -60,8 +87,11 @@ class MaskAttention(nn.Module):
     def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
         """What the queries gather, (B, N, D), projected; `q` and `keys` from `queries_and_keys`."""
         values = self._split_heads(self.value_proj(memory.values))
-        allowed = None if memory.padding_mask is None else ~memory.padding_mask[:, None, None, :]
-        gathered = F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed, scale=1.0)
+        mask = None if memory.padding_mask is None else ~memory.padding_mask[:, None, None, :]
+        if memory.box_prior is not None:
+            bias = (self.prior_weight * memory.box_prior).to(q.dtype)[:, None]  # (B, 1, N, T), of all heads
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+        gathered = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0)
         return self.output_proj(gathered.transpose(1, 2).flatten(2))  # (B, heads, N, D/heads) -> (B, N, D)
 
 
@@ -74,9 +104,10 @@ class MaskHead(nn.Module):
         num_levels: L.
         num_heads: h.
         activation: "sigmoid" or "relu".
+        box_prior: the memory's box prior at the finest level is added to the fused map, times a learned weight.
     """
 
-    def __init__(self, *, num_levels: int, num_heads: int, activation: str):
+    def __init__(self, *, num_levels: int, num_heads: int, activation: str, box_prior: bool = False):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -87,6 +118,8 @@ class MaskHead(nn.Module):
         self.fuse = nn.Linear(num_levels * num_heads, 1)
         for linear in (*self.level_mix, self.fuse):
             nn.init.xavier_uniform_(linear.weight)
+        if box_prior:
+            self.prior_weight = nn.Parameter(torch.ones(()))
 
     def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
         """Mask scores (B, N, h, w) from the attention logits of `q` (B, heads, N, d) and `keys` (B, heads, T, d).
@@ -124,6 +157,9 @@ class MaskHead(nn.Module):
             if level:
                 level_map = F.interpolate(level_map, size=shapes[0], mode="bilinear", align_corners=False)
             fused = fused + level_map
+        if memory.box_prior is not None:
+            finest = memory.box_prior[..., : sizes[0]].unflatten(-1, shapes[0])  # (B, N, T) -> (B, N, h, w)
+            fused = fused + self.prior_weight * finest
         scores = self.activation(fused)
         if level_padding[0] is not None:
             scores = scores.masked_fill(level_padding[0].view(-1, 1, *shapes[0]), 0.0)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from psf.config import backbone_maps
 from psf.modeling.feed_forward import FeedForward
-from psf.modeling.location_decoder import initial_class_bias
-from psf.modeling.mask_attention import AttentionMemory, MaskAttention, MaskHead
+from psf.modeling.heads import initial_class_bias
+from psf.modeling.mask_attention import AttentionMemory, MaskAttention, MaskHead, box_prior
+from psf.modeling.position_encoding import token_centres
 from psf.predictions import DecodedMasks, FeatureTokens
 from psf.registry import MASK_DECODER_REGISTRY
 
@@ -23,6 +25,7 @@ class MaskDecoderDepth(NamedTuple):
 
     num_layers: int  # D_m
     self_attention: bool
+    has_boxes: bool = False  # the location decoder can say where each query is
 
 
 @MASK_DECODER_REGISTRY.register()
@@ -41,6 +44,7 @@ class MaskDecoder(nn.Module):
         position_in_stream: the queries' position is added to the residual stream (where it accumulates), else to the
             attention's queries alone.
         key_position: the tokens' position encoding is added to the keys.
+        box_prior: queries come with boxes, which attention and masks start from, see `box_prior`.
     """
 
     @configurable
@@ -57,6 +61,7 @@ class MaskDecoder(nn.Module):
         ignore_padding: bool,
         position_in_stream: bool,
         key_position: bool,
+        box_prior: bool = False,
     ):
         super().__init__()
         if num_layers < 1:
@@ -68,8 +73,8 @@ class MaskDecoder(nn.Module):
         )
         self.layers = nn.ModuleList(
             _MaskDecoderLayer(
-                MaskAttention(dim=dim, num_heads=num_heads),
-                MaskHead(num_levels=num_levels, num_heads=num_heads, activation=mask_activation),
+                MaskAttention(dim=dim, num_heads=num_heads, box_prior=box_prior),
+                MaskHead(num_levels=num_levels, num_heads=num_heads, activation=mask_activation, box_prior=box_prior),
                 FeedForward(dim, feedforward_dim, activation=nn.GELU()),
                 _self_attention(dim, num_heads) if self_attention else None,
                 dim,
@@ -77,7 +82,9 @@ class MaskDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.tail = MaskAttention(dim=dim, num_heads=num_heads, mask_only=True)
-        self.tail_head = MaskHead(num_levels=num_levels, num_heads=num_heads, activation=mask_activation)
+        self.tail_head = MaskHead(
+            num_levels=num_levels, num_heads=num_heads, activation=mask_activation, box_prior=box_prior
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, depth: MaskDecoderDepth) -> dict[str, Any]:
@@ -85,7 +92,7 @@ class MaskDecoder(nn.Module):
         return {
             "dim": psf.HIDDEN_DIM,
             "num_heads": psf.NUM_HEADS,
-            "num_levels": len(psf.IN_FEATURES),
+            "num_levels": len(backbone_maps(cfg)),
             "num_layers": depth.num_layers,
             "self_attention": depth.self_attention,
             "feedforward_dim": node.FEEDFORWARD_DIM,
@@ -93,10 +100,17 @@ class MaskDecoder(nn.Module):
             "ignore_padding": node.IGNORE_PADDING,
             "position_in_stream": node.STUFF_POSITION == "stream",
             "key_position": node.KEY_POSITION,
+            "box_prior": node.BOX_PRIOR and depth.has_boxes,
         }
 
     def forward(
-        self, queries: Tensor, features: FeatureTokens, position: Tensor | None = None, *, layer: int | None = None
+        self,
+        queries: Tensor,
+        features: FeatureTokens,
+        position: Tensor | None = None,
+        *,
+        boxes: Tensor | None = None,
+        layer: int | None = None,
     ) -> DecodedMasks:
         """Decode the queries.
 
@@ -104,6 +118,7 @@ class MaskDecoder(nn.Module):
             queries: (B, N, D).
             features: tokens of the memory's levels.
             position: (N, D) or (B, N, D), the queries' own position; None: they have none beside their content.
+            boxes: (B, N, 4) boxes_cxcywh_norm of the queries, for a decoder with a box prior; None: it has none.
             layer: None: masks and queries of all layers. k from 1: those of layer min(k, D_m) alone. -1: the tail's
                 mask with the last layer's queries.
 
@@ -112,7 +127,7 @@ class MaskDecoder(nn.Module):
         """
         if layer is not None and (layer == 0 or layer < -1):
             raise ValueError(f"MODEL.PSF.TEST_LAYER is {layer}: expected a layer from 1, or -1 for the last")
-        memory = self._memory(features)
+        memory = self._memory(features, boxes)
         to_tail = layer is None or layer == -1
         depth = len(self.layers) if layer is None or layer == -1 else min(layer, len(self.layers))
         in_stream = self.position_in_stream
@@ -131,13 +146,14 @@ class MaskDecoder(nn.Module):
             masks.append(self.tail_head(q, keys, memory))
         return DecodedMasks(masks, refined)
 
-    def _memory(self, features: FeatureTokens) -> AttentionMemory:
+    def _memory(self, features: FeatureTokens, boxes: Tensor | None) -> AttentionMemory:
         tokens = features.tokens
         return AttentionMemory(
             keys=tokens + features.position if self.key_position else tokens,
             values=tokens,
             spatial_shapes=features.spatial_shapes,
             padding_mask=features.padding_mask if self.ignore_padding else None,
+            box_prior=None if boxes is None else box_prior(token_centres(features), boxes),
         )
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-__all__ = ["Neck"]
+__all__ = ["Neck", "conv_and_norm"]
 
 NUM_GROUPS = 32  # of the GroupNorm after each projection
 
@@ -44,10 +44,10 @@ class Neck(nn.Module):
             )
         self.in_features = list(in_features)
         channels = [input_shape[name].channels for name in in_features]
-        self.projections = nn.ModuleList(_projection(c, dim, kernel_size=1) for c in channels)
+        self.projections = nn.ModuleList(conv_and_norm(c, dim, kernel_size=1) for c in channels)
         extra_channels = [channels[-1]] + [dim] * (num_extra - 1)
         self.extra_projections = nn.ModuleList(
-            _projection(c, dim, kernel_size=3, stride=2) for c in extra_channels[:num_extra]
+            conv_and_norm(c, dim, kernel_size=3, stride=2) for c in extra_channels[:num_extra]
         )
 
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
@@ -61,7 +61,8 @@ class Neck(nn.Module):
         return levels
 
 
-def _projection(in_channels: int, dim: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
+def conv_and_norm(in_channels: int, dim: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    """A convolution without bias, and its GroupNorm."""
     conv = nn.Conv2d(in_channels, dim, kernel_size, stride, padding=kernel_size // 2, bias=False)
     nn.init.xavier_uniform_(conv.weight)
     return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, dim))

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.modeling.feed_forward import FeedForward
-from psf.modeling.position_encoding import sine_position_encoding
+from psf.modeling.position_encoding import sine_position_encoding, token_centres
 from psf.ops import is_traced
 from psf.predictions import FeatureTokens
 from psf.registry import PIXEL_ENCODER_REGISTRY
 
-__all__ = ["DeformablePixelEncoder", "build_pixel_encoder"]
+__all__ = ["DeformablePixelEncoder", "build_pixel_encoder", "resize_padding_mask", "valid_ratio"]
 
 TOKENS_AT_ONCE = 1024  # at test on a CPU: 4 MB between the layers of the FFN
 
@@ -83,19 +83,20 @@ class DeformablePixelEncoder(nn.Module):
             padding_mask: (B, H, W) of the image batch, True where padded; None if no image is padded.
         """
         features = self._flatten(levels, padding_mask)
-        references = _pixel_centres(features)
+        # (B, T, L, 2): the centre of each token, in units of each padded level
+        references = token_centres(features)[:, :, None] * features.valid_ratios[:, None]
         for layer in self.layers:
             features = features._replace(tokens=layer(features, references))
         return features
 
     def _flatten(self, levels: Sequence[Tensor], padding_mask: Tensor | None) -> FeatureTokens:
         shapes = [(x.shape[2], x.shape[3]) for x in levels]
-        masks = [_resize_mask(padding_mask, x) for x in levels]
+        masks = [resize_padding_mask(padding_mask, x) for x in levels]
         position = [
             sine_position_encoding(mask, x.shape[1]).to(x.dtype) + embedding[:, None, None]
             for x, mask, embedding in zip(levels, masks, self.level_embedding, strict=True)
         ]
-        valid_ratios = torch.stack([_valid_ratio(mask) for mask in masks], dim=1)
+        valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], dim=1)
         return FeatureTokens(
             tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1),  # (B, D, h, w) -> (B, h*w, D)
             position=torch.cat([x.flatten(2).transpose(1, 2) for x in position], dim=1),
@@ -128,32 +129,17 @@ class _EncoderLayer(nn.Module):
         return self.feed_forward_norm(tokens + self.feed_forward(tokens))
 
 
-def _resize_mask(padding_mask: Tensor | None, level: Tensor) -> Tensor:
+def resize_padding_mask(padding_mask: Tensor | None, level: Tensor) -> Tensor:
     """(B, H, W) -> (B, h, w), by the nearest pixel; all False where nothing is padded."""
     if padding_mask is None:
         return torch.zeros(level.shape[0], *level.shape[2:], dtype=torch.bool, device=level.device)
     return F.interpolate(padding_mask[:, None].float(), size=level.shape[2:])[:, 0].bool()
 
 
-def _valid_ratio(padding_mask: Tensor) -> Tensor:
+def valid_ratio(padding_mask: Tensor) -> Tensor:
     """(B, h, w) -> (B, 2): unpadded share of the first row and of the first column."""
     valid = (~padding_mask).float()
     return torch.stack((valid[:, 0, :].mean(1), valid[:, :, 0].mean(1)), dim=-1)
-
-
-def _pixel_centres(features: FeatureTokens) -> Tensor:
-    """(B, T, L, 2): the centre of each token's pixel, in units of each padded level."""
-    dtype, device = features.valid_ratios.dtype, features.valid_ratios.device
-    centres = []
-    for level, (h, w) in enumerate(features.spatial_shapes):
-        y, x = torch.meshgrid(
-            torch.arange(h, dtype=dtype, device=device) + 0.5,
-            torch.arange(w, dtype=dtype, device=device) + 0.5,
-            indexing="ij",
-        )
-        grid = torch.stack((x, y), dim=-1).view(1, h * w, 2)
-        centres.append(grid / (features.valid_ratios[:, None, level] * grid.new_tensor((w, h))))
-    return torch.cat(centres, dim=1)[:, :, None] * features.valid_ratios[:, None]
 
 
 def build_pixel_encoder(cfg: CfgNode) -> nn.Module:

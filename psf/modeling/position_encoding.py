@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["sine_point_encoding", "sine_position_encoding"]
+from psf.predictions import FeatureTokens
+
+__all__ = ["sine_point_encoding", "sine_position_encoding", "token_centres"]
 
 TEMPERATURE = 10000.0
 
@@ -31,6 +33,21 @@ def sine_point_encoding(points: Tensor, dim: int) -> Tensor:
     """The same encoding of any points: (..., 2) x and y in [0, 1] of the unpadded image -> (..., dim)."""
     x, y = points.unbind(-1)
     return torch.cat((_sines(y, dim // 2), _sines(x, dim // 2)), dim=-1)
+
+
+def token_centres(features: FeatureTokens) -> Tensor:
+    """(B, T, 2): x and y of the centre of each token's pixel, in [0, 1] of the unpadded image; more in padding."""
+    dtype, device = features.valid_ratios.dtype, features.valid_ratios.device
+    centres = []
+    for level, (h, w) in enumerate(features.spatial_shapes):
+        y, x = torch.meshgrid(
+            torch.arange(h, dtype=dtype, device=device) + 0.5,
+            torch.arange(w, dtype=dtype, device=device) + 0.5,
+            indexing="ij",
+        )
+        grid = torch.stack((x, y), dim=-1).view(1, h * w, 2)
+        centres.append(grid / (features.valid_ratios[:, None, level] * grid.new_tensor((w, h))))
+    return torch.cat(centres, dim=1)
 
 
 # Float32 whatever the model computes in, and in this order of operations: of rows and columns that are all padding the

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from psf.losses import PerLayerMatching, SharedMatching
+from psf.losses.matching import match_proposals
 from psf.predictions import DecodedMasks, LocatedQueries, LocationLayer, TrainingPredictions
 from tests.losses.scenes import matcher, truth
 
@@ -145,3 +146,28 @@ class TestPerLayer:
         things = DecodedMasks([torch.zeros(1, 2, 1, 2)], [])
         found = matching.assign(TrainingPredictions([layer(last)], things, [], NO_MASKS, []), selected, [TWO_THINGS])
         assert as_pairs(found.masks[0]) == [(0, 0), (1, 1)]
+
+
+class TestProposals:
+    matcher = matcher(l1_weight=1.0)
+
+    def test_several_tokens_for_each_thing_and_the_nearest_thing_for_each_token(self):
+        """Centres of the things: x 0.25 and 0.75. The token at 0.49 is among the four cheapest of neither."""
+        x = torch.tensor([0.26, 0.3, 0.4, 0.49, 0.6, 0.7, 0.76, 0.9, 0.25])
+        boxes = torch.stack((x, torch.full_like(x, 0.5), torch.full_like(x, 0.5), torch.ones_like(x)), dim=-1)[None]
+        proposals = LocationLayer(sure(9), boxes)
+        [pairs] = match_proposals(self.matcher, proposals, [TWO_THINGS])
+        # left's four cheapest: tokens 8, 0, 1, 2; right's: 6, 5, 4 and 7; token 3 is nobody's
+        assert as_pairs(pairs) == [(0, 0), (1, 0), (2, 0), (4, 1), (5, 1), (6, 1), (7, 1), (8, 0)]
+
+    def test_a_claimed_token_goes_to_the_cheaper_claim(self):
+        """Four tokens, all claimed by both things: 0.25 and 0.4 are nearer to left, 0.6 and 0.75 to right."""
+        x = torch.tensor([0.25, 0.4, 0.6, 0.75])
+        boxes = torch.stack((x, torch.full_like(x, 0.5), torch.full_like(x, 0.5), torch.ones_like(x)), dim=-1)[None]
+        [pairs] = match_proposals(self.matcher, LocationLayer(sure(4), boxes), [TWO_THINGS])
+        assert as_pairs(pairs) == [(0, 0), (1, 0), (2, 1), (3, 1)]
+
+    def test_no_things_and_no_proposals(self):
+        [pairs] = match_proposals(self.matcher, layer(sure(4)), [NO_THINGS])
+        assert as_pairs(pairs) == []
+        assert match_proposals(self.matcher, None, [TWO_THINGS]) == []

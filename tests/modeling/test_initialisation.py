@@ -17,7 +17,7 @@ from psf.modeling import (
     build_mask_decoder,
     build_pixel_encoder,
 )
-from psf.modeling.location_decoder import initial_class_bias
+from psf.modeling.heads import initial_class_bias
 
 
 @pytest.fixture

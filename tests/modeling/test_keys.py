@@ -49,11 +49,26 @@ def test_location_decoder(cfg):
         ("THING_CLASSIFIER", "location_decoder"),
         ("TEST.INSTANCE.BOXES", "location_decoder"),
         ("MASK_DECODER.THING_POSITION", "located"),
+        ("MASK_DECODER.BOX_PRIOR", True),
     ],
 )
 def test_what_asks_for_the_location_head_at_test(cfg, key, value):
     cfg.merge_from_list([f"MODEL.PSF.{key}", value])
     assert build_location_decoder(cfg, num_classes=2).head_at_test
+
+
+def test_two_stage(cfg):
+    cfg.merge_from_list(["MODEL.PSF.LOCATION_DECODER.TWO_STAGE", True, "MODEL.PSF.NUM_THING_QUERIES", 7])
+    proposals = build_location_decoder(cfg, num_classes=9).proposals
+    assert proposals.num_queries == 7 and proposals.class_head.out_features == 9
+
+
+def test_mask_decoder_with_boxes(cfg):
+    cfg.merge_from_list(["MODEL.PSF.MASK_DECODER.BOX_PRIOR", True, "MODEL.PSF.FINE_FEATURE", "res2"])
+    for has_boxes in (True, False):
+        decoder = build_mask_decoder(cfg, MaskDecoderDepth(2, self_attention=False, has_boxes=has_boxes))
+        assert len(decoder.tail_head.level_mix) == 4  # res2 and IN_FEATURES
+        assert len([name for name, _ in decoder.named_parameters() if "prior" in name]) == (5 if has_boxes else 0)
 
 
 @pytest.mark.parametrize("stuff_position, in_stream", [("query", False), ("stream", True)])

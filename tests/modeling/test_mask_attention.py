@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.plain_mask_decoder import plain_attention, plain_logits, plain_mask
-from psf.modeling.mask_attention import AttentionMemory, MaskAttention, MaskHead
+from psf.modeling.mask_attention import BOX_PRIOR_FLOOR, AttentionMemory, MaskAttention, MaskHead, box_prior
 from tests.features import random_features
 
 LEVELS = {
@@ -150,3 +150,50 @@ def test_maps_of_many_queries_are_made_again(num_queries: int, again: bool, monk
     scores.sum().backward()
     assert len(calls) == 1 + again
     assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+class TestBoxPrior:
+    def test_by_hand(self):
+        """A box of half sides 0.2 and 0.1: 1 in its centre, 0 at the middle of each side, 1 - 2 in its corner."""
+        box = torch.tensor([[[0.5, 0.5, 0.4, 0.2]]])
+        points = torch.tensor([[[0.5, 0.5], [0.7, 0.5], [0.5, 0.4], [0.7, 0.6], [0.6, 0.5], [0.0, 0.0]]])
+        expected = torch.tensor([[[1.0, 0.0, 0.0, -1.0, 0.75, -BOX_PRIOR_FLOOR]]])
+        torch.testing.assert_close(box_prior(points, box), expected, rtol=0, atol=1e-5)
+
+    def test_a_box_of_no_size(self):
+        prior = box_prior(torch.rand(1, 9, 2), torch.tensor([[[0.5, 0.5, 0.0, 0.0]]]))
+        assert prior.isfinite().all() and prior.max() <= 1
+
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_attention_and_mask_equal_the_plain_way(self, padded):
+        torch.manual_seed(0)
+        prior = torch.randn(2, 5, 31, dtype=torch.float64)
+        memory = memory_of(LEVELS["three"], padded=padded)._replace(box_prior=prior)
+        attention = MaskAttention(dim=16, num_heads=8, box_prior=True)
+        head = MaskHead(num_levels=3, num_heads=8, activation="sigmoid", box_prior=True)
+        randomise(attention, head)
+        queries = torch.randn(2, 5, 16, dtype=torch.float64)
+
+        q, keys = attention.queries_and_keys(queries, memory)
+        logits = q @ keys.transpose(-1, -2) + attention.prior_weight * prior[:, None]
+        if memory.padding_mask is not None:
+            logits = logits.masked_fill(memory.padding_mask[:, None, None], -torch.inf)
+        values = attention.value_proj(memory.values).unflatten(-1, (8, 2)).transpose(1, 2)
+        gathered = attention.output_proj((logits.softmax(-1) @ values).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(attention(q, keys, memory), gathered, rtol=0, atol=1e-12)
+
+        without = torch.logit(head(q, keys, memory._replace(box_prior=None)))
+        expected = torch.sigmoid(without + head.prior_weight * prior[..., :24].view(2, 5, 4, 6))
+        if memory.padding_mask is not None:
+            expected = expected.masked_fill(memory.padding_mask[:, None, :24].view(2, 1, 4, 6), 0.0)
+        torch.testing.assert_close(head(q, keys, memory), expected, rtol=0, atol=1e-12)
+
+    def test_masks_start_as_the_ellipse_in_the_box(self):
+        """With attention maps of 0 and a bias of 0 the mask is above 0.5 just where the prior is above 0."""
+        prior = torch.randn(2, 5, 31)
+        memory = memory_of(LEVELS["three"], padded=False)._replace(box_prior=prior)
+        head = MaskHead(num_levels=3, num_heads=8, activation="sigmoid", box_prior=True)
+        for parameter in (head.fuse.weight, head.fuse.bias):
+            nn.init.zeros_(parameter)
+        q, keys = torch.zeros(2, 8, 5, 2), torch.zeros(2, 8, 31, 2)
+        assert torch.equal(head(q, keys, memory) > 0.5, (prior[..., :24] > 0).view(2, 5, 4, 6))
