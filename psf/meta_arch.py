@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from psf.classes import PanopticClasses
 from psf.inference import Frame, choose_things, join_candidates, stuff_candidates, thing_candidates
 from psf.joint_queries import separate_stuff, stuff_as_things
-from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
+from psf.losses import (
+    MaskHealth,
+    PanopticCriterion,
+    PerLayerMatching,
+    SharedMatching,
+    ThingAssignments,
+    measure_mask_health,
+)
 from psf.model_parts import ResultSettings, model_parts
 from psf.modeling import Neck
 from psf.post_processing import PostProcessor, semantic_result
@@ -54,6 +61,9 @@ class PanopticSegFormer(nn.Module):
         channels_last: memory format of the images and of the backbone's weights.
         recompute: parts whose blocks are computed again for backward, see `psf.recompute`.
         settings: what is computed at test.
+
+    Attributes:
+        mask_health: how much the mask heads found in the last training batch; None before the first.
     """
 
     @configurable
@@ -97,6 +107,7 @@ class PanopticSegFormer(nn.Module):
         self.pixel_mean: Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.mask_health: MaskHealth | None = None
         recompute_blocks(self, recompute)
 
     @classmethod
@@ -211,6 +222,7 @@ class PanopticSegFormer(nn.Module):
             logits = [] if self.thing_classifier is None else self.thing_classifier(things)
             predictions = predictions._replace(location_layers=located.layers, things=things, thing_class_logits=logits)
             assignments = self.matching.assign(predictions, selected, targets)
+        self.mask_health = measure_mask_health(predictions, assignments, targets, self.post_processor.mask_threshold)
         with torch.autocast(self.device.type, enabled=False):
             return self.criterion(predictions, assignments, targets)
 

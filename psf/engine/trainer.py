@@ -26,6 +26,7 @@ from psf.data import PanopticMapper, build_mapper, build_test_loader, check_data
 from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import Checkpointer
 from psf.engine.evaluators import build_evaluator, check_truth
+from psf.engine.mask_health import MaskHealthHook
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import append_metrics, results_table, write_results
 from psf.engine.train_step import TrainStep, autocast_dtype
@@ -115,6 +116,14 @@ class Trainer(DefaultTrainer):
             _report(self.cfg, self._last_eval_results)
             _append_metrics(self.cfg, views, self.iter)
         return self._last_eval_results
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, and in the main process `MaskHealthHook`, for models that measure the health of their masks."""
+        hooks: list[HookBase] = super().build_hooks()
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if comm.is_main_process() and hasattr(model, "mask_health"):
+            hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # before the writers, behind the timer
+        return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a loud warning where no weights are named at all."""
