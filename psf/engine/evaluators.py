@@ -52,10 +52,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     if asked.PANOPTIC_ON:
         if has_truth:
             options = {"boundary": asked.BOUNDARY_PQ, "by_size": asked.PQ_BY_SIZE}
-            evaluators.append(PanopticQualityEvaluator(dataset_name, **options))
-            evaluators.append(
-                PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, _output_file(cfg, dataset_name, "panel.png"))
-            )
+            quality = PanopticQualityEvaluator(dataset_name, **options)
+            path = _output_file(cfg, dataset_name, "panel.png")
+            evaluators += [quality, PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, path, quality)]
         else:
             left_out.append("PQ (no panoptic_json with annotations and panoptic_root)")
         if asked.WRITE_PANOPTIC:

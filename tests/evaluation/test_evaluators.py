@@ -20,20 +20,15 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from panopticapi.utils import rgb2id
 from PIL import Image
 
 from psf.evaluation import (
     InstanceEvaluator,
-    PanelEvaluator,
-    PanelRow,
     PanopticGroundTruth,
-    PanopticMap,
     PanopticQualityEvaluator,
     PanopticWriter,
     SemanticEvaluator,
-    draw_panel,
     write_instance_json,
 )
 from psf.evaluation import panoptic_evaluator as panoptic_evaluator_module
@@ -549,46 +544,6 @@ class TestInstanceEvaluator:
         output["instances"].pred_classes[:] = 0
         with pytest.raises(ValueError, match=r"classes \[0\], the things are \[1, 3\]"):
             evaluator.process([image], [output])
-
-
-class TestPanels:
-    def test_rows_of_unequal_and_extreme_sizes(self, mini: str, tmp_path: Path):
-        rows = []
-        for height, width in ((40, 60), (17, 4000), (4000, 17), (1, 1)):
-            ids = torch.zeros(height, width, dtype=torch.int32)
-            ids[:, width // 2 :] = 1
-            segments = [{"id": 1, "category_id": 1, "isthing": True, "score": 0.5, "area": -1}]
-            segmentation = PanopticMap(ids, segments)
-            rows.append(PanelRow(np.zeros((height, width, 3), np.uint8), segmentation, segmentation))
-        before = np.random.get_state()[1].copy()
-        panel = draw_panel(rows, MetadataCatalog.get(mini), tmp_path / "new" / "panel.png")
-        np.testing.assert_array_equal(np.random.get_state()[1], before)
-        assert segments[0]["area"] == -1
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "panel.png")), panel)
-        np.testing.assert_array_equal(draw_panel(rows, MetadataCatalog.get(mini)), panel)
-        assert panel[:32].min() < 100  # the header's letters
-        top = panel[32 : 32 + 320]  # 40 x 60 drawn at 320 x 480: black, but red in the right half
-        assert top[:, :480].max() == 0
-        assert top[160, 480 + 6 + 400, 0] > 100
-        assert top[160, 480 + 6 + 100].max() == 0
-
-    @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-    def test_evaluator_keeps_the_first_images(self, mini: str, tmp_path: Path, image_format: str):
-        pairs = perturbed(mini)
-        for image, _ in pairs:
-            pixels = np.asarray(Image.open(image["file_name"]).resize((30, 20)))  # not the output's size
-            ordered = pixels if image_format == "RGB" else pixels[:, :, ::-1]
-            image["image"] = torch.from_numpy(ordered.transpose(2, 0, 1).copy())
-        evaluator = PanelEvaluator(mini, image_format, tmp_path / "panel.png", num_rows=2)
-        with EventStorage() as storage:
-            assert run(evaluator, pairs) == {}
-            [(title, picture, _)] = storage._vis_data
-        assert title == f"panel/{mini}"
-        panel = np.asarray(Image.open(tmp_path / "panel.png"))
-        np.testing.assert_array_equal(picture, panel.transpose(2, 0, 1))
-        # The first image is 40 x 60 with a blue sky in its upper left corner, the second 48 x 32.
-        assert panel.shape[0] == 32 + (320 + 6) + (480 + 6)
-        np.testing.assert_array_equal(panel[34, 2], [0, 0, 250])
 
 
 def test_truth_is_found_by_ids_of_either_type(mini: str):
