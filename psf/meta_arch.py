@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,16 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from psf.classes import PanopticClasses
-from psf.inference import Frame, choose_things, join_candidates, stuff_candidates, thing_candidates
+from psf.inference import CandidateOutcomes, Frame, choose_things, join_candidates, stuff_candidates, thing_candidates
 from psf.joint_queries import separate_stuff, stuff_as_things
-from psf.losses import PanopticCriterion, PerLayerMatching, SharedMatching, ThingAssignments
+from psf.losses import (
+    MaskHealth,
+    PanopticCriterion,
+    PerLayerMatching,
+    SharedMatching,
+    ThingAssignments,
+    measure_mask_health,
+)
 from psf.model_parts import ResultSettings, model_parts
 from psf.modeling import FineLevel, Neck
 from psf.post_processing import PostProcessor, semantic_result
@@ -56,6 +63,9 @@ class PanopticSegFormer(nn.Module):
         channels_last: memory format of the images and of the backbone's weights.
         recompute: parts whose blocks are computed again for backward, see `psf.recompute`.
         settings: what is computed at test.
+
+    Attributes:
+        mask_health: how much the mask heads found in the last training batch; None before the first.
     """
 
     @configurable
@@ -102,6 +112,7 @@ class PanopticSegFormer(nn.Module):
         self.pixel_mean: Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.mask_health: MaskHealth | None = None
         recompute_blocks(self, recompute)
 
     @classmethod
@@ -144,27 +155,46 @@ class PanopticSegFormer(nn.Module):
             ValueError: if an image holds NaN or infinite values or has other channels than the model, or the truth is
                 not understood.
         """
-        if self.has_tiles and not self.training:
-            return [self._tiled_result(x) for x in batched_inputs]
+        if not self.training:
+            return [self.result(candidates, frame) for candidates, frame in self._competing(batched_inputs)]
         images = self.preprocess(batched_inputs)
-        if self.training:
-            targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
-            if self.has_joint_queries:
-                targets = [stuff_as_things(target, len(self.classes.thing_ids)) for target in targets]
-            return self._losses(*self._encode(images.tensor, padded_pixels(images)), targets)
-        results = []
+        targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
+        if self.has_joint_queries:
+            targets = [stuff_as_things(target, len(self.classes.thing_ids)) for target in targets]
+        return self._losses(*self._encode(images.tensor, padded_pixels(images)), targets)
+
+    def explain(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, CandidateOutcomes]]:
+        """Why candidates are, or are not, in the results that `forward` gives at test, image by image.
+
+        Args:
+            batched_inputs: as `forward` takes them at test.
+
+        Returns:
+            One dict per image with the outcomes behind `panoptic_seg` and `instances`, as MODEL.PSF.TEST switches them
+            on; see `psf.post_processing.PostProcessor.explain`.
+        """
+        on = {"panoptic": self.settings.panoptic, "instance": self.settings.instance}
+        return [
+            self.post_processor.explain(candidates, frame, **on)
+            for candidates, frame in self._competing(batched_inputs)
+        ]
+
+    def _competing(self, batched_inputs: list[dict[str, Any]]) -> Iterator[tuple[Candidates, Frame]]:
+        """What competes for the pixels of each image, and the sizes that its masks have; at test."""
+        if self.has_tiles:
+            yield from map(self._tiled_candidates, batched_inputs)
+            return
+        images = self.preprocess(batched_inputs)
         candidates = self.candidates(images.tensor, padded_pixels(images))
         for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
-            frame = Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
-            results.append(self.result(image_candidates, frame))
-        return results
+            yield image_candidates, Frame(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
 
-    def _tiled_result(self, x: dict[str, Any]) -> dict[str, Any]:
+    def _tiled_candidates(self, x: dict[str, Any]) -> tuple[Candidates, Frame]:
         def candidates_of(images: ImageList) -> Candidates:
             return self.candidates(images.tensor, padded_pixels(images))[0]
 
-        candidates, frame = tiled_candidates(
+        return tiled_candidates(
             x,
             self.settings.tiles,
             self.post_processor,
@@ -173,7 +203,6 @@ class PanopticSegFormer(nn.Module):
             stride=self.backbone.output_shape()[self.fine_feature or self.neck.in_features[0]].stride,
             is_fixed=not self.has_joint_queries,
         )
-        return self.result(candidates, frame)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised, then padded with zeros to the largest height and width of the batch."""
@@ -229,6 +258,7 @@ class PanopticSegFormer(nn.Module):
                 proposals=located.proposals,
             )
             assignments = self.matching.assign(predictions, selected, targets)
+        self.mask_health = measure_mask_health(predictions, assignments, targets, self.post_processor.mask_threshold)
         with torch.autocast(self.device.type, enabled=False):
             return self.criterion(predictions, assignments, targets)
 

@@ -291,3 +291,62 @@ class TestKeys:
         cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = -0.1
         with pytest.raises(ValueError, match=r'SCORE_THRESH is -0\.1: expected 0 or more.*"relu"'):
             build_post_processor(cfg)
+
+
+class TestExplain:
+    """The scene of the top of this file, and a thing without a mask."""
+
+    def scene(self) -> Candidates:
+        plain = scene()
+        more = make_candidates([0.9], torch.full((1, 4, 5), 0.25), things=[True])
+        return Candidates(*(torch.cat(pair) for pair in zip(plain[:4], more[:4], strict=True)), None)
+
+    def explain(self, processor: PostProcessor) -> dict[str, list[str]]:
+        found = processor.explain(self.scene(), same_size(4, 5), panoptic=True, instance=True)
+        return {key: one.reasons for key, one in found.items()}
+
+    @given(random_candidates(), st.sampled_from(KINDS))
+    @settings(max_examples=50, deadline=None)
+    def test_what_is_kept_is_what_the_results_have(self, candidates: Candidates, kind: type[PostProcessor]):
+        processor = build(kind, score_thresh=0.1, max_per_image=2, nms_thresh=0.5)
+        frame = Frame((8, 8), (8, 8), (5, 7))
+        found = processor.explain(candidates, frame, panoptic=True, instance=True)
+        kept = {i for i, reason in enumerate(found["panoptic_seg"].reasons) if reason == "kept"}
+        assert kept == {segment.candidate for segment in processor.panoptic(candidates, frame).segments}
+        instances = processor.instances(candidates, SEPARATED, frame)
+        assert found["instances"].reasons.count("kept") == len(instances)
+        assert len(found["instances"].reasons) == int(candidates.is_thing.sum())
+
+    def test_merging(self):
+        processor = build()
+        found = self.explain(processor)
+        segments = processor.panoptic(self.scene(), same_size(4, 5)).segments
+        for i, reason in enumerate(found["panoptic_seg"]):
+            assert (reason == "kept") == (i in {segment.candidate for segment in segments})
+        assert found["panoptic_seg"][4] == found["instances"][2] == "empty_mask"
+
+    def test_merging_names_both_thresholds(self):
+        """By hand: confidence p * mean^2; two equal masks, of which the second keeps nothing."""
+        masks = torch.ones(3, 2, 2)
+        candidates = make_candidates([0.9, 0.8, 0.2], masks)
+        found = build().explain(candidates, same_size(2, 2), panoptic=True, instance=False)
+        assert list(found) == ["panoptic_seg"]
+        assert found["panoptic_seg"].reasons == ["kept", "T_KEEP", "T_CNF"]
+        assert found["panoptic_seg"].confidence.tolist() == pytest.approx([0.9, 0.8, 0.2])
+
+    def test_argmax_judges_classes(self):
+        masks = torch.ones(3, 2, 2)
+        masks[1:] *= 0.3
+        candidates = make_candidates([0.9, 0.8, 0.2], masks)
+        for kind, reason in ((PixelArgmax, "higher_scores"), (ClassTimesMask, "empty_mask")):
+            found = build(kind).explain(candidates, same_size(2, 2), panoptic=True, instance=False)["panoptic_seg"]
+            assert found.reasons == ["kept", reason, "T_CNF" if kind is PixelArgmax else "empty_mask"]
+            assert found.confidence.tolist() == pytest.approx([0.9, 0.8, 0.2])
+
+    def test_instances(self):
+        masks = torch.ones(4, 2, 2)
+        masks[3, 0] = 0
+        candidates = make_candidates([0.9, 0.8, 0.2, 0.7], masks)
+        settings_of = {"score_thresh": 0.5, "nms_thresh": 0.9}
+        found = build(**settings_of).explain(candidates, same_size(2, 2), panoptic=False, instance=True)["instances"]
+        assert found.reasons == ["kept", "MAX_PER_IMAGE or NMS_THRESH", "SCORE_THRESH", "kept"]

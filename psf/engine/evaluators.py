@@ -19,13 +19,14 @@ from psf.evaluation import (
     PanopticGroundTruth,
     PanopticQualityEvaluator,
     PanopticWriter,
+    ResultCounter,
     SemanticEvaluator,
     has_panoptic_truth,
     write_instance_json,
     write_per_class,
 )
 
-__all__ = ["build_evaluator", "check_truth"]
+__all__ = ["build_evaluator", "check_truth", "empty_kinds"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     if asked.PANOPTIC_ON:
         if has_truth:
             options = {"boundary": asked.BOUNDARY_PQ, "by_size": asked.PQ_BY_SIZE}
-            evaluators.append(PanopticQualityEvaluator(dataset_name, **options))
-            evaluators.append(
-                PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, _output_file(cfg, dataset_name, "panel.png"))
-            )
+            quality = PanopticQualityEvaluator(dataset_name, **options)
+            path = _output_file(cfg, dataset_name, "panel.png")
+            evaluators += [quality, PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, path, quality)]
         else:
             left_out.append("PQ (no panoptic_json with annotations and panoptic_root)")
         if asked.WRITE_PANOPTIC:
@@ -72,6 +72,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
             evaluators.append(SemSegEvaluator(dataset_name))
         else:
             left_out.append("mIoU (neither a panoptic truth with joint class ids nor sem_seg_root)")
+    counted = {type(one) for one in evaluators}
+    panoptic, instance = PanopticQualityEvaluator in counted, InstanceEvaluator in counted
+    if panoptic or instance:
+        evaluators.append(ResultCounter(dataset_name, has_truth=has_truth, panoptic=panoptic, instance=instance))
     if left_out:
         logger.warning("%s is evaluated without %s", dataset_name, ", ".join(left_out))
     return _Evaluators(evaluators, dataset_name, _output_file(cfg, dataset_name, "per_class.csv"))
@@ -89,6 +93,12 @@ def check_truth(cfg: CfgNode, dataset_name: str) -> None:
             f'DATASETS.TEST: {path} of "{dataset_name}" has no annotations, so nothing can be measured; for '
             "predictions alone set MODEL.PSF.TEST.WRITE_PANOPTIC True"
         )
+
+
+def empty_kinds(evaluator: DatasetEvaluator) -> tuple[str, ...]:
+    """Of what `build_evaluator` has given and has evaluated: see `psf.evaluation.ResultCounter`."""
+    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    return tuple(kind for one in parts if isinstance(one, ResultCounter) for kind in one.empty_kinds)
 
 
 class _Evaluators(DatasetEvaluators):

@@ -12,6 +12,8 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import EventStorage, JSONWriter
 from tabulate import tabulate
 
+from psf.engine.empty_results import EMPTY_RESULT
+
 __all__ = ["append_metrics", "results_table", "write_results"]
 
 
@@ -35,7 +37,10 @@ def append_metrics(path: Path, results: Mapping[str, Any], iteration: int) -> No
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """One line per task with its main metrics, those without a class name in theirs ("AP-person")."""
+    """One line per task with its main metrics, those without a class name in theirs ("AP-person").
+
+    Why a result is empty stands in the log, and is no line.
+    """
     rows = []
     for task, metrics in _tasks(results):
         main = {key: value for key, value in metrics.items() if "-" not in key}
@@ -47,6 +52,8 @@ def _tasks(results: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapp
     """Detectron2 nests results by data set where there are several."""
     found = []
     for key, value in results.items():
+        if key == EMPTY_RESULT:
+            continue
         if any(isinstance(inner, Mapping) for inner in value.values()):
             found += _tasks(value, f"{prefix}{key} ")
         else:

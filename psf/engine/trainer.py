@@ -25,7 +25,9 @@ from psf.checkpoint import check_same_classes, class_names_from_config
 from psf.data import PanopticMapper, build_mapper, build_test_loader, check_dataset, load_dataset
 from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import Checkpointer
-from psf.engine.evaluators import build_evaluator, check_truth
+from psf.engine.empty_results import EMPTY_RESULT, as_numbers, describe_empty_results, explain_empty_results
+from psf.engine.evaluators import build_evaluator, check_truth, empty_kinds
+from psf.engine.mask_health import MaskHealthHook
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import append_metrics, results_table, write_results
 from psf.engine.train_step import TrainStep, autocast_dtype
@@ -116,6 +118,14 @@ class Trainer(DefaultTrainer):
             _append_metrics(self.cfg, views, self.iter)
         return self._last_eval_results
 
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, and in the main process `MaskHealthHook`, for models that measure the health of their masks."""
+        hooks: list[HookBase] = super().build_hooks()
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if comm.is_main_process() and hasattr(model, "mask_health"):
+            hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # before the writers, behind the timer
+        return hooks
+
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a loud warning where no weights are named at all."""
         super().resume_or_load(resume)
@@ -162,10 +172,36 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """Evaluate on DATASETS.TEST, log a table, and write OUTPUT_DIR/results.json."""
-        results = super().test(cfg, model, evaluators)
+        """Evaluate on DATASETS.TEST, log a table, and write OUTPUT_DIR/results.json.
+
+        Where nothing was predicted of things, of stuff or of instances, a warning and the entry "empty_result" say what
+        rejected the candidates of a few images.
+        """
+        evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+                own = results if len(cfg.DATASETS.TEST) == 1 else results[name]
+                own |= cls._explain_empty_result(cfg, model, name, empty_kinds(evaluator))
         _report(cfg, results)
         return results
+
+    @classmethod
+    def _explain_empty_result(
+        cls, cfg: CfgNode, model: nn.Module, dataset_name: str, kinds: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """What to add to a dataset's results where `kinds` were not predicted at all; {} where nothing can be said."""
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        if not kinds or not hasattr(model, "explain"):
+            return {}
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # for a few images alone
+        summaries = explain_empty_results(model, cls.build_test_loader(cfg, dataset_name), kinds)
+        if not summaries:
+            return {}
+        logger.warning("%s", describe_empty_results(dataset_name, summaries, cfg))
+        return {EMPTY_RESULT: as_numbers(summaries)}
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
 from psf.evaluation.panoptic_writer import PanopticWriter
 from psf.evaluation.per_class import write_per_class
+from psf.evaluation.result_counter import ResultCounter
 from psf.evaluation.segment_matching import match_segments, match_with_boundaries
 from psf.evaluation.semantic import SemanticEvaluator
 
@@ -20,6 +21,7 @@ __all__ = [
     "PanopticQuality",
     "PanopticQualityEvaluator",
     "PanopticWriter",
+    "ResultCounter",
     "SemanticEvaluator",
     "draw_panel",
     "has_panoptic_truth",

@@ -19,6 +19,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from psf.data import image_key
 from psf.evaluation.ground_truth import PanopticGroundTruth
@@ -32,6 +33,8 @@ class InstanceEvaluator(COCOEvaluator):
     """COCO's AP of boxes under "bbox", and of masks under "segm", where the truth has masks.
 
     COCOEvaluator wants the things to have the ids 0..n-1 alone; in a panoptic data set they share 0..K-1 with stuff.
+    Without any prediction it gives NaN for every metric; here AP is 0 wherever there is ground truth, as it is when
+    all predictions are wrong. NaN is left for what has no ground truth: a size class, a class, a whole set.
 
     Args:
         dataset_name: a registered data set.
@@ -67,6 +70,16 @@ class InstanceEvaluator(COCOEvaluator):
             [{"instances": self._among_things(output["instances"])} for output in outputs],
         )
 
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        """Detectron2's metrics of one task; it passes None where no image has a prediction."""
+        if coco_eval is None:
+            logger.warning("%s: no instance was predicted, so %s AP is 0", self._json_file, iou_type)
+            coco_eval = _evaluate_no_predictions(self._coco_api, iou_type)
+        metrics: dict[str, float] = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        return metrics
+
     def _number_of(self, image_id: int | str) -> int:
         number = self._numbers.get(image_key(image_id))
         if number is None:
@@ -81,6 +94,19 @@ class InstanceEvaluator(COCOEvaluator):
         positions = torch.tensor([self._things_only[one] for one in classes], dtype=torch.int64)
         fields = {**instances.get_fields(), "pred_classes": positions}
         return Instances(instances.image_size, **fields)
+
+
+def _evaluate_no_predictions(truth: COCO, iou_type: str) -> COCOeval:
+    """COCO's evaluation of an empty list of predictions, which COCO.loadRes refuses to read."""
+    predictions = COCO()
+    predictions.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
+    with contextlib.redirect_stdout(io.StringIO()):  # both classes print what they do
+        predictions.createIndex()
+        evaluation = COCOeval(truth, predictions, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
 
 
 def _number_images(truth: COCO) -> dict[int | str, int]:

@@ -1,4 +1,4 @@
-"""Pictures to judge a model by: input, truth and prediction side by side."""
+"""Pictures to judge a model by: input, ground truth and prediction side by side."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from psf.data import as_picture
 from psf.evaluation.ground_truth import PanopticGroundTruth
-from psf.output import drawable_metadata
+from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
+from psf.output import draw_legend, draw_regions, draw_text, legend_entries, panoptic_regions
 
 __all__ = ["PanelEvaluator", "PanelRow", "PanopticMap", "draw_panel"]
 
 # Pixels: an image is scaled to fit the cell; gaps and text are those of a picture of about this size.
 CELL_WIDTH, CELL_HEIGHT = 480, 480
-MIN_SIDE = 8  # of a drawn image, however long and thin; the Visualizer refuses masks two pixels wide
-HEADER_HEIGHT, GAP = 32, 6
-COLUMNS = ("input", "truth", "prediction")
+MIN_SIDE = 8  # of a drawn image, however long and thin
+HEADER_HEIGHT, GAP, FONT_SIZE = 32, 6, 13
+LEGEND_LINES = 4
+COLUMNS = ("input", "ground truth", "prediction")
+MAX_KEPT = 16  # rows that an evaluator keeps of a dataset
 
 
 class PanopticMap(NamedTuple):
@@ -43,100 +45,180 @@ class PanelRow(NamedTuple):
     image: np.ndarray
     truth: PanopticMap
     prediction: PanopticMap
+    caption: str = ""  # written below the image
+
+    def fitted(self) -> PanelRow:
+        """The row at the size that it is drawn at."""
+        height, width = self.image.shape[:2]
+        scale = min(CELL_WIDTH / width, CELL_HEIGHT / height)
+        size = (max(round(width * scale), MIN_SIDE), max(round(height * scale), MIN_SIDE))
+        maps = [
+            PanopticMap(cv2.resize(_as_int32(ids), size, interpolation=cv2.INTER_NEAREST_EXACT), segments)
+            for ids, segments in (self.truth, self.prediction)
+        ]
+        image = Image.fromarray(self.image).resize(size, Image.Resampling.BILINEAR)
+        return PanelRow(np.asarray(image), maps[0], maps[1], self.caption)
 
 
 def draw_panel(rows: Sequence[PanelRow], metadata: Metadata, path: str | Path | None = None) -> np.ndarray:
-    """Draw rows of input | truth | prediction under a header line, with Detectron2's Visualizer.
+    """Draw rows of input | ground truth | prediction under a header line, with a legend below each map.
 
-    Void shows the image. The same rows give the same picture, and random numbers elsewhere are not disturbed.
+    Void shows the image. The same rows give the same picture.
 
     Args:
         rows: at least one; sizes may differ, each is scaled to fit a cell.
-        metadata: of the data set; its classes and colours.
+        metadata: of the dataset; its classes and colours.
         path: a picture file to write; its folder is made.
 
     Returns:
         (height, width, 3) uint8 in RGB order.
     """
-    state = np.random.get_state()
-    np.random.seed(0)  # the Visualizer varies the colours of things by numpy's generator
-    try:
-        cells = [_draw_row(row, metadata) for row in rows]
-    finally:
-        np.random.set_state(state)
-    column_width = max(row[0].width for row in cells) + GAP
-    height = HEADER_HEIGHT + sum(row[0].height + GAP for row in cells)
-    panel = np.full((height, column_width * len(COLUMNS) - GAP, 3), 255, dtype=np.uint8)
+    drawn = [_draw_row(row.fitted(), metadata) for row in rows]
+    column_width = max(image.shape[1] for row in drawn for image in row) + GAP
+    header = np.full((HEADER_HEIGHT, column_width * len(COLUMNS) - GAP, 3), 255, dtype=np.uint8)
     for column, title in enumerate(COLUMNS):
-        origin = (column * column_width + GAP, HEADER_HEIGHT * 2 // 3)
-        cv2.putText(panel, title, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-    top = HEADER_HEIGHT
-    for row in cells:
-        for column, cell in enumerate(row):
-            left = column * column_width
-            panel[top : top + cell.height, left : left + cell.width] = np.asarray(cell)
-        top += row[0].height + GAP
+        draw_text(header, title, (HEADER_HEIGHT - FONT_SIZE) // 2 - 2, column * column_width + GAP, FONT_SIZE + 2)
+    parts = [header]
+    for row in drawn:
+        part = np.full((max(len(image) for image in row) + GAP, header.shape[1], 3), 255, dtype=np.uint8)
+        for column, image in enumerate(row):
+            part[: len(image), column * column_width : column * column_width + image.shape[1]] = image
+        parts.append(part)
+    panel = np.concatenate(parts)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(panel).save(path)
     return panel
 
 
-def _draw_row(row: PanelRow, metadata: Metadata) -> list[Image.Image]:
-    pixels, *maps = row
-    height, width = pixels.shape[:2]
-    scale = min(CELL_WIDTH / width, CELL_HEIGHT / height)
-    size = (max(round(width * scale), MIN_SIDE), max(round(height * scale), MIN_SIDE))
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
-    cells = [image]
-    for ids, segments in maps:
-        resized = Image.fromarray(np.asarray(ids).astype(np.int32)).resize(size, Image.Resampling.NEAREST)
-        copies = [dict(segment) for segment in segments]  # the Visualizer overwrites `area`
-        drawn = Visualizer(np.asarray(image), drawable_metadata(metadata)).draw_panoptic_seg(
-            torch.from_numpy(np.array(resized)), copies, 0
-        )
-        cells.append(Image.fromarray(drawn.get_image()))
-    return cells
+def _draw_row(row: PanelRow, metadata: Metadata) -> list[np.ndarray]:
+    """The three columns, each an image and white with text below it; as wide as a cell, so that a legend has room."""
+    height = row.image.shape[0]
+    columns = []
+    for segmentation in (None, row.truth, row.prediction):
+        below = np.full((2 * FONT_SIZE, CELL_WIDTH, 3), 255, dtype=np.uint8)
+        image = row.image
+        if segmentation is None:
+            draw_text(below, row.caption, FONT_SIZE // 2, GAP, FONT_SIZE)
+        else:
+            regions = panoptic_regions(np.asarray(segmentation.ids), segmentation.segments, metadata)
+            image = draw_regions(image, regions)
+            below = draw_legend(legend_entries(regions), CELL_WIDTH, FONT_SIZE, LEGEND_LINES)
+        cell = np.full((height + len(below), CELL_WIDTH, 3), 255, dtype=np.uint8)
+        cell[:height, : image.shape[1]] = image
+        cell[height:] = below
+        columns.append(cell)
+    return columns
+
+
+def _as_int32(ids: np.ndarray | torch.Tensor) -> np.ndarray:
+    return np.asarray(ids).astype(np.int32)
+
+
+class _Kept(NamedTuple):
+    """An image that may be shown; as `PanelRow.fitted` gives it."""
+
+    quality: float
+    row: PanelRow
 
 
 class PanelEvaluator(DatasetEvaluator):
-    """Collects the first images of an evaluation, writes them as one panel and shows it in TensorBoard; no metrics.
+    """Draws the best, the median and the worst image of an evaluation, and some between them, by their own PQ.
+
+    The panel is written, and shown in TensorBoard; no metrics. A process keeps no more than 16 rows, at the size at
+    which they are drawn: the best, the worst, and others spread over the qualities between. Images without any segment,
+    in the ground truth and in the prediction, have no PQ and are not shown.
 
     Args:
-        dataset_name: a registered data set with panoptic ground truth.
+        dataset_name: a registered dataset with panoptic ground truth.
         image_format: INPUT.FORMAT of the model's images.
         path: picture file to write.
-        num_rows: images to show, the first that the main process sees.
+        quality: measures the same images; it is given each batch first.
+        num_rows: images to show, at least 1.
+        distributed: choose among the images of all processes; else among those of this one.
     """
 
-    def __init__(self, dataset_name: str, image_format: str, path: Path, num_rows: int = 4) -> None:
-        self._dataset_name = dataset_name
+    def __init__(
+        self,
+        dataset_name: str,
+        image_format: str,
+        path: Path,
+        quality: PanopticQualityEvaluator,
+        *,
+        num_rows: int = 5,
+        distributed: bool = True,
+    ) -> None:
+        self._dataset_name, self._image_format, self._path = dataset_name, image_format, path
         self._truth = PanopticGroundTruth(dataset_name)
-        self._image_format = image_format
-        self._path = path
-        self._num_rows = num_rows if comm.is_main_process() else 0
+        self._quality, self._num_rows, self._distributed = quality, num_rows, distributed
         self.reset()
 
     def reset(self) -> None:
-        self._rows: list[PanelRow] = []
+        self._kept: list[_Kept] = []
+        self._qualities: list[float] = []  # of all images
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep what a panel shows: the model's own input image, the truth and "panoptic_seg"."""
+        """Keep what a panel may show: the model's own input image, the truth and "panoptic_seg"."""
         for image, output in zip(inputs, outputs):
-            if len(self._rows) == self._num_rows:
-                return
-            ids, segments = output["panoptic_seg"]
-            pixels = as_picture(image["image"].permute(1, 2, 0).cpu().numpy(), self._image_format)
-            picture = Image.fromarray(pixels)
-            picture = picture.resize(ids.shape[::-1], Image.Resampling.BILINEAR)
-            truth = PanopticMap(*self._truth.read_contiguous(image["image_id"]))
-            copies = [dict(segment) for segment in segments]
-            self._rows.append(PanelRow(np.asarray(picture), truth, PanopticMap(ids.cpu(), copies)))
+            quality = self._quality.image_quality(image["image_id"])
+            if quality is None:
+                continue
+            self._qualities.append(quality)
+            others = [one.quality for one in self._kept]
+            if len(others) < MAX_KEPT:
+                self._kept.append(_Kept(quality, self._make_row(image, output)))
+            elif (place := _most_crowded([*others, quality])) < MAX_KEPT:
+                self._kept[place] = _Kept(quality, self._make_row(image, output))
+
+    def _make_row(self, image: dict[str, Any], output: dict[str, Any]) -> PanelRow:
+        ids, segments = output["panoptic_seg"]
+        pixels = as_picture(image["image"].permute(1, 2, 0).cpu().numpy(), self._image_format)
+        picture = Image.fromarray(pixels).resize(ids.shape[::-1], Image.Resampling.BILINEAR)
+        truth = PanopticMap(*self._truth.read_contiguous(image["image_id"]))
+        prediction = PanopticMap(ids.cpu(), [dict(segment) for segment in segments])
+        return PanelRow(np.asarray(picture), truth, prediction, f"image {image['image_id']}").fitted()
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the panel; an empty result, for Detectron2 merges those of all evaluators."""
-        if self._rows:
-            panel = draw_panel(self._rows, MetadataCatalog.get(self._dataset_name), self._path)
+        gathered = comm.gather((self._kept, self._qualities)) if self._distributed else [(self._kept, self._qualities)]
+        kept = [one for part, _ in gathered for one in part]
+        qualities = [quality for _, part in gathered for quality in part]
+        if kept:
+            rows = choose_rows(kept, qualities, self._num_rows)
+            panel = draw_panel(rows, MetadataCatalog.get(self._dataset_name), self._path)
             if has_event_storage():
                 get_event_storage().put_image(f"panel/{self._dataset_name}", panel.transpose(2, 0, 1))
         return OrderedDict()
+
+
+def choose_rows(kept: Sequence[_Kept], qualities: Sequence[float], num_rows: int) -> list[PanelRow]:
+    """Rows from the best image to the worst, in steps of equal numbers of images, with their PQ in their captions.
+
+    Args:
+        kept: at least one; of the images between the best and the worst the nearest in quality are taken.
+        qualities: of all images, in [0, 1].
+        num_rows: wanted.
+    """
+    ordered = sorted(kept, key=lambda one: -one.quality)
+    wanted = np.quantile(qualities, np.linspace(1, 0, num_rows), method="nearest").tolist()
+    chosen: list[int] = []
+    for quality in wanted:
+        free = [i for i in range(len(ordered)) if i not in chosen]
+        if free:
+            chosen.append(min(free, key=lambda i: abs(ordered[i].quality - quality)))
+    rows = []
+    for rank, i in enumerate(sorted(chosen)):
+        names = {0: "best, ", len(chosen) - 1: "worst, "} if len(chosen) > 1 else {}
+        if len(chosen) % 2 and len(chosen) > 1:
+            names[len(chosen) // 2] = "median, "
+        one = ordered[i]
+        caption = f"{names.get(rank, '')}PQ {100 * one.quality:.1f}, {one.row.caption} (of {len(qualities)})"
+        rows.append(one.row._replace(caption=caption))
+    return rows
+
+
+def _most_crowded(qualities: Sequence[float]) -> int:
+    """Which one may go: not the lowest or the highest, but that whose neighbours are nearest to each other."""
+    order = np.argsort(qualities, kind="stable")
+    ordered = np.asarray(qualities)[order]
+    return int(order[1 + int((ordered[2:] - ordered[:-2]).argmin())])

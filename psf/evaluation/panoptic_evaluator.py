@@ -102,6 +102,14 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         if self._writer is not None:
             self._writer.process(inputs, outputs)
 
+    def image_quality(self, image_id: int | str) -> float | None:
+        """PQ of an image that this process has seen, in [0, 1]: the mean over the classes that occur in it.
+
+        None if it has no segment, in the ground truth and in the prediction.
+        """
+        mean = self._add_up([self._measured[image_key(image_id)].masks]).mean()
+        return None if mean is None else mean.pq
+
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """In percent, PQ, SQ, RQ of all, _th of things and _st of stuff, under "panoptic_seg".
 

@@ -20,15 +20,25 @@ from psf.inference.confidence import (
 from psf.inference.mask_nms import mask_nms
 from psf.inference.mask_wise_merging import mask_wise_merging
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
+from psf.inference.rejections import (
+    KEPT,
+    CandidateOutcomes,
+    RejectionSummary,
+    explain_rejections,
+    summarise_rejections,
+)
 from psf.inference.resizing import Frame, resize_masks
 from psf.inference.semantic import semantic_scores
 from psf.inference.tile_fusion import ScoredTile, Tile, fuse_tiles, tile_grid
 from psf.inference.view_fusion import ScoredView, fuse_views, on_common_grid
 
 __all__ = [
+    "KEPT",
+    "CandidateOutcomes",
     "CandidateThresholds",
     "Frame",
     "MergingThresholds",
+    "RejectionSummary",
     "ScoredMasks",
     "ScoredTile",
     "ScoredView",
@@ -36,6 +46,7 @@ __all__ = [
     "best_class",
     "choose_things",
     "class_times_mask",
+    "explain_rejections",
     "fuse_tiles",
     "fuse_views",
     "join_candidates",
@@ -48,6 +59,7 @@ __all__ = [
     "score_masks",
     "semantic_scores",
     "stuff_candidates",
+    "summarise_rejections",
     "thing_candidates",
     "tight_boxes",
     "tile_grid",

@@ -1,19 +1,30 @@
 """One image's results as files: pictures, label PNGs, binary masks, and a JSON that says what is in them."""
 
+from psf.output.drawing import Region, draw_regions
 from psf.output.files import FILE_KINDS, write_output
 from psf.output.instances import InstanceOutput
-from psf.output.panoptic import PanopticOutput
+from psf.output.legend import draw_legend, legend_entries
+from psf.output.panoptic import PanopticOutput, panoptic_regions
 from psf.output.semantic import SemanticOutput
 from psf.output.task_output import TaskOutput, drawable_metadata
+from psf.output.text import draw_text, font_size_of, text_size
 
 __all__ = [
     "FILE_KINDS",
     "TASKS",
     "InstanceOutput",
     "PanopticOutput",
+    "Region",
     "SemanticOutput",
     "TaskOutput",
+    "draw_legend",
+    "draw_regions",
+    "draw_text",
     "drawable_metadata",
+    "font_size_of",
+    "legend_entries",
+    "panoptic_regions",
+    "text_size",
     "write_output",
 ]
 

@@ -16,7 +16,7 @@ from psf.output.task_output import TaskOutput
 __all__ = ["FILE_KINDS", "write_output"]
 
 FILE_KINDS = {
-    "picture": "NAME.jpg, the image with classes, scores and masks drawn over it",
+    "picture": "NAME.jpg, the image with masks, classes and scores drawn over it, and a legend below",
     "png": "NAME_panoptic.png or NAME_semantic.png, the label of each pixel (not of instances, which may overlap)",
     "json": "NAME.json, what was found: class, score, area, box",
     "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) for each of what was found",
@@ -48,7 +48,7 @@ def write_output(
     label_file = folder / f"{name}_{output.task}.png"
     labels = output.label_image() if "png" in kinds else None
     records = output.records() if {"json", "masks"} & set(kinds) else []
-    picture = output.picture(image_rgb) if "picture" in kinds else None
+    picture = output.picture_with_legend(image_rgb) if "picture" in kinds else None
     if "masks" in kinds:
         _write_masks(output, records, folder / f"{name}_masks")
     if picture is not None:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import VisImage, Visualizer
 from pycocotools import mask as coco_masks
 
+from psf.output.colors import class_color
+from psf.output.drawing import Region, find_box
 from psf.output.task_output import TaskOutput
 
 __all__ = ["InstanceOutput"]
@@ -73,11 +74,18 @@ class InstanceOutput(TaskOutput):
     def mask(self, record: dict[str, Any]) -> np.ndarray:
         return self._instances.pred_masks[record["id"] - 1].numpy()
 
-    def draw(self, visualizer: Visualizer) -> VisImage:
-        return visualizer.draw_instance_predictions(self._instances)
+    def regions(self) -> list[Region]:
+        found, regions = self._instances, []
+        classes, scores = found.pred_classes.tolist(), found.scores.tolist()
+        for mask, category, score in zip(found.pred_masks.numpy(), classes, scores, strict=True):
+            box = find_box(mask)
+            if box is not None:
+                name, color = self.metadata.thing_classes[category], class_color(self.metadata, category, True)
+                regions.append(Region(name, color, True, score, box, mask[box]))
+        return regions
 
-    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
-        return visualizer.draw_instance_predictions(image_rgb, self._instances)
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
+        return visualizer.draw_instance_predictions(image_rgb, self._instances).get_image()
 
     def padded(self, columns: int) -> InstanceOutput:
         height, width = self.size

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import VisImage, Visualizer
 from panopticapi.utils import id2rgb
 from scipy import ndimage
 
+from psf.output.colors import class_color
+from psf.output.drawing import Region
 from psf.output.task_output import TaskOutput
 
-__all__ = ["PanopticOutput"]
+__all__ = ["PanopticOutput", "panoptic_regions"]
 
 
 class PanopticOutput(TaskOutput):
@@ -83,13 +85,46 @@ class PanopticOutput(TaskOutput):
     def mask(self, record: dict[str, Any]) -> np.ndarray:
         return self._ids.numpy() == record["id"]
 
-    def draw(self, visualizer: Visualizer) -> VisImage:
-        # Copies, here and below: Detectron2's visualizers overwrite `area` in the dicts that they are given.
-        return visualizer.draw_panoptic_seg(self._ids, copy.deepcopy(self._segments))
+    def regions(self) -> list[Region]:
+        return panoptic_regions(self._ids.numpy(), self._segments, self.metadata)
 
-    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
-        return visualizer.draw_panoptic_seg_predictions(image_rgb, self._ids, copy.deepcopy(self._segments))
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
+        segments = copy.deepcopy(self._segments)  # Detectron2's visualizer overwrites `area` in them
+        return visualizer.draw_panoptic_seg_predictions(image_rgb, self._ids, segments).get_image()
 
     def padded(self, columns: int) -> PanopticOutput:
         ids = torch.nn.functional.pad(self._ids, (0, columns))
         return PanopticOutput({"panoptic_seg": (ids, self._segments)}, self.metadata)
+
+
+def panoptic_regions(ids: np.ndarray, segments: Sequence[Mapping[str, Any]], metadata: Any) -> list[Region]:
+    """The segments of a panoptic map as they are drawn; a crowd is called one.
+
+    Args:
+        ids: (H, W) integers, 0 is void.
+        segments: dicts with `id`, the contiguous `category_id`, `isthing`, and `score` and `iscrowd` if known; those
+            without a pixel are left out.
+        metadata: Detectron2's, with class names and maybe colours.
+    """
+    values, labels = np.unique(ids, return_inverse=True)  # ids may be too large to count up to
+    position_of = {value: position for position, value in enumerate(values.tolist())}
+    labels = labels.reshape(ids.shape)
+    extents = ndimage.find_objects(labels + 1)
+    regions = []
+    for segment in segments:
+        position = position_of.get(segment["id"])
+        if position is None:
+            continue
+        category, is_thing = segment["category_id"], bool(segment["isthing"])
+        name = (metadata.thing_classes if is_thing else metadata.stuff_classes)[category]
+        regions.append(
+            Region(
+                name=f"{name} (crowd)" if segment.get("iscrowd") else name,
+                color=class_color(metadata, category, is_thing),
+                is_thing=is_thing,
+                score=segment.get("score"),
+                box=extents[position],
+                mask=labels[extents[position]] == position,
+            )
+        )
+    return regions

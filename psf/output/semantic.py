@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import VisImage, Visualizer
 
 from psf.classes import PanopticClasses
-from psf.output.task_output import TaskOutput, literal
+from psf.output.colors import class_color
+from psf.output.drawing import Region, find_box
+from psf.output.task_output import TaskOutput
 
 __all__ = ["SemanticOutput"]
 
@@ -71,20 +72,18 @@ class SemanticOutput(TaskOutput):
     def mask(self, record: dict[str, Any]) -> np.ndarray:
         return self._channels == record["contiguous_id"]
 
-    def draw(self, visualizer: Visualizer) -> VisImage:
-        colors = getattr(self.metadata, "stuff_colors", [])
+    def regions(self) -> list[Region]:
+        regions = []
         for record in self.records():
-            channel = record["contiguous_id"]
-            visualizer.draw_binary_mask(
-                self.mask(record).astype(np.uint8),
-                color=[x / 255 for x in colors[channel]] if channel < len(colors) else None,
-                text=literal(record["class"]),
-                alpha=0.7,
-            )
-        return visualizer.output
+            mask = self.mask(record)
+            box = find_box(mask)
+            assert box is not None  # a record is of a class that has pixels
+            color = class_color(self.metadata, record["contiguous_id"], False)
+            regions.append(Region(record["class"], color, False, None, box, mask[box]))
+        return regions
 
-    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
-        return self.draw(Visualizer(image_rgb, self.metadata))
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
+        return self.picture(image_rgb)
 
     def padded(self, columns: int) -> SemanticOutput:
         return SemanticOutput({"sem_seg": torch.nn.functional.pad(self._scores, (0, columns))}, self.metadata)

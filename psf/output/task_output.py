@@ -8,7 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import VisImage, Visualizer
+
+from psf.output.drawing import Region, draw_regions
+from psf.output.legend import add_legend
+from psf.output.text import font_size_of
 
 __all__ = ["TaskOutput", "drawable_metadata", "literal"]
 
@@ -58,11 +61,11 @@ class TaskOutput(abc.ABC):
         """(H, W) bool, the pixels of one of the records."""
 
     @abc.abstractmethod
-    def draw(self, visualizer: Visualizer) -> VisImage:
-        """Draw it on the visualizer's image."""
+    def regions(self) -> list[Region]:
+        """What to draw, in the order of the records."""
 
     @abc.abstractmethod
-    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> VisImage:
+    def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
         """Draw it on a frame of a video, in the colours of the frames before."""
 
     @abc.abstractmethod
@@ -70,7 +73,7 @@ class TaskOutput(abc.ABC):
         """The same with empty columns at its right side."""
 
     def picture(self, image_rgb: np.ndarray) -> np.ndarray:
-        """Draw classes, scores of things and masks over an image.
+        """Draw masks over an image, with classes and scores of things where there is room; see `draw_regions`.
 
         Args:
             image_rgb: (H, W, 3) uint8, what the model has seen.
@@ -78,12 +81,15 @@ class TaskOutput(abc.ABC):
         Returns:
             (H, W, 3) uint8.
         """
-        if image_rgb.shape[1] == 2:  # Detectron2 takes a mask of width 2 for a list of points
-            return self.padded(1).picture(np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
-        return self.draw(Visualizer(image_rgb, drawable_metadata(self.metadata))).get_image()
+        return draw_regions(image_rgb, self.regions())
+
+    def picture_with_legend(self, image_rgb: np.ndarray) -> np.ndarray:
+        """The picture, and below it the colour, name and number of segments of each class; see `add_legend`."""
+        regions = self.regions()
+        return add_legend(draw_regions(image_rgb, regions), regions, font_size_of(self.size))
 
     def frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
         """As `picture`, for a frame of the video that `visualizer`, made of `drawable_metadata`, is used for."""
-        if image_rgb.shape[1] == 2:
+        if image_rgb.shape[1] == 2:  # Detectron2 takes a mask of width 2 for a list of points
             return self.padded(1).frame(visualizer, np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
-        return self.draw_frame(visualizer, image_rgb).get_image()
+        return self.draw_frame(visualizer, image_rgb)

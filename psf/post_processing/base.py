@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from psf.classes import PanopticClasses
 from psf.inference import (
+    CandidateOutcomes,
     CandidateThresholds,
     Frame,
     MergingThresholds,
     ScoredMasks,
+    explain_rejections,
     mask_nms,
     per_candidate,
     score_masks,
@@ -46,6 +48,8 @@ class PostProcessor(abc.ABC):
         extra_pixels: added to the pixel count in the mean mask score.
         instance: which instances are reported.
     """
+
+    last_obstacle: ClassVar[str] = "T_KEEP"  # what rejects a candidate that has a mask and reaches T_CNF
 
     @configurable
     def __init__(
@@ -100,6 +104,58 @@ class PostProcessor(abc.ABC):
             results["instances"] = self.instances(candidates, classes, frame, scored)
         return results
 
+    def explain(
+        self, candidates: Candidates, frame: Frame, *, panoptic: bool, instance: bool
+    ) -> dict[str, CandidateOutcomes]:
+        """Why candidates of one image are, or are not, in its `results`; slower than those.
+
+        Args:
+            candidates: of the image.
+            frame: from which size to which.
+            panoptic: explain `panoptic_seg`, whose segments are all candidates.
+            instance: explain `instances`, whose candidates are the things, in their order.
+
+        Returns:
+            Under the keys of `results`; the reasons are "kept", "empty_mask", and names of keys: "T_CNF", "T_KEEP"
+            ("higher_scores" for PixelArgmax: other candidates have won all pixels), "SCORE_THRESH",
+            "MAX_PER_IMAGE or NMS_THRESH".
+        """
+        outcomes: dict[str, CandidateOutcomes] = {}
+        if panoptic:
+            scored = self.score(candidates, torch.ones_like(candidates.is_thing), frame)
+            segments = self.panoptic(candidates, frame, scored).segments
+            outcomes["panoptic_seg"] = explain_rejections(
+                candidates,
+                confidence=self.decisive_confidence(candidates, scored.masks.confidence),
+                has_mask=self.has_mask(scored.masks),
+                is_confident=self.is_kept(candidates, scored.masks.confidence),
+                is_kept=_among(len(candidates.is_thing), [one.candidate for one in segments]),
+                confidence_key="T_CNF",
+                last_key=self.last_obstacle,
+            )
+        if instance:
+            things = candidates.select(candidates.is_thing)
+            everything = self.score(things, torch.ones_like(things.is_thing), frame)
+            order = self._instance_order(self.instance_rows(things), everything)
+            outcomes["instances"] = explain_rejections(
+                things,
+                confidence=everything.masks.confidence,
+                has_mask=everything.masks.area > 0,
+                is_confident=everything.masks.confidence >= self.instance.score_thresh,
+                is_kept=_among(len(things.is_thing), order.tolist()),
+                confidence_key="SCORE_THRESH",
+                last_key="MAX_PER_IMAGE or NMS_THRESH",
+            )
+        return outcomes
+
+    def decisive_confidence(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        """(N,) what `is_kept` compares with T_CNF, of candidates of this (N,) confidence."""
+        return confidence
+
+    def has_mask(self, masks: ScoredMasks) -> Tensor:
+        """(N,) bool, whether a candidate could be a segment by its own mask."""
+        return masks.area > 0
+
     @abc.abstractmethod
     def panoptic_rows(self, candidates: Candidates) -> Tensor:
         """(N,) bool, the candidates that `panoptic` needs the score of."""
@@ -150,14 +206,20 @@ class PostProcessor(abc.ABC):
             (contiguous ids). Masks may overlap, by no more than `nms_thresh` within a class; empty ones are left out.
         """
         rows = self.instance_rows(candidates)
-        positions, things, masks = scored or self.score(candidates, rows, frame)
+        scored = scored or self.score(candidates, rows, frame)
+        order, masks = self._instance_order(rows, scored), scored.masks
+        chosen, boxes = scored.candidates.select(order), self.instance.boxes
+        return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, frame, boxes=boxes)
+
+    def _instance_order(self, rows: Tensor, scored: ScoredCandidates) -> Tensor:
+        """Positions, among the scored candidates, of those that become instances, best first."""
+        positions, things, masks = scored
         wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
         order = masks.confidence.argsort(descending=True, stable=True)
         order = order[wanted[order]]
         if self.instance.nms_thresh < 1:
             order = order[mask_nms(masks.masks[order], things.class_indices[order], self.instance.nms_thresh)]
-        chosen, boxes = things.select(order), self.instance.boxes
-        return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, frame, boxes=boxes)
+        return order
 
     def score(self, candidates: Candidates, rows: Tensor, frame: Frame) -> ScoredCandidates:
         """Resize the candidates of `rows`, (N,) bool, to the output, and say how much each is to be believed."""
@@ -172,3 +234,10 @@ class PostProcessor(abc.ABC):
         return score_masks(
             candidates, frame, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
         )
+
+
+def _among(count: int, positions: list[int]) -> Tensor:
+    """(count,) bool, True at these positions."""
+    flags = torch.zeros(count, dtype=torch.bool)
+    flags[positions] = True
+    return flags

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from psf.inference import Frame, class_times_mask, mask_wise_merging, pixel_argmax, upper_bound
+from psf.inference import Frame, ScoredMasks, class_times_mask, mask_wise_merging, pixel_argmax, upper_bound
 from psf.post_processing.base import PostProcessor, ScoredCandidates
 from psf.predictions import Candidates, PanopticSegmentation
 from psf.registry import POST_PROCESSOR_REGISTRY
@@ -43,10 +43,18 @@ class _PixelWise(PostProcessor):
     def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
         return candidates.class_scores >= self._thresholds(candidates).t_cnf
 
+    def decisive_confidence(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        return candidates.class_scores
+
 
 @POST_PROCESSOR_REGISTRY.register()
 class PixelArgmax(_PixelWise):
     """DETR's way (table 7, "p"): T_CNF is the least class probability, the highest mask score takes the pixel."""
+
+    last_obstacle = "higher_scores"
+
+    def has_mask(self, masks: ScoredMasks) -> Tensor:
+        return torch.ones_like(masks.area, dtype=torch.bool)  # scores are compared with one another, not thresholded
 
     def panoptic(
         self, candidates: Candidates, frame: Frame, scored: ScoredCandidates | None = None

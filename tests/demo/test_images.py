@@ -15,9 +15,12 @@ from psf.output import PanopticOutput
 
 
 def load_output(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, dict]:
-    """The drawn picture, the ids of the panoptic PNG and the JSON."""
-    drawn = np.array(Image.open(folder / f"{name}.jpg"))
+    """The drawn picture without its legend, the ids of the panoptic PNG and the JSON."""
     ids = rgb2id(np.array(Image.open(folder / f"{name}_panoptic.png")))
+    with_legend = np.array(Image.open(folder / f"{name}.jpg"))
+    drawn = with_legend[: ids.shape[0], : ids.shape[1]]
+    has_segments = bool(ids.any())
+    assert (with_legend.shape[0] > ids.shape[0]) == has_segments  # the legend is below
     return drawn, ids, json.loads((folder / f"{name}.json").read_text())
 
 
@@ -281,14 +284,14 @@ def test_a_png_of_instances_is_refused_and_not_the_default(run, image, out, capl
 def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, caplog, monkeypatch):
     """Here one in two, as its picture cannot be drawn."""
     Image.fromarray(scene(width=91)).save(image.with_name("b.png"))
-    draw = PanopticOutput.draw
+    regions = PanopticOutput.regions
 
-    def refuse_wide(self, visualizer):
+    def refuse_wide(self):
         if self.size[1] == 91:
             raise ValueError("too wide")
-        return draw(self, visualizer)
+        return regions(self)
 
-    monkeypatch.setattr(PanopticOutput, "draw", refuse_wide)
+    monkeypatch.setattr(PanopticOutput, "regions", refuse_wide)
     assert run("--input", image.with_name("b.png"), image, "--output", out) == 1
     assert "b.png: skipped: too wide" in caplog.text
     assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json", "a_panoptic.png"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import detectron2.evaluation.coco_evaluation
 import numpy as np
 import panopticapi.evaluation
 import pytest
@@ -18,20 +20,15 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from panopticapi.utils import rgb2id
 from PIL import Image
 
 from psf.evaluation import (
     InstanceEvaluator,
-    PanelEvaluator,
-    PanelRow,
     PanopticGroundTruth,
-    PanopticMap,
     PanopticQualityEvaluator,
     PanopticWriter,
     SemanticEvaluator,
-    draw_panel,
     write_instance_json,
 )
 from psf.evaluation import panoptic_evaluator as panoptic_evaluator_module
@@ -122,6 +119,21 @@ class TestPanopticQualityEvaluator:
         assert [one.tp for one in evaluator.per_class.values()] == [1, 1, 1, 0, 0]
         assert evaluator.per_class[5].fn == 1
         assert not evaluator.per_class[9].occurs
+
+    @pytest.mark.parametrize("kinds", [(), (False,)])
+    def test_things_that_are_not_found_count_as_zero(self, mini: str, kinds: tuple[bool, ...]):
+        """Nothing is predicted, or stuff alone."""
+        pairs = perturbed(mini, shift=0)
+        for _, output in pairs:
+            ids, segments = output["panoptic_seg"]
+            kept = [one for one in segments if one["isthing"] in kinds]
+            is_kept = torch.isin(ids, torch.tensor([one["id"] for one in kept], dtype=torch.int32))
+            output["panoptic_seg"] = (torch.where(is_kept, ids, 0), kept)
+        result = run(PanopticQualityEvaluator(mini), pairs)["panoptic_seg"]
+        assert result["PQ_th"] == result["SQ_th"] == result["RQ_th"] == 0.0
+        # Of the four classes that occur, sky and ground are found or not.
+        assert result["PQ_st"] == pytest.approx(100.0 if kinds else 0.0)
+        assert result["PQ"] == pytest.approx(50.0 if kinds else 0.0)
 
     def test_segments_without_isthing_have_the_data_sets_ids(self, mini: str):
         pairs = perturbed(mini, shift=0)[:1]
@@ -317,6 +329,15 @@ class TestSemanticEvaluator:
             pairs.append((image, {"sem_seg": torch.from_numpy(scores)}))
         assert set(run(SemanticEvaluator(mini), pairs)["sem_seg"].values()) == {100.0}
 
+    def test_no_score_above_zero(self, mini: str):
+        """Nothing speaks for any class: the first takes all pixels, and the others' IoU is 0."""
+        pairs = as_semantic(perturbed(mini), 5)
+        for _, output in pairs:
+            output["sem_seg"].zero_()
+        result = run(SemanticEvaluator(mini), pairs)["sem_seg"]
+        assert all(math.isfinite(value) for value in result.values())
+        assert result["IoU-ball"] == result["IoU-ground"] == result["IoU-box"] == 0.0
+
     def test_refuses_separated_ids(self, mini: str):
         name = "psf_test_mini_separated"
         MetadataCatalog.get(name).set(
@@ -401,6 +422,72 @@ class TestInstanceEvaluator:
         with pytest.raises(ValueError, match=r"instances\.json does not list the image with id 99"):
             evaluator.process([{**image, "image_id": 99}], [output])
 
+    @pytest.mark.parametrize("use_fast_impl", [False, True])
+    def test_no_prediction_is_an_ap_of_zero(
+        self, mini: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, use_fast_impl: bool
+    ):
+        """As it is when all predictions are wrong: both give NaN for what has no ground truth, and 0 for the rest."""
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        nothing, wrong = true_instances(mini), true_instances(mini)
+        for (_, empty), (_, output) in zip(nothing, wrong, strict=True):
+            empty["instances"] = empty["instances"][:0]
+            output["instances"].pred_masks[:] = False
+        evaluator = InstanceEvaluator(mini, str(path))
+        evaluator._use_fast_impl = evaluator._use_fast_impl and use_fast_impl
+        with caplog.at_level(logging.WARNING):
+            result = run(evaluator, nothing)
+        assert caplog.text.count("no instance was predicted") == 2  # of boxes and of masks
+        assert str(result) == str(run(evaluator, wrong))  # str: NaN is not equal to NaN
+        for task in ("bbox", "segm"):
+            figures = result[task]
+            # The things have 150 to 450 pixels: all are small (below 32 x 32), none is medium or large.
+            assert [figures[key] for key in ("AP", "AP50", "AP75", "APs", "AP-ball", "AP-box")] == [0.0] * 6
+            assert math.isnan(figures["APm"]) and math.isnan(figures["APl"])
+
+    @pytest.mark.parametrize("thing_ids", [{3: 1}, {3: 1, 5: 3}])
+    def test_no_prediction_where_a_class_has_no_ground_truth(self, mini: str, tmp_path: Path, thing_ids: dict):
+        """The class is in no mean and has no figure of its own; with a single class Detectron2 gives the mean alone."""
+        nothing = [(image, {"instances": output["instances"][:0]}) for image, output in true_instances(mini)]
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        derived = json.loads(path.read_text())
+        derived["annotations"] = [one for one in derived["annotations"] if one["category_id"] != 5]
+        derived["categories"] = [one for one in derived["categories"] if one["id"] in thing_ids]
+        path.write_text(json.dumps(derived))
+        vars(MetadataCatalog.get(mini))["thing_dataset_id_to_contiguous_id"] = thing_ids
+        figures = run(InstanceEvaluator(mini, str(path)), nothing)["segm"]
+        assert figures["AP"] == figures["APs"] == 0
+        names = {key for key in figures if "-" in key}
+        assert names == ({"AP-ball", "AP-box"} if len(thing_ids) == 2 else set())
+        assert all(math.isnan(figures[name]) == (name == "AP-box") for name in names)
+
+    def test_no_prediction_and_no_ground_truth(self, mini: str, tmp_path: Path):
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+        nothing = [(image, {"instances": output["instances"][:0]}) for image, output in true_instances(mini)]
+        result = run(InstanceEvaluator(mini, str(path)), nothing)
+        assert result["bbox"] and all(math.isnan(value) for value in result["bbox"].values())
+
+    def test_no_prediction_in_one_process_of_two(self, mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        pairs = true_instances(mini)
+        other = InstanceEvaluator(mini, str(path))
+        other.reset()
+        for image, output in pairs[2:]:
+            other.process([image], [output])
+        comm = SimpleNamespace(
+            synchronize=lambda: None, gather=lambda mine, dst: [mine, other._predictions], is_main_process=lambda: True
+        )
+        monkeypatch.setattr(detectron2.evaluation.coco_evaluation, "comm", comm)
+        nothing = [(image, {"instances": output["instances"][:0]}) for image, output in pairs[:2]]
+        # Of 3 balls 2 and of 4 boxes 3 are in the other process's images.
+        figures = run(InstanceEvaluator(mini, str(path)), nothing)["segm"]
+        assert figures["AP"] == pytest.approx((figures["AP-ball"] + figures["AP-box"]) / 2)
+        assert 60 < figures["AP-ball"] < figures["AP-box"] < 80
+
     def test_derived_json(self, mini: str, tmp_path: Path):
         path = tmp_path / "instances.json"
         write_instance_json(mini, path)
@@ -457,46 +544,6 @@ class TestInstanceEvaluator:
         output["instances"].pred_classes[:] = 0
         with pytest.raises(ValueError, match=r"classes \[0\], the things are \[1, 3\]"):
             evaluator.process([image], [output])
-
-
-class TestPanels:
-    def test_rows_of_unequal_and_extreme_sizes(self, mini: str, tmp_path: Path):
-        rows = []
-        for height, width in ((40, 60), (17, 4000), (4000, 17), (1, 1)):
-            ids = torch.zeros(height, width, dtype=torch.int32)
-            ids[:, width // 2 :] = 1
-            segments = [{"id": 1, "category_id": 1, "isthing": True, "score": 0.5, "area": -1}]
-            segmentation = PanopticMap(ids, segments)
-            rows.append(PanelRow(np.zeros((height, width, 3), np.uint8), segmentation, segmentation))
-        before = np.random.get_state()[1].copy()
-        panel = draw_panel(rows, MetadataCatalog.get(mini), tmp_path / "new" / "panel.png")
-        np.testing.assert_array_equal(np.random.get_state()[1], before)
-        assert segments[0]["area"] == -1
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "panel.png")), panel)
-        np.testing.assert_array_equal(draw_panel(rows, MetadataCatalog.get(mini)), panel)
-        assert panel[:32].min() < 100  # the header's letters
-        top = panel[32 : 32 + 320]  # 40 x 60 drawn at 320 x 480: black, but red in the right half
-        assert top[:, :480].max() == 0
-        assert top[160, 480 + 6 + 400, 0] > 100
-        assert top[160, 480 + 6 + 100].max() == 0
-
-    @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-    def test_evaluator_keeps_the_first_images(self, mini: str, tmp_path: Path, image_format: str):
-        pairs = perturbed(mini)
-        for image, _ in pairs:
-            pixels = np.asarray(Image.open(image["file_name"]).resize((30, 20)))  # not the output's size
-            ordered = pixels if image_format == "RGB" else pixels[:, :, ::-1]
-            image["image"] = torch.from_numpy(ordered.transpose(2, 0, 1).copy())
-        evaluator = PanelEvaluator(mini, image_format, tmp_path / "panel.png", num_rows=2)
-        with EventStorage() as storage:
-            assert run(evaluator, pairs) == {}
-            [(title, picture, _)] = storage._vis_data
-        assert title == f"panel/{mini}"
-        panel = np.asarray(Image.open(tmp_path / "panel.png"))
-        np.testing.assert_array_equal(picture, panel.transpose(2, 0, 1))
-        # The first image is 40 x 60 with a blue sky in its upper left corner, the second 48 x 32.
-        assert panel.shape[0] == 32 + (320 + 6) + (480 + 6)
-        np.testing.assert_array_equal(panel[34, 2], [0, 0, 250])
 
 
 def test_truth_is_found_by_ids_of_either_type(mini: str):

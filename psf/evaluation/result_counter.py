@@ -1,0 +1,68 @@
+"""Counts of what was predicted, to tell an empty result from a bad one."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from psf.data import image_key
+from psf.evaluation.ground_truth import PanopticGroundTruth
+
+__all__ = ["ResultCounter"]
+
+
+class ResultCounter(DatasetEvaluator):
+    """Finds out which kinds of results an evaluation has nothing of, though the ground truth has; no metrics.
+
+    Args:
+        dataset_name: a registered dataset.
+        has_truth: whether it has panoptic ground truth; else every kind is expected to occur.
+        panoptic: count the things and the stuff of `panoptic_seg`.
+        instance: count `instances`.
+
+    Attributes, after `evaluate`, in the main process:
+        empty_kinds: those of "things", "stuff" and "instances" of which nothing was predicted in any image.
+    """
+
+    def __init__(self, dataset_name: str, *, has_truth: bool, panoptic: bool, instance: bool) -> None:
+        self._truth = PanopticGroundTruth(dataset_name) if has_truth else None
+        self._kinds = ("things", "stuff") * panoptic + ("instances",) * instance
+        self.empty_kinds: tuple[str, ...] = ()
+        self.reset()
+
+    def reset(self) -> None:
+        self._expected: Counter[str] = Counter()
+        self._predicted: Counter[str] = Counter()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count a batch: inputs have "image_id", outputs "panoptic_seg" and "instances" as far as they are counted."""
+        for image, output in zip(inputs, outputs):
+            self._expected.update(self._expected_of(image))
+            if "things" in self._kinds:
+                things = [segment.get("isthing") for segment in output["panoptic_seg"][1]]
+                self._predicted.update("things" if is_thing else "stuff" for is_thing in things)
+            if "instances" in self._kinds:
+                self._predicted["instances"] += len(output["instances"])
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Set `empty_kinds`; an empty result, for Detectron2 merges those of all evaluators."""
+        gathered = comm.gather((self._expected, self._predicted))
+        if comm.is_main_process():
+            expected: Counter[str] = sum((one for one, _ in gathered), Counter())
+            predicted: Counter[str] = sum((one for _, one in gathered), Counter())
+            self.empty_kinds = tuple(kind for kind in self._kinds if expected[kind] and not predicted[kind])
+        return OrderedDict()
+
+    def _expected_of(self, image: dict[str, Any]) -> list[str]:
+        """The kinds that an image has segments of."""
+        if self._truth is None:
+            return list(self._kinds)
+        annotation = self._truth.annotations.get(image_key(image["image_id"]))
+        if annotation is None:
+            return []
+        categories = [one["category_id"] for one in annotation["segments_info"] if not one.get("iscrowd")]
+        are_things = {category in self._truth.thing_ids for category in categories}
+        return ["things", "instances"] * (True in are_things) + ["stuff"] * (False in are_things)
