@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from psf.modeling.mask_activation import mask_activation
 from psf.ops import is_traced
 
 __all__ = ["AttentionMemory", "MaskAttention", "MaskHead"]
-
-ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": F.relu}
 
 
 class AttentionMemory(NamedTuple):
@@ -74,15 +73,12 @@ class MaskHead(nn.Module):
         num_levels: L.
         num_heads: h.
         activation: "sigmoid" or "relu".
+        relu_gradient: "plain" or "revive", see `psf.modeling.mask_activation`; "sigmoid" ignores it.
     """
 
-    def __init__(self, *, num_levels: int, num_heads: int, activation: str):
+    def __init__(self, *, num_levels: int, num_heads: int, activation: str, relu_gradient: str = "plain"):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f'MODEL.PSF.MASK_DECODER.MASK_ACTIVATION is "{activation}": expected one of {sorted(ACTIVATIONS)}'
-            )
-        self.activation = ACTIVATIONS[activation]
+        self.activation = mask_activation(activation, relu_gradient)
         self.level_mix = nn.ModuleList(nn.Linear(num_heads, num_heads) for _ in range(num_levels))
         self.fuse = nn.Linear(num_levels * num_heads, 1)
         for linear in (*self.level_mix, self.fuse):
