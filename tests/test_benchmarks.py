@@ -56,7 +56,7 @@ def benchmarks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_all_scripts_are_here(repository: Path):
     shared = {"peers", "plain_mask_decoder", "released_model", "report", "scenes"}
-    of_quality = {"tiles"}  # which measures no time, and needs a trained model
+    of_quality = {"dead_mask_heads", "tiles"}  # which measure no time
     assert {path.stem for path in (repository / "benchmarks").glob("*.py")} == shared | of_quality | set(SCRIPTS)
 
 
@@ -115,6 +115,19 @@ class TestTheyRun:
         assert [line.split()[1:4:2] for line in path.read_text().splitlines() if line.startswith("|  ")][1:] == [
             ["160", "none"], ["320", "none"], ["320", "160"], ["320", "240"]
         ]  # fmt: skip
+
+    def test_dead_mask_heads(self, benchmarks: Benchmarks):
+        words = ["--num-images", "2", "--size", "32", "--batch", "1", "--iterations", "10", "--seeds", "1"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            benchmarks.module("dead_mask_heads").main([*words, "--variants", "relu, revive", "--rates", "0", "0.001"])
+        [path] = benchmarks.results.glob("*_dead_mask_heads.md")
+        rows = [[cell.strip() for cell in line.split("|")] for line in path.read_text().splitlines()]
+        rows = [row for row in rows if len(row) == 10 and row[1] == "relu, revive"]
+        assert [row[2] for row in rows] == ["0", "0.001"]
+        assert all(row[3] in ("0 of 1", "1 of 1") and 0 <= int(row[4]) <= 6 for row in rows)
+        assert all(0 < float(loss) <= 2 for row in rows for loss in row[5:8])
+        assert rows[0][5:] != rows[1][5:]  # it learns
 
     @pytest.mark.slow
     def test_training_step(self, benchmarks: Benchmarks):

@@ -31,7 +31,8 @@ def mask_activation(name: str, relu_gradient: str) -> Callable[[Tensor], Tensor]
 
     Args:
         name: "sigmoid": scores in [0, 1]; "relu": scores >= 0 (released recipe).
-        relu_gradient: backward of "relu": "plain", the derivative; "revive", see `revivable_relu`. "sigmoid" ignores it.
+        relu_gradient: backward of "relu": "plain", the derivative, or "revive", see `revivable_relu`; "sigmoid" ignores
+            it.
 
     Raises:
         ValueError: if either word is unknown.
