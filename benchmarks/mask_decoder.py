@@ -105,6 +105,7 @@ def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device:
         self_attention=kind.self_attention,
         feedforward_dim=4 * dim,
         mask_activation="relu",
+        relu_gradient="plain",
         ignore_padding=False,
         position_in_stream=True,
         key_position=False,

@@ -57,8 +57,8 @@ def benchmarks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_all_scripts_are_here(repository: Path):
     shared = {"peers", "plain_mask_decoder", "released_model", "report", "scenes"}
     shared |= {"mask_rcnn_model", "panoptic_instances"}
-    # No claim of speed: tiles needs a trained model, mask_rcnn_peer (tests/test_mask_rcnn_peer.py) trains one.
-    of_quality = {"tiles", "mask_rcnn_peer"}
+    # No claim of speed: tiles needs a trained model, the others train some (test_mask_rcnn_peer, test_dead_mask_heads).
+    of_quality = {"dead_mask_heads", "mask_rcnn_peer", "tiles"}
     assert {path.stem for path in (repository / "benchmarks").glob("*.py")} == shared | of_quality | set(SCRIPTS)
 
 
@@ -117,6 +117,19 @@ class TestTheyRun:
         assert [line.split()[1:4:2] for line in path.read_text().splitlines() if line.startswith("|  ")][1:] == [
             ["160", "none"], ["320", "none"], ["320", "160"], ["320", "240"]
         ]  # fmt: skip
+
+    def test_dead_mask_heads(self, benchmarks: Benchmarks):
+        words = ["--num-images", "2", "--size", "32", "--batch", "1", "--iterations", "10", "--seeds", "1"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            benchmarks.module("dead_mask_heads").main([*words, "--variants", "relu, revive", "--rates", "0", "0.001"])
+        [path] = benchmarks.results.glob("*_dead_mask_heads.md")
+        rows = [[cell.strip() for cell in line.split("|")] for line in path.read_text().splitlines()]
+        rows = [row for row in rows if len(row) == 10 and row[1] == "relu, revive"]
+        assert [row[2] for row in rows] == ["0", "0.001"]
+        assert all(row[3] in ("0 of 1", "1 of 1") and 0 <= int(row[4]) <= 6 for row in rows)
+        assert all(0 < float(loss) <= 2 for row in rows for loss in row[5:8])
+        assert rows[0][5:] != rows[1][5:]  # it learns
 
     @pytest.mark.slow
     def test_training_step(self, benchmarks: Benchmarks):

@@ -28,6 +28,7 @@ def mask_decoder(num_layers, self_attention):
         self_attention=self_attention,
         feedforward_dim=1024,
         mask_activation="sigmoid",
+        relu_gradient="revive",
         ignore_padding=True,
         position_in_stream=False,
         key_position=False,

@@ -62,6 +62,7 @@ def config_for(names: Iterable[str], config_file: str | None) -> CfgNode:
     cfg = build_config(config_file)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     cfg.MODEL.PSF.TEST.SEMANTIC_ON = False  # there are no reference numbers of it
+    cfg.MODEL.PSF.MASK_DECODER.RELU_GRADIENT = "plain"  # as the reference computed its gradients
     return cfg
 
 

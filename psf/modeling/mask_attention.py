@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from psf.modeling.mask_activation import mask_activation
 from psf.ops import is_traced
 from psf.precision import at_least_float32
 
@@ -20,8 +21,6 @@ __all__ = ["AttentionMemory", "MaskAttention", "MaskHead", "box_prior"]
 
 BOX_PRIOR_FLOOR = 3.0  # outside of twice the ellipse all places are alike
 MIN_HALF_SIDE = 0.002  # of a box, in units of the image: one that shrinks to nothing keeps a pixel or so
-
-ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": F.relu}
 
 
 class AttentionMemory(NamedTuple):
@@ -104,16 +103,21 @@ class MaskHead(nn.Module):
         num_levels: L.
         num_heads: h.
         activation: "sigmoid" or "relu".
+        relu_gradient: "plain" or "revive", see `psf.modeling.mask_activation`; "sigmoid" ignores it.
         box_prior: the memory's box prior at the finest level is added to the fused map, times a learned weight.
     """
 
-    def __init__(self, *, num_levels: int, num_heads: int, activation: str, box_prior: bool = False):
+    def __init__(
+        self,
+        *,
+        num_levels: int,
+        num_heads: int,
+        activation: str,
+        relu_gradient: str = "plain",
+        box_prior: bool = False,
+    ):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f'MODEL.PSF.MASK_DECODER.MASK_ACTIVATION is "{activation}": expected one of {sorted(ACTIVATIONS)}'
-            )
-        self.activation = ACTIVATIONS[activation]
+        self.activation = mask_activation(activation, relu_gradient)
         self.level_mix = nn.ModuleList(nn.Linear(num_heads, num_heads) for _ in range(num_levels))
         self.fuse = nn.Linear(num_levels * num_heads, 1)
         for linear in (*self.level_mix, self.fuse):

@@ -40,6 +40,7 @@ class MaskDecoder(nn.Module):
         self_attention: queries attend to one another at the start of each block.
         feedforward_dim: hidden channels of the MLP.
         mask_activation: "sigmoid" or "relu", from fused attention maps to mask scores.
+        relu_gradient: of "relu": "plain", or "revive", see `psf.modeling.mask_activation`; "sigmoid" ignores it.
         ignore_padding: padded tokens are left out of the softmax and are 0 in the maps.
         position_in_stream: the queries' position is added to the residual stream (where it accumulates), else to the
             attention's queries alone.
@@ -58,6 +59,7 @@ class MaskDecoder(nn.Module):
         self_attention: bool,
         feedforward_dim: int,
         mask_activation: str,
+        relu_gradient: str,
         ignore_padding: bool,
         position_in_stream: bool,
         key_position: bool,
@@ -71,10 +73,20 @@ class MaskDecoder(nn.Module):
             position_in_stream,
             key_position,
         )
+
+        def mask_head() -> MaskHead:
+            return MaskHead(
+                num_levels=num_levels,
+                num_heads=num_heads,
+                activation=mask_activation,
+                relu_gradient=relu_gradient,
+                box_prior=box_prior,
+            )
+
         self.layers = nn.ModuleList(
             _MaskDecoderLayer(
                 MaskAttention(dim=dim, num_heads=num_heads, box_prior=box_prior),
-                MaskHead(num_levels=num_levels, num_heads=num_heads, activation=mask_activation, box_prior=box_prior),
+                mask_head(),
                 FeedForward(dim, feedforward_dim, activation=nn.GELU()),
                 _self_attention(dim, num_heads) if self_attention else None,
                 dim,
@@ -82,9 +94,7 @@ class MaskDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.tail = MaskAttention(dim=dim, num_heads=num_heads, mask_only=True)
-        self.tail_head = MaskHead(
-            num_levels=num_levels, num_heads=num_heads, activation=mask_activation, box_prior=box_prior
-        )
+        self.tail_head = mask_head()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, depth: MaskDecoderDepth) -> dict[str, Any]:
@@ -97,6 +107,7 @@ class MaskDecoder(nn.Module):
             "self_attention": depth.self_attention,
             "feedforward_dim": node.FEEDFORWARD_DIM,
             "mask_activation": node.MASK_ACTIVATION,
+            "relu_gradient": node.RELU_GRADIENT,
             "ignore_padding": node.IGNORE_PADDING,
             "position_in_stream": node.STUFF_POSITION == "stream",
             "key_position": node.KEY_POSITION,

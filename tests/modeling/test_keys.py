@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 
 from psf.config import add_psf_config
 from psf.modeling import MaskDecoderDepth, build_location_decoder, build_mask_decoder, build_pixel_encoder
+from psf.modeling.mask_activation import revivable_relu
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_mask_decoder(cfg, stuff_position, in_stream, ignore_padding, key_positi
     node.IGNORE_PADDING, node.KEY_POSITION = ignore_padding, key_position
     decoder = build_mask_decoder(cfg, MaskDecoderDepth(num_layers=2, self_attention=False))
     assert len(decoder.layers) == 2 and all(block.self_attention is None for block in decoder.layers)
-    assert len(decoder.tail_head.level_mix) == 2 and decoder.tail_head.activation is F.relu
+    assert len(decoder.tail_head.level_mix) == 2 and decoder.tail_head.activation is revivable_relu
     assert decoder.layers[0].feed_forward.fc1.out_features == 20
     assert decoder.position_in_stream is in_stream
     assert (decoder.ignore_padding, decoder.key_position) == (ignore_padding, key_position)

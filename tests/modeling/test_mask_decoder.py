@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "self_attention": True,
     "feedforward_dim": 12,
     "mask_activation": "sigmoid",
+    "relu_gradient": "plain",
     "ignore_padding": True,
     "position_in_stream": False,
     "key_position": False,
