@@ -57,7 +57,7 @@ def benchmarks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_all_scripts_are_here(repository: Path):
     shared = {"peers", "plain_mask_decoder", "released_model", "report", "scenes"}
     shared |= {"mask_rcnn_model", "panoptic_instances"}
-    # No claim of speed: tiles needs a trained model, the others train some (test_mask_rcnn_peer, test_dead_mask_heads).
+    # No claim of speed: tiles needs a trained model, the others train some.
     of_quality = {"dead_mask_heads", "mask_rcnn_peer", "tiles"}
     assert {path.stem for path in (repository / "benchmarks").glob("*.py")} == shared | of_quality | set(SCRIPTS)
 
