@@ -71,7 +71,7 @@ def some_of(text: str, known: Sequence[str]) -> list[str]:
 def check_and_launch(args: argparse.Namespace) -> None:
     """Refuse a record that does not fit, which in several processes would be a traceback; then start them."""
     open_record(panoptic_alone(build_config(args.config_file, args.opts, args.register)), args)
-    launch(run, args)
+    launch(run, args, is_training=False)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -27,14 +27,28 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser, `--register` and `--num-processes`; without a GPU `--num-gpus` is 0 by default."""
+    """Detectron2's parser, `--register` and `--num-processes`; without a GPU `--num-gpus` is 0 by default.
+
+    `num_processes` is a number from 1, or None for "auto", which `psf.engine.launch` resolves.
+    """
     parser = default_argument_parser()
     parser.add_argument(
-        "--num-processes", type=int, default=1, help="processes per machine on the CPU, where --num-gpus is 0"
+        "--num-processes",
+        type=_process_count,
+        metavar="N",
+        help='processes per machine on the CPU, with --num-gpus 0; "auto" (default) uses the cores of the machine',
     )
     add_register_flag(parser)
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser
+
+
+def _process_count(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'expected "auto" or a number from 1, found {text!r}')
+    return int(text)
 
 
 def add_register_flag(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +91,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if before is not None and comm.is_main_process():
         path.write_bytes(before)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
+    if choice := getattr(args, "process_choice", None):
+        logger.info(choice)
     return cfg
 
 
@@ -90,13 +106,16 @@ def _config_path(cfg: CfgNode) -> Path:
     return Path(cfg.OUTPUT_DIR, "config.yaml")
 
 
-def build_config(config_file: str, opts: Sequence[str] = (), register: Sequence[str] = ()) -> CfgNode:
+def build_config(
+    config_file: str, opts: Sequence[str] = (), register: Sequence[str] = (), *, warn: bool = True
+) -> CfgNode:
     """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs; its panoptic sets are registered.
 
     Args:
         config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
         opts: KEY VALUE pairs. Values of DATASETS.TRAIN and DATASETS.TEST may be plain names: "one" or "one,two".
         register: words after `--register`, in addition to DATASETS.PSF_REGISTER.
+        warn: log a warning if `register` names a set that the config does not use. The main process alone does.
 
     Raises:
         ValueError: if the file is missing, if a key is unknown (the message has the nearest known one) or has no value,
@@ -119,7 +138,8 @@ def build_config(config_file: str, opts: Sequence[str] = (), register: Sequence[
     for key, value in zip(opts[::2], opts[1::2]):
         cfg.merge_from_list([key, _names(value) if key in ("DATASETS.TRAIN", "DATASETS.TEST") else value])
     register_from_config(cfg, register)
-    _warn_if_unused(cfg, register)
+    if warn and comm.is_main_process():
+        _warn_if_unused(cfg, register)
     return cfg
 
 
