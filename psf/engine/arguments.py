@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config
 from psf.data import PanopticSet, register_from_config
+from psf.engine.num_queries import resolve_num_queries
 from psf.model_zoo import get_config_file
 
 __all__ = ["add_register_flag", "argument_parser", "build_config", "setup", "write_config"]
@@ -63,16 +64,21 @@ def add_register_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
     """The frozen config of a run, and Detectron2's set-up of loggers and seeds for it.
 
     Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. A run that is to be resumed keeps its old
     config.yaml, until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
-    The name of a config that comes with psf becomes its path in `args.config_file`.
+    The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
+    becomes a number.
+
+    Args:
+        args: of `argument_parser`.
+        is_training: False for programs that only evaluate, as `--eval-only` does.
 
     Raises:
-        ValueError: as `build_config` does; if OUTPUT_DIR cannot be written; if GPUs are to run a config that says
-            MODEL.DEVICE "cpu".
+        ValueError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if GPUs are to run
+            a config that says MODEL.DEVICE "cpu".
     """
     args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
     cfg = build_config(args.config_file, args.opts, args.register)
@@ -82,6 +88,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": give MODEL.DEVICE cuda, or --num-gpus 0'
         )
+    num_queries = resolve_num_queries(cfg, is_training=is_training and not args.eval_only, resume=args.resume)
     cfg.freeze()
     if comm.is_main_process():
         _check_writable(cfg.OUTPUT_DIR)
@@ -93,6 +100,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
     if choice := getattr(args, "process_choice", None):
         logger.info(choice)
+    if num_queries is not None:
+        num_queries.log()
     return cfg
 
 
