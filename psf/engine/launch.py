@@ -117,9 +117,14 @@ def _join_torchrun(num_local: int, on_gpus: bool) -> None:
 def _cpu_environment(num_processes: int) -> dict[str, str]:
     if num_processes == 1:
         return {}
-    # Detectron2's launch takes NCCL wherever it sees a GPU. And each process would use all cores.
     threads = max(usable_cores() // num_processes, 1)
-    return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    return {
+        "CUDA_VISIBLE_DEVICES": "",  # Detectron2's launch takes NCCL wherever it sees a GPU
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),  # each process would use all cores
+        # Threads that wait for each other sleep. By default they spin, which on a core that another program wants too
+        # makes an iteration up to fifty times as long.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
 
 
 @contextmanager
