@@ -25,9 +25,8 @@ from PIL import Image
 from report import HERE, report
 from tabulate import tabulate
 
-from psf.checkpoint import class_names_from_config
 from psf.data import load_dataset, read_categories, read_image, read_panoptic_labels, register_panoptic
-from psf.engine import Checkpointer, Trainer, build_config
+from psf.engine import Trainer, build_checkpointer, build_config
 from psf.evaluation import PanopticQualityEvaluator
 
 SOURCE, MOSAICS = "psf_shapes_val", "psf_mosaics"  # data sets
@@ -101,7 +100,7 @@ def measure(weights: str, size: int, tile: int) -> list[Any]:
     options |= {"MODEL.PSF.TEST.TILES.SIZE": tile}
     cfg.merge_from_list([word for pair in options.items() for word in pair])
     model = Trainer.build_model(cfg)
-    Checkpointer(model, class_names=class_names_from_config(cfg)).load(weights)
+    build_checkpointer(cfg, model).load(weights)
     loader, evaluator = Trainer.build_test_loader(cfg, MOSAICS), PanopticQualityEvaluator(MOSAICS)
     found = inference_on_dataset(model, loader, evaluator)["panoptic_seg"]
     return [size, tile or "none", found["PQ"], found["PQ_th"], found["PQ_st"]]

@@ -102,7 +102,13 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
         cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
-    return Predictor(cfg)
+    predictor = Predictor(cfg)
+    processor = getattr(predictor.model, "post_processor", None)
+    if processor is not None and args.confidence_threshold is not None:  # also if the checkpoint stores tuned ones
+        processor.things, processor.stuff = (
+            numbers._replace(t_cnf=args.confidence_threshold) for numbers in (processor.things, processor.stuff)
+        )
+    return predictor
 
 
 def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:

@@ -110,7 +110,9 @@ def _add_input_defaults(psf: CN) -> None:
     # = N_stuff, the number of stuff queries. 0: none, whatever the metadata say, and stuff is void: an instance
     # segmentation model (table 4).
     psf.NUM_STUFF_CLASSES = -1
-    psf.NUM_THING_QUERIES = 300  # N_things; with QUERIES "joint", all queries
+    # N_things; with QUERIES "joint", all queries. -1: from the data, when psf's trainer starts; a trained model keeps
+    # the number that its checkpoint stores (psf.engine.num_queries).
+    psf.NUM_THING_QUERIES = 300
     # "decoupled": thing queries are matched, and each stuff class has a query of its own. "joint": one set of queries,
     # all of them matched, serves things and stuff through the thing queries' mask decoder (table 8); the keys of the
     # stuff queries, their mask decoder and their losses mean nothing then.
@@ -216,6 +218,9 @@ def _add_result_defaults(psf: CN) -> None:
     psf.POST_PROCESSOR.MASK_THRESHOLD = 0.5  # a pixel belongs to a mask where its score is above
     # Pixels added to the count in the mean mask score: 0, the mean, or 1 (released recipe).
     psf.POST_PROCESSOR.EXTRA_PIXELS = 0.0
+    # Training images on which psf's trainer searches the numbers below, after the last iteration. The checkpoint stores
+    # them and they are used wherever it is loaded, unless a config has others; 0: off, the numbers below are used.
+    psf.POST_PROCESSOR.TUNE_IMAGES = 0
     for kind, t_keep in (("THINGS", 0.6), ("STUFF", 0.8)):
         node = psf.POST_PROCESSOR[kind] = CN()
         node.ALPHA = 1.0  # exponent of the class probability in the confidence

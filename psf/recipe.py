@@ -57,6 +57,16 @@ def check_recipe(cfg: CfgNode) -> None:
             raise ValueError(f'MODEL.PSF.{key}.NAME is "{psf[key].NAME}": registered are {known}')
     if psf.TEST_LAYER == 0 or psf.TEST_LAYER < -1:
         raise ValueError(f"MODEL.PSF.TEST_LAYER is {psf.TEST_LAYER}: expected a layer from 1, or -1 for the last")
+    if psf.NUM_THING_QUERIES == -1:
+        raise ValueError(
+            "MODEL.PSF.NUM_THING_QUERIES is -1 (from the data), which psf's trainer, predictor and tools replace by a "
+            "number: call psf.engine.resolve_num_queries(cfg) before you build a model, or set a number"
+        )
+    if psf.POST_PROCESSOR.TUNE_IMAGES < 0:
+        raise ValueError(
+            f"MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES is {psf.POST_PROCESSOR.TUNE_IMAGES}: expected a number of training "
+            "images, or 0 to keep the thresholds of the config"
+        )
     for key, number in (
         ("MATCHER.QUERIES_PER_THING", psf.MATCHER.QUERIES_PER_THING),
         ("NUM_THING_QUERIES", psf.NUM_THING_QUERIES),

@@ -41,6 +41,12 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that choose the number of processes choose one: they run in the process of the test."""
+    monkeypatch.setattr("psf.engine.launch.usable_cores", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images and reference numbers that lies beside some checkouts."""

@@ -24,6 +24,8 @@ from tests.conftest import load_script
 from tests.mini_set import NAME, write_mini_set
 from tests.models import check_result, gradients, make_input, tiny_config, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ResNet": ({}, {}),
     "Swin": (

@@ -22,6 +22,8 @@ from tests.engine.conftest import CONFIG
 from tests.mini_set import CATEGORIES, NAME, write_mini_set
 from tests.models import tiny_config
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 OTHER = "psf_test_other"
 TASKS = {"panoptic_seg": "PQ", "segm": "AP", "sem_seg": "mIoU"}
 

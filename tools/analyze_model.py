@@ -17,7 +17,7 @@ from itertools import takewhile
 from detectron2.modeling import build_model
 
 from psf.analysis import count_image_flops, count_parameters, flop_tables, parameter_table
-from psf.engine import add_register_flag, build_config
+from psf.engine import add_register_flag, build_config, resolve_num_queries
 
 TASKS = ("params", "flops")
 
@@ -43,7 +43,9 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     args = parse_arguments(words)
     try:
-        model = build_model(build_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.register))
+        cfg = build_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.register)
+        resolve_num_queries(cfg)
+        model = build_model(cfg)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

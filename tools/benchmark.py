@@ -17,7 +17,7 @@ import torch
 from detectron2.modeling import build_model
 
 from psf.analysis import measure_stages, peak_memory, stage_table
-from psf.engine import add_register_flag, build_config
+from psf.engine import add_register_flag, build_config, resolve_num_queries
 from psf.ops import describe_implementation
 
 
@@ -54,6 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     try:
         cfg = build_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device], args.register)
+        resolve_num_queries(cfg)
         model = build_model(cfg).eval()
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -21,17 +21,17 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from psf.checkpoint import class_names_from_config
 from psf.classes import classes_from_config
 from psf.engine import (
-    Checkpointer,
     Trainer,
     add_num_images_flag,
     argument_parser,
+    build_checkpointer,
     build_config,
     launch,
     panoptic_test_set,
     report_mistakes,
+    resolve_num_queries,
     setup,
 )
 from psf.robustness import (
@@ -70,16 +70,18 @@ def some_of(text: str, known: Sequence[str]) -> list[str]:
 
 def check_and_launch(args: argparse.Namespace) -> None:
     """Refuse a record that does not fit, which in several processes would be a traceback; then start them."""
-    open_record(panoptic_alone(build_config(args.config_file, args.opts, args.register)), args)
-    launch(run, args)
+    cfg = build_config(args.config_file, args.opts, args.register)
+    resolve_num_queries(cfg)
+    open_record(panoptic_alone(cfg), args)
+    launch(run, args, is_training=False)
 
 
 def run(args: argparse.Namespace) -> None:
     """One process of the evaluation."""
-    cfg = panoptic_alone(setup(args))
+    cfg = panoptic_alone(setup(args, is_training=False))
     record, folder, metric = open_record(cfg, args), Path(cfg.OUTPUT_DIR), main_metric(cfg)
     model = Trainer.build_model(cfg)
-    Checkpointer(model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+    build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
     report = partial(write_report, record, args.severities, folder, metric)
     chosen = {"corruptions": args.corruptions, "severities": args.severities, "num_images": args.num_images}
     evaluate_robustness(cfg, model, cfg.DATASETS.TEST[0], record, after_each=report, **chosen)

@@ -8,7 +8,6 @@ train_net.py as KEY VALUE pairs, for example SEED 1; all but OUTPUT_DIR.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -22,15 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/shapes/psf_tiny.yaml"
 OUTPUT = Path("output/quickstart")
 NUM_DEMO_IMAGES = 6
-NUM_PROCESSES = 2  # divides the batch of 4; two processes of one thread are faster than one of two
 
 
 def main(options: list[str]) -> None:
     if "OUTPUT_DIR" in options[::2]:
         sys.exit(f"OUTPUT_DIR is always {OUTPUT} here; to train into another folder, run train_net.py")
-    processes = str(min(os.cpu_count() or 1, NUM_PROCESSES))
-    device = ("--num-gpus", "0", "--num-processes", processes)
-    run("train_net.py", "--config-file", CONFIG, *device, "OUTPUT_DIR", str(OUTPUT), *options)
+    run("train_net.py", "--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(OUTPUT), *options)
     held_out = [x["file_name"] for x in DatasetCatalog.get("psf_shapes_val")[:NUM_DEMO_IMAGES]]
     weights = ("--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth"))
     run("demo/demo.py", "--config-file", CONFIG, "--input", *held_out, "--output", str(OUTPUT / "demo"), *weights)

@@ -18,13 +18,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from psf.checkpoint import class_names_from_config
 from psf.data import build_test_loader, load_dataset
 from psf.engine import (
-    Checkpointer,
     Trainer,
     add_num_images_flag,
     argument_parser,
+    build_checkpointer,
     panoptic_test_set,
     report_mistakes,
     setup,
@@ -64,11 +63,11 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = setup(args)
+    cfg = setup(args, is_training=False)
     name = panoptic_test_set(cfg)
     model = Trainer.build_model(cfg)
     check_can_be_tuned(model)
-    Checkpointer(model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+    build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
     grid = Grid(args.alpha, args.beta, args.t_cnf, args.t_keep)
     loader = build_test_loader(cfg, spread_evenly(load_dataset(name), args.num_images))
     cached = cache_data_set(model, loader, name, grid)

@@ -5,9 +5,10 @@ from psf.checkpoint.class_remapping import ClassChanges, changes_table, compare_
 from psf.checkpoint.conversion import Conversion, convert_checkpoint
 from psf.checkpoint.imagenet import convert_imagenet
 from psf.checkpoint.input_channels import adapt_input_channels, adapted_weight
+from psf.checkpoint.merging_entry import TunedMerging
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
-from psf.checkpoint.query_count import adapt_query_count
-from psf.checkpoint.reading import read_state_dict
+from psf.checkpoint.query_count import adapt_query_count, query_count_entry, stored_query_count
+from psf.checkpoint.reading import read_checkpoint, read_state_dict
 from psf.checkpoint.released import convert_released
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ClassNames",
     "Conversion",
     "PretrainedHandler",
+    "TunedMerging",
     "adapt_input_channels",
     "adapt_query_count",
     "adapted_weight",
@@ -25,9 +27,12 @@ __all__ = [
     "convert_checkpoint",
     "convert_imagenet",
     "convert_released",
+    "query_count_entry",
+    "read_checkpoint",
     "read_state_dict",
     "register_pretrained_handler",
     "remap_classes",
+    "stored_query_count",
 ]
 
 register_pretrained_handler()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["read_state_dict"]
+__all__ = ["read_checkpoint", "read_state_dict"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # how files by torch.save begin, since and before torch 1.6
 
@@ -25,6 +25,24 @@ _NUMPY_SCALARS: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
 ]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Everything in a checkpoint, on the CPU: weights under "model" and the entries beside them. Nothing is executed.
+
+    Args:
+        path: a file by torch.save that holds a dict.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, holds more than tensors and plain values, or is no dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a dict, found {type(content).__name__}")
+    return dict(content)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -13,9 +13,11 @@ from psf.data.registration import PanopticSet, register_from_config, register_pa
 from psf.data.shapes import register_shapes
 from psf.data.shapes_scene import Scene, make_scene
 from psf.data.test_loader import build_test_loader
+from psf.data.thing_count import LargestCount, count_segments, largest_count
 
 __all__ = [
     "DATASET_MAPPER_REGISTRY",
+    "LargestCount",
     "PanopticLabels",
     "PanopticMapper",
     "PanopticSet",
@@ -26,8 +28,10 @@ __all__ = [
     "build_test_loader",
     "check_dataset",
     "compact",
+    "count_segments",
     "image_key",
     "in_format",
+    "largest_count",
     "load_dataset",
     "load_panoptic_json",
     "make_scene",

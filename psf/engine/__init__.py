@@ -1,10 +1,11 @@
 """Training and evaluation as Detectron2 does them, on one GPU, many, or the CPU."""
 
 from psf.engine.arguments import add_register_flag, argument_parser, build_config, setup
-from psf.engine.checkpointer import Checkpointer
+from psf.engine.checkpointer import Checkpointer, build_checkpointer
 from psf.engine.command_line import report_mistakes, run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
+from psf.engine.num_queries import resolve_num_queries
 from psf.engine.one_data_set import add_num_images_flag, panoptic_test_set, spread_evenly
 from psf.engine.optimizer import build_optimizer
 from psf.engine.predictor import Predictor
@@ -17,6 +18,7 @@ __all__ = [
     "add_num_images_flag",
     "add_register_flag",
     "argument_parser",
+    "build_checkpointer",
     "build_config",
     "build_evaluator",
     "build_optimizer",
@@ -24,6 +26,7 @@ __all__ = [
     "main",
     "panoptic_test_set",
     "report_mistakes",
+    "resolve_num_queries",
     "run_command_line",
     "setup",
     "spread_evenly",

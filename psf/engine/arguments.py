@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config
 from psf.data import PanopticSet, register_from_config
+from psf.engine.num_queries import resolve_num_queries
 from psf.model_zoo import get_config_file
 
 __all__ = ["add_register_flag", "argument_parser", "build_config", "setup", "write_config"]
@@ -27,14 +28,28 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser, `--register` and `--num-processes`; without a GPU `--num-gpus` is 0 by default."""
+    """Detectron2's parser, `--register` and `--num-processes`; without a GPU `--num-gpus` is 0 by default.
+
+    `num_processes` is a number from 1, or None for "auto", which `psf.engine.launch` resolves.
+    """
     parser = default_argument_parser()
     parser.add_argument(
-        "--num-processes", type=int, default=1, help="processes per machine on the CPU, where --num-gpus is 0"
+        "--num-processes",
+        type=_process_count,
+        metavar="N",
+        help='processes per machine on the CPU, with --num-gpus 0; "auto" (default) uses the cores of the machine',
     )
     add_register_flag(parser)
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser
+
+
+def _process_count(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'expected "auto" or a number from 1, found {text!r}')
+    return int(text)
 
 
 def add_register_flag(parser: argparse.ArgumentParser) -> None:
@@ -49,16 +64,21 @@ def add_register_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
     """The frozen config of a run, and Detectron2's set-up of loggers and seeds for it.
 
     Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. A run that is to be resumed keeps its old
     config.yaml, until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
-    The name of a config that comes with psf becomes its path in `args.config_file`.
+    The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
+    becomes a number.
+
+    Args:
+        args: of `argument_parser`.
+        is_training: False for programs that only evaluate, as `--eval-only` does.
 
     Raises:
-        ValueError: as `build_config` does; if OUTPUT_DIR cannot be written; if GPUs are to run a config that says
-            MODEL.DEVICE "cpu".
+        ValueError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if GPUs are to run
+            a config that says MODEL.DEVICE "cpu".
     """
     args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
     cfg = build_config(args.config_file, args.opts, args.register)
@@ -68,6 +88,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": give MODEL.DEVICE cuda, or --num-gpus 0'
         )
+    num_queries = resolve_num_queries(cfg, is_training=is_training and not args.eval_only, resume=args.resume)
     cfg.freeze()
     if comm.is_main_process():
         _check_writable(cfg.OUTPUT_DIR)
@@ -77,6 +98,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if before is not None and comm.is_main_process():
         path.write_bytes(before)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
+    if choice := getattr(args, "process_choice", None):
+        logger.info(choice)
+    if num_queries is not None:
+        num_queries.log()
     return cfg
 
 
@@ -90,13 +115,16 @@ def _config_path(cfg: CfgNode) -> Path:
     return Path(cfg.OUTPUT_DIR, "config.yaml")
 
 
-def build_config(config_file: str, opts: Sequence[str] = (), register: Sequence[str] = ()) -> CfgNode:
+def build_config(
+    config_file: str, opts: Sequence[str] = (), register: Sequence[str] = (), *, warn: bool = True
+) -> CfgNode:
     """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs; its panoptic sets are registered.
 
     Args:
         config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
         opts: KEY VALUE pairs. Values of DATASETS.TRAIN and DATASETS.TEST may be plain names: "one" or "one,two".
         register: words after `--register`, in addition to DATASETS.PSF_REGISTER.
+        warn: log a warning if `register` names a set that the config does not use. The main process alone does.
 
     Raises:
         ValueError: if the file is missing, if a key is unknown (the message has the nearest known one) or has no value,
@@ -119,7 +147,8 @@ def build_config(config_file: str, opts: Sequence[str] = (), register: Sequence[
     for key, value in zip(opts[::2], opts[1::2]):
         cfg.merge_from_list([key, _names(value) if key in ("DATASETS.TRAIN", "DATASETS.TEST") else value])
     register_from_config(cfg, register)
-    _warn_if_unused(cfg, register)
+    if warn and comm.is_main_process():
+        _warn_if_unused(cfg, register)
     return cfg
 
 

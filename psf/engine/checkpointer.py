@@ -8,19 +8,25 @@ from typing import Any
 from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
 from torch import nn
 
 from psf.checkpoint import (
     ClassNames,
+    TunedMerging,
     adapt_input_channels,
     adapt_query_count,
     changes_table,
+    class_names_from_config,
     compare_classes,
+    query_count_entry,
     remap_classes,
+    stored_query_count,
 )
+from psf.engine.merging import apply_merging
 
-__all__ = ["Checkpointer"]
+__all__ = ["Checkpointer", "build_checkpointer"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,23 +74,38 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     A first convolution for 3 channels is adapted where the model has another number of them, and so is the number of
     thing queries, unless a run goes on.
 
+    The file also stores the number of thing queries and the merging thresholds that training has tuned. Loaded for a
+    model that will not be trained, these become the post-processor's, see `psf.engine.merging.apply_merging`.
+
     Args:
         model: as Detectron2's.
         save_dir: as Detectron2's.
         class_names: of the model; None: they are not known, nothing is re-mapped.
+        num_thing_queries: of the model; None: it is not known, and not stored.
         others: as Detectron2's; `optimizer`, `trainer` and so on.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, class_names: ClassNames | None = None, **others: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        class_names: ClassNames | None = None,
+        num_thing_queries: int | None = None,
+        **others: Any,
     ) -> None:
         super().__init__(model, save_dir, **others)
-        self.class_names = class_names
+        self.class_names, self.num_thing_queries = class_names, num_thing_queries
+        self.merging: TunedMerging | None = None  # of the file that was loaded, or what training has found since
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's; the file has the names of the classes besides."""
-        entry = {} if self.class_names is None else self.class_names.as_entry()
-        super().save(name, **entry, **kwargs)
+        """As Detectron2's; the file also has the names of the classes, the number of thing queries and `merging`."""
+        entries: dict[str, Any] = {}
+        for entry in (self.class_names, self.merging):
+            entries |= {} if entry is None else entry.as_entry()
+        if self.num_thing_queries is not None:
+            entries |= query_count_entry(self.num_thing_queries)
+        super().save(name, **entries, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As Detectron2's; a ValueError, and no AssertionError, if there is no such file."""
@@ -100,11 +121,20 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         if found is not None and self.class_names is not None:
             self._remap(checkpoint, found, self.class_names)
         if not self._resumes:
-            self._adapt_query_count(checkpoint["model"])
+            self._adapt_query_count(checkpoint)
+        self.merging = TunedMerging.of_checkpoint(checkpoint)
+        if not self.checkpointables:
+            apply_merging(self.model, self.merging)
         return super()._load_model(checkpoint)
 
-    def _adapt_query_count(self, state_dict: dict[str, Any]) -> None:
-        counts = adapt_query_count(state_dict, self.model.state_dict())
+    def _adapt_query_count(self, checkpoint: dict[str, Any]) -> None:
+        stored, own = stored_query_count(checkpoint), self.num_thing_queries
+        counts = adapt_query_count(checkpoint["model"], self.model.state_dict())
+        if counts is None and None not in (stored, own) and stored != own and not self.checkpointables:
+            # Queries without learned embeddings: the weights fit any number of them.
+            logger.warning(
+                "MODEL.PSF.NUM_THING_QUERIES: the checkpoint was trained with %d, the model has %d", stored, own
+            )
         if counts is not None:
             level = logging.INFO if self.checkpointables or counts[0] > counts[1] else logging.WARNING
             logger.log(
@@ -160,3 +190,14 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             part = name.partition(".")[0]
             parts[part] = parts.get(part, True) and name in absent
         return [part for part, is_untouched in parts.items() if is_untouched]
+
+
+def build_checkpointer(cfg: CfgNode, model: nn.Module, save_dir: str = "", **others: Any) -> Checkpointer:
+    """A checkpointer that knows the classes and the number of thing queries that a config gives.
+
+    Args:
+        cfg: of the model.
+        model, save_dir, others: as for `Checkpointer`.
+    """
+    names, num_queries = class_names_from_config(cfg), cfg.MODEL.PSF.NUM_THING_QUERIES
+    return Checkpointer(model, save_dir, class_names=names, num_thing_queries=num_queries, **others)

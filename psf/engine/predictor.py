@@ -8,9 +8,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from psf.checkpoint import class_names_from_config
 from psf.data import as_picture, build_augmentations, in_format, read_image
-from psf.engine.checkpointer import Checkpointer
+from psf.engine.checkpointer import build_checkpointer
+from psf.engine.num_queries import resolve_num_queries
 
 __all__ = ["Predictor"]
 
@@ -21,19 +21,22 @@ class Predictor(DefaultPredictor):
     As there, a call takes (H, W, 3) in BGR order where INPUT.FORMAT is "BGR" or "RGB"; else what `read` gives.
 
     Args:
-        cfg: with the weights of MODEL.WEIGHTS; metadata are those of the first of DATASETS.TEST.
+        cfg: with the weights of MODEL.WEIGHTS; metadata are those of the first of DATASETS.TEST. MODEL.PSF.
+            NUM_THING_QUERIES -1 is replaced in it by the number that the weights were trained with.
 
     Raises:
         ValueError: as the model and `psf.engine.Checkpointer`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        if (num_queries := resolve_num_queries(cfg)) is not None:
+            num_queries.log()
         self.cfg = cfg
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.input_format = cfg.INPUT.FORMAT
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
-        Checkpointer(self.model, class_names=class_names_from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+        build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS)
 
     def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """An image file as a call takes it, and as a picture to draw on, (H, W, 3) uint8 in RGB order."""

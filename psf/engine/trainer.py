@@ -21,13 +21,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from psf.checkpoint import check_same_classes, class_names_from_config
+from psf.checkpoint import TunedMerging, check_same_classes
 from psf.data import PanopticMapper, build_mapper, build_test_loader, check_dataset, load_dataset
 from psf.engine.arguments import setup, write_config
-from psf.engine.checkpointer import Checkpointer
+from psf.engine.checkpointer import build_checkpointer
 from psf.engine.empty_results import EMPTY_RESULT, as_numbers, describe_empty_results, explain_empty_results
 from psf.engine.evaluators import build_evaluator, check_truth, empty_kinds
 from psf.engine.mask_health import MaskHealthHook
+from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
+from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import append_metrics, results_table, write_results
 from psf.engine.train_step import TrainStep, autocast_dtype
@@ -44,13 +46,13 @@ def main(args: argparse.Namespace) -> Any:
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        write_config(cfg)
+        write_config(trainer.config_in_force)
         return trainer.train()
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
     _check_views(cfg, model)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names_from_config(cfg))
+    checkpointer = build_checkpointer(cfg, model, cfg.OUTPUT_DIR)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -68,6 +70,9 @@ class Trainer(DefaultTrainer):
     OUTPUT_DIR gets Detectron2's files (checkpoints, metrics.json, TensorBoard events) and, at each evaluation,
     results.json, per_class.csv and panel.png. With TEST.AUG.ENABLED there is one more evaluation at the end, see
     `test_with_TTA`, whose results join the others.
+
+    With MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES above 0 the merging thresholds are tuned after the last iteration, before
+    the last checkpoint and evaluation. `config_in_force` is the config with them, which OUTPUT_DIR/config.yaml gets.
 
     Raises:
         ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, if keys contradict, or if TEST.AUG
@@ -89,7 +94,10 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             check_truth(cfg, name)
         dtype = autocast_dtype(cfg)
+        if (num_queries := resolve_num_queries(cfg, is_training=True)) is not None:
+            num_queries.log()
 
+        self.config_in_force = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         _check_views(cfg, model)
@@ -101,8 +109,7 @@ class Trainer(DefaultTrainer):
 
         self._trainer = TrainStep(model, data_loader, optimizer, dtype=dtype, device_type=device_type)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        names = class_names_from_config(cfg)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=names, trainer=weakref.proxy(self))
+        self.checkpointer = build_checkpointer(cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -118,23 +125,54 @@ class Trainer(DefaultTrainer):
             _append_metrics(self.cfg, views, self.iter)
         return self._last_eval_results
 
-    def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and in the main process `MaskHealthHook`, for models that measure the health of their masks."""
-        hooks: list[HookBase] = super().build_hooks()
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        if comm.is_main_process() and hasattr(model, "mask_health"):
-            hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # before the writers, behind the timer
-        return hooks
-
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; a loud warning where no weights are named at all."""
+        """As Detectron2's; a loud warning where no weights are named at all.
+
+        The merging thresholds that a checkpoint stores are those of a run that is finished. A run that goes on tunes
+        them again.
+        """
         super().resume_or_load(resume)
+        merging = self.checkpointer.merging
+        self.checkpointer.merging = None
+        if merging is not None and self.start_iter >= self.max_iter:
+            self._set_merging(merging)
         model = self.cfg.MODEL
         is_pretrained = model.BACKBONE.NAME == "build_psf_timm_backbone" and model.PSF.TIMM.PRETRAINED
         if not (model.WEIGHTS or is_pretrained or (resume and self.checkpointer.has_checkpoint())):
             logger.warning(
                 "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, the backbone's, too; docs/model_zoo.md "
                 "says where to take others from"
+            )
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's, with the tuning of merging and the health of mask heads before checkpoints and evaluation."""
+        hooks: list[HookBase | None] = super().build_hooks()
+        model = _without_ddp(self.model)
+        if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
+            hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # behind the timer, before the writers
+        if self.cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES > 0:
+            reason = why_not_tuned(self.cfg, model)
+            if reason is None:
+                hooks.insert(1, _MergingTuner())  # after the timer of iterations, before the checkpoint
+            else:
+                logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
+        return hooks
+
+    def tune_merging(self) -> None:
+        """Search the merging thresholds on training images; model, checkpoints and config.yaml get them.
+
+        All processes call this together.
+        """
+        self._set_merging(find_merging(self.cfg, _without_ddp(self.model)))
+        write_config(self.config_in_force)
+
+    def _set_merging(self, merging: TunedMerging) -> None:
+        model = _without_ddp(self.model)
+        apply_merging(model, merging)
+        self.checkpointer.merging = merging
+        if model.post_processor.is_tuned:
+            self.config_in_force = with_merging(
+                self.config_in_force, model.post_processor.things, model.post_processor.stuff
             )
 
     def after_train(self) -> None:
@@ -156,6 +194,7 @@ class Trainer(DefaultTrainer):
         for dataset in datasets:
             _check_first(mapper, dataset)
         images = [image for dataset in datasets for image in dataset]
+        warn_of_too_few_queries(cfg, images)
         return build_detection_train_loader(cfg, dataset=images, mapper=mapper)
 
     @classmethod
@@ -210,8 +249,7 @@ class Trainer(DefaultTrainer):
         Neither results.json nor a table: the caller has other results, too. Images are read at the size of the largest
         view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
         """
-        plain = model.module if isinstance(model, DistributedDataParallel) else model
-        views = PanopticSegFormerWithTTA(cfg, plain)
+        views = PanopticSegFormerWithTTA(cfg, _without_ddp(model))
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "TTA"))
@@ -219,6 +257,20 @@ class Trainer(DefaultTrainer):
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         results = super().test(cfg, views)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+
+class _MergingTuner(HookBase):
+    """Tunes the merging thresholds after the last iteration."""
+
+    trainer: Trainer
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self.trainer.tune_merging()
+
+
+def _without_ddp(model: nn.Module) -> Any:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _check_datasets(names: Iterable[str]) -> None:

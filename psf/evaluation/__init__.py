@@ -1,6 +1,6 @@
 """Measuring a model: panoptic quality, mIoU and AP from one panoptic ground truth, and pictures to look at."""
 
-from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_truth
+from psf.evaluation.ground_truth import ImageTruth, PanopticGroundTruth, has_panoptic_truth
 from psf.evaluation.instances import InstanceEvaluator, write_instance_json
 from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
@@ -13,6 +13,7 @@ from psf.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
     "ClassQuality",
+    "ImageTruth",
     "InstanceEvaluator",
     "PanelEvaluator",
     "PanelRow",

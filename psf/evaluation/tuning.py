@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from psf.evaluation.category_ids import CategoryIds
-from psf.evaluation.ground_truth import PanopticGroundTruth
+from psf.evaluation.ground_truth import ImageTruth, PanopticGroundTruth
 from psf.evaluation.merging_cache import CachedImage, cache_image, match_cached
 from psf.evaluation.panoptic_quality import PanopticQuality
 from psf.inference import Frame, MergingThresholds, per_candidate, score_masks
@@ -21,11 +21,13 @@ from psf.post_processing import MaskWiseMerging
 from psf.predictions import Candidates
 
 __all__ = [
+    "COARSE_GRID",
     "DEFAULT_GRID",
     "Grid",
     "Surface",
     "Tuning",
     "cache_data_set",
+    "cache_images",
     "check_can_be_tuned",
     "key_value_words",
     "surface_table",
@@ -49,6 +51,13 @@ DEFAULT_GRID = Grid(
     beta=(0.5, 1.0, 2.0, 3.0),
     t_cnf=(0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
     t_keep=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+)
+# For a few dozen images: on so few, a finer search follows their noise.
+COARSE_GRID = Grid(
+    alpha=(0.5, 1.0, 2.0),
+    beta=(0.5, 1.0, 2.0),
+    t_cnf=(0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
+    t_keep=(0.4, 0.6, 0.8),
 )
 # Two numbers of a kind at a time. The confidence that t_cnf is compared with depends on alpha and beta.
 PAIRS = (("t_cnf", "t_keep"), ("beta", "t_cnf"), ("alpha", "beta"))
@@ -92,7 +101,6 @@ def check_can_be_tuned(model: PanopticSegFormer) -> None:
         raise ValueError("MODEL.PSF.TEST.TILES.SIZE is not 0: tuning looks at whole images; set it to 0")
 
 
-@torch.no_grad()
 def cache_data_set(
     model: PanopticSegFormer,
     batches: Iterable[list[dict[str, Any]]],
@@ -112,10 +120,35 @@ def cache_data_set(
     Raises:
         ValueError: as `check_can_be_tuned`, or if there is too much to keep.
     """
+    truth, category_ids = PanopticGroundTruth(dataset_name), CategoryIds(dataset_name)
+
+    def own_id(is_thing: bool, contiguous_id: int) -> int:
+        segment = {"id": 0, "category_id": contiguous_id, "isthing": is_thing}
+        converted: int = category_ids.convert([segment])[0]["category_id"]
+        return converted
+
+    return cache_images(model, batches, lambda x: truth.read(x["image_id"]), own_id, grid, max_bytes)
+
+
+@torch.no_grad()
+def cache_images(
+    model: PanopticSegFormer,
+    batches: Iterable[list[dict[str, Any]]],
+    read_truth: Callable[[Mapping[str, Any]], ImageTruth],
+    category_of: Callable[[bool, int], int],
+    grid: Grid = DEFAULT_GRID,
+    max_bytes: int = 2**32,
+) -> list[CachedImage]:
+    """As `cache_data_set`, with the ground truth from anywhere.
+
+    Args:
+        model, batches, grid, max_bytes: see there.
+        read_truth: input dict of an image -> its ground truth, (height, width) of the dict.
+        category_of: whether a class is a thing, and its contiguous id -> its category id in the ground truth.
+    """
     check_can_be_tuned(model)
     processor = model.post_processor
     grid = _with(grid, processor.things, processor.stuff)
-    truth, category_ids = PanopticGroundTruth(dataset_name), CategoryIds(dataset_name)
     cached: list[CachedImage] = []
     num_bytes = 0
     with inference_context(model):
@@ -125,7 +158,7 @@ def cache_data_set(
             found = model.candidates(images.tensor, padded_pixels(images))
             for x, size, candidates in zip(batch, images.image_sizes, found, strict=True):
                 frame = Frame(padded, tuple(size), (x["height"], x["width"]))
-                cached.append(_cache_one(model, candidates, frame, grid, category_ids, *truth.read(x["image_id"])))
+                cached.append(_cache_one(model, candidates, frame, grid, category_of, *read_truth(x)))
                 num_bytes += cached[-1].num_bytes
                 if num_bytes > max_bytes:
                     raise ValueError(f"{len(cached)} images take more than {max_bytes} bytes: cache fewer images")
@@ -140,6 +173,7 @@ def tune(
     things: MergingThresholds,
     stuff: MergingThresholds,
     grid: Grid = DEFAULT_GRID,
+    tolerance: float = 0.0,
 ) -> Tuning:
     """Search two numbers of a kind at a time, in turns, until a round over all pairs finds nothing better.
 
@@ -150,6 +184,8 @@ def tune(
         categories: category id -> whether it is a thing.
         things, stuff: where to start.
         grid: the values to try.
+        tolerance: numbers whose PQ, in percent, is by no more than this below the best count as equal. Of those the
+            least T_CNF is chosen with T_KEEP: a model is surer of images that it was trained on than of others.
     """
     grid = _with(grid, things, stuff)
     known: dict[tuple[MergingThresholds, ...], float] = {}
@@ -169,7 +205,7 @@ def tune(
     surfaces: list[Surface] = []
     is_settled = False
     for round_number in range(1, MAX_ROUNDS + 1):
-        before, surfaces = quality(chosen), []
+        before, surfaces = dict(chosen), []
         for kind in chosen:
             if not any(is_thing == (kind == "things") for is_thing in categories.values()):
                 continue
@@ -178,11 +214,16 @@ def tune(
                 tried = [[chosen[kind]._replace(**{names[0]: a, names[1]: b}) for b in columns] for a in rows]
                 pq = [[quality({**chosen, kind: one}) for one in line] for line in tried]
                 surfaces.append(Surface(kind, names, rows, columns, pq))
-                pairs = ((best, one) for line, values in zip(pq, tried) for best, one in zip(line, values))
-                # Of equals the one that changes least.
-                chosen[kind] = max(pairs, key=lambda pair: (pair[0], -_distance(pair[1], chosen[kind])))[1]
+                best = max(max(line) for line in pq)
+                equals = [
+                    one for line, row in zip(pq, tried) for value, one in zip(line, row) if value >= best - tolerance
+                ]
+                if tolerance and "t_keep" in names:
+                    chosen[kind] = min(equals, key=lambda one: (one.t_cnf, _distance(one, chosen[kind])))
+                else:  # the one that changes least
+                    chosen[kind] = min(equals, key=lambda one: _distance(one, chosen[kind]))
         logger.info("round %d: PQ %.3f", round_number, quality(chosen))
-        is_settled = quality(chosen) == before
+        is_settled = chosen == before
         if is_settled:
             break
     return Tuning(chosen["things"], chosen["stuff"], quality(chosen), start, is_settled, surfaces)
@@ -223,7 +264,7 @@ def _cache_one(
     candidates: Candidates,
     frame: Frame,
     grid: Grid,
-    category_ids: CategoryIds,
+    category_of: Callable[[bool, int], int],
     labels: Any,
     segments: Sequence[Mapping[str, Any]],
 ) -> CachedImage:
@@ -237,11 +278,10 @@ def _cache_one(
         mask_threshold=processor.mask_threshold,
         extra_pixels=processor.extra_pixels,
     )
-    contiguous = [
-        {"id": 0, "category_id": (classes.thing_ids if is_thing else classes.stuff_ids)[index], "isthing": is_thing}
+    categories = [
+        category_of(is_thing, (classes.thing_ids if is_thing else classes.stuff_ids)[index])
         for is_thing, index in zip(chosen.is_thing.tolist(), chosen.class_indices.tolist(), strict=True)
     ]
-    categories = [one["category_id"] for one in category_ids.convert(contiguous)]
     return cache_image(
         chosen.class_scores, scored.confidence, scored.masks, chosen.is_thing, categories, labels, segments
     )

@@ -47,6 +47,7 @@ class PostProcessor(abc.ABC):
         mask_threshold: a pixel belongs to a mask where its score is above.
         extra_pixels: added to the pixel count in the mean mask score.
         instance: which instances are reported.
+        is_tuned: take the thresholds that a checkpoint stores (TUNE_IMAGES above 0), see `psf.engine.Checkpointer`.
     """
 
     last_obstacle: ClassVar[str] = "T_KEEP"  # what rejects a candidate that has a mask and reaches T_CNF
@@ -60,8 +61,10 @@ class PostProcessor(abc.ABC):
         mask_threshold: float,
         extra_pixels: float,
         instance: InstanceSettings,
+        is_tuned: bool = False,
     ):
         self.things, self.stuff = things, stuff
+        self.configured, self.is_tuned = (things, stuff), is_tuned
         self.mask_threshold, self.extra_pixels, self.instance = mask_threshold, extra_pixels, instance
 
     @classmethod
@@ -77,6 +80,7 @@ class PostProcessor(abc.ABC):
             "mask_threshold": node.MASK_THRESHOLD,
             "extra_pixels": node.EXTRA_PIXELS,
             "instance": instance_settings(cfg),
+            "is_tuned": node.TUNE_IMAGES > 0,
         }
 
     def results(

@@ -12,6 +12,8 @@ import psf
 from psf.engine import command_line, run_command_line
 from tests.mini_set import NAME, unregister_mini_set
 
+ONE_PROCESS = ("--num-gpus", "0", "--num-processes", "1")
+
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a run on the CPU says of the mistake, in one line; torch may have warned on stderr before."""
@@ -22,16 +24,14 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_missing_weights(mini: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run = ["--config-file", str(config_file), "--num-gpus", "0", "--eval-only", "OUTPUT_DIR", str(tmp_path / "output")]
+    run = ["--config-file", str(config_file), *ONE_PROCESS, "--eval-only", "OUTPUT_DIR", str(tmp_path / "output")]
     line = refused(capsys, *run, "MODEL.WEIGHTS", "none.pth")
     assert line.startswith("error: none.pth: no such checkpoint file (MODEL.WEIGHTS")
 
 
 def test_value_of_another_type(config_file: Path, capsys: pytest.CaptureFixture[str]):
     """yacs finds this one."""
-    assert "SOLVER.MAX_ITER" in refused(
-        capsys, "--config-file", str(config_file), "--num-gpus", "0", "SOLVER.MAX_ITER", "x"
-    )
+    assert "SOLVER.MAX_ITER" in refused(capsys, "--config-file", str(config_file), *ONE_PROCESS, "SOLVER.MAX_ITER", "x")
 
 
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)])
@@ -49,7 +49,7 @@ def test_damaged_file(
     for number in range(1, 5):
         (mini_root / "images" / f"{number}.png").write_bytes(b"no image")
     keys = ["DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", str(tmp_path / "output")]
-    line = refused(capsys, "--config-file", str(config_file), "--num-gpus", "0", *flags, *keys)
+    line = refused(capsys, "--config-file", str(config_file), *ONE_PROCESS, *flags, *keys)
     assert re.fullmatch(rf"error: {mini_root}/images/[1-4]\.png: empty, corrupt or not an image \(.*\)", line)
 
 
@@ -60,7 +60,7 @@ def test_swapped_folders(
     """PNGS and IMAGES exchanged in --register."""
     register = f"{NAME}={mini_root}/panoptic.json,{mini_root}/images,{mini_root}/panoptic"
     keys = ["DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", str(tmp_path / "output")]
-    run = ["--config-file", str(config_file), "--num-gpus", "0", *flags, "--register", register, *keys]
+    run = ["--config-file", str(config_file), *ONE_PROCESS, *flags, "--register", register, *keys]
     try:
         assert run_command_line(run) == 2
     finally:
@@ -80,15 +80,15 @@ def test_faults_of_other_libraries_in_workers_keep_their_traceback(monkeypatch: 
 
     monkeypatch.setattr(command_line, "main", fail)
     with pytest.raises(ValueError, match="shapes"):
-        run_command_line(["--num-gpus", "0"])
+        run_command_line([*ONE_PROCESS])
 
 
 def test_success(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(command_line, "main", lambda args: None)
-    assert run_command_line(["--num-gpus", "0"]) == 0
+    assert run_command_line([*ONE_PROCESS]) == 0
 
 
 def test_other_libraries_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(command_line, "main", lambda args: torch.nn.Conv2d(3, 4, 1, groups=2))
     with pytest.raises(ValueError, match="divisible by groups"):
-        run_command_line(["--num-gpus", "0"])
+        run_command_line([*ONE_PROCESS])

@@ -63,6 +63,15 @@ def test_of_equals_the_nearest():
     assert found.pq == 100 and found.things == START._replace(t_cnf=0.04)
 
 
+def test_of_near_equals_the_lower_threshold():
+    """0.01 and 0.04 find both, 0.15 one: PQ 100, 100 and 66.7."""
+    grid = Grid((1.0,), (2.0,), (0.01, 0.04, 0.15), (0.6,))
+    for tolerance, t_cnf in ((0.0, 0.04), (1.0, 0.01)):
+        assert tune([two_squares()], {3: True}, START, START, grid, tolerance).things == START._replace(t_cnf=t_cnf)
+    narrow = grid._replace(t_cnf=(0.04, 0.15))
+    assert tune([two_squares()], {3: True}, START._replace(t_cnf=0.15), START, narrow, 50.0).things.t_cnf == 0.04
+
+
 def test_words():
     found = tune([two_squares()], {3: True}, START, START, Grid((1.0,), (2.0,), (0.05,), (0.6,)))
     words = key_value_words(found)

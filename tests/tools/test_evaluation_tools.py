@@ -21,6 +21,8 @@ from psf.robustness.evaluation import Corrupt
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import tiny_config, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 Main = Callable[[Sequence[str]], int]
 
 

@@ -1,0 +1,137 @@
+"""MODEL.PSF.NUM_THING_QUERIES -1: as many thing queries as the data need, or as a trained model has."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
+from torch import nn
+
+from psf.checkpoint import read_checkpoint, stored_query_count
+from psf.data import largest_count, load_dataset
+
+__all__ = ["NumQueries", "queries_for", "resolve_num_queries", "warn_of_too_few_queries"]
+
+logger = logging.getLogger(__name__)
+
+KEY = "MODEL.PSF.NUM_THING_QUERIES"
+FROM_DATA = -1
+# Matching gives each thing a query of its own: spare ones leave it a choice, and other images may have more things.
+SPARE = 1.5
+MULTIPLE = 50  # a round number, which mostly stays the same when images are added
+LEAST = 100  # the number of DETR's queries: fewer save little time
+
+
+class NumQueries(NamedTuple):
+    """A number of thing queries, and where it comes from."""
+
+    number: int
+    source: str
+    is_guess: bool = False  # a trained model may have had another number
+
+    def log(self) -> None:
+        """Log it in the main process: a warning if it is a guess."""
+        if comm.is_main_process():
+            level = logging.WARNING if self.is_guess else logging.INFO
+            doubt = "; MODEL.WEIGHTS does not say how many it was trained with" if self.is_guess else ""
+            logger.log(level, "%s -1: %d, %s%s", KEY, self.number, self.source, doubt)
+
+
+def queries_for(num_things: int) -> int:
+    """Number of queries for images of up to `num_things` things: 1.5 times as many, by fifties, at least 100."""
+    return max(math.ceil(SPARE * num_things / MULTIPLE) * MULTIPLE, LEAST)
+
+
+def resolve_num_queries(cfg: CfgNode, *, is_training: bool = False, resume: bool = False) -> NumQueries | None:
+    """Replace NUM_THING_QUERIES -1 by a number, in place; do nothing if it is a number.
+
+    Training counts the things of DATASETS.TRAIN (see `queries_for`). A trained model has the number that it was trained
+    with: MODEL.WEIGHTS stores it, or has as many learned queries; else the config.yaml beside MODEL.WEIGHTS has it.
+
+    Args:
+        cfg: may be frozen; stays so.
+        is_training: the model will be trained, from MODEL.WEIGHTS or random weights.
+        resume: weights are those of OUTPUT_DIR, if it has any.
+
+    Returns:
+        The number and its source, which the caller logs; None if nothing was replaced.
+
+    Raises:
+        ValueError: if the number is needed and DATASETS.TRAIN is empty, cannot be read, or does not list its things.
+    """
+    if cfg.MODEL.PSF.NUM_THING_QUERIES != FROM_DATA:
+        return None
+    last = PlainCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
+    is_resumed = resume and last.has_checkpoint()
+    weights = last.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
+    found = None
+    if weights and (is_resumed or not is_training):
+        found = _of_trained_model(weights)
+    if found is None:
+        found = _of_data(cfg)._replace(is_guess=bool(weights) and not is_training)
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.PSF.NUM_THING_QUERIES = found.number
+    if was_frozen:
+        cfg.freeze()
+    return found
+
+
+def warn_of_too_few_queries(cfg: CfgNode, dicts: Iterable[Mapping[str, Any]]) -> None:
+    """Warn, in the main process, if a training image has more things than there are queries.
+
+    Args:
+        cfg: with a number of thing queries.
+        dicts: of all training images.
+    """
+    if not comm.is_main_process():
+        return
+    is_joint = cfg.MODEL.PSF.QUERIES == "joint"
+    largest, count = largest_count(dicts, stuff=is_joint), cfg.MODEL.PSF.NUM_THING_QUERIES
+    if largest is not None and largest.num_segments > count:
+        logger.warning(
+            "%s has %d %s, but there are only %d queries: the model cannot find all of them. Set %s to -1 (from the "
+            "data) or to %d",
+            *(largest.image, largest.num_segments, "segments" if is_joint else "things", count, KEY),
+            queries_for(largest.num_segments),
+        )
+
+
+def _of_trained_model(weights: str) -> NumQueries | None:
+    """The number that a checkpoint, or the config.yaml beside it, gives; None if they do not."""
+    try:
+        path = Path(PathManager.get_local_path(weights.partition("?")[0]))
+        count = stored_query_count(read_checkpoint(path))
+    except (OSError, ValueError):  # whoever loads the weights says what is wrong with them
+        return None
+    if count is not None:
+        return NumQueries(count, f"as {weights} was trained with")
+    beside = path.with_name("config.yaml")
+    if not beside.is_file():
+        return None
+    content = CfgNode.load_yaml_with_base(str(beside))
+    count = content.get("MODEL", {}).get("PSF", {}).get("NUM_THING_QUERIES", FROM_DATA)
+    return None if count == FROM_DATA else NumQueries(count, f"as {beside} says")
+
+
+def _of_data(cfg: CfgNode) -> NumQueries:
+    is_joint = cfg.MODEL.PSF.QUERIES == "joint"
+    names = cfg.DATASETS.TRAIN
+    if not names:
+        raise ValueError(f"{KEY} is -1 (from the data), but DATASETS.TRAIN is empty: name a data set, or set a number")
+    largest = largest_count((one for name in names for one in load_dataset(name)), stuff=is_joint)
+    if largest is None:
+        raise ValueError(
+            f"{KEY} is -1 (from the data), but the dicts of DATASETS.TRAIN {list(names)} have neither segments_info "
+            "nor annotations to count: set a number"
+        )
+    kind = "segments" if is_joint else "things"
+    count = queries_for(largest.num_segments)
+    return NumQueries(count, f"as images of DATASETS.TRAIN have up to {largest.num_segments} {kind} ({largest.image})")
