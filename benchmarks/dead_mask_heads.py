@@ -2,9 +2,10 @@
 """How often mask heads die at the start of training, with either gradient of ReLU masks and with sigmoid masks.
 
 Each run trains configs/shapes/psf_tiny.yaml, without what makes its things learn quickly, for a few iterations on one
-thread of the CPU, in this process: learned queries and masks at stride 8, as in the released recipe. A head is dead if none of its masks of the queries in training had a score above 0 in the last 10 iterations. Losses are
-loss_seg_things of each layer and the tail, the mean of those iterations; with empty masks it is 2 times the things'
-share of the segments (MODEL.PSF.LOSS.BALANCE). "Above 0.5" is the share of pixels of the thing masks with such a score.
+thread of the CPU, in this process: learned queries and masks at stride 8, as in the released recipe. A head is dead if
+none of its masks of the queries in training had a score above 0 in the last 10 iterations. Losses are loss_seg_things
+of each layer and the tail, the mean of those iterations; with empty masks it is 2 times the things' share of the
+segments (MODEL.PSF.LOSS.BALANCE). "Above 0.5" is the share of pixels of the thing masks with such a score.
 
     python benchmarks/dead_mask_heads.py                                        # psf_shapes_tune
     python benchmarks/dead_mask_heads.py --dataset nuclei_train --register nuclei_train=JSON,PNGS,IMAGES

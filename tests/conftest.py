@@ -44,7 +44,8 @@ def load_script(path: Path) -> ModuleType:
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that choose the number of processes choose one: they run in the process of the test."""
-    monkeypatch.setattr("psf.engine.launch.usable_cores", lambda: 1)
+    launch = importlib.import_module("psf.engine.launch")  # the package's attribute of that name is the function
+    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -181,7 +181,7 @@ def test_arrays_of_four_bands_from_one_flag_to_the_demo(
     assert demo.main([*words, "--input", str(arrays / "images"), *options]) == 0
     names = {f"{number}{ending}" for number in range(5) for ending in (".jpg", ".json", "_panoptic.png")}
     assert {file.name for file in (tmp_path / "demo").iterdir()} == names
-    assert np.asarray(Image.open(tmp_path / "demo" / "0.jpg")).shape == (40, 60, 3)
+    assert np.asarray(Image.open(tmp_path / "demo" / "0.jpg")).shape[0] > 40  # the legend is below it
     assert json.loads((tmp_path / "demo" / "0.json").read_text())["segments_info"]
 
 
@@ -206,7 +206,7 @@ def test_gray_shapes(write_config: Callable[..., str], repository: Path, tmp_pat
     words = ["--config-file", config, "--output", str(tmp_path / "demo")]
     options = ["--opts", "MODEL.WEIGHTS", trained, "DATASETS.TEST", "('psf_shapes_val',)"]
     assert demo.main([*words, "--input", str(tmp_path / "a.png"), *options]) == 0
-    assert np.asarray(Image.open(tmp_path / "demo" / "a.jpg")).shape == (40, 50, 3)
+    assert np.asarray(Image.open(tmp_path / "demo" / "a.jpg")).shape[0] > 40
     pytest.importorskip("av")
     with VideoWriter(tmp_path / "clip.mp4", Fraction(10)) as writer:
         for seconds in (0.0, 0.1):

@@ -48,8 +48,8 @@ def box_prior(centres: Tensor, boxes_cxcywh_norm: Tensor) -> Tensor:
     """
     centre, size = at_least_float32(boxes_cxcywh_norm)[:, :, None].split(2, dim=-1)  # (B, N, 1, 2) each
     half = (size / 2).clamp(min=MIN_HALF_SIDE)
-    distance = ((centres[:, None] - centre) / half).square().sum(-1)
-    return (1 - distance).clamp(min=-BOX_PRIOR_FLOOR)
+    offset = (centres[:, None] - centre) / half  # (B, N, T, 2)
+    return (1 - (offset * offset).sum(-1)).clamp(min=-BOX_PRIOR_FLOOR)
 
 
 class MaskAttention(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from psf.config import backbone_maps
 from psf.modeling.feed_forward import FeedForward
 from psf.modeling.heads import initial_class_bias
 from psf.modeling.mask_attention import AttentionMemory, MaskAttention, MaskHead, box_prior
@@ -102,7 +101,7 @@ class MaskDecoder(nn.Module):
         return {
             "dim": psf.HIDDEN_DIM,
             "num_heads": psf.NUM_HEADS,
-            "num_levels": len(backbone_maps(cfg)),
+            "num_levels": len(psf.IN_FEATURES) + bool(psf.FINE_FEATURE),
             "num_layers": depth.num_layers,
             "self_attention": depth.self_attention,
             "feedforward_dim": node.FEEDFORWARD_DIM,
