@@ -80,7 +80,7 @@ def test_loading(
 
 def by_color(model: PanopticSegFormer, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
     """Each pixel belongs to the class of the nearest colour; each class is one candidate, also of several things."""
-    colors = torch.tensor([one["color"][::-1] for one in CATEGORIES], dtype=torch.float32)  # images come in BGR
+    colors = torch.tensor([one["color"] for one in CATEGORIES], dtype=torch.float32)  # images come in RGB
     pixels = images * model.pixel_std + model.pixel_mean  # (B, 3, H, W)
     nearest = (pixels[:, None] - colors[:, :, None, None]).square().sum(dim=2).argmin(dim=1)  # (B, H, W)
     masks = torch.stack([nearest == position for position in range(len(colors))], dim=1).float()
