@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +40,17 @@ def load_script(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Detectron2's set-up of loggers, which caplog cannot see through, ends with the test."""
+    yield
+    for name in ("detectron2", "fvcore", "psf"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    if (setup := sys.modules.get("detectron2.utils.logger")) is not None:
+        setup.setup_logger.cache_clear()
 
 
 @pytest.fixture

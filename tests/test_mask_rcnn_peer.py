@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.solver import build_optimizer as detectron2_optimizer
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.logger import setup_logger
 
 from psf.classes import PanopticClasses
 from psf.data import load_dataset, panoptic_metadata
@@ -44,15 +42,6 @@ TINY = {
     "SOLVER.IMS_PER_BATCH": 2,
     "DATALOADER.NUM_WORKERS": 0,
 }
-
-
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    yield
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "psf"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture

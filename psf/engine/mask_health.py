@@ -39,11 +39,13 @@ class MaskHealthHook(HookBase):
     Args:
         model: the one that is trained, not its wrapper for DDP.
         activation: MODEL.PSF.MASK_DECODER.MASK_ACTIVATION.
+        relu_gradient: MODEL.PSF.MASK_DECODER.RELU_GRADIENT.
         mask_threshold: MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD.
     """
 
-    def __init__(self, model: MeasuresMasks, *, activation: str, mask_threshold: float) -> None:
-        self._model, self._activation, self._mask_threshold = model, activation, mask_threshold
+    def __init__(self, model: MeasuresMasks, *, activation: str, relu_gradient: str, mask_threshold: float) -> None:
+        self._model, self._mask_threshold = model, mask_threshold
+        self._activation, self._relu_gradient = activation, relu_gradient
         self._pending: list[MaskHealth] = []
         self._num_dead: dict[tuple[str, int], int] = {}  # (kind, head) -> iterations without a mask, in a row
         self._warned: set[tuple[str, int]] = set()
@@ -55,6 +57,7 @@ class MaskHealthHook(HookBase):
         return cls(
             model,
             activation=psf.MASK_DECODER.MASK_ACTIVATION,
+            relu_gradient=psf.MASK_DECODER.RELU_GRADIENT,
             mask_threshold=psf.POST_PROCESSOR.MASK_THRESHOLD,
         )
 
@@ -106,10 +109,16 @@ class MaskHealthHook(HookBase):
         start = f"mask head{'s' if several else ''} {', '.join(heads)} {'have' if several else 'has'}"
         it = "they" if several else "it"
         if self._activation == "relu":
+            start = f"{start} been zero for {PATIENCE} iterations: {it}"
+            if self._relu_gradient == "plain":
+                return (
+                    f"{start} get{'' if several else 's'} no gradient and will give no masks; set "
+                    'MODEL.PSF.MASK_DECODER.RELU_GRADIENT to "revive" or MASK_ACTIVATION to "sigmoid", or lower '
+                    "SOLVER.BASE_LR"
+                )
             return (
-                f"{start} been zero for {PATIENCE} iterations: {it} get{'' if several else 's'} no gradient and will "
-                'give no masks; set MODEL.PSF.MASK_DECODER.RELU_GRADIENT to "revive" or MASK_ACTIVATION to "sigmoid", '
-                "or lower SOLVER.BASE_LR"
+                f'{start} will give no masks; set MODEL.PSF.MASK_DECODER.MASK_ACTIVATION to "sigmoid", or lower '
+                "SOLVER.BASE_LR"
             )
         return (
             f"{start} had no score above MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD ({self._mask_threshold}) for "

@@ -1,14 +1,12 @@
-"""A run of the mini set: its config file, and loggers as they were."""
+"""A run of the mini set: its config file and arguments."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from detectron2.utils.logger import setup_logger
 
 from psf.engine import argument_parser
 from tests.mini_set import NAME, register_mini_set, unregister_mini_set, write_mini_set
@@ -24,18 +22,6 @@ SEED: 1
 """
 
 ParseArgs = Callable[..., argparse.Namespace]
-
-
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    """Detectron2's set-up of loggers, which caplog cannot see through, ends with the test."""
-    names = ("detectron2", "fvcore", "psf")
-    yield
-    setup_logger.cache_clear()
-    for name in names:
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from psf.engine import Checkpointer, Trainer
@@ -24,15 +22,6 @@ from tests.models import tiny_config, tiny_model
 pytestmark = pytest.mark.usefixtures("one_core")
 
 Main = Callable[[Sequence[str]], int]
-
-
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    yield
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "psf"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture
