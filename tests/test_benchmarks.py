@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 import warnings
@@ -58,7 +59,7 @@ def test_all_scripts_are_here(repository: Path):
     shared = {"peers", "plain_mask_decoder", "released_model", "report", "scenes"}
     shared |= {"mask_rcnn_model", "panoptic_instances"}
     # No claim of speed: tiles needs a trained model, the others train some.
-    of_quality = {"dead_mask_heads", "mask_rcnn_peer", "tiles"}
+    of_quality = {"dead_mask_heads", "mask_rcnn_peer", "small_recipe", "tiles"}
     assert {path.stem for path in (repository / "benchmarks").glob("*.py")} == shared | of_quality | set(SCRIPTS)
 
 
@@ -131,6 +132,24 @@ class TestTheyRun:
         assert all(row[3] in ("0 of 1", "1 of 1") and 0 <= int(row[4]) <= 6 for row in rows)
         assert all(0 < float(loss) <= 2 for row in rows for loss in row[5:8])
         assert rows[0][5:] != rows[1][5:]  # it learns
+
+    def test_small_recipe(self, benchmarks: Benchmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """Runs that are there already are read, others are trained: here by a stand-in that writes their results."""
+        module, commands = benchmarks.module("small_recipe"), []
+
+        def train(command: list[str], log: Path) -> None:
+            commands.append(command)
+            folder, seed = Path(command[command.index("OUTPUT_DIR") + 1]), int(command[command.index("SEED") + 1])
+            names = {"PQ": 10.0 * seed, "PQ_th": 1.0, "PQ_st": 2.0}
+            (folder / "results.json").write_text(json.dumps({"panoptic_seg": names, "segm": {"AP": 3.0, "AP50": 4.0}}))
+
+        monkeypatch.setattr(module, "train", train)
+        words = ["--seeds", "2", "--output", str(tmp_path / "runs"), "--variants", "the recipe", "no box prior"]
+        for _ in range(2):
+            module.main(words)
+        assert len(commands) == 4 and commands[3][-2:] == ["MODEL.PSF.MASK_DECODER.BOX_PRIOR", "False"]
+        [path] = benchmarks.results.glob("*_small_recipe.md")
+        assert path.read_text().count("15.0 (10.0 to 20.0)") == 4
 
     @pytest.mark.slow
     def test_training_step(self, benchmarks: Benchmarks):
