@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -44,7 +45,8 @@ def load_script(path: Path) -> ModuleType:
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that choose the number of processes choose one: they run in the process of the test."""
-    monkeypatch.setattr("psf.engine.launch.usable_cores", lambda: 1)
+    module = importlib.import_module("psf.engine.launch")  # psf.engine has the function under this name
+    monkeypatch.setattr(module, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")
