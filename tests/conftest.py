@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -56,8 +57,8 @@ def _loggers() -> Iterator[None]:
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that choose the number of processes choose one: they run in the process of the test."""
-    launch = importlib.import_module("psf.engine.launch")  # the package's attribute of that name is the function
-    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
+    module = importlib.import_module("psf.engine.launch")  # psf.engine has the function under this name
+    monkeypatch.setattr(module, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")
