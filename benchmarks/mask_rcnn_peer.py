@@ -153,14 +153,14 @@ def _report(cfg: CfgNode, results: dict[str, Any], seconds: float) -> None:
     panoptic = results["panoptic_seg"]
     iterations = cfg.SOLVER.MAX_ITER
     has_rest = len(panoptic_classes(cfg.DATASETS.TRAIN[0]).stuff_ids) <= 1  # else no stuff is predicted, see `paint`
-    pq = panoptic.get("PQ", math.nan) if has_rest else math.nan
+    pq = panoptic["PQ"] if has_rest else None
     segm, box_ap = results["segm"], results["bbox"]["AP"]
     row = (
         *("Mask R-CNN", cfg.SEED, iterations, seconds, seconds / iterations, segm["AP"], segm["AP50"], box_ap),
-        *(pq, panoptic.get("PQ_th", math.nan), cfg.SOLVER.BASE_LR),
+        *(pq, panoptic["PQ_th"], cfg.SOLVER.BASE_LR),
     )
     formats = ("", "", "", ".0f", ".3f", ".2f", ".2f", ".2f", ".2f", ".2f", "g")
-    table = tabulate([row], COLUMNS, tablefmt="pipe", floatfmt=formats)
+    table = tabulate([row], COLUMNS, tablefmt="pipe", floatfmt=formats, missingval="-")
     threads = f"{comm.get_world_size()} processes of {torch.get_num_threads()} threads"
     settings = (
         f"{cfg.DATASETS.TRAIN[0]}, {cfg.DATASETS.TEST[0]}; batch {cfg.SOLVER.IMS_PER_BATCH}, {threads} on "
