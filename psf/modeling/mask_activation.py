@@ -65,7 +65,7 @@ def revivable_relu(fused: Tensor) -> Tensor:
     """
     if is_traced() or not torch.is_grad_enabled():
         return F.relu(fused)
-    scores: Tensor = _RevivableReLU.apply(fused)  # type: ignore[no-untyped-call]
+    scores: Tensor = _RevivableReLU.apply(fused)
     return scores
 
 
