@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
             rows.append(row(variant, rate, runs))
     names = list(runs[0].losses)
     header = ["masks", "learning rate", "runs with a dead head", "dead heads", *names, "above 0.5"]
-    table = tabulate(rows, header, tablefmt="pipe", floatfmt=".2f")
+    table = tabulate(rows, header, tablefmt="pipe", floatfmt=".2f", disable_numparse=[1])
     report(
         "dead_mask_heads",
         f"`python benchmarks/dead_mask_heads.py {shlex.join(words)}`\n\n{options.dataset}, {len(images)} images with a "
