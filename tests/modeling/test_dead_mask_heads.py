@@ -1,8 +1,8 @@
 """Mask heads of ReLU masks die on small things, and the default gradient prevents it.
 
-A real mask decoder learns with the real dice loss from made-up tokens, where the location decoder has learned nothing
-yet: the queries are much alike. Small discs, of less than a token each, cover a few percent of the image; a token shows
-how much of it they cover. A head is dead if none of its masks has a score above 0 in the last `WINDOW` iterations.
+A real mask decoder learns with the real dice loss from made-up tokens. The location decoder has learned nothing: all
+queries are much alike. Small discs, of less than one token each, cover about 15 % of the image; each token shows how
+much of it they cover. A head is dead if none of its masks has a score above 0 in the last `WINDOW` iterations.
 """
 
 from __future__ import annotations
