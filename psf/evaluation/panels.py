@@ -176,7 +176,7 @@ class PanelEvaluator(DatasetEvaluator):
         picture = Image.fromarray(pixels).resize(ids.shape[::-1], Image.Resampling.BILINEAR)
         truth = PanopticMap(*self._truth.read_contiguous(image["image_id"]))
         prediction = PanopticMap(ids.cpu(), [dict(segment) for segment in segments])
-        return PanelRow(np.asarray(picture), truth, prediction, f"image {image['image_id']}").fitted()
+        return PanelRow(np.asarray(picture), truth, prediction, f"image id {image['image_id']}").fitted()
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the panel; an empty result, for Detectron2 merges those of all evaluators."""
@@ -212,7 +212,7 @@ def choose_rows(kept: Sequence[_Kept], qualities: Sequence[float], num_rows: int
         if len(chosen) % 2 and len(chosen) > 1:
             names[len(chosen) // 2] = "median, "
         one = ordered[i]
-        caption = f"{names.get(rank, '')}PQ {100 * one.quality:.1f}, {one.row.caption} (of {len(qualities)})"
+        caption = f"{names.get(rank, '')}PQ {100 * one.quality:.1f}, {one.row.caption}, of {len(qualities)} images"
         rows.append(one.row._replace(caption=caption))
     return rows
 

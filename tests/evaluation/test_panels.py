@@ -81,9 +81,9 @@ class TestChoice:
     def test_best_median_and_worst(self):
         qualities = [0.1, 0.9, 0.2, 0.5, 0.3]
         assert self.captions(qualities, qualities, 3) == [
-            "best, PQ 90.0, image 0.9 (of 5)",
-            "median, PQ 30.0, image 0.3 (of 5)",
-            "worst, PQ 10.0, image 0.1 (of 5)",
+            "best, PQ 90.0, image 0.9, of 5 images",
+            "median, PQ 30.0, image 0.3, of 5 images",
+            "worst, PQ 10.0, image 0.1, of 5 images",
         ]
 
     def test_equal_numbers_of_images_lie_between(self):
@@ -97,7 +97,7 @@ class TestChoice:
         assert [one.split(", ")[1] for one in found] == ["PQ 100.0", "PQ 45.0", "PQ 0.0"]
 
     def test_few_images(self):
-        assert self.captions([0.5], [0.5], 5) == ["PQ 50.0, image 0.5 (of 1)"]
+        assert self.captions([0.5], [0.5], 5) == ["PQ 50.0, image 0.5, of 1 images"]
         two = self.captions([0.5, 0.5], [0.5, 0.5], 5)
         assert [one.split(", ")[0] for one in two] == ["best", "worst"]
 
@@ -174,7 +174,7 @@ class TestEvaluator:
         qualities = [float(row.caption.split("PQ ")[1].split(",")[0]) for row in rows]
         assert qualities[0] == 100.0 and qualities[-1] == 0.0
         assert qualities == pytest.approx([100, 75, 50, 25, 0], abs=8)
-        assert all("(of 400)" in row.caption for row in rows)
+        assert all("of 400 images" in row.caption for row in rows)
 
     def test_images_without_segments_are_not_shown(self, mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(PanopticQualityEvaluator, "image_quality", lambda self, image_id: None)
@@ -185,8 +185,8 @@ class TestEvaluator:
         other = kept(0.25, 0.75), [0.25, 0.75]
         monkeypatch.setattr(panels, "comm", SimpleNamespace(gather=lambda mine: [mine, other]))
         rows = self.run(mini, self.pairs(mini)[:1], tmp_path / "panel.png", monkeypatch)
-        assert [row.caption.split(" (")[0] for row in rows] == [
-            "best, PQ 100.0, image 1",
+        assert [row.caption.rpartition(", of")[0] for row in rows] == [
+            "best, PQ 100.0, image id 1",
             "median, PQ 75.0, image 0.75",
             "worst, PQ 25.0, image 0.25",
         ]
