@@ -12,6 +12,7 @@ a study that was stopped goes on where it was. Figures are the mean over the see
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import subprocess
@@ -77,7 +78,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def results_of(variant: str, seed: int, options: argparse.Namespace) -> Results:
     """results.json of one run, which is trained if it is not there."""
-    folder = options.output / f"{variant.replace(' ', '_')}_{options.train}_{options.iterations}_{seed}"
+    what = json.dumps([options.config, options.register, options.train, options.test, options.iterations, options.opts])
+    study = hashlib.sha256(what.encode()).hexdigest()[:8]  # runs of another study have a folder of their own
+    folder = options.output / study / f"{variant.replace(' ', '_')}_{seed}"
     results = folder / "results.json"
     if not results.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -97,13 +97,16 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
 
     cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
     _set_threshold(cfg, args.task, args.confidence_threshold)
-    # Of the three read-outs the demo shows one; the semantic scores of one large photograph fill gigabytes.
+    # Of the three results the demo shows one; the semantic scores of one large photograph fill gigabytes.
     for task in TASKS:
         cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
     predictor = Predictor(cfg)
     processor = getattr(predictor.model, "post_processor", None)
+    if processor is not None and args.task == "instance" and args.confidence_threshold is None:
+        threshold = max(processor.things.t_cnf, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)  # of the checkpoint, if tuned
+        processor.instance = processor.instance._replace(score_thresh=threshold)
     if processor is not None and args.confidence_threshold is not None:  # also if the checkpoint stores tuned ones
         processor.things, processor.stuff = (
             numbers._replace(t_cnf=args.confidence_threshold) for numbers in (processor.things, processor.stuff)
@@ -112,12 +115,10 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
-    """Of panoptic segments and instances; an instance is shown where it is as sure as a thing of a panoptic map."""
+    """Of panoptic segments and instances."""
     merging = cfg.MODEL.PSF.POST_PROCESSOR
     if task == "semantic" and threshold is not None:
         raise ValueError("--confidence-threshold means nothing with --task semantic: a pixel gets its likeliest class")
-    if task == "instance" and threshold is None:
-        threshold = max(merging.THINGS.T_CNF, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)
     if threshold is not None:
         merging.THINGS.T_CNF = merging.STUFF.T_CNF = cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = threshold
 

@@ -135,6 +135,12 @@ class PanopticSegFormer(nn.Module):
         return self.settings.tiles.side > 0
 
     @property
+    def mask_stride(self) -> int:
+        """Pixels of the image per pixel of a mask."""
+        stride: int = self.backbone.output_shape()[self.fine_feature or self.neck.in_features[0]].stride
+        return stride
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """Of what the backbone gets. Not kept as such: torch.save cannot write it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
@@ -200,7 +206,7 @@ class PanopticSegFormer(nn.Module):
             self.post_processor,
             self.preprocess,
             candidates_of,
-            stride=self.backbone.output_shape()[self.fine_feature or self.neck.in_features[0]].stride,
+            stride=self.mask_stride,
             is_fixed=not self.has_joint_queries,
         )
 
@@ -317,7 +323,7 @@ class PanopticSegFormer(nn.Module):
 
 
 def _boxes(boxes: Tensor | None) -> dict[str, Tensor]:
-    """Argument of a mask decoder with a box prior; decoders without one need not know of boxes."""
+    """The argument of a mask decoder with a box prior; decoders without one need not take it."""
     return {} if boxes is None else {"boxes": boxes}
 
 

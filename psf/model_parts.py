@@ -95,7 +95,8 @@ def _fine_level(cfg: CfgNode, backbone: Backbone) -> FineLevel | None:
         known = {key: shape.stride for key, shape in shapes.items()}
         raise ValueError(
             f'MODEL.PSF.FINE_FEATURE is "{name}": expected a map of the backbone that is finer than stride {coarser}, '
-            f"the first of MODEL.PSF.IN_FEATURES; the backbone gives these strides: {known}"
+            f"the first of MODEL.PSF.IN_FEATURES; the backbone gives these strides: {known}; "
+            "of a ResNet, MODEL.RESNETS.OUT_FEATURES names the maps"
         )
     return FineLevel(in_channels=shapes[name].channels, dim=cfg.MODEL.PSF.HIDDEN_DIM)
 

@@ -67,7 +67,7 @@ class PanopticSegFormerWithTTA(nn.Module):
     def _result(self, x: dict[str, Any]) -> dict[str, Any]:
         own_size = (x["image"].shape[1], x["image"].shape[2])
         sizes = [view_size(own_size, short, self.max_size) for short in self.min_sizes]
-        grid = tuple(-(-max(sides) // 8) for sides in zip(*sizes, strict=True))  # the masks' stride
+        grid = tuple(-(-max(sides) // self.model.mask_stride) for sides in zip(*sizes, strict=True))
         views = []
         for size in sizes:
             image = resize_image(x["image"], size)

@@ -198,6 +198,14 @@ class TestTypes:
         assert all(gradient is not None for gradient in found.values())
 
     @pytest.mark.parametrize("recipe", RECIPES)
+    @torch.no_grad()
+    def test_a_model_in_bfloat16(self, recipe: str):
+        model = tiny_model(RECIPES[recipe]).to(torch.bfloat16).eval()
+        x = make_input(64, 96, things=0, stuff=0)
+        [result] = model([{**x, "image": x["image"].to(torch.bfloat16)}])
+        assert result["panoptic_seg"][0].shape == (64, 96)
+
+    @pytest.mark.parametrize("recipe", RECIPES)
     def test_bfloat16_autocast(self, recipe: str):
         model = tiny_model(RECIPES[recipe])
         inputs = [make_input(64, 96, things=3, stuff=2), make_input(50, 72, things=0, stuff=3, seed=1)]

@@ -26,7 +26,11 @@ def test_picked_queries():
     picked = LocatedQueries(queries, -queries, []).pick(rows)
     assert picked.queries.tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
     assert torch.equal(picked.position, -picked.queries)
-    assert LocatedQueries(queries, None, []).pick(rows).position is None
+    nothing = LocatedQueries(queries, None, []).pick(rows)
+    assert nothing.position is None and nothing.boxes_cxcywh_norm is None
+    boxes = torch.rand(2, 3, 4)
+    picked = LocatedQueries(queries, None, [], boxes).pick(rows).boxes_cxcywh_norm
+    assert torch.equal(picked, torch.stack((boxes[0, [2, 0]], boxes[1, [1, 1]])))
 
 
 def test_selected_candidates():

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from psf.test_time_augmentation import PanopticSegFormerWithTTA, view_size
-from tests.models import RELEASED, check_result, make_input, tiny_config, tiny_model
+from tests.models import RELEASED, SMALL, check_result, make_input, tiny_config, tiny_model
 
 ALL_KEPT = {f"POST_PROCESSOR.{kind}.{key}": 0.0 for kind in ("THINGS", "STUFF") for key in ("T_CNF", "T_KEEP")}
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {**ALL_KEPT},
     "released": {**RELEASED, **ALL_KEPT},
+    "small": {**SMALL, **ALL_KEPT},
     "things alone": {"NUM_STUFF_CLASSES": 0, **ALL_KEPT},
     "stuff alone": {"NUM_THING_CLASSES": 0, **ALL_KEPT},
     "argmax": {"POST_PROCESSOR.NAME": "PixelArgmax", **ALL_KEPT},
@@ -36,10 +37,11 @@ def test_results_are_the_models_kind(variant: str):
     assert results[0]["panoptic_seg"][1]
 
 
+@pytest.mark.parametrize("variant", ["paper", "small"])
 @torch.no_grad()
-def test_one_view_is_the_model():
+def test_one_view_is_the_model(variant: str):
     """Of the image's own size, which needs no padding: nothing is resized, nothing is fused."""
-    model = tiny_model({**VARIANTS["paper"], "SIZE_DIVISIBILITY": 32}).double().eval()
+    model = tiny_model({**VARIANTS[variant], "SIZE_DIVISIBILITY": 32}).double().eval()
     x = photo(64, 96)
     x["image"] = x["image"].double()
     [alone] = model([x])

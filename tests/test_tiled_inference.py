@@ -11,12 +11,13 @@ from torch import nn
 from psf.inference import tight_boxes
 from psf.predictions import Candidates
 from psf.test_time_augmentation import PanopticSegFormerWithTTA
-from tests.models import RELEASED, check_result, make_input, tiny_model
+from tests.models import RELEASED, SMALL, check_result, make_input, tiny_model
 
 ALL_KEPT = {f"POST_PROCESSOR.{kind}.{key}": 0.0 for kind in ("THINGS", "STUFF") for key in ("T_CNF", "T_KEEP")}
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": RELEASED,
+    "small": SMALL,
     "joint": {"QUERIES": "joint"},
     "things alone": {"NUM_STUFF_CLASSES": 0},
     "stuff alone": {"NUM_THING_CLASSES": 0},
@@ -45,7 +46,7 @@ def test_results_are_the_models_kind(variant: str):
         assert result["panoptic_seg"][1]
 
 
-@pytest.mark.parametrize("variant", ["paper", "released", "fine maps"])
+@pytest.mark.parametrize("variant", ["paper", "released", "small", "fine maps"])
 @torch.no_grad()
 def test_an_image_no_larger_than_a_tile_is_as_without(variant: str):
     """Of sides without padding: there masks end where the image does."""

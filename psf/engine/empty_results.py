@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.evaluation.evaluator import inference_context
 from torch import nn
 
 from psf.inference import KEPT, CandidateOutcomes, RejectionSummary, summarise_rejections
+from psf.post_processing import PostProcessor
 
 __all__ = ["EMPTY_RESULT", "as_numbers", "describe_empty_results", "explain_empty_results"]
 
@@ -59,14 +59,14 @@ def as_numbers(summaries: dict[str, RejectionSummary]) -> dict[str, dict[str, An
     }
 
 
-def describe_empty_results(dataset_name: str, summaries: dict[str, RejectionSummary], cfg: CfgNode) -> str:
+def describe_empty_results(dataset_name: str, summaries: dict[str, RejectionSummary], processor: PostProcessor) -> str:
     """One line for the log that says what rejected the candidates, and names the keys to change."""
-    return f"{dataset_name}: " + "; ".join(_describe(kind, one, cfg) for kind, one in summaries.items())
+    return f"{dataset_name}: " + "; ".join(_describe(kind, one, processor) for kind, one in summaries.items())
 
 
-def _describe(kind: str, summary: RejectionSummary, cfg: CfgNode) -> str:
+def _describe(kind: str, summary: RejectionSummary, processor: PostProcessor) -> str:
     counts = ", ".join(f"{count} by {reason}" for reason, count in summary.counts.items())
-    keys = [text for reason in summary.counts for text in _advice(reason, kind, summary, cfg)]
+    keys = [text for reason in summary.counts for text in _advice(reason, kind, summary, processor)]
     advice = f"; train for longer, or lower {' and '.join(keys)}" if keys else ""
     return (
         f"no {kind} were predicted; of {summary.num_candidates} candidates in {summary.num_images} images these were "
@@ -74,17 +74,17 @@ def _describe(kind: str, summary: RejectionSummary, cfg: CfgNode) -> str:
     )
 
 
-def _advice(reason: str, kind: str, summary: RejectionSummary, cfg: CfgNode) -> list[str]:
-    """The key that stands for a reason, its value, and how far the best candidate is from it."""
-    processor = cfg.MODEL.PSF.POST_PROCESSOR
+def _advice(reason: str, kind: str, summary: RejectionSummary, processor: PostProcessor) -> list[str]:
+    """The key that stands for a reason, the number in force, and how far the best candidate is from it."""
+    numbers = processor.stuff if kind == "stuff" else processor.things
     confidence = f"the largest confidence is {summary.largest_confidence:.3g}"
     if reason == "empty_mask":
         score = f"the largest mask score is {summary.largest_mask_score:.3g}"
-        return [f"MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD ({processor.MASK_THRESHOLD}; {score})"]
+        return [f"MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD ({processor.mask_threshold}; {score})"]
     if reason == "SCORE_THRESH":
-        return [f"MODEL.PSF.TEST.INSTANCE.SCORE_THRESH ({cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH}; {confidence})"]
+        return [f"MODEL.PSF.TEST.INSTANCE.SCORE_THRESH ({processor.instance.score_thresh}; {confidence})"]
     if reason == "T_CNF":
-        return [f"MODEL.PSF.POST_PROCESSOR.{kind.upper()}.T_CNF ({processor[kind.upper()].T_CNF}; {confidence})"]
+        return [f"MODEL.PSF.POST_PROCESSOR.{kind.upper()}.T_CNF ({numbers.t_cnf:g}; {confidence})"]
     if reason == "T_KEEP":
-        return [f"MODEL.PSF.POST_PROCESSOR.{kind.upper()}.T_KEEP ({processor[kind.upper()].T_KEEP})"]
+        return [f"MODEL.PSF.POST_PROCESSOR.{kind.upper()}.T_KEEP ({numbers.t_keep:g})"]
     return []

@@ -56,6 +56,10 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         _start(main, args, args.num_gpus)
         return
     if args.num_processes is None:
+        if args.num_machines > 1:
+            raise ValueError(
+                f"--num-machines is {args.num_machines}: give --num-processes, the same number on every machine"
+            )
         chosen = _choose(args, is_training=is_training and not args.eval_only)
         args.num_processes, args.process_choice = chosen.processes, f"{chosen}; --num-processes N to choose"
         # torch counts the machine's cores, not those that a container may use.
@@ -94,7 +98,7 @@ def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:
     images_per_batch = 1
     if is_training:
         images_per_batch = build_config(args.config_file, args.opts, args.register, warn=False).SOLVER.IMS_PER_BATCH
-    return choose_processes(usable_cores(), images_per_batch, num_machines=args.num_machines, is_training=is_training)
+    return choose_processes(usable_cores(), images_per_batch, is_training=is_training)
 
 
 def _check_gpus(num_gpus: int, asked: str) -> None:

@@ -6,17 +6,19 @@ POST_PROCESSOR.TUNE_IMAGES switches both on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 from torch import nn
 
 from psf.checkpoint import TunedMerging
+from psf.config import add_psf_config
 from psf.data import PanopticMapper, build_mapper, build_test_loader, load_dataset
 from psf.engine.one_data_set import spread_evenly
 from psf.evaluation import ImageTruth
+from psf.evaluation.merging_cache import CachedImage
 from psf.evaluation.tuning import COARSE_GRID, Tuning, cache_images, check_can_be_tuned, tune
 from psf.inference import MergingThresholds
 from psf.meta_arch import PanopticSegFormer
@@ -43,6 +45,7 @@ def apply_merging(model: nn.Module, merging: TunedMerging | None) -> None:
     processor = getattr(model, "post_processor", None)
     if not isinstance(processor, MaskWiseMerging) or not (processor.is_tuned or merging):
         return
+    hint = ""
     if merging is None:
         reason = "of the config: the checkpoint stores none"
     elif not processor.is_tuned:
@@ -51,7 +54,8 @@ def apply_merging(model: nn.Module, merging: TunedMerging | None) -> None:
         processor.things, processor.stuff = chosen = merging.in_force(*processor.configured)
         own = chosen != (merging.things, merging.stuff)
         reason = "of the checkpoint, tuned on training images" + (", with those that the config sets itself" * own)
-    logger.info("Merging thresholds %s: %s", reason, _text(processor.things, processor.stuff))
+        hint = f"; {KEY}.TUNE_IMAGES 0 takes those of the config"
+    logger.info("Merging thresholds %s: %s%s", reason, _text(processor.things, processor.stuff), hint)
 
 
 def why_not_tuned(cfg: CfgNode, model: nn.Module) -> str | None:
@@ -69,17 +73,49 @@ def why_not_tuned(cfg: CfgNode, model: nn.Module) -> str | None:
     return None
 
 
-def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging:
+def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging | None:
     """Search the thresholds on TUNE_IMAGES images of DATASETS.TRAIN, spread evenly, read as test images are.
 
     All processes call this together: each runs the model on its share, the main one searches. All get equal numbers.
-    The search starts from the config's numbers, and keeps them unless others raise PQ by `LEAST_GAIN`.
+    The search starts from the config's numbers, and keeps them unless others raise PQ by `LEAST_GAIN`. A number that
+    differs from psf's default has been set, and stays as it is.
+
+    An error in any process, such as a damaged file, is a warning in all of them: the trained model must not be lost.
 
     Args:
         cfg: of the training.
-        model: trained, without DDP's shell; `why_not_tuned` says None. Its thresholds stay as they are.
+        model: trained, without DDP's shell; `why_not_tuned` gives None. Its thresholds stay as they are.
+
+    Returns:
+        The thresholds; None after an error.
     """
-    things, stuff = model.post_processor.configured
+    cached = _attempt(lambda: _cache_share(cfg, model))
+    shares = comm.all_gather(cached if isinstance(cached, str) else None)
+    error = next((one for one in shares if one is not None), None)
+    found: Tuning | str | None = None
+    if error is None:
+        images = comm.gather(cached, dst=0)
+        if comm.is_main_process():
+            found = _attempt(lambda: _search([image for share in images for image in share], cfg, model))
+        found = comm.all_gather(found)[0]
+        error = found if isinstance(found, str) else None
+    if error is not None or not isinstance(found, Tuning):
+        logger.warning("Merging thresholds were not tuned, the config's stay: %s", error)
+        return None
+    return TunedMerging(found.things, found.stuff, *model.post_processor.configured)
+
+
+def _attempt(action: Callable[[], Any]) -> Any:
+    """The result of `action`, or what went wrong as text."""
+    try:
+        return action()
+    except Exception as error:  # whatever it is: after hours of training it must not cost the model
+        logger.debug("tuning failed", exc_info=True)
+        return f"{type(error).__name__}: {error}"
+
+
+def _cache_share(cfg: CfgNode, model: PanopticSegFormer) -> list[CachedImage]:
+    """This process's share of the images, cached."""
     dicts = [one for name in cfg.DATASETS.TRAIN for one in load_dataset(name)]
     dicts = spread_evenly(dicts, cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES)
     truth_mapper = PanopticMapper(cfg, True, augmentations=[])
@@ -90,26 +126,34 @@ def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging:
         segments = [{**one, "category_id": _category(one["isthing"], one["category_id"])} for one in truth.segments]
         return ImageTruth(truth.labels, segments)
 
-    loader = build_test_loader(cfg, dicts)
-    shares = comm.gather(cache_images(model, loader, read_truth, _category, COARSE_GRID), dst=0)
-    found: Tuning | None = None
-    if comm.is_main_process():
-        cached = [image for share in shares for image in share]
-        thing_ids, stuff_ids = model.classes
-        categories = {_category(True, one): True for one in thing_ids} | {
-            _category(False, one): False for one in stuff_ids
-        }
-        found = tune(cached, categories, things, stuff, COARSE_GRID, tolerance=LEAST_GAIN)
-        is_better = found.pq >= found.pq_at_start + LEAST_GAIN
-        logger.info(
-            "Merging thresholds, tuned on %d training images (PQ on them flatters): PQ %.2f -> %.2f%s\n%s -> %s",
-            *(len(cached), found.pq_at_start, found.pq, "" if is_better else ", too small a gain: they stay"),
-            *(_text(things, stuff), _text(found.things, found.stuff)),
-        )
-        if not is_better:
-            found = found._replace(things=things, stuff=stuff)
-    found = comm.all_gather(found)[0]
-    return TunedMerging(found.things, found.stuff, things, stuff)
+    return cache_images(model, build_test_loader(cfg, dicts), read_truth, _category, COARSE_GRID)
+
+
+def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -> Tuning:
+    things, stuff = model.post_processor.configured
+    thing_ids, stuff_ids = model.classes
+    categories = {_category(True, one): True for one in thing_ids}
+    categories |= {_category(False, one): False for one in stuff_ids}
+    fixed = {kind: _set_numbers(cfg, kind) for kind in ("things", "stuff")}
+    found = tune(images, categories, things, stuff, COARSE_GRID, tolerance=LEAST_GAIN, fixed=fixed)
+    is_better = found.pq >= found.pq_at_start + LEAST_GAIN
+    logger.info(
+        "Merging thresholds, tuned on %d training images (PQ on them flatters): PQ %.2f -> %.2f%s\n%s -> %s",
+        *(len(images), found.pq_at_start, found.pq, "" if is_better else ", too small a gain: they stay"),
+        *(_text(things, stuff), _text(found.things, found.stuff)),
+    )
+    kept = [f"{kind.upper()}.{name.upper()}" for kind, names in fixed.items() for name in sorted(names)]
+    if kept:
+        logger.info("Not tuned, as the config sets them: %s", ", ".join(kept))
+    return found if is_better else found._replace(things=things, stuff=stuff)
+
+
+def _set_numbers(cfg: CfgNode, kind: str) -> set[str]:
+    """Names of the thresholds of a kind, "things" or "stuff", whose numbers are not psf's defaults."""
+    defaults = get_cfg()
+    add_psf_config(defaults)
+    before, now = (one.MODEL.PSF.POST_PROCESSOR[kind.upper()] for one in (defaults, cfg))
+    return {name for name in MergingThresholds._fields if now[name.upper()] != before[name.upper()]}
 
 
 def with_merging(cfg: CfgNode, things: MergingThresholds, stuff: MergingThresholds) -> CfgNode:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 __all__ = ["CpuProcesses", "choose_processes", "usable_cores"]
 
-# Evaluation splits images, not batches, so any number of processes works. Each process holds a copy of the model: the
-# limit keeps machines with many cores from running out of memory.
-MAX_EVALUATION_PROCESSES = 8
+# Each process holds a copy of the model and what it computes: the limit keeps machines with many cores from running out
+# of memory.
+MAX_PROCESSES = 8
 
 
 class CpuProcesses(NamedTuple):
@@ -19,16 +19,20 @@ class CpuProcesses(NamedTuple):
     processes: int
     threads: int  # of each process
     cores: int  # that this run may use
+    images_per_batch: int | None = None  # that more processes cannot share evenly; None: nothing prevents more
 
     def __str__(self) -> str:
         """One line for the log."""
         processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         cores = f"{self.cores} core{'s' if self.cores > 1 else ''}"
-        return f"{processes} of {threads}{' each' if self.processes > 1 else ''} on {cores}"
+        line = f"{processes} of {threads}{' each' if self.processes > 1 else ''} on {cores}"
+        if self.images_per_batch is not None:
+            line += f" (SOLVER.IMS_PER_BATCH {self.images_per_batch} cannot be shared by more)"
+        return line
 
 
-def choose_processes(cores: int, images_per_batch: int, *, num_machines: int = 1, is_training: bool) -> CpuProcesses:
+def choose_processes(cores: int, images_per_batch: int, *, is_training: bool) -> CpuProcesses:
     """The number of processes that uses the cores best.
 
     Processes of few threads are faster than one process of many threads: only part of an iteration runs on several
@@ -36,16 +40,14 @@ def choose_processes(cores: int, images_per_batch: int, *, num_machines: int = 1
 
     Args:
         cores: usable cores of this machine.
-        images_per_batch: SOLVER.IMS_PER_BATCH, the batch of all processes of all machines.
-        num_machines: machines that take part, each with the same number of processes.
-        is_training: every process needs an equal share of the batch. Evaluation has no such limit.
+        images_per_batch: SOLVER.IMS_PER_BATCH, the batch of all processes.
+        is_training: every process needs an equal share of the batch. Evaluation splits images, which any number can.
     """
+    most = min(cores, MAX_PROCESSES)
+    processes = most
     if is_training:
-        shares = [n for n in range(1, cores + 1) if images_per_batch % (n * num_machines) == 0]
-        processes = max(shares, default=1)
-    else:
-        processes = min(cores, MAX_EVALUATION_PROCESSES)
-    return CpuProcesses(processes, max(cores // processes, 1), cores)
+        processes = max((n for n in range(1, most + 1) if images_per_batch % n == 0), default=1)
+    return CpuProcesses(processes, max(cores // processes, 1), cores, images_per_batch if processes < most else None)
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -153,7 +153,8 @@ class Trainer(DefaultTrainer):
         if self.cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES > 0:
             reason = why_not_tuned(self.cfg, model)
             if reason is None:
-                hooks.insert(1, _MergingTuner())  # after the timer of iterations, before the checkpoint
+                last = next(i for i, hook in enumerate(hooks) if isinstance(hook, (PeriodicCheckpointer, EvalHook)))
+                hooks.insert(last, _MergingTuner())  # they save and evaluate with its numbers
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
         return hooks
@@ -163,8 +164,10 @@ class Trainer(DefaultTrainer):
 
         All processes call this together.
         """
-        self._set_merging(find_merging(self.cfg, _without_ddp(self.model)))
-        write_config(self.config_in_force)
+        merging = find_merging(self.cfg, _without_ddp(self.model))
+        if merging is not None:
+            self._set_merging(merging)
+            write_config(self.config_in_force)
 
     def _set_merging(self, merging: TunedMerging) -> None:
         model = _without_ddp(self.model)
@@ -218,28 +221,29 @@ class Trainer(DefaultTrainer):
         """
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results: dict[str, Any] = super().test(cfg, model, evaluators)
+        _report(cfg, results)
         if comm.is_main_process():
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
-                own = results if len(cfg.DATASETS.TEST) == 1 else results[name]
-                own |= cls._explain_empty_result(cfg, model, name, empty_kinds(evaluator))
-        _report(cfg, results)
+                if explained := cls._explain_empty_result(cfg, model, name, empty_kinds(evaluator)):
+                    (results if len(cfg.DATASETS.TEST) == 1 else results[name]).update(explained)
+                    write_results(Path(cfg.OUTPUT_DIR, "results.json"), results)
         return results
 
     @classmethod
     def _explain_empty_result(
         cls, cfg: CfgNode, model: nn.Module, dataset_name: str, kinds: tuple[str, ...]
     ) -> dict[str, Any]:
-        """What to add to a dataset's results where `kinds` were not predicted at all; {} where nothing can be said."""
-        model = model.module if isinstance(model, DistributedDataParallel) else model
-        if not kinds or not hasattr(model, "explain"):
+        """What to add to a dataset's results if `kinds` were not predicted at all; {} if the model cannot explain."""
+        plain = _without_ddp(model)
+        if not kinds or not hasattr(plain, "explain"):
             return {}
         cfg = cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0  # for a few images alone
-        summaries = explain_empty_results(model, cls.build_test_loader(cfg, dataset_name), kinds)
+        summaries = explain_empty_results(plain, cls.build_test_loader(cfg, dataset_name), kinds)
         if not summaries:
             return {}
-        logger.warning("%s", describe_empty_results(dataset_name, summaries, cfg))
+        logger.warning("%s", describe_empty_results(dataset_name, summaries, plain.post_processor))
         return {EMPTY_RESULT: as_numbers(summaries)}
 
     @classmethod

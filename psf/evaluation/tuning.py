@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -174,6 +174,7 @@ def tune(
     stuff: MergingThresholds,
     grid: Grid = DEFAULT_GRID,
     tolerance: float = 0.0,
+    fixed: Mapping[str, Container[str]] | None = None,
 ) -> Tuning:
     """Search two numbers of a kind at a time, in turns, until a round over all pairs finds nothing better.
 
@@ -186,6 +187,7 @@ def tune(
         grid: the values to try.
         tolerance: numbers whose PQ, in percent, is by no more than this below the best count as equal. Of those the
             least T_CNF is chosen with T_KEEP: a model is surer of images that it was trained on than of others.
+        fixed: "things" and "stuff" -> names of numbers that are not searched.
     """
     grid = _with(grid, things, stuff)
     known: dict[tuple[MergingThresholds, ...], float] = {}
@@ -210,7 +212,8 @@ def tune(
             if not any(is_thing == (kind == "things") for is_thing in categories.values()):
                 continue
             for names in PAIRS:
-                rows, columns = (getattr(grid, name) for name in names)
+                held = (fixed or {}).get(kind, ())
+                rows, columns = ((getattr(chosen[kind], n),) if n in held else getattr(grid, n) for n in names)
                 tried = [[chosen[kind]._replace(**{names[0]: a, names[1]: b}) for b in columns] for a in rows]
                 pq = [[quality({**chosen, kind: one}) for one in line] for line in tried]
                 surfaces.append(Surface(kind, names, rows, columns, pq))

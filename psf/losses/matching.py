@@ -14,7 +14,7 @@ from psf.predictions import LocatedQueries, LocationLayer, PanopticTargets, Trai
 
 __all__ = ["MaskQueries", "PerLayerMatching", "SharedMatching", "ThingAssignments", "match_proposals"]
 
-TOKENS_PER_THING = 4  # that learn to propose it
+TOKENS_PER_THING = 4  # that learn to propose it, about
 
 
 class MaskQueries(NamedTuple):
@@ -117,7 +117,10 @@ class PerLayerMatching:
 def match_proposals(
     matcher: HungarianMatcher, proposals: LocationLayer | None, targets: list[PanopticTargets]
 ) -> list[Assignment]:
-    """Several tokens answer for each thing: its cheapest ones, where no other thing has a cheaper claim.
+    """Several tokens are matched to each thing: one by the cheapest one-to-one assignment, and others that are cheap.
+
+    The others are the thing's `TOKENS_PER_THING` cheapest tokens, but those of the assignment and those for which
+    another thing with the same claim is cheaper. So a thing in a crowd has a token, too.
 
     Args:
         matcher: whose class, L1 and GIoU costs are taken.
@@ -136,6 +139,8 @@ def match_proposals(
         cheapest = cost.topk(min(TOKENS_PER_THING, len(cost)), dim=0, largest=False).indices
         is_claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, True)
         best, thing = cost.masked_fill(~is_claimed, torch.inf).min(dim=1)
+        assigned = solve(cost)
+        best[assigned.queries], thing[assigned.queries] = 0.0, assigned.things
         tokens = torch.isfinite(best).nonzero()[:, 0]
         assignments.append(Assignment(tokens, thing[tokens]))
     return assignments

@@ -151,6 +151,7 @@ class LocationDecoder(nn.Module):
         located = boxes = None
         if self.encode_location:
             located = sine_point_encoding(predictions[-1].locations[..., :2].detach(), queries.shape[-1])
+            located = located.to(queries.dtype)
         if self.give_boxes:
             boxes = predictions[-1].locations.detach()
         return LocatedQueries(queries, located, predictions, boxes, start.proposals)

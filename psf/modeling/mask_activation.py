@@ -52,8 +52,8 @@ def revivable_relu(fused: Tensor) -> Tensor:
     """ReLU, bit by bit; backward also passes a small gradient at scores of 0, where it would raise them.
 
     The gradient of `fused` is that of the scores where they are above 0; elsewhere its negative part times
-    `REVIVE_SLOPE`. At a score of 0 the dice loss has the gradient -2 t / sum(t^2), where t is the ground truth: it asks
-    for more inside a segment and for nothing outside, and the plain derivative drops that.
+    `REVIVE_SLOPE`. In an empty mask the dice loss has the gradient -2 t / sum(t^2), where t is the ground truth: it
+    asks for more inside a segment and for nothing outside, and the plain derivative drops that.
 
     Without gradients, and in traced or exported graphs, this is `F.relu`.
 

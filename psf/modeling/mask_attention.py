@@ -59,7 +59,7 @@ class MaskAttention(nn.Module):
         dim: D.
         num_heads: h, divides dim.
         mask_only: only queries and keys are projected, for the tail that makes a mask and refines nothing.
-        box_prior: the memory's box prior is added to the logits, times a learned weight per head.
+        box_prior: the memory's box prior is added to the logits of all heads, times a learned weight.
     """
 
     def __init__(self, *, dim: int, num_heads: int, mask_only: bool = False, box_prior: bool = False):

@@ -44,7 +44,7 @@ def test_a_threshold_that_nothing_reaches(mini: str, tmp_path: Path, caplog: pyt
     assert 0 < things["largest_confidence"] < things["largest_class_score"] < 1
     assert results["panoptic_seg"]["PQ_th"] == 0.0
     assert line.startswith(f"{mini}: no things were predicted; of 30 candidates in 5 images these were rejected: ")
-    assert "MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF (2.0; the largest confidence is 0." in line and "\n" not in line
+    assert "MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF (2; the largest confidence is 0." in line and "\n" not in line
 
 
 def test_programs_that_read_results_go_on(mini: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):

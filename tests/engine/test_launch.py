@@ -66,7 +66,8 @@ def test_auto_uses_the_cores(
     args = argument_parser().parse_args(["--config-file", str(config_file), "--num-gpus", "0"])
     args.eval_only = eval_only
     launch(partial(note, str(tmp_path)), args)
-    line = f"{expected} processes of 1 thread each on 3 cores; --num-processes N to choose"
+    reason = "" if eval_only else " (SOLVER.IMS_PER_BATCH 2 cannot be shared by more)"
+    line = f"{expected} processes of 1 thread each on 3 cores{reason}; --num-processes N to choose"
     found = [(tmp_path / str(rank)).read_text() for rank in range(expected)]
     assert found == [repr((expected, expected, line, "1"))] * expected
 

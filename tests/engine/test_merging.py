@@ -182,3 +182,35 @@ def test_says_why_it_does_not_tune(run: list[str], parse_args: ParseArgs, tmp_pa
         "will not be tuned (TUNE_IMAGES): MODEL.PSF.POST_PROCESSOR.NAME is" in (tmp_path / "output/log.txt").read_text()
     )
     assert "psf_merging" not in torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+
+
+def test_numbers_that_the_config_sets_are_not_searched(
+    mini: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """0.25 is psf's default, so it has not been set."""
+    seen: list[Any] = []
+    plain = merging.tune
+    monkeypatch.setattr(
+        merging, "tune", lambda *args, **options: seen.append(options["fixed"]) or plain(*args, **options)
+    )
+    keys = {"DATASETS__TRAIN": (mini,), **ON_MINI}
+    psf = {**PSF, "POST_PROCESSOR.THINGS.T_CNF": 0.01, "POST_PROCESSOR.STUFF.T_CNF": 0.25}
+    caplog.set_level(logging.INFO)
+    found = merging.find_merging(tiny_config(psf, **keys), tiny_model(psf, **keys))
+    assert seen == [{"things": {"t_cnf"}, "stuff": set()}]
+    assert found is not None and found.things.t_cnf == 0.01
+    assert "Not tuned, as the config sets them: THINGS.T_CNF" in caplog.text
+
+
+@pytest.mark.parametrize("failing", ["cache_images", "tune"])
+def test_an_error_costs_the_tuning_alone(
+    failing: str, run: list[str], parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError("damaged.png cannot be read")
+
+    monkeypatch.setattr(merging, failing, fail)
+    main(parse_args(*run, "DATASETS.TEST", "()"))
+    output = tmp_path / "output"
+    assert "were not tuned, the config's stay: OSError: damaged.png cannot be read" in (output / "log.txt").read_text()
+    assert "psf_merging" not in torch.load(output / "model_final.pth", weights_only=True)

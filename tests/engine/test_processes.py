@@ -11,31 +11,31 @@ from psf.engine.processes import choose_processes, usable_cores
 
 
 @pytest.mark.parametrize(
-    ("cores", "batch", "machines", "expected"),
+    ("cores", "batch", "expected"),
     [
-        (2, 4, 1, (2, 1)),
-        (1, 4, 1, (1, 1)),
-        (2, 3, 1, (1, 2)),  # 2 does not divide 3
-        (6, 4, 1, (4, 1)),  # not 5 or 6; 6 // 4 threads
-        (8, 4, 1, (4, 2)),
-        (16, 16, 1, (16, 1)),
-        (16, 16, 2, (8, 2)),  # 8 processes on each of 2 machines share 16 images
-        (4, 6, 4, (1, 4)),  # no share is equal: the loader says so
+        (2, 4, (2, 1, 2, None)),
+        (1, 4, (1, 1, 1, None)),
+        (2, 3, (1, 2, 2, 3)),  # 2 does not divide 3
+        (6, 4, (4, 1, 6, 4)),  # not 5 or 6; 6 // 4 threads
+        (8, 4, (4, 2, 8, 4)),
+        (16, 16, (8, 2, 16, None)),  # no more than 8
+        (16, 12, (6, 2, 16, 12)),
     ],
 )
-def test_training(cores: int, batch: int, machines: int, expected: tuple[int, int]):
-    chosen = choose_processes(cores, batch, num_machines=machines, is_training=True)
-    assert chosen == (*expected, cores)
+def test_training(cores: int, batch: int, expected: tuple[int, int, int, int | None]):
+    assert choose_processes(cores, batch, is_training=True) == expected
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, (1, 1)), (3, (3, 1)), (8, (8, 1)), (40, (8, 5))])
 def test_evaluation(cores: int, expected: tuple[int, int]):
-    assert choose_processes(cores, 1, is_training=False) == (*expected, cores)
+    assert choose_processes(cores, 1, is_training=False) == (*expected, cores, None)
 
 
 def test_text():
     assert str(choose_processes(2, 4, is_training=True)) == "2 processes of 1 thread each on 2 cores"
-    assert str(choose_processes(2, 1, is_training=True)) == "1 process of 2 threads on 2 cores"
+    assert str(choose_processes(2, 1, is_training=True)) == (
+        "1 process of 2 threads on 2 cores (SOLVER.IMS_PER_BATCH 1 cannot be shared by more)"
+    )
 
 
 @pytest.mark.parametrize(

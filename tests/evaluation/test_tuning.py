@@ -141,3 +141,12 @@ def test_refuses(mini: str):
     model = tiny_model({"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1}, DATASETS__TEST=(mini,))
     with pytest.raises(ValueError, match="1 images take more than 100 bytes"):
         cache_data_set(model, Trainer.build_test_loader(cfg, mini), mini, max_bytes=100)
+
+
+def test_fixed_numbers_are_not_searched():
+    """0.01 finds both squares, 0.15 one; the other kind's numbers may be fixed, too."""
+    grid = Grid((1.0,), (2.0,), (0.01, 0.15), (0.6,))
+    start = START._replace(t_cnf=0.15)
+    found = tune([two_squares()], {3: True}, start, start, grid, fixed={"things": {"t_cnf"}, "stuff": {"alpha"}})
+    assert found.things == start and found.pq < 100
+    assert tune([two_squares()], {3: True}, start, start, grid).pq == 100

@@ -80,6 +80,18 @@ class TestLocation:
         assert close(found["loss_det_l1"], 0.5)
         assert "loss_det_giou" not in found
 
+    def test_proposals_are_the_same_per_token_of_a_thing(self):
+        """Four tokens of one thing, as a query's terms: of 5 x 2 logits 4 are wanted; the L1 distance is 0.25 each."""
+        target = truth([(0, (0, 0, 4, 8))])  # centre x 0.25, y 0.5, sides 0.5 and 1
+        boxes = torch.tensor([0.5, 0.5, 0.5, 1.0]).expand(1, 5, 4)
+        proposals = LocationLayer(torch.zeros(1, 5, 2), boxes)
+        tokens = ThingAssignments([], [], [pairs((0, 0), (1, 0), (2, 0), (4, 0))])
+        found = criterion()(predictions(proposals=proposals), tokens, [target])
+        assert close(found["loss_det_cls_proposals"], (4 * WANTED + 6 * UNWANTED) / 4)
+        assert close(found["loss_det_l1_proposals"], 0.25)
+        # Two boxes of 4 x 8 pixels, 2 apart: they share a third of their union, which is all of the box around them.
+        assert close(found["loss_det_giou_proposals"], 2 / 3)
+
     def test_each_layer_has_its_own_assignment(self):
         target = truth([(0, (0, 0, 4, 4))])
         logits = torch.full((1, 2, 1), -20.0)

@@ -167,6 +167,19 @@ class TestProposals:
         [pairs] = match_proposals(self.matcher, LocationLayer(sure(4), boxes), [TWO_THINGS])
         assert as_pairs(pairs) == [(0, 0), (1, 0), (2, 1), (3, 1)]
 
+    def test_every_thing_of_a_crowd_has_a_token(self):
+        """Three things in one place, whose cheapest tokens are the same four; tokens far away are nobody's."""
+        crowd = truth([(0, (0, 0, 8, 8))] * 3, image_size=(8, 16))
+        x = torch.tensor([0.24, 0.25, 0.26, 0.27, 0.9, 0.91, 0.92])
+        boxes = torch.stack((x, torch.full_like(x, 0.5), torch.full_like(x, 0.5), torch.ones_like(x)), dim=-1)[None]
+        [pairs] = match_proposals(self.matcher, LocationLayer(sure(7), boxes), [crowd])
+        assert pairs.queries.tolist() == [0, 1, 2, 3] and set(pairs.things.tolist()) == {0, 1, 2}
+
+    def test_more_things_than_tokens(self):
+        crowd = truth([(0, (0, 0, 8, 8))] * 5, image_size=(8, 16))
+        [pairs] = match_proposals(self.matcher, layer(sure(3)), [crowd])
+        assert pairs.queries.tolist() == [0, 1, 2] and len(set(pairs.things.tolist())) == 3
+
     def test_no_things_and_no_proposals(self):
         [pairs] = match_proposals(self.matcher, layer(sure(4)), [NO_THINGS])
         assert as_pairs(pairs) == []
