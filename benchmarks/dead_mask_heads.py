@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
 from report import report
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -123,6 +124,7 @@ def variant_config(cfg: CfgNode, variant: str, rate: float) -> CfgNode:
 def read_images(cfg: CfgNode, options: argparse.Namespace) -> list[dict[str, Any]]:
     """As the loader gives them. Read and flipped once: all runs see the same images, in an order of their own."""
     dataset, mapper = load_dataset(options.dataset), build_mapper(cfg, True)
+    seed_all_rng(0)  # of flips
     chosen = random.Random(0).sample(range(len(dataset)), min(options.num_images, len(dataset)))
     return [mapper(dataset[i]) for i in chosen]
 
