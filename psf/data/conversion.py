@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,7 +137,11 @@ def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
     target.parent.mkdir(parents=True, exist_ok=True)
     sign = PngInfo()
     sign.add_text(*_SIGN)
-    Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF)).save(target, pnginfo=sign)
+    picture = Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF))
+    # Whole or not at all: of two images with one name another thread must not see half a PNG, which has no sign.
+    partial = target.with_name(f"{target.name}.{threading.get_ident()}.partial")
+    picture.save(partial, format="PNG", pnginfo=sign)
+    partial.replace(target)
     areas = np.bincount(labels.ravel(), minlength=len(segments) + 1)
     infos = [
         {

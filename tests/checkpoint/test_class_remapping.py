@@ -62,7 +62,8 @@ def test_rows_of_a_model(recipe: str):
             assert torch.equal(remapped[name], torch.stack(rows)), name
     assert {name: x.shape for name, x in remapped.items()} == {name: x.shape for name, x in fresh.items()}
     changed = {name for name, x in remapped.items() if x is not old[name]}
-    starts = ("location_decoder.class_heads.", "thing_classifier.", "stuff_content.", "stuff_position.")
+    heads = ("location_decoder.class_heads.", "location_decoder.proposals.class_head.", "thing_classifier.")
+    starts = (*heads, "stuff_content.", "stuff_position.")
     assert changed == {name for name in old if name.startswith(starts)}
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from psf.data.conversion import PanopticFiles
+from psf.data.conversion import Drawing, PanopticFiles, write_panoptic_set
 from psf.data.conversion_coco import read_instances
 from psf.data.conversion_labelme import read_labelme
 from psf.data.conversion_regions import OVERLAP_POLICIES, Region, compose, region_of_polygons
@@ -423,3 +424,22 @@ def test_mistakes_in_labelme_are_named(tmp_path, files):
     )
     with pytest.raises(ValueError, match=r"a\.jpg: a mask labelled 'x' is damaged"):
         convert_source(read_labelme(tmp_path / "in", {7: "grass"}, thing_names={})[0], files, overlap="error")
+
+
+def test_a_png_is_there_whole_or_not_at_all(files, monkeypatch):
+    """While it is written its name is free, and nothing else is left in the folder."""
+    seen: list[list[str]] = []
+    plain = Image.Image.save
+
+    def save(self: Image.Image, path: Path, **options: Any) -> None:
+        plain(self, path, **options)
+        seen.append(sorted(file.name for file in files.png_root.iterdir()))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    drawing = Drawing(
+        {"id": 1, "file_name": "a.jpg", "height": 2, "width": 2}, np.zeros((2, 2), np.uint8), [], Counter()
+    )
+    write_panoptic_set([drawing], lambda one: one, [], files)
+    [[partial]] = seen
+    assert partial.startswith("a.png.") and partial.endswith(".partial")
+    assert [file.name for file in files.png_root.iterdir()] == ["a.png"]
