@@ -202,7 +202,7 @@ def test_the_page_about_it(repository: Path, tmp_path: Path):
     """Commands and config of docs/custom-data.md are understood, and the files that it names are there."""
     text = (repository / "docs" / "custom-data.md").read_text()
     commands = re.findall(r"^python train_net\.py (.*)$", text.replace("\\\n", ""), re.M)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         args = argument_parser().parse_args(shlex.split(command))
         assert len(args.opts) % 2 == 0 and args.config_file
