@@ -10,7 +10,6 @@ from psf.inference import MergingThresholds
 __all__ = ["TunedMerging"]
 
 ENTRY = "psf_merging"  # of a checkpoint
-KINDS = ("things", "stuff")
 
 
 class TunedMerging(NamedTuple):
