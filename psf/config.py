@@ -156,8 +156,8 @@ def _add_network_defaults(psf: CN) -> None:
     psf.MASK_DECODER.FEEDFORWARD_DIM = 1024
     # Mask scores from the fused attention maps: "sigmoid", in [0, 1], or "relu", unbounded (released recipe).
     psf.MASK_DECODER.MASK_ACTIVATION = "sigmoid"
-    # Gradient of "relu" in training; outputs do not depend on it, and "sigmoid" ignores it. "plain": the derivative
-    # (released recipe). "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a mask head
+    # Gradient of "relu" in training; outputs do not depend on it, and "sigmoid" ignores it. "plain": the derivative,
+    # as the released code has it. "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a mask head
     # whose masks are all empty recovers (docs/fidelity.md).
     psf.MASK_DECODER.RELU_GRADIENT = "revive"
     # True: padded tokens are left out of the softmax and are 0 in the maps. False: they take part (released recipe).

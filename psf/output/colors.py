@@ -17,9 +17,8 @@ Box = tuple[slice, slice]  # rows and columns
 NUM_LEVELS = 5  # of brightness, for segments of one class: in a plane map four suffice
 LEVEL_RANGE = 0.5  # of lightness, which goes from 0 to 1, between the darkest and the brightest level
 DARKEST, BRIGHTEST = 0.2, 0.85
-NEIGHBOUR_GAP = (
-    0.02  # segments are neighbours up to this distance of their boxes, as a share of the image's longer side
-)
+# Segments are neighbours up to this distance of their boxes, as a share of the image's longer side.
+NEIGHBOUR_GAP = 0.02
 
 
 def class_color(metadata: Any, category: int, is_thing: bool) -> Color:
