@@ -157,8 +157,8 @@ def _add_network_defaults(psf: CN) -> None:
     # Mask scores from the fused attention maps: "sigmoid", in [0, 1], or "relu", unbounded (released recipe).
     psf.MASK_DECODER.MASK_ACTIVATION = "sigmoid"
     # Gradient of "relu" in training; outputs do not depend on it, and "sigmoid" ignores it. "plain": the derivative,
-    # as the released code has it. "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a mask head
-    # whose masks are all empty recovers (docs/fidelity.md).
+    # as the released code has it. "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a
+    # mask head whose masks are all empty recovers (docs/fidelity.md).
     psf.MASK_DECODER.RELU_GRADIENT = "revive"
     # True: padded tokens are left out of the softmax and are 0 in the maps. False: they take part (released recipe).
     psf.MASK_DECODER.IGNORE_PADDING = True
