@@ -8,34 +8,36 @@ override VENV := $(shell $(BASE_PYTHON) -c 'import sys; print(sys.prefix)')
 endif
 PYTHON := $(VENV)/bin/python3
 SETUP_DONE := $(VENV)/.psf-setup
+DOCS_DONE := $(VENV)/.psf-docs
 # One thread per test process, as the processes fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4
 
 # What `make bench` runs, each with few rounds.
 BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9
 
-.PHONY: help setup quickstart test test-all check lint types bench gpu-check clean
+.PHONY: help setup quickstart test test-all check lint types docs bench gpu-check clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (VENV=path: there; VENV=: into the active environment)"
 	@echo "make quickstart  train on generated scenes, evaluate, draw: output/quickstart"
 	@echo "make test        all tests but the slow ones (make test-all: those too)"
 	@echo "make check       lint, types, test"
+	@echo "make docs        build the documentation: site/index.html"
 	@echo "make bench       each claim of speed, measured on the CPU: benchmarks/results (minutes)"
 	@echo "make gpu-check   on a GPU machine: tests marked gpu, then the benchmarks (at most 8 minutes)"
 	@echo "make clean       remove builds and caches"
 
 setup: $(SETUP_DONE)
 
-$(SETUP_DONE): constraints.txt pyproject.toml setup.py tools/setup_env.sh tools/detectron2.txt | $(PYTHON)
-	@bash tools/setup_env.sh $(PYTHON)
+$(SETUP_DONE): constraints.txt pyproject.toml setup.py setup/install.sh setup/detectron2.txt | $(PYTHON)
+	@bash setup/install.sh $(PYTHON)
 	@touch $@
 
 $(PYTHON):
 	$(BASE_PYTHON) -m venv $(VENV)
 
 quickstart: setup
-	$(PYTHON) tools/quickstart.py
+	$(PYTHON) -m psf quickstart
 
 test: setup
 	$(PYTEST) -m "not slow and not gpu"
@@ -47,9 +49,18 @@ check: lint types test
 
 lint: setup
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 types: setup
 	$(PYTHON) -m mypy
+
+docs: $(DOCS_DONE)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+$(DOCS_DONE): $(SETUP_DONE)
+	@bash setup/install.sh $(PYTHON) docs
+	@touch $@
 
 bench: setup
 	@for benchmark in $(BENCHMARKS); do \
@@ -62,5 +73,5 @@ gpu-check:
 	@bash benchmarks/gpu_check.sh $$(test -x $(PYTHON) && echo $(PYTHON) || echo $(BASE_PYTHON))
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +

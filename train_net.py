@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train or evaluate a model.
+"""Train or evaluate a model: `psf train`, under the name that Detectron2 users know.
 
 python train_net.py --config-file configs/shapes/psf_tiny.yaml --num-gpus 0 OUTPUT_DIR output/tiny
 python train_net.py --config-file configs/shapes/psf_tiny.yaml --eval-only MODEL.WEIGHTS output/tiny/model_final.pth
@@ -7,7 +7,7 @@ python train_net.py --config-file configs/shapes/psf_tiny.yaml --eval-only MODEL
 
 import sys
 
-from psf.engine import run_command_line
+from psf.commands.train import main
 
 if __name__ == "__main__":
-    sys.exit(run_command_line())
+    sys.exit(main())

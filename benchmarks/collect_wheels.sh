@@ -28,7 +28,7 @@ for name in "${names[@]}"; do requirements+=("$(pinned "$name")"); done
     "$(pinned fvcore)" "$(pinned iopath)" "$(pinned antlr4-python3-runtime)"
 # Detectron2's wheel is tagged for CPython 3.10 because of one compiled module, which stays unused: it is unpacked there.
 "${pip[@]}" download --no-deps --only-binary=:all: --python-version 3.10 --dest "$folder/unpack" \
-    --requirement tools/detectron2.txt
+    --requirement setup/detectron2.txt
 
 "${pip[@]}" download "${for_there[@]}" --dest "$folder/peers" deformops==3.0.1 ||
     echo "collect_wheels: no deformops for Python $version"

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from psf.data import build_mapper, load_dataset, register_from_config
 from psf.engine import Checkpointer, Trainer, add_register_flag, build_config, build_optimizer
-from psf.modeling.mask_attention import MaskHead
+from psf.modeling.mask_decoder import MaskHead
 
 VARIANTS = {"relu, plain": ("relu", "plain"), "relu, revive": ("relu", "revive"), "sigmoid": ("sigmoid", "revive")}
 WINDOW = 10  # iterations at the end that are looked at
@@ -94,7 +94,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def config(options: argparse.Namespace) -> CfgNode:
-    """psf_tiny.yaml for small images of the data set, which is registered; with learned queries and no box prior."""
+    """psf_tiny.yaml for small images of the dataset, which is registered; with learned queries and no box prior."""
     keys: dict[str, Any] = {
         "MODEL.PSF.NUM_THING_QUERIES": 200,
         "MODEL.PSF.LOCATION_DECODER.NUM_LAYERS": 2,

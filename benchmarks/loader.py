@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The loader's part in the truth: psf's label map and boxes against masks that are made in the loader, on one core.
+"""Preparing ground truth in the loader: psf's label map and boxes against masks made in the loader, on one core.
 
 The peer does what mappers in the style of Mask2Former's do: it transforms the PNG in three channels, compares it with
 each segment's id, and stacks the masks and their boxes. The masks are checked to be the same, after psf's label map has
@@ -26,16 +26,15 @@ from PIL import Image
 from report import argument_parser, report, time_in_turns
 from tabulate import tabulate
 
-from psf.classes import PanopticClasses
 from psf.data import read_panoptic_labels
-from psf.data.mappers import transform_truth
-from psf.targets import panoptic_targets
+from psf.data.mappers import transform_gt
+from psf.structures import PanopticClasses, panoptic_targets
 
 BAR = 0.15
 SOURCE, TARGET = (480, 730), (800, 1216)  # height, width
 
 
-Truth = tuple[torch.Tensor, torch.Tensor]  # masks (G, H, W) bool, boxes (G, 4)
+GroundTruth = tuple[torch.Tensor, torch.Tensor]  # masks (G, H, W) bool, boxes (G, 4)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -45,8 +44,8 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "truth.png"))
-        measure(path, write_truth(path, 5 if options.quick else options.segments), options.rounds)
+        path = str(Path(folder, "ground truth.png"))
+        measure(path, write_gt(path, 5 if options.quick else options.segments), options.rounds)
 
 
 def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
@@ -55,12 +54,12 @@ def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
     classes = PanopticClasses(thing_ids=tuple(range(len(segments))), stuff_ids=(len(segments),))
     mapped = as_label_map(path, segments, transforms)
 
-    def expand() -> Truth:
+    def expand() -> GroundTruth:
         [targets] = panoptic_targets([mapped], classes, TARGET, "cpu")
         return targets.thing_masks, targets.thing_boxes_xyxy_px
 
-    for name, ours, theirs in zip(("masks", "boxes"), expand(), as_masks(path, segments, transforms), strict=True):
-        if not torch.equal(ours, theirs):
+    for name, found, expected in zip(("masks", "boxes"), expand(), as_masks(path, segments, transforms), strict=True):
+        if not torch.equal(found, expected):
             sys.exit(f"the {name} differ")
 
     peer, ours, decoding, on_device = time_in_turns(
@@ -81,28 +80,28 @@ def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
     headers = ["", "ms per image", "ratio", "ratio without decoding"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
     size = f"{len(segments)} segments at {TARGET[0]} x {TARGET[1]}"
-    report("loader", f"Truth of an image, {size}: masks and boxes identical. Bar {BAR}.\n\n{table}")
+    report("loader", f"Ground truth of an image, {size}: masks and boxes identical. Bar {BAR}.\n\n{table}")
 
 
 def as_label_map(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> dict[str, Any]:
     """psf's mapper, without the image."""
-    truth, boxes = transform_truth(transforms, read_panoptic_labels(path, segments))
+    gt, boxes = transform_gt(transforms, read_panoptic_labels(path, segments))
     return {
         "image": torch.empty(3, *TARGET, dtype=torch.uint8),
-        "panoptic_labels": torch.from_numpy(truth.labels),
+        "panoptic_labels": torch.from_numpy(gt.labels),
         "panoptic_boxes_xyxy_px": torch.from_numpy(boxes),
-        "segments_info": truth.segments,
+        "segments_info": gt.segments,
     }
 
 
-def as_masks(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> Truth:
+def as_masks(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> GroundTruth:
     """The peer: three channels through the transforms, then one mask per segment."""
     ids = rgb2id(transforms.apply_segmentation(np.asarray(Image.open(path))))
     masks = BitMasks(torch.stack([torch.from_numpy(ids == segment["id"]) for segment in segments]))
     return masks.tensor, masks.get_bounding_boxes().tensor
 
 
-def write_truth(path: str, num_segments: int) -> list[dict[str, Any]]:
+def write_gt(path: str, num_segments: int) -> list[dict[str, Any]]:
     """Write a PNG of cells around random points, and return its segments, by id."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[: SOURCE[0], : SOURCE[1]]

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from psf.modeling import MaskDecoder
-from psf.predictions import FeatureTokens
+from psf.structures import FeatureTokens
 
 TEST_TIME_BAR, TEST_MEMORY_BAR = 0.35, 0.25  # on a GPU
 TRAINING_TIME_BAR, TRAINING_MEMORY_BAR = 0.5, 0.35
@@ -90,7 +90,7 @@ class Inputs(NamedTuple):
     decoder: MaskDecoder
     queries: Tensor  # (1, N, D)
     features: FeatureTokens
-    position: Tensor  # (N, D)
+    query_pos: Tensor  # (N, D)
 
 
 def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device: str, dtype: torch.dtype) -> Inputs:
@@ -115,7 +115,7 @@ def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device:
             if name.endswith("fuse.bias"):
                 parameter += 0.1  # a ReLU of nothing but negative numbers would hide any mistake
     tokens = torch.randn(1, sum(h * w for h, w in shapes), dim)
-    like = {"device": device, "dtype": dtype}
+    like: dict[str, Any] = {"device": device, "dtype": dtype}
     features = FeatureTokens(
         tokens.to(**like).requires_grad_(),
         torch.zeros(1, 1, dim, **like),
@@ -123,23 +123,23 @@ def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device:
         None,
         torch.ones(1, len(shapes), 2, **like),
     )
-    queries, position = (torch.randn(num_queries, dim).to(**like).requires_grad_() for _ in range(2))
-    return Inputs(decoder.to(**like), queries[None], features, position)
+    queries, query_pos = (torch.randn(num_queries, dim).to(**like).requires_grad_() for _ in range(2))
+    return Inputs(decoder.to(**like), queries[None], features, query_pos)
 
 
 @torch.no_grad()
 def test(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The last masks and queries."""
-    masks, queries = decoder(inputs.queries, inputs.features, inputs.position, layer=-1)
+    masks, queries = decoder(inputs.queries, inputs.features, inputs.query_pos, layer=-1)
     return [*masks, *queries]
 
 
 def train(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All masks and queries, and the gradients of all parameters, tokens and positions."""
-    decoded = decoder(inputs.queries, inputs.features, inputs.position)
+    decoded = decoder(inputs.queries, inputs.features, inputs.query_pos)
     # Things have no loss on their queries; stuff has the class loss of each layer.
     loss = torch.stack([x.float().square().mean() for x in (*decoded.mask_scores, *decoded.refined_queries)]).sum()
-    leaves = [*inputs.decoder.parameters(), inputs.features.tokens, inputs.position]
+    leaves = [*inputs.decoder.parameters(), inputs.features.tokens, inputs.query_pos]
     return [*decoded.mask_scores, *decoded.refined_queries, *torch.autograd.grad(loss, leaves)]
 
 
@@ -184,7 +184,7 @@ def kept_bytes(decoder: nn.Module, inputs: Inputs) -> int:
     Hooks on saved tensors would not see what a checkpoint or a closure holds.
     """
     with _Made() as made:
-        decoded = decoder(inputs.queries, inputs.features, inputs.position)
+        decoded = decoder(inputs.queries, inputs.features, inputs.query_pos)
     total = sum(size for storage, size in made.sizes.items() if not storage.expired())
     del decoded
     return total

@@ -37,9 +37,12 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from psf.commands import run_command
 from psf.data import build_test_loader, load_dataset
-from psf.engine import Trainer, add_register_flag, build_config, launch, report_mistakes, setup, spread_evenly
+from psf.engine import Trainer, add_import_flag, add_register_flag, build_config, launch, setup, spread_evenly
 from psf.engine.arguments import write_config
+from psf.errors import UserError
+from psf.evaluation import has_panoptic_gt
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 BASE_LR_PER_IMAGE = 0.02 / 16  # the linear rule, with which Detectron2's Mask R-CNN models were trained
@@ -190,6 +193,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-gpus", type=int, default=0, help="(%(default)s: the CPU)")
     parser.add_argument("--num-processes", type=_positive(int), default=1, help="on the CPU (%(default)s)")
     add_register_flag(parser)
+    add_import_flag(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, in pairs")
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", resume=False, eval_only=False)
     args = parser.parse_args(words)
@@ -213,24 +217,29 @@ def _positive(kind: type) -> Any:
 
 
 def check_datasets(args: argparse.Namespace) -> None:
-    """Raise a ValueError, before processes are started, unless there is one dataset with things for each purpose."""
+    """Raise a UserError, before processes are started, unless there is one dataset with things for each purpose."""
     cfg = build_config(args.config_file, args.opts, args.register)
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if len(names) != 1:
-            raise ValueError(f"DATASETS.{key}: found {list(names)}, expected one dataset")
+            raise UserError(f"DATASETS.{key}: found {list(names)}, expected one dataset")
         panoptic_classes(names[0])
+        if not has_panoptic_gt(names[0]):
+            raise UserError(
+                f"DATASETS.{key}: {names[0]} has no panoptic JSON and PNGs, which the panoptic map is compared with: "
+                "--register one"
+            )
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code: 2 after a mistake of the user's."""
     args = parse_arguments(words)
-    try:
+
+    def check_and_launch() -> None:
         check_datasets(args)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return report_mistakes(lambda: launch(run, args))
+        launch(run, args)
+
+    return run_command(check_and_launch)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,9 @@ from scenes import blob_candidates
 from tabulate import tabulate
 from torch import Tensor
 
-from psf.classes import PanopticClasses
 from psf.engine import build_config
-from psf.inference import Frame, mask_wise_merging, per_candidate
-from psf.post_processing import PostProcessor, build_post_processor
-from psf.predictions import Candidates
+from psf.inference import ImageGeometry, PostProcessor, build_post_processor, mask_wise_merging, per_candidate
+from psf.structures import Candidates, PanopticClasses
 
 CPU_BAR, GPU_BAR = 0.6, 0.3
 CONFIG = "coco/released/psf_R50_24ep.yaml"
@@ -41,13 +39,12 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     height, width = (96, 160) if options.quick else (800, 1216)
-    frame = Frame(*[(height, width)] * 3)
-    candidates = blob_candidates((height // 8, width // 8))
-    candidates = Candidates(*(x.to(options.device) for x in candidates))
+    geometry = ImageGeometry(*[(height, width)] * 3)
+    candidates = blob_candidates((height // 8, width // 8), device=options.device)
     processor = build_post_processor(build_config(CONFIG))
     with torch.no_grad():
-        kept = compare(candidates, processor, frame)
-        rows = measure(candidates, processor, frame, options.rounds)
+        kept = compare(candidates, processor, geometry)
+        rows = measure(candidates, processor, geometry, options.rounds)
     headers = ["", "plain ms", "psf ms", "psf / plain", "bar", "plain syncs", "psf syncs"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", ".2f", ".2f", ".3f"))
     where = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {options.threads} threads"
@@ -68,9 +65,9 @@ class Scored(NamedTuple):
     t_keep: Tensor  # (N,)
 
 
-def plain_scored(candidates: Candidates, processor: PostProcessor, frame: Frame) -> Scored:
+def plain_scored(candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry) -> Scored:
     """s = p^alpha * (sum of m over m > 0.5 / (area + extra pixels))^beta, of every candidate."""
-    scores = F.interpolate(candidates.mask_scores[:, None], size=frame.output_size, mode="bilinear")[:, 0]
+    scores = F.interpolate(candidates.mask_scores[:, None], size=geometry.output_size, mode="bilinear")[:, 0]
     masks = scores > processor.mask_threshold
     area = masks.sum((1, 2))
     mean = (scores * masks).sum((1, 2)) / (area + processor.extra_pixels)
@@ -81,8 +78,8 @@ def plain_scored(candidates: Candidates, processor: PostProcessor, frame: Frame)
 
 def plain_merging(scored: Scored) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """The (H, W) map, and (id, candidate, pixels) of its segments."""
-    segment_map = torch.zeros(scored.masks.shape[1:], dtype=torch.int32, device=scored.masks.device)
-    taken = torch.zeros_like(segment_map, dtype=torch.bool)
+    panoptic_seg = torch.zeros(scored.masks.shape[1:], dtype=torch.int32, device=scored.masks.device)
+    taken = torch.zeros_like(panoptic_seg, dtype=torch.bool)
     order = scored.confidence.argsort(descending=True, stable=True).tolist()
     confidence, t_cnf, t_keep = (x.tolist() for x in (scored.confidence, scored.t_cnf, scored.t_keep))
     segments: list[tuple[int, int, int]] = []
@@ -90,45 +87,45 @@ def plain_merging(scored: Scored) -> tuple[Tensor, list[tuple[int, int, int]]]:
         if confidence[candidate] < t_cnf[candidate]:
             continue
         mask = scored.masks[candidate]
-        area = mask.sum().item()
-        free = area - (mask & taken).sum().item()
+        area = int(mask.sum())
+        free = area - int((mask & taken).sum())
         if free == 0 or free / area < t_keep[candidate]:
             continue
         visible = mask & ~taken
         segments.append((len(segments) + 1, candidate, free))
-        segment_map[visible] = len(segments)
+        panoptic_seg[visible] = len(segments)
         taken |= visible
-    return segment_map, segments
+    return panoptic_seg, segments
 
 
-def plain_results(candidates: Candidates, processor: PostProcessor, frame: Frame) -> dict[str, Any]:
+def plain_results(candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry) -> dict[str, Any]:
     """The panoptic map with its segments, and the instances: masks, scores, classes, boxes."""
-    scored = plain_scored(candidates, processor, frame)
+    scored = plain_scored(candidates, processor, geometry)
     order = scored.confidence.argsort(descending=True, stable=True)
     order = order[(candidates.is_thing & (scored.area > 0))[order]][: processor.instance.max_per_image]
     assert candidates.boxes_cxcywh_norm is not None
     centre, size = candidates.boxes_cxcywh_norm[order].split(2, dim=1)
-    unit = centre.new_tensor([frame.output_size[1], frame.output_size[0]] * 2)
+    unit = centre.new_tensor([geometry.output_size[1], geometry.output_size[0]] * 2)
     boxes = torch.cat((centre - size / 2, centre + size / 2), dim=1).clamp(0, 1) * unit
     instances = (scored.masks[order], scored.confidence[order], candidates.class_indices[order], boxes)
     return {"panoptic": plain_merging(scored), "instances": instances}
 
 
 def psf_results(
-    candidates: Candidates, processor: PostProcessor, frame: Frame, *, instance: bool = True
+    candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry, *, instance: bool = True
 ) -> dict[str, Any]:
-    return processor.results(candidates, CLASSES, frame, panoptic=True, instance=instance)
+    return processor.results(candidates, CLASSES, geometry, panoptic=True, instance=instance)
 
 
-def compare(candidates: Candidates, processor: PostProcessor, frame: Frame) -> int:
+def compare(candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry) -> int:
     """End the script where anything differs; the number of segments."""
-    plain, ours = plain_results(candidates, processor, frame), psf_results(candidates, processor, frame)
-    (segment_map, segments), (our_map, our_segments) = plain["panoptic"], ours["panoptic_seg"]
+    plain, ours = plain_results(candidates, processor, geometry), psf_results(candidates, processor, geometry)
+    (panoptic_seg, segments), (our_map, our_segments) = plain["panoptic"], ours["panoptic_seg"]
     classes = candidates.class_indices + (~candidates.is_thing) * len(CLASSES.thing_ids)
     expected = [(i, int(classes[candidate]), pixels) for i, candidate, pixels in segments]
     if [(s["id"], s["category_id"], s["area"]) for s in our_segments] != expected:
         sys.exit("the segments differ")
-    if not torch.equal(our_map, segment_map):
+    if not torch.equal(our_map, panoptic_seg):
         sys.exit("the panoptic maps differ")
     masks, scores, indices, boxes = plain["instances"]
     found = ours["instances"]
@@ -142,24 +139,24 @@ def compare(candidates: Candidates, processor: PostProcessor, frame: Frame) -> i
     return len(segments)
 
 
-def measure(candidates: Candidates, processor: PostProcessor, frame: Frame, rounds: int) -> list[list[Any]]:
-    scored = plain_scored(candidates, processor, frame)
+def measure(candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry, rounds: int) -> list[list[Any]]:
+    scored = plain_scored(candidates, processor, geometry)
 
     def merge() -> Any:
         return mask_wise_merging(scored.confidence, scored.masks, scored.area, scored.t_cnf, scored.t_keep)
 
     def plain_panoptic() -> Any:
-        return plain_merging(plain_scored(candidates, processor, frame))
+        return plain_merging(plain_scored(candidates, processor, geometry))
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "merging alone, masks at full size": (lambda: plain_merging(scored), merge),
         "1/8 maps to the panoptic map": (
             plain_panoptic,
-            lambda: psf_results(candidates, processor, frame, instance=False),
+            lambda: psf_results(candidates, processor, geometry, instance=False),
         ),
         "1/8 maps to map and instances": (
-            lambda: plain_results(candidates, processor, frame),
-            lambda: psf_results(candidates, processor, frame),
+            lambda: plain_results(candidates, processor, geometry),
+            lambda: psf_results(candidates, processor, geometry),
         ),
     }
     on_gpu = scored.masks.is_cuda

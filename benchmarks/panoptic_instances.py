@@ -16,8 +16,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from psf.classes import PanopticClasses
 from psf.evaluation import InstanceEvaluator, PanopticQualityEvaluator, write_instance_json
+from psf.structures import PanopticClasses
 
 __all__ = ["THRESHOLDS", "JointClasses", "choose_threshold", "evaluate", "main_quality", "paint", "panoptic_classes"]
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Panoptic quality in memory against Detectron2's COCOPanopticEvaluator, on one core: same counts, then time per image.
 
-Predictions are the truth moved by a few pixels, some segments left out and some of another class. The peer is spared
-its pool of processes: panopticapi matches its images in this one. Each run reads the truth's JSON and PNGs anew.
+Predictions are the ground truth moved by a few pixels, some segments left out and some of another class. The peer is
+spared its pool of processes: panopticapi matches its images in this one. Each run reads the ground truth's JSON and
+PNGs anew.
 
     python benchmarks/panoptic_quality.py                                 generated maps of 480 x 640 pixels
     DETECTRON2_DATASETS=folder python benchmarks/panoptic_quality.py --dataset coco_2017_val_panoptic
@@ -15,7 +16,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ Pair = tuple[dict[str, Any], dict[str, Any]]
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, rounds=5)
-    parser.add_argument("--dataset", default=GENERATED, help="a registered panoptic data set with its truth")
+    parser.add_argument("--dataset", default=GENERATED, help="a registered panoptic dataset with its ground truth")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -79,7 +80,7 @@ def measure(dataset: str, rounds: int) -> None:
         "... with PQ by size": partial(PanopticQualityEvaluator, dataset, by_size=True),
         "... with Boundary PQ": partial(PanopticQualityEvaluator, dataset, boundary=True),
     }
-    times = time_in_turns([lambda make=make: evaluate(make(), pairs) for make in makers.values()], rounds)
+    times = time_in_turns([partial(evaluate_new, make, pairs) for make in makers.values()], rounds)
     rows = [[name, time / len(pairs), time / times[0]] for name, time in zip(makers, times, strict=True)]
     table = tabulate(rows, ["evaluator", "ms per image", "ratio"], tablefmt="pipe", floatfmt=".2f")
     report(
@@ -87,6 +88,11 @@ def measure(dataset: str, rounds: int) -> None:
         f"{dataset}, {len(pairs)} images, PQ {results['panoptic_seg']['PQ']:.3f}: counts and IoU sums identical. "
         f"Bar {BAR}.\n\n{table}",
     )
+
+
+def evaluate_new(make: Callable[[], DatasetEvaluator], pairs: list[Pair]) -> dict[str, Any]:
+    """One run of a new evaluator."""
+    return evaluate(make(), pairs)
 
 
 def evaluate(evaluator: DatasetEvaluator, pairs: list[Pair]) -> dict[str, Any]:
@@ -99,12 +105,12 @@ def evaluate(evaluator: DatasetEvaluator, pairs: list[Pair]) -> dict[str, Any]:
 
 
 def perturbed(dataset: str) -> list[Pair]:
-    """The truth as predictions, 4 pixels down and 6 to the right, without each fifth segment; each seventh is wrong."""
-    truth = PanopticGroundTruth(dataset)
-    kinds = {True: sorted(truth.thing_ids.values()), False: sorted(truth.stuff_ids.values())}
+    """The ground truth as predictions: shifted by (4, 6) pixels, every fifth segment dropped, every seventh wrong."""
+    gt = PanopticGroundTruth(dataset)
+    kinds = {True: sorted(gt.thing_ids.values()), False: sorted(gt.stuff_ids.values())}
     pairs: list[Pair] = []
     for image in DatasetCatalog.get(dataset):
-        labels, segments = truth.read_contiguous(image["image_id"])
+        labels, segments = gt.read_contiguous(image["image_id"])
         moved = np.roll(labels, (4, 6), axis=(0, 1))
         ids = np.zeros(labels.shape, dtype=np.int32)
         predicted = []

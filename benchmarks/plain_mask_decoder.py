@@ -6,15 +6,15 @@ serves as an oracle for the tests, and as the peer for the benchmarks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psf.modeling import MaskDecoder
-from psf.modeling.mask_attention import MaskAttention, MaskHead
-from psf.predictions import DecodedMasks, FeatureTokens
+from psf.modeling.mask_decoder import MaskAttention, MaskHead
+from psf.structures import DecodedMasks, FeatureTokens
 
 __all__ = ["PlainMaskDecoder", "PlainResult", "plain_attention", "plain_decode", "plain_logits", "plain_mask"]
 
@@ -43,6 +43,7 @@ def plain_mask(head: MaskHead, logits: Tensor, shapes: list[tuple[int, int]], pa
     """(B, N, h, w): mix the heads of each level, upsample all channels, concatenate, fuse."""
     batch, num_queries, num_heads, _ = logits.shape
     maps, start = [], 0
+    mix: Any  # nn.Linear
     for mix, (h, w) in zip(head.level_mix, shapes, strict=True):
         level = logits[..., start : start + h * w]
         mixed = torch.relu(F.linear(level.transpose(2, 3), mix.weight, mix.bias))  # (B, N, h*w, heads)
@@ -69,15 +70,16 @@ class PlainResult(NamedTuple):
     tail_mask: Tensor
 
 
-def plain_decode(decoder: MaskDecoder, x: Tensor, features: FeatureTokens, position: Tensor | None) -> PlainResult:
+def plain_decode(decoder: MaskDecoder, x: Tensor, features: FeatureTokens, query_pos: Tensor | None) -> PlainResult:
     """Block by block: [self-attention, norm], cross-attention, norm, MLP, norm; then the tail."""
     padding = features.padding_mask if decoder.ignore_padding else None
-    keys = features.tokens + features.position if decoder.key_position else features.tokens
+    keys = features.tokens + features.pos_embed if decoder.key_position else features.tokens
     shapes, masks, queries = features.spatial_shapes, [], []
 
     def with_position(x: Tensor) -> Tensor:
-        return x if position is None else x + position
+        return x if query_pos is None else x + query_pos
 
+    block: Any  # a layer of ours; nn.ModuleList does not keep the type
     for block in decoder.layers:
         if decoder.position_in_stream:
             x = with_position(x)
@@ -117,11 +119,17 @@ class PlainMaskDecoder(nn.Module):
         self.decoder = decoder
 
     def forward(
-        self, queries: Tensor, features: FeatureTokens, position: Tensor | None = None, *, layer: int | None = None
+        self,
+        queries: Tensor,
+        features: FeatureTokens,
+        query_pos: Tensor | None = None,
+        *,
+        boxes: None = None,
+        layer: int | None = None,
     ) -> DecodedMasks:
-        """As MaskDecoder's, with `layer` None or -1."""
+        """As MaskDecoder's, with `layer` None or -1, and without boxes."""
         if layer not in (None, -1):
             raise ValueError(f"layer is {layer}: the plain decoder knows None (all) and -1 (the last)")
-        plain = plain_decode(self.decoder, queries, features, position)
+        plain = plain_decode(self.decoder, queries, features, query_pos)
         decoded = DecodedMasks([*plain.block_masks, plain.tail_mask], plain.queries)
         return decoded if layer is None else DecodedMasks(decoded.mask_scores[-1:], decoded.refined_queries[-1:])

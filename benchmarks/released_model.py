@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from psf import PanopticSegFormer
 from psf.engine import build_config
 from psf.modeling import deformable_attention
-from psf.predictions import Candidates
+from psf.structures import Candidates
 
 __all__ = [
     "CONFIG",
@@ -66,7 +66,7 @@ def make_plausible(model: PanopticSegFormer, inputs: list[dict[str, Any]], *, co
         fuse.bias -= HIGH
         _rescale(fuse, scores, share=0.2, threshold=0.5, deviation=0.4)
     logits = outputs(model.location_decoder).layers[-1].class_logits
-    _rescale(model.location_decoder.class_heads[-1], logits, share=confident / logits.numel(), threshold=0.0)
+    _rescale(model.location_decoder.class_embed[-1], logits, share=confident / logits.numel(), threshold=0.0)
     stuff = model.stuff_classifier.layers[-1]
     _rescale(stuff, outputs(stuff), share=0.25, threshold=0.0)
 
@@ -76,9 +76,9 @@ def _rescale(linear: nn.Linear, outputs: Tensor, *, share: float, threshold: flo
     ordered = outputs.double().flatten().sort(descending=True).values
     scale = deviation / ordered.std()
     shift = threshold - scale * ordered[int(share * len(ordered))]
-    linear.weight *= scale
-    linear.bias *= scale
-    linear.bias += shift
+    linear.weight.mul_(scale)
+    linear.bias.mul_(scale)
+    linear.bias.add_(shift)
 
 
 @contextmanager
@@ -106,18 +106,19 @@ def given_candidates(model: PanopticSegFormer, scene: Candidates) -> Iterator[li
 def plain_parts(model: PanopticSegFormer, attend: Attend | None = None) -> Iterator[None]:
     """Inside, the model decodes its masks the plain way, and samples with grid_sample or `attend`; same weights."""
     decoders = {name: getattr(model, name) for name in ("thing_decoder", "stuff_decoder")}
-    ours, variable = deformable_attention.ms_deform_attn, os.environ.get("PSF_MSDA")
+    module: Any = deformable_attention  # whose function is exchanged for one of the same arguments
+    ours, variable = module.ms_deform_attn, os.environ.get("PSF_MSDA")
     try:
         for name, decoder in decoders.items():
             setattr(model, name, PlainMaskDecoder(decoder))
         if attend is not None:
-            deformable_attention.ms_deform_attn = attend
+            module.ms_deform_attn = attend
         os.environ["PSF_MSDA"] = "reference"
         yield
     finally:
         for name, decoder in decoders.items():
             setattr(model, name, decoder)
-        deformable_attention.ms_deform_attn = ours
+        module.ms_deform_attn = ours
         del os.environ["PSF_MSDA"]
         if variable is not None:
             os.environ["PSF_MSDA"] = variable

@@ -1,4 +1,4 @@
-"""Made-up images, truth and candidate masks of the sizes that real ones have."""
+"""Made-up images, ground truth and candidate masks of the sizes that real ones have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psf.predictions import Candidates
+from psf.structures import Candidates
 
 __all__ = ["blob_candidates", "training_input"]
 
 
-def blob_candidates(size: tuple[int, int], *, num_things: int = 100, num_stuff: int = 53) -> Candidates:
+def blob_candidates(
+    size: tuple[int, int], *, num_things: int = 100, num_stuff: int = 53, device: str = "cpu"
+) -> Candidates:
     """What the released model hands to post-processing for an image: its 100 best pairs, and all stuff classes.
 
     Things are ellipses from three cells to half the image, with soft and wavy borders; every fourth is the mask of an
@@ -24,6 +26,7 @@ def blob_candidates(size: tuple[int, int], *, num_things: int = 100, num_stuff: 
         size: height and width of the masks, 1/8 of the image's.
         num_things: things among the candidates.
         num_stuff: stuff classes.
+        device: of the tensors, which are made on the CPU.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -44,7 +47,8 @@ def blob_candidates(size: tuple[int, int], *, num_things: int = 100, num_stuff: 
     )
     class_indices = torch.cat((torch.randint(0, 80, (num_things,), generator=generator), torch.arange(num_stuff)))
     boxes = uniform(len(is_thing), 4) * is_thing[:, None]
-    return Candidates(class_scores, class_indices, is_thing, torch.cat((things, stuff)), boxes)
+    tensors = (class_scores, class_indices, is_thing, torch.cat((things, stuff)), boxes)
+    return Candidates(*(x.to(device) for x in tensors))
 
 
 def _ellipses(size: tuple[int, int], number: int, generator: torch.Generator) -> Tensor:
@@ -68,7 +72,7 @@ def _waves(size: tuple[int, int], number: int, cells: int, generator: torch.Gene
 
 
 def training_input(height: int, width: int, *, things: int = 7, stuff: int = 8) -> dict[str, Any]:
-    """An image of smooth noise with its truth, as psf's mapper gives it; stuff in cells, things as boxes on them.
+    """An image of smooth noise with its ground truth, as psf's mapper gives it: stuff in cells, things as boxes on top.
 
     The ids are those of COCO's panoptic metadata: things from 0, stuff from 80.
     """

@@ -29,7 +29,7 @@ from psf.data import load_dataset, read_categories, read_image, read_panoptic_la
 from psf.engine import Trainer, build_checkpointer, build_config
 from psf.evaluation import PanopticQualityEvaluator
 
-SOURCE, MOSAICS = "psf_shapes_val", "psf_mosaics"  # data sets
+SOURCE, MOSAICS = "psf_shapes_val", "psf_mosaics"  # datasets
 SCENE = 128  # pixels of a scene's sides
 TRAINED_SIZE = 160  # at which the model sees a scene, INPUT.MIN_SIZE_TEST of its config
 
@@ -68,10 +68,10 @@ def write_mosaics(folder: Path, side: int, number: int) -> None:
             scene = choose.choice(scenes)
             rows, columns = (slice(SCENE * i, SCENE * (i + 1)) for i in divmod(place, side))
             image[rows, columns] = read_image(scene["file_name"], "RGB")
-            truth = read_panoptic_labels(scene["pan_seg_file_name"], scene["segments_info"])
-            for segment in truth.segments:
+            gt = read_panoptic_labels(scene["pan_seg_file_name"], scene["segments_info"])
+            for segment in gt.segments:
                 key = (segment["category_id"], 1000 * place + segment["id"] if segment["isthing"] else 0)
-                labels[rows, columns][truth.labels == segment["id"]] = segments.setdefault(key, len(segments) + 1)
+                labels[rows, columns][gt.labels == segment["id"]] = segments.setdefault(key, len(segments) + 1)
         file = f"{number_here}.png"
         for kind, pixels in (("images", image), ("panoptic", id2rgb(labels))):
             (folder / kind).mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """One training step (forward and backward) of the released R50 model, 512 x 768, one image: psf against plain parts.
 
-The peer is the same model with the same weights, dropout and truth (7 things, 8 stuff segments), but with grid_sample
-for deformable attention and the plain mask decoder; on a GPU also with the official kernels (torch-ms-deform-attn,
-where it is installed). Losses and gradients of both are compared first.
+The peer is the same model with the same weights, dropout and ground truth (7 things, 8 stuff segments), but with
+grid_sample for deformable attention and the plain mask decoder; on a GPU also with the official kernels
+(torch-ms-deform-attn, where it is installed). Losses and gradients of both are compared first.
 
     python benchmarks/training_step.py --device cpu --threads 2      half a minute a round
 """
@@ -23,7 +23,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from psf import PanopticSegFormer
-from psf.analysis import peak_memory
+from psf.tools.analysis import peak_memory
 
 BAR = 0.5
 LOSS_TOLERANCE = 1e-4

@@ -30,8 +30,8 @@ from scenes import blob_candidates, training_input
 from tabulate import tabulate
 
 from psf import PanopticSegFormer
-from psf.analysis import measure_stages, peak_memory
-from psf.predictions import Candidates
+from psf.structures import Candidates
+from psf.tools.analysis import measure_stages, peak_memory
 
 BACKBONE_BAR, MEMORY_BAR = 3.5, 1.6  # CPU: times the backbone; GB (stretch of the former: 3.0)
 OFFICIAL_BAR = 0.6  # GPU
@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> None:
     size = (128, 192) if options.quick else (800, 1216)
     model = released_model(options.device).eval()
     inputs = [training_input(*size)]
-    scene = Candidates(*(x.to(options.device) for x in blob_candidates((size[0] // 8, size[1] // 8))))
+    scene = blob_candidates((size[0] // 8, size[1] // 8), device=options.device)
     with torch.no_grad(), given_candidates(model, scene) as own:
         if options.peak:
             return print_peak(model, inputs, options.peak == "bfloat16")

@@ -10,7 +10,7 @@ import sys
 
 from prepare_scenes import main
 
-from psf.data.conversion_scenes import prepare_ade20k
+from psf.tools.dataset_conversion.scenes import prepare_ade20k
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, "ADEChallengeData2016", prepare_ade20k))

@@ -11,7 +11,7 @@ import sys
 
 from prepare_scenes import main
 
-from psf.data.conversion_scenes import prepare_cityscapes
+from psf.tools.dataset_conversion.scenes import prepare_cityscapes
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, "cityscapes", prepare_cityscapes))

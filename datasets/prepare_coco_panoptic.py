@@ -5,7 +5,7 @@ python datasets/prepare_coco_panoptic.py --zips ~/Downloads
 
 Unpacks {train,val}2017.zip and panoptic_annotations_trainval2017.zip, with the archives of PNGs inside, and checks that
 every image and PNG of the JSON is there. What is unpacked already stays. No folder beyond these is needed: semantic
-and instance truth are read from the panoptic PNGs.
+and instance ground truth are read from the panoptic PNGs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zipfile import BadZipFile, ZipFile
 
 from tqdm import tqdm
 
-from psf.data.json_file import read_json
+from psf.data.files import read_json
 
 ANNOTATIONS = "panoptic_annotations_trainval2017.zip"
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from psf.commands import add_workers_flag
 from psf.data import read_image
-from psf.data.conversion import Drawing, PanopticFiles, write_panoptic_set
 from psf.data.images import open_image
+from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
 
 NUCLEUS, BACKGROUND = 1, 2
 CATEGORIES = [
@@ -45,7 +45,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"))
     parser.add_argument("--overwrite", action="store_true", help="what an earlier run has written")
-    parser.add_argument("--workers", type=int, metavar="N", help="images at a time (default: one per processor)")
+    add_workers_flag(parser)
     return parser.parse_args(words)
 
 
@@ -75,7 +75,7 @@ def prepare(
         output: gets the folders SPLIT and panoptic_SPLIT, and the JSON.
         split: "train" or "val".
         overwrite: replace what an earlier run has written.
-        workers: images at a time; None: one per processor.
+        workers: see `write_panoptic_set`.
 
     Returns:
         Counts of "images", "segments", "larger" images, pixels of "overlap", and "hidden" masks, which have no pixel.
@@ -103,8 +103,7 @@ def prepare(
         return drawing
 
     (output / split).mkdir(parents=True, exist_ok=True)
-    show = lambda results, total: tqdm(results, total=total, unit="image")  # noqa: E731
-    notes = write_panoptic_set(kept, draw, CATEGORIES, files, workers=workers, progress=show)
+    notes = write_panoptic_set(kept, draw, CATEGORIES, files, workers=workers, show_progress=True)
     notes["larger"] = len(own) - len(kept)
     return notes
 

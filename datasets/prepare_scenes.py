@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
+from psf.commands import add_workers_flag
 
 
 def main(
@@ -21,7 +21,7 @@ def main(
     parser.add_argument("--root", type=Path, default=datasets / folder, metavar="FOLDER", help="(%(default)s)")
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"))
     parser.add_argument("--overwrite", action="store_true", help="what an earlier run has written")
-    parser.add_argument("--workers", type=int, metavar="N", help="images at a time (default: one per processor)")
+    add_workers_flag(parser)
     args = parser.parse_args(words)
     for split in args.splits:
         try:
@@ -30,7 +30,7 @@ def main(
                 split,
                 overwrite=args.overwrite,
                 workers=args.workers,
-                progress=lambda results, total: tqdm(results, total=total, unit="image"),
+                show_progress=True,
             )
         except (ValueError, OSError) as error:
             sys.stderr.write(f"error: {error}\n")

@@ -1,22 +1,58 @@
 """Panoptic SegFormer (Li et al., CVPR 2022, arXiv 2109.03814) as a Detectron2 plugin.
 
-`import psf` registers the model, its parts, its data mappers and its data sets with Detectron2's registries and
-catalogs; `psf.add_psf_config(cfg)` adds its config keys. Where torch or detectron2 are missing the import still works,
-with nothing in it, so that `python -m psf.doctor` can say what to install.
+`import psf` registers the model, its parts, its data mappers and its datasets with Detectron2's registries and
+catalogs; `psf.add_psf_config(cfg)` adds its config keys. Where torch or Detectron2 are missing, the first use of a name
+raises an ImportError with the command that fixes it. The command `psf` imports what it needs when it needs it.
 """
 
+from __future__ import annotations
+
+import importlib
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__"]
 
-# The doctor must run where these imports fail, too: it makes them itself.
-_is_doctor = ("-m", "psf.doctor") in zip(sys.orig_argv, sys.orig_argv[1:])
+# Public name -> module that has it; "" stands for the module psf.NAME itself.
+_NAMES = {
+    "PanopticSegFormer": "psf.meta_arch",
+    "UserError": "psf.errors",
+    "add_psf_config": "psf.config",
+    "backbone": "",
+    "checkpoint": "",
+    "data": "",
+    "model_zoo": "",
+}
+__all__ = [*_NAMES, "__version__"]
 
-if not _is_doctor and find_spec("torch") and find_spec("detectron2"):
-    from psf import backbone, checkpoint, data, model_zoo
-    from psf.config import add_psf_config
-    from psf.meta_arch import PanopticSegFormer
 
-    __all__ += ["PanopticSegFormer", "add_psf_config", "backbone", "checkpoint", "data", "model_zoo"]
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'psf' has no attribute {name!r}")
+    missing = [package for package in ("torch", "detectron2") if find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"psf.{name} needs {' and '.join(missing)}, which this Python lacks; `{sys.executable} -m psf doctor` "
+            "prints the commands that install them"
+        )
+    module = importlib.import_module(_NAMES[name] or f"psf.{name}")
+    value = getattr(module, name) if _NAMES[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _is_command() -> bool:
+    """Whether this process runs the command `psf`, whose --help must be quick and whose doctor runs without torch."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    return program in ("psf", "psf.exe") or ("-m", "psf") in zip(sys.orig_argv, sys.orig_argv[1:])
+
+
+if not _is_command() and find_spec("torch") and find_spec("detectron2"):
+    for _name in _NAMES:
+        __getattr__(_name)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+
 from detectron2.config import CfgNode as CN
 
-__all__ = ["SHARED_KEYS", "add_psf_config", "backbone_maps"]
+from psf.errors import UserError
+
+__all__ = ["SHARED_KEYS", "add_psf_config", "backbone_maps", "import_user_modules"]
 
 
 def add_psf_config(cfg: CN) -> None:
@@ -30,9 +36,38 @@ def add_psf_config(cfg: CN) -> None:
 
 
 def backbone_maps(cfg: CN) -> list[str]:
-    """Names of the backbone's maps that the model reads: MODEL.PSF.FINE_FEATURE, if there is one, and IN_FEATURES."""
-    fine = cfg.MODEL.PSF.FINE_FEATURE
-    return [*([fine] if fine else []), *cfg.MODEL.PSF.IN_FEATURES]
+    """Names of the backbone's maps that the model reads, finest first: MASK_FEATURE, FINE_FEATURE and IN_FEATURES."""
+    node = cfg.MODEL.PSF
+    return [*(name for name in (node.MASK_FEATURE, node.FINE_FEATURE) if name), *node.IN_FEATURES]
+
+
+def import_user_modules(cfg: CN) -> None:
+    """Import the modules of MODEL.PSF.IMPORTS, whose classes register themselves.
+
+    They are found as in an `import` statement, in the current folder last. A name is a dotted name of a module, never a
+    path; checkpoints name none.
+
+    Raises:
+        UserError: if a name is not the dotted name of a module, or there is no such module. Errors inside the module
+            are raised as they are.
+    """
+    for name in cfg.MODEL.PSF.IMPORTS:
+        if not all(part.isidentifier() for part in str(name).split(".")):
+            raise UserError(
+                f"MODEL.PSF.IMPORTS or --import has {name!r}: expected the dotted name of a module, such as "
+                "my_package.my_decoder"
+            )
+        if not {"", os.getcwd()} & set(sys.path):  # the command `psf` starts with the folder of its script alone
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # a module that the user's module imports
+            raise UserError(
+                f"MODEL.PSF.IMPORTS or --import has {name!r}: there is no module {error.name!r} in the current folder "
+                "or among the installed packages; install it, change the folder or correct the name"
+            ) from None
 
 
 # Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing, and one beside TRAIN and
@@ -58,202 +93,210 @@ SHARED_KEYS = {
 
 
 def _model_defaults() -> CN:
-    psf = CN()
+    node = CN()
     for add_defaults in (_add_input_defaults, _add_network_defaults, _add_learning_defaults, _add_result_defaults):
-        add_defaults(psf)
-    return psf
+        add_defaults(node)
+    return node
 
 
-def _add_input_defaults(psf: CN) -> None:
+def _add_input_defaults(node: CN) -> None:
+    # Modules with classes of your own, such as "my_package.my_decoder". They are imported before the model is built, so
+    # that their classes are registered (docs/your-own-decoder.md). `--import` of the command line adds to them.
+    node.IMPORTS = []
+
     # ------------------------------------------------------------------ backbone (build_psf_timm_backbone alone)
-    psf.TIMM = CN()
-    psf.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
+    node.TIMM = CN()
+    node.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
     # True: timm's weights, which timm fetches from the network, each time the model is built and they are not in its
     # cache; the log says what and where from. False: those of MODEL.WEIGHTS.
-    psf.TIMM.PRETRAINED = False
-    psf.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
-    psf.TIMM.DROP_PATH = 0.0  # rate at the last block, from 0 at the first
-    psf.TIMM.FREEZE = []  # names of parameters and modules that are not trained
+    node.TIMM.PRETRAINED = False
+    node.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
+    node.TIMM.DROP_PATH = 0.0  # rate at the last block, from 0 at the first
+    node.TIMM.FREEZE = []  # names of parameters and modules that are not trained
 
     # ------------------------------------------------------------------ backbone (build_psf_swin_backbone alone)
     # Swin-T by default, with its usual drop path in detection.
-    psf.SWIN = CN()
-    psf.SWIN.EMBED_DIM = 96  # channels of the first stage; each further one has twice as many
-    psf.SWIN.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
-    psf.SWIN.NUM_HEADS = [3, 6, 12, 24]
-    psf.SWIN.WINDOW_SIZE = 7
-    psf.SWIN.DROP_PATH = 0.2
-    psf.SWIN.FREEZE = []  # as TIMM.FREEZE; "patch_embed" and "layers.0" are where the network begins
+    node.SWIN = CN()
+    node.SWIN.EMBED_DIM = 96  # channels of the first stage; each further one has twice as many
+    node.SWIN.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    node.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    node.SWIN.WINDOW_SIZE = 7
+    node.SWIN.DROP_PATH = 0.2
+    node.SWIN.FREEZE = []  # as TIMM.FREEZE; "patch_embed" and "layers.0" are where the network begins
 
     # ------------------------------------------------------------------ tokens (section 3.2)
     # Backbone features C3, C4, C5, finest first. The mask decoder attends to these levels.
-    psf.IN_FEATURES = ["res3", "res4", "res5"]
+    node.IN_FEATURES = ["res3", "res4", "res5"]
     # Levels that encoder and location decoder see: len(IN_FEATURES) as in the paper, or more; each one beyond is a
     # strided 3x3 convolution on the backbone's last map, which the mask decoder does not see (released: 4).
-    psf.NUM_FEATURE_LEVELS = 3
+    node.NUM_FEATURE_LEVELS = 3
     # A finer map than these for the mask decoders alone, which the encoder does not see, such as "res2": masks of small
     # things at stride 4. "": none, as in both recipes.
-    psf.FINE_FEATURE = ""
-    psf.HIDDEN_DIM = 256  # D, channels of tokens and queries
-    psf.NUM_HEADS = 8  # h, heads of every attention; the mask head fuses h maps per level
+    node.FINE_FEATURE = ""
+    # A map finer than all of these, such as "res1": each mask is refined at its stride by the product of the query with
+    # features of this map, which no query attends to. Boundaries of small things get sharper, and the dice loss is
+    # computed at this size. "": none, as in both recipes.
+    node.MASK_FEATURE = ""
+    node.HIDDEN_DIM = 256  # D, channels of tokens and queries
+    node.NUM_HEADS = 8  # h, heads of every attention; the mask head fuses h maps per level
     # Memory format of images and backbone: channels last makes most convolutional backbones faster, also on CPUs.
-    psf.CHANNELS_LAST = False
-    # Parts whose blocks keep their inputs alone for backward and are computed twice, for less memory in training:
-    # some of "backbone", "pixel_encoder", "location_decoder", "mask_decoder".
-    psf.RECOMPUTE = []
+    node.CHANNELS_LAST = False
+    # Activation checkpointing: parts whose blocks store their inputs alone and run again in backward, for less memory
+    # in training; some of "backbone", "pixel_encoder", "location_decoder", "mask_decoder".
+    node.ACTIVATION_CHECKPOINTING = []
     # Images are padded to a multiple of this many pixels; -1: what the backbone asks for.
-    psf.SIZE_DIVISIBILITY = -1
+    node.SIZE_DIVISIBILITY = -1
 
     # ------------------------------------------------------------------ classes and queries (section 3.3.1)
-    # -1: counted in the metadata of the data set. A number must agree with the metadata, where there is any.
-    psf.NUM_THING_CLASSES = -1
+    # -1: counted in the metadata of the dataset. A number must agree with the metadata, where there is any.
+    node.NUM_THING_CLASSES = -1
     # = N_stuff, the number of stuff queries. 0: none, whatever the metadata say, and stuff is void: an instance
     # segmentation model (table 4).
-    psf.NUM_STUFF_CLASSES = -1
+    node.NUM_STUFF_CLASSES = -1
     # N_things; with QUERIES "joint", all queries. -1: from the data, when psf's trainer starts; a trained model keeps
     # the number that its checkpoint stores (psf.engine.num_queries).
-    psf.NUM_THING_QUERIES = 300
+    node.NUM_THING_QUERIES = 300
     # "decoupled": thing queries are matched, and each stuff class has a query of its own. "joint": one set of queries,
     # all of them matched, serves things and stuff through the thing queries' mask decoder (table 8); the keys of the
     # stuff queries, their mask decoder and their losses mean nothing then.
-    psf.QUERIES = "decoupled"
+    node.QUERIES = "decoupled"
 
 
-def _add_network_defaults(psf: CN) -> None:
+def _add_network_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ pixel encoder (section 3.2)
-    psf.PIXEL_ENCODER = CN()
-    psf.PIXEL_ENCODER.NAME = "DeformablePixelEncoder"
-    psf.PIXEL_ENCODER.NUM_LAYERS = 6
-    psf.PIXEL_ENCODER.FEEDFORWARD_DIM = 1024
-    psf.PIXEL_ENCODER.NUM_POINTS = 4  # sampled points per head and level
-    psf.PIXEL_ENCODER.DROPOUT = 0.1
+    node.PIXEL_ENCODER = CN()
+    node.PIXEL_ENCODER.NAME = "DeformablePixelEncoder"
+    node.PIXEL_ENCODER.NUM_LAYERS = 6
+    node.PIXEL_ENCODER.FEEDFORWARD_DIM = 1024
+    node.PIXEL_ENCODER.NUM_POINTS = 4  # sampled points per head and level
+    node.PIXEL_ENCODER.DROPOUT = 0.1
 
     # ------------------------------------------------------------------ location decoder (section 3.3.2)
-    psf.LOCATION_DECODER = CN()
-    psf.LOCATION_DECODER.NAME = "LocationDecoder"
-    psf.LOCATION_DECODER.NUM_LAYERS = 6  # 0: thing queries go straight to the mask decoder (table 6)
-    psf.LOCATION_DECODER.FEEDFORWARD_DIM = 1024
-    psf.LOCATION_DECODER.NUM_POINTS = 4
-    psf.LOCATION_DECODER.DROPOUT = 0.1
+    node.LOCATION_DECODER = CN()
+    node.LOCATION_DECODER.NAME = "LocationDecoder"
+    node.LOCATION_DECODER.NUM_LAYERS = 6  # 0: thing queries go straight to the mask decoder (table 6)
+    node.LOCATION_DECODER.FEEDFORWARD_DIM = 1024
+    node.LOCATION_DECODER.NUM_POINTS = 4
+    node.LOCATION_DECODER.DROPOUT = 0.1
     # What the auxiliary head learns to locate: "box", or "mass_center" of the mask (the box-free variant).
-    psf.LOCATION_DECODER.TARGET = "box"
+    node.LOCATION_DECODER.TARGET = "box"
     # True: each layer refines the boxes of the one before and attends around them, also at test (released recipe).
-    psf.LOCATION_DECODER.BOX_REFINEMENT = False
+    node.LOCATION_DECODER.BOX_REFINEMENT = False
 
     # True: the queries are the encoder's best proposals, not learned ones (two-stage Deformable DETR; in neither
     # recipe, for quick learning). TARGET must be "box".
-    psf.LOCATION_DECODER.TWO_STAGE = False
+    node.LOCATION_DECODER.TWO_STAGE = False
 
     # ------------------------------------------------------------------ mask decoder (section 3.3.3)
-    psf.MASK_DECODER = CN()
-    psf.MASK_DECODER.NAME = "MaskDecoder"
-    psf.MASK_DECODER.NUM_THING_LAYERS = 4  # D_m of the thing queries
-    psf.MASK_DECODER.NUM_STUFF_LAYERS = 6  # D_m of the stuff queries
-    psf.MASK_DECODER.THING_SELF_ATTENTION = False
-    psf.MASK_DECODER.STUFF_SELF_ATTENTION = True
-    # True: one decoder for both kinds of queries; needs equal depths and equal self-attention.
-    psf.MASK_DECODER.SHARE_WEIGHTS = False
-    psf.MASK_DECODER.FEEDFORWARD_DIM = 1024
+    node.MASK_DECODER = CN()
+    node.MASK_DECODER.NAME = "MaskDecoder"
+    node.MASK_DECODER.NUM_THING_LAYERS = 4  # D_m of the thing queries
+    node.MASK_DECODER.NUM_STUFF_LAYERS = 6  # D_m of the stuff queries
+    node.MASK_DECODER.THING_SELF_ATTENTION = False
+    node.MASK_DECODER.STUFF_SELF_ATTENTION = True
+    node.MASK_DECODER.FEEDFORWARD_DIM = 1024
     # Mask scores from the fused attention maps: "sigmoid", in [0, 1], or "relu", unbounded (released recipe).
-    psf.MASK_DECODER.MASK_ACTIVATION = "sigmoid"
+    node.MASK_DECODER.MASK_ACTIVATION = "sigmoid"
     # Gradient of "relu" in training; outputs do not depend on it, and "sigmoid" ignores it. "plain": the derivative,
     # as the released code has it. "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a
     # mask head whose masks are all empty recovers (docs/fidelity.md).
-    psf.MASK_DECODER.RELU_GRADIENT = "revive"
+    node.MASK_DECODER.RELU_GRADIENT = "revive"
     # True: padded tokens are left out of the softmax and are 0 in the maps. False: they take part (released recipe).
-    psf.MASK_DECODER.IGNORE_PADDING = True
+    node.MASK_DECODER.IGNORE_PADDING = True
     # Where the stuff queries' position goes: into the "query" of each layer, or into the residual "stream", where it
-    # accumulates (released recipe). That of thing queries, where they have one, goes the same way.
-    psf.MASK_DECODER.STUFF_POSITION = "query"
+    # accumulates (released recipe). The position of thing queries, where they have one, is added in the same place.
+    node.MASK_DECODER.STUFF_POSITION = "query"
     # Two keys in neither recipe, for quick learning: the position encoding of the tokens is added to the keys; and
-    # the thing queries' position is "none", or the encoding of where the location decoder's head has "located" them.
-    psf.MASK_DECODER.KEY_POSITION = False
-    psf.MASK_DECODER.THING_POSITION = "none"
+    # the thing queries' position is "none", or "located": the encoding of the location decoder's predicted location.
+    node.MASK_DECODER.KEY_POSITION = False
+    node.MASK_DECODER.THING_POSITION = "none"
     # True: a thing query attends first to the box that the location decoder's last layer predicts, and its mask starts
     # as the ellipse in it (in neither recipe, for quick learning).
-    psf.MASK_DECODER.BOX_PRIOR = False
+    node.MASK_DECODER.BOX_PRIOR = False
 
     # Which FC layer names the class of a thing, in training and at test: that of the "mask_decoder" on the refined
     # query (section 3.3.3), or that of the "location_decoder"'s last layer (released recipe).
-    psf.THING_CLASSIFIER = "mask_decoder"
+    node.THING_CLASSIFIER = "mask_decoder"
 
 
-def _add_learning_defaults(psf: CN) -> None:
+def _add_learning_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ matching (section 3.4)
-    psf.MATCHER = CN()
+    node.MATCHER = CN()
     # "shared": one assignment, on the last layer's class + box + mask cost, serves all layers. "per_layer": each
-    # location layer has its own on class + box cost, and the mask decoder gets the matched queries alone, which are
-    # matched again with the mask cost (released recipe).
-    psf.MATCHER.MODE = "shared"
-    psf.MATCHER.CLASS_WEIGHT = 2.0
-    psf.MATCHER.L1_WEIGHT = 5.0
-    psf.MATCHER.GIOU_WEIGHT = 2.0
-    psf.MATCHER.DICE_WEIGHT = 2.0
-    # In mode "per_layer": queries per thing that go on to the mask decoder, and their second matching's class weight.
-    psf.MATCHER.QUERIES_PER_THING = 1
-    psf.MATCHER.SECOND_CLASS_WEIGHT = 4.0
+    # location layer has its own on class + box cost, and the mask decoder receives the matched queries alone, which are
+    # matched again with the mask cost and twice the class weight (released recipe).
+    node.MATCHER.MODE = "shared"
+    node.MATCHER.CLASS_WEIGHT = 2.0
+    node.MATCHER.L1_WEIGHT = 5.0
+    node.MATCHER.GIOU_WEIGHT = 2.0
+    node.MATCHER.DICE_WEIGHT = 2.0
+    # In mode "per_layer": queries per thing that the mask decoder receives.
+    node.MATCHER.QUERIES_PER_THING = 1
 
     # ------------------------------------------------------------------ losses (section 3.4)
-    psf.LOSS = CN()
+    node.LOSS = CN()
     # Weights of things and stuff: "fixed" to lambda_things and lambda_stuff, or these times each kind's "share" of the
     # segments in the batch (released recipe).
-    psf.LOSS.BALANCE = "fixed"
-    psf.LOSS.THINGS_WEIGHT = 1.0  # lambda_things
-    psf.LOSS.STUFF_WEIGHT = 1.0  # lambda_stuff
-    psf.LOSS.CLS_WEIGHT = 2.0  # lambda_cls, of the mask decoder's thing classes
-    psf.LOSS.STUFF_CLS_WEIGHT = 2.0  # lambda_cls, of the stuff classes (released: 4)
-    psf.LOSS.SEG_WEIGHT = 2.0  # lambda_seg
-    psf.LOSS.DET_CLS_WEIGHT = 2.0  # the terms of L_det, lambda_det included
-    psf.LOSS.DET_L1_WEIGHT = 5.0
-    psf.LOSS.DET_GIOU_WEIGHT = 2.0
-    psf.LOSS.FOCAL_ALPHA = 0.25
-    psf.LOSS.FOCAL_GAMMA = 2.0
+    node.LOSS.BALANCE = "fixed"
+    node.LOSS.THINGS_WEIGHT = 1.0  # lambda_things
+    node.LOSS.STUFF_WEIGHT = 1.0  # lambda_stuff
+    node.LOSS.CLS_WEIGHT = 2.0  # lambda_cls, of the mask decoder's thing classes
+    node.LOSS.STUFF_CLS_WEIGHT = 2.0  # lambda_cls, of the stuff classes (released: 4)
+    node.LOSS.SEG_WEIGHT = 2.0  # lambda_seg
+    node.LOSS.DET_CLS_WEIGHT = 2.0  # the terms of L_det, lambda_det included
+    node.LOSS.DET_L1_WEIGHT = 5.0
+    node.LOSS.DET_GIOU_WEIGHT = 2.0
+    node.LOSS.FOCAL_ALPHA = 0.25
+    node.LOSS.FOCAL_GAMMA = 2.0
 
 
-def _add_result_defaults(psf: CN) -> None:
+def _add_result_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ merging (section 3.5)
     # In MODEL.PSF.POST_PROCESSOR: "MaskWiseMerging" (Algorithm 1), "PixelArgmax" or "ClassTimesMask".
-    psf.POST_PROCESSOR = CN()
-    psf.POST_PROCESSOR.NAME = "MaskWiseMerging"
-    psf.POST_PROCESSOR.MASK_THRESHOLD = 0.5  # a pixel belongs to a mask where its score is above
+    node.POST_PROCESSOR = CN()
+    node.POST_PROCESSOR.NAME = "MaskWiseMerging"
+    node.POST_PROCESSOR.MASK_THRESHOLD = 0.5  # a pixel belongs to a mask where its score is above
     # Pixels added to the count in the mean mask score: 0, the mean, or 1 (released recipe).
-    psf.POST_PROCESSOR.EXTRA_PIXELS = 0.0
+    node.POST_PROCESSOR.EXTRA_PIXELS = 0.0
     # Training images on which psf's trainer searches the numbers below, after the last iteration. The checkpoint stores
     # them and they are used wherever it is loaded, unless a config has others; 0: off, the numbers below are used.
-    psf.POST_PROCESSOR.TUNE_IMAGES = 0
+    node.POST_PROCESSOR.TUNE_IMAGES = 0
+    # Numbers below that the search wrote into config.yaml, such as "THINGS.T_CNF 0.05": another training with that file
+    # searches them again. The search does not touch other numbers that differ from these defaults.
+    node.POST_PROCESSOR.TUNED = []
     for kind, t_keep in (("THINGS", 0.6), ("STUFF", 0.8)):
-        node = psf.POST_PROCESSOR[kind] = CN()
-        node.ALPHA = 1.0  # exponent of the class probability in the confidence
-        node.BETA = 2.0  # exponent of the mean mask score in the confidence
-        node.T_CNF = 0.25  # a mask of less confidence is discarded
-        node.T_KEEP = t_keep  # a mask that keeps a smaller share of its pixels is discarded
+        thresholds = node.POST_PROCESSOR[kind] = CN()
+        thresholds.ALPHA = 1.0  # exponent of the class probability in the confidence
+        thresholds.BETA = 2.0  # exponent of the mean mask score in the confidence
+        thresholds.T_CNF = 0.25  # a mask of less confidence is discarded
+        thresholds.T_KEEP = t_keep  # a mask that keeps a smaller share of its pixels is discarded
 
     # ------------------------------------------------------------------ test
     # Mask decoder layer whose masks and classes are used, counted from 1; -1: the last (table 10).
-    psf.TEST_LAYER = -1
-    psf.TEST = CN()
+    node.TEST_LAYER = -1
+    node.TEST = CN()
     # Images per forward pass in evaluation, all of one size; sizes of which there are few images make smaller batches.
-    psf.TEST.BATCH_SIZE = 1
+    node.TEST.BATCH_SIZE = 1
     # Images larger than this many pixels, as the model gets them (INPUT.MIN_SIZE_TEST), are run in overlapping square
     # tiles, and the tiles' segments joined; 0: none is. For many small things in large images.
-    psf.TEST.TILES = CN()
-    psf.TEST.TILES.SIZE = 0
-    psf.TEST.TILES.OVERLAP = 0.25  # least share of a tile's side that neighbours have in common
+    node.TEST.TILES = CN()
+    node.TEST.TILES.SIZE = 0
+    node.TEST.TILES.OVERLAP = 0.25  # least share of a tile's side that neighbours have in common
     # Thing candidates: each query with its "best_class", or the "top_pairs" of query and class (released recipe).
-    psf.TEST.CANDIDATES = "best_class"
-    psf.TEST.NUM_TOP_PAIRS = 100
-    psf.TEST.PANOPTIC_ON = True
-    psf.TEST.INSTANCE_ON = True
-    psf.TEST.SEMANTIC_ON = True
+    node.TEST.CANDIDATES = "best_class"
+    node.TEST.NUM_TOP_PAIRS = 100
+    node.TEST.PANOPTIC_ON = True
+    node.TEST.INSTANCE_ON = True
+    node.TEST.SEMANTIC_ON = True
     # Beside PQ: Boundary PQ (table 7), which takes half as long again; and PQ of small, medium and large segments.
-    psf.TEST.BOUNDARY_PQ = True
-    psf.TEST.PQ_BY_SIZE = False
-    # Write panoptic predictions in COCO's format to OUTPUT_DIR/inference/<data set>, also where there is no truth.
-    psf.TEST.WRITE_PANOPTIC = False
-    psf.TEST.INSTANCE = CN()
+    node.TEST.BOUNDARY_PQ = True
+    node.TEST.PQ_BY_SIZE = False
+    # Write panoptic predictions in COCO's format to OUTPUT_DIR/inference/<dataset>, also where there is no ground
+    # truth.
+    node.TEST.WRITE_PANOPTIC = False
+    node.TEST.INSTANCE = CN()
     # Boxes of `instances`: around the "mask", or the "location_decoder"'s (released recipe).
-    psf.TEST.INSTANCE.BOXES = "mask"
-    psf.TEST.INSTANCE.SCORE_THRESH = 0.0  # an instance of less confidence is left out
-    psf.TEST.INSTANCE.MAX_PER_IMAGE = 100
+    node.TEST.INSTANCE.BOXES = "mask"
+    node.TEST.INSTANCE.SCORE_THRESH = 0.0  # an instance of less confidence is left out
     # Of two instances of a class whose masks have an IoU above this, the less confident is left out; 1.0: none is.
-    psf.TEST.INSTANCE.NMS_THRESH = 1.0
+    node.TEST.INSTANCE.NMS_THRESH = 1.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from psf.errors import UserError
+
 __all__ = ["get_config_file"]
 
 
@@ -15,7 +17,7 @@ def get_config_file(name: str) -> str:
         name: path below configs/, such as "coco/psf_R50_24ep.yaml" or "lazy/released.py".
 
     Raises:
-        ValueError: if there is no such config; it names those that are spelled alike.
+        UserError: if there is no such config; it names those that are spelled alike.
     """
     package = Path(__file__).resolve().parent
     shipped = package / "configs"  # in a wheel; elsewhere they lie beside the package
@@ -23,5 +25,5 @@ def get_config_file(name: str) -> str:
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in (".yaml", ".py"))
     if name not in names:
         alike = difflib.get_close_matches(name, names, cutoff=0.5) or names
-        raise ValueError(f"psf has no config {name!r}; in {root} there are {', '.join(alike) or 'none'}")
+        raise UserError(f"psf has no config {name!r}; in {root} there are {', '.join(alike) or 'none'}")
     return str(root / name)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from psf.inference import CandidateThresholds, Frame
-from psf.predictions import Candidates
+from psf.inference import CandidateThresholds, ImageGeometry
+from psf.structures import Candidates
 
 __all__ = ["make_candidates", "random_candidates", "same_size", "thresholds_of"]
 
@@ -28,9 +28,9 @@ def make_candidates(
     )
 
 
-def same_size(height: int, width: int) -> Frame:
+def same_size(height: int, width: int) -> ImageGeometry:
     """No padding, no resizing."""
-    return Frame((height, width), (height, width), (height, width))
+    return ImageGeometry((height, width), (height, width), (height, width))
 
 
 def thresholds_of(count: int, **values: float) -> CandidateThresholds:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psf.predictions import FeatureTokens
+from psf.structures import FeatureTokens
 
 __all__ = ["random_features"]
 

@@ -1,4 +1,4 @@
-"""A small model with random weights and made-up images with their truth: for tests that need no learning."""
+"""A small model with random weights and made-up images with their ground truth: for tests that need no learning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from psf import PanopticSegFormer, add_psf_config, model_zoo
-from psf.modeling.mask_attention import MaskHead
+from psf.modeling.mask_decoder import MaskHead
 
 NUM_THING_CLASSES, NUM_STUFF_CLASSES = 3, 4  # contiguous ids 0..2 and 3..6
 
@@ -34,7 +34,9 @@ RELEASED: dict[str, Any] = {
 }
 # Those of configs/small, with what they add to either.
 SMALL: dict[str, Any] = {
-    "FINE_FEATURE": "res2",
+    "IN_FEATURES": ["res4", "res5"],
+    "FINE_FEATURE": "res3",
+    "MASK_FEATURE": "res2",
     "LOCATION_DECODER.BOX_REFINEMENT": True,
     "LOCATION_DECODER.TWO_STAGE": True,
     "THING_CLASSIFIER": "location_decoder",
@@ -69,7 +71,7 @@ _NARROW_RESNET = {
 
 
 def tiny_config(psf: Mapping[str, Any] = PAPER, **keys: Any) -> CfgNode:
-    """Base-PSF.yaml on the CPU, with a narrow ResNet-50 and few, thin layers; no data set, no dropout.
+    """Base-PSF.yaml on the CPU, with a narrow ResNet-50 and few, thin layers; no dataset, no dropout.
 
     Args:
         psf: keys under MODEL.PSF.
@@ -96,7 +98,7 @@ def tiny_model(psf: Mapping[str, Any] = PAPER, *, seed: int = 0, **keys: Any) ->
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-            if name.endswith("bias") and ("class_heads" in name or "_classifier" in name):
+            if name.endswith("bias") and ("class_embed" in name or "_classifier" in name):
                 parameter += 4.0  # probabilities around a half
         _centre_masks(model)
     return model
@@ -170,15 +172,15 @@ def gradients(model: nn.Module, inputs: list[dict[str, Any]]) -> tuple[dict[str,
 def check_result(result: dict[str, Any], model: PanopticSegFormer, height: int, width: int) -> None:
     """Assert the contract of one image's results, of this size."""
     thing_ids, stuff_ids = model.classes
-    segment_map, segments = result["panoptic_seg"]
-    assert segment_map.shape == (height, width) and segment_map.dtype == torch.int32
+    panoptic_seg, segments = result["panoptic_seg"]
+    assert panoptic_seg.shape == (height, width) and panoptic_seg.dtype == torch.int32
     for segment in segments:
         kinds = {key: type(value) for key, value in segment.items()}
         assert kinds == {"id": int, "category_id": int, "isthing": bool, "score": float, "area": int}
         assert segment["category_id"] in (thing_ids if segment["isthing"] else stuff_ids)
-        assert int((segment_map == segment["id"]).sum()) == segment["area"] > 0
+        assert int((panoptic_seg == segment["id"]).sum()) == segment["area"] > 0
     assert [segment["id"] for segment in segments] == list(range(1, len(segments) + 1))
-    assert set(segment_map.unique().tolist()) <= set(range(len(segments) + 1))
+    assert set(panoptic_seg.unique().tolist()) <= set(range(len(segments) + 1))
     stuff = [segment["category_id"] for segment in segments if not segment["isthing"]]
     assert len(stuff) == len(set(stuff))
 

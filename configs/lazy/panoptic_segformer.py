@@ -11,12 +11,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BasicStem, ResNet
 
 from psf import PanopticSegFormer
-from psf.classes import PanopticClasses
-from psf.inference import MergingThresholds
-from psf.losses import HungarianMatcher, PanopticCriterion, SharedMatching
-from psf.model_parts import ResultSettings
+from psf.inference import InstanceSettings, MaskWiseMerging, MergingThresholds
+from psf.losses import HungarianMatcher, PanopticCriterion, SharedAssigner
+from psf.meta_arch.build import ResultSettings
 from psf.modeling import DeformablePixelEncoder, LocationDecoder, MaskDecoder, Neck, QueryClassifier
-from psf.post_processing import InstanceSettings, MaskWiseMerging
+from psf.structures import PanopticClasses
 
 
 def mask_decoder(num_layers, self_attention):
@@ -42,7 +41,7 @@ model = L(PanopticSegFormer)(
     pixel_std=[58.395, 57.12, 57.375],
     size_divisibility=-1,
     channels_last=False,
-    recompute=[],
+    activation_checkpointing=[],
     # Section 3.2: maps of the backbone, projected, become tokens that attend to one another.
     backbone=L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
@@ -90,7 +89,7 @@ model = L(PanopticSegFormer)(
     stuff_decoder=mask_decoder(num_layers=6, self_attention=True),
     stuff_classifier=L(QueryClassifier)(dim="${..dim}", num_layers="${..stuff_decoder.num_layers}", num_outputs=1),
     # Section 3.4.
-    matching=L(SharedMatching)(
+    matching=L(SharedAssigner)(
         matcher=L(HungarianMatcher)(
             class_weight=2.0,
             l1_weight=5.0,

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from psf.losses import HungarianMatcher, PerLayerMatching
+from psf.losses import HungarianMatcher, PerLayerAssigner
 
 from .panoptic_segformer import model
 
@@ -16,7 +16,7 @@ for decoder in (model.thing_decoder, model.stuff_decoder):
 # The location decoder names the things, and the mask decoder gets those of its queries that are matched.
 model.thing_classifier = None
 weights = model.matching.matcher
-model.matching = L(PerLayerMatching)(
+model.matching = L(PerLayerAssigner)(
     matcher=weights,
     second_matcher=L(HungarianMatcher)(**{**weights, "class_weight": 4.0}),
     queries_per_thing=1,

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from psf.errors import UserError
+
 __all__ = ["freeze_parameters"]
 
 
@@ -19,11 +21,11 @@ def freeze_parameters(model: nn.Module, frozen_names: Iterable[str], *, key: str
         name: of the model, for the error message.
 
     Raises:
-        ValueError: if one of `frozen_names` is of no parameter, and of no module that has any.
+        UserError: if one of `frozen_names` is of no parameter, and of no module that has any.
     """
     for one in frozen_names:
         frozen = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{one}.")]
         if not frozen:
-            raise ValueError(f'{key} holds "{one}", which names no parameter of {name}, and no module with parameters')
+            raise UserError(f'{key} holds "{one}", which names no parameter of {name}, and no module with parameters')
         for parameter in frozen:
             parameter.requires_grad_(False)

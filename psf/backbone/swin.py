@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -13,6 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from psf.backbone.freezing import freeze_parameters
 from psf.config import backbone_maps
+from psf.errors import UserError
 
 __all__ = ["SwinBackbone", "build_psf_swin_backbone"]
 
@@ -38,7 +40,7 @@ class SwinBackbone(Backbone):
         freeze: names of parameters, and of modules whose parameters, are not trained.
 
     Raises:
-        ValueError: if Detectron2 has no Swin, the stages do not fit together, there is no map of a wanted name, or a
+        UserError: if Detectron2 has no Swin, the stages do not fit together, there is no map of a wanted name, or a
             name in `freeze` is of no parameter.
     """
 
@@ -58,7 +60,7 @@ class SwinBackbone(Backbone):
         try:
             from detectron2.modeling.backbone.swin import BasicLayer, PatchEmbed, PatchMerging
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 'MODEL.BACKBONE.NAME is "build_psf_swin_backbone", but this Detectron2 has no Swin Transformer (v0.6 '
                 "does not): install a newer one, or take a Swin of timm with build_psf_timm_backbone"
             ) from error
@@ -66,7 +68,7 @@ class SwinBackbone(Backbone):
         _check_stages(dims, depths, num_heads, drop_path)
         stages = {f"res{i + 2}": i for i in range(len(depths))}
         if unknown := [f for f in out_features if f not in stages]:
-            raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {unknown}; Swin of these depths gives {list(stages)}")
+            raise UserError(f"MODEL.PSF.IN_FEATURES asks for {unknown}; Swin of these depths gives {list(stages)}")
         self._stage_outputs = {stages[f]: f for f in out_features}
         last = max(self._stage_outputs)
 
@@ -87,7 +89,8 @@ class SwinBackbone(Backbone):
         self._out_feature_strides = {f: PATCH_SIZE * 2 ** stages[f] for f in out_features}
 
     def _set_drop_path(self, rate: float, num_blocks: int) -> None:
-        blocks = [block for layer in self.layers for block in layer.blocks]
+        layers: list[Any] = list(self.layers)  # Detectron2's BasicLayer
+        blocks = [block for layer in layers for block in layer.blocks]
         for position, block in enumerate(blocks):
             if position and rate:
                 block.drop_path = StochasticDepth(rate * position / (num_blocks - 1), mode="row")
@@ -108,12 +111,12 @@ class SwinBackbone(Backbone):
 
 def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], drop_path: float) -> None:
     if len(depths) != len(num_heads) or not depths or any(dim % heads for dim, heads in zip(dims, num_heads)):
-        raise ValueError(
+        raise UserError(
             f"MODEL.PSF.SWIN.NUM_HEADS is {list(num_heads)}, with DEPTHS {list(depths)}: expected one number per stage "
             f"of either, heads that divide the stage's channels {list(dims)}"
         )
     if not 0 <= drop_path < 1:
-        raise ValueError(f"MODEL.PSF.SWIN.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
+        raise UserError(f"MODEL.PSF.SWIN.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
 
 
 def _initialise(module: nn.Module) -> None:

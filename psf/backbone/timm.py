@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from psf.backbone.freezing import freeze_parameters
 from psf.config import backbone_maps
+from psf.errors import UserError
 
 __all__ = ["TimmBackbone", "build_psf_timm_backbone"]
 
@@ -44,7 +45,7 @@ class TimmBackbone(Backbone):
     Parameters that lead to none of the maps (of HRNet's branches) are not trained: DDP would wait for their gradients.
 
     Raises:
-        ValueError: if timm does not know the model or has no weights of it, they cannot be fetched, it lacks a map or
+        UserError: if timm does not know the model or has no weights of it, they cannot be fetched, it lacks a map or
             its maps do not fit, `drop_path` is no rate or the model has none, or a name in `freeze` is of no parameter.
     """
 
@@ -64,23 +65,24 @@ class TimmBackbone(Backbone):
         from timm.layers import freeze_batch_norm_2d
 
         if not 0 <= drop_path < 1:
-            raise ValueError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
+            raise UserError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models())
-            raise ValueError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
+            raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
         arguments: dict[str, Any] = {"features_only": True, **_any_size(name)}
         try:
             with torch.device("meta"):  # its outline: no memory, hardly any time
-                outline = timm.create_model(name, pretrained=False, **arguments).eval()
+                outline: Any = timm.create_model(name, pretrained=False, **arguments).eval()
         except RuntimeError as error:  # an unknown tag, or a model that has no maps to give
-            raise ValueError(
-                f'MODEL.PSF.TIMM.NAME is "{name}", of which timm makes no feature maps: {error}'
-            ) from error
+            raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", of which timm makes no feature maps: {error}') from error
         info = outline.feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
         if missing:
-            raise ValueError(f"MODEL.PSF.IN_FEATURES asks for {missing}; {name} gives {sorted(indices)}")
+            raise UserError(
+                f"MODEL.PSF.IN_FEATURES, FINE_FEATURE and MASK_FEATURE ask for {missing}; {name} gives "
+                f"{sorted(indices)}"
+            )
         self._maps_in_order = sorted(out_features, key=indices.__getitem__)  # timm's, whatever was asked for
         self._size_divisibility = _size_divisibility(outline, name)
         if pretrained:
@@ -123,7 +125,7 @@ def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     return maps
 
 
-def _size_divisibility(outline: nn.Module, name: str) -> int:
+def _size_divisibility(outline: Any, name: str) -> int:
     """The least of 0, the largest stride and the side of the pretraining's images, with multiples of which maps fit."""
     import timm
 
@@ -133,14 +135,14 @@ def _size_divisibility(outline: nn.Module, name: str) -> int:
         sizes = ((divisibility, 2 * divisibility), (3 * divisibility, divisibility)) if divisibility else _ODD_SIZES
         if all(_maps_fit(outline, size) for size in sizes):
             return divisibility
-    raise ValueError(
+    raise UserError(
         f'MODEL.PSF.TIMM.NAME is "{name}", which takes images of one size alone, or whose maps do not have the sides '
         "that their strides say; choose another model"
     )
 
 
 @torch.no_grad()
-def _maps_fit(outline: nn.Module, size: tuple[int, int]) -> bool:
+def _maps_fit(outline: Any, size: tuple[int, int]) -> bool:
     """Whether a model on the meta device takes such an image, and each map has sides of side/stride, rounded up."""
     try:
         maps = _maps(outline, torch.zeros(1, 3, *size, device="meta"))
@@ -175,7 +177,7 @@ def _announce_weights(name: str) -> None:
 
     weights = timm.get_pretrained_cfg(name)
     if weights is None or not weights.has_weights:
-        raise ValueError(f"MODEL.PSF.TIMM.PRETRAINED is True, but timm has no weights of {name}: set it to False")
+        raise UserError(f"MODEL.PSF.TIMM.PRETRAINED is True, but timm has no weights of {name}: set it to False")
     source = f"the Hugging Face hub, {weights.hf_hub_id}" if weights.hf_hub_id else weights.url or weights.file
     mean, std = ([round(255 * value, 3) for value in values] for values in (weights.mean, weights.std))
     logger.info(
@@ -198,12 +200,12 @@ def _create_model(name: str, drop_path: float, **arguments: Any) -> nn.Module:
             raise
         model = timm.create_model(name, **arguments)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"MODEL.PSF.TIMM.PRETRAINED is True, but the weights of {name} cannot be fetched ({error}): set it to "
             "False, and name a file in MODEL.WEIGHTS"
         ) from error
     if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
-        raise ValueError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}, but {name} has no drop path: set it to 0.0")
+        raise UserError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}, but {name} has no drop path: set it to 0.0")
     return model
 
 

@@ -1,13 +1,20 @@
-"""Weights that others trained, under psf's names."""
+"""Convert, read and re-map checkpoints."""
 
-from psf.checkpoint.class_names import ClassNames, check_same_classes, class_names_from_config
-from psf.checkpoint.class_remapping import ClassChanges, changes_table, compare_classes, remap_classes
+from psf.checkpoint.class_remapping import (
+    ClassChanges,
+    adapt_input_channels,
+    adapt_query_count,
+    adapted_weight,
+    changes_table,
+    compare_classes,
+    query_count_entry,
+    remap_classes,
+    stored_query_count,
+)
 from psf.checkpoint.conversion import Conversion, convert_checkpoint
+from psf.checkpoint.entries import ClassNames, TunedMerging, check_same_classes, class_names_from_config
 from psf.checkpoint.imagenet import convert_imagenet
-from psf.checkpoint.input_channels import adapt_input_channels, adapted_weight
-from psf.checkpoint.merging_entry import TunedMerging
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
-from psf.checkpoint.query_count import adapt_query_count, query_count_entry, stored_query_count
 from psf.checkpoint.reading import read_checkpoint, read_state_dict
 from psf.checkpoint.released import convert_released
 

@@ -1,28 +1,38 @@
-"""Heads that a model learned for one set of classes -> heads for another, by the names of the classes."""
+"""Re-map heads from the classes of a checkpoint to the classes of a model, by class names."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 from torch import Tensor
 
-from psf.checkpoint.class_names import ClassNames
+from psf.checkpoint.entries import ClassNames
 from psf.checkpoint.name_table import is_match
 
-__all__ = ["ClassChanges", "changes_table", "compare_classes", "remap_classes"]
+__all__ = [
+    "ClassChanges",
+    "adapt_input_channels",
+    "adapt_query_count",
+    "adapted_weight",
+    "changes_table",
+    "compare_classes",
+    "query_count_entry",
+    "remap_classes",
+    "stored_query_count",
+]
 
-# Parameters with a row for each class. The stuff classifier has none: each stuff query knows its own class alone.
+# Parameters with a row for each class. The stuff classifier has none: each stuff query has one class.
 ROWS = {
     "things": (
-        "location_decoder.class_heads.#.*",
+        "location_decoder.class_embed.#.*",
         "location_decoder.proposals.class_head.*",
         "thing_classifier.layers.#.*",
     ),
-    "stuff": ("stuff_content.weight", "stuff_position.weight"),
+    "stuff": ("stuff_query_feat.weight", "stuff_query_pos.weight"),
 }
 LINE = 90  # characters of class names in a line of the table
 
@@ -40,11 +50,11 @@ class ClassChanges(NamedTuple):
 
     @property
     def new(self) -> list[str]:
-        """Classes of the model that the checkpoint does not know."""
+        """Classes of the model that are not in the checkpoint."""
         return [name for name, source in zip(self.wanted, self.sources, strict=True) if source is None]
 
     def groups(self) -> dict[str, list[str]]:
-        """What happens to the classes: kept, re-mapped, new, dropped."""
+        """A table of the classes that are kept, re-mapped, new or dropped."""
         pairs = list(enumerate(self.sources))
         return {
             "kept": [self.wanted[row] for row, source in pairs if source == row],
@@ -60,7 +70,7 @@ def compare_classes(found: ClassNames, wanted: ClassNames) -> dict[str, ClassCha
     """Changes of "things" and of "stuff".
 
     Names are the same if they differ in case, "-", "_" and spaces alone, or in COCO's endings "-other" and
-    "-merged". A class that is a thing here and stuff there is another class: the two kinds share no queries.
+    "-merged". A thing and a stuff class with the same name differ: the two kinds share no queries.
     """
     changes = {}
     for kind, old, new in zip(ClassNames._fields, found, wanted, strict=True):
@@ -123,3 +133,98 @@ def _pick_rows(old: Tensor, fresh: Tensor, sources: Sequence[int | None]) -> Ten
 def _plain(name: str) -> str:
     words = re.sub(r"[\s_-]+", " ", name).strip().casefold()
     return re.sub("( other)?( merged)?$", "", words)
+
+
+ENTRY = "psf_num_thing_queries"  # of a checkpoint
+QUERIES = ("location_decoder.query_feat.weight", "location_decoder.query_pos.weight")  # a row for each
+
+
+def query_count_entry(num_thing_queries: int) -> dict[str, int]:
+    """The entry of a checkpoint for the number of thing queries."""
+    return {ENTRY: num_thing_queries}
+
+
+def stored_query_count(checkpoint: Mapping[str, Any]) -> int | None:
+    """Number of thing queries that a checkpoint was trained with: its entry, or the number of its learned queries.
+
+    None if it has neither, as weights of a backbone alone.
+    """
+    if ENTRY in checkpoint:
+        return int(checkpoint[ENTRY])
+    weights = checkpoint.get("model", checkpoint)
+    found = [len(weights[name]) for name in QUERIES if name in weights]
+    return found[0] if found else None
+
+
+def adapt_query_count(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Give the model's number of thing queries to those in a checkpoint, in place.
+
+    The first ones are copied, as many as both have, since queries have no order. The others keep the model's values.
+
+    Args:
+        state_dict: the checkpoint's.
+        model_state: the model's.
+
+    Returns:
+        The checkpoint's number and the model's, if they differ.
+    """
+    counts = None
+    for name in QUERIES:
+        if name not in state_dict or name not in model_state:
+            continue
+        found, wanted = state_dict[name], model_state[name]
+        if found.shape[1:] == wanted.shape[1:] and len(found) != len(wanted):
+            counts = (len(found), len(wanted))
+            state_dict[name] = wanted.detach().to("cpu", copy=True)
+            state_dict[name][: len(found)] = found[: len(wanted)]
+    return counts
+
+
+COLORS = 3
+
+
+def adapt_input_channels(
+    state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor], *, is_suffix: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Give the model's number of input channels to the backbone's first convolution in a checkpoint, in place.
+
+    That is a 4-D weight under "backbone." whose shape differs from the model's in dimension 1 alone, 3 in the
+    checkpoint.
+
+    Args:
+        state_dict: the checkpoint's.
+        model_state: the model's.
+        is_suffix: names of the checkpoint may have no prefix, as where Detectron2 matches by heuristics.
+
+    Returns:
+        By the model's names of what was changed, the shapes that it had.
+    """
+    changes = {}
+    for name, wanted in model_state.items():
+        if not name.startswith("backbone.") or wanted.ndim != 4 or wanted.shape[1] == COLORS:
+            continue
+        source = _find_entry(state_dict, name, is_suffix)
+        if source is not None and state_dict[source].shape == (len(wanted), COLORS, *wanted.shape[2:]):
+            found = state_dict.pop(source)
+            state_dict[name] = adapted_weight(found, wanted.shape[1])
+            changes[name] = tuple(found.shape)
+    return changes
+
+
+def adapted_weight(weight: Tensor, num_channels: int) -> Tensor:
+    """(O, 3, h, w) -> (O, C, h, w), by timm's rule.
+
+    One channel gets the sum of the three, so that gray gives what it gave as colour; more take them in turn, times
+    3 / C, so that what comes out is as large as before.
+    """
+    if num_channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    turns = -(-num_channels // COLORS)
+    return weight.repeat(1, turns, 1, 1)[:, :num_channels] * (COLORS / num_channels)
+
+
+def _find_entry(state_dict: Mapping[str, Tensor], name: str, is_suffix: bool) -> str | None:
+    """The checkpoint's entry of this name, or the longest one that it ends in."""
+    if name in state_dict or not is_suffix:
+        return name if name in state_dict else None
+    return max((key for key in state_dict if name.endswith(f".{key}")), key=len, default=None)

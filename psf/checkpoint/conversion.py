@@ -1,9 +1,7 @@
-"""Foreign checkpoint files -> files for MODEL.WEIGHTS, held against the model that they are for."""
+"""Convert checkpoints of other projects to files for MODEL.WEIGHTS, and check them against the model."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from psf.checkpoint.class_names import class_names_from_config
+from psf.checkpoint.entries import class_names_from_config
 from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
 from psf.checkpoint.name_table import count_matches, is_match
 from psf.checkpoint.reading import read_state_dict
 from psf.checkpoint.released import DROPPED, convert_released
+from psf.data.files import atomic_path
+from psf.errors import UserError
 
 __all__ = ["Conversion", "convert_checkpoint"]
 
@@ -26,49 +26,49 @@ NUM_NAMED = 8  # entries in an error message
 
 
 class Conversion(NamedTuple):
-    """What became of the entries of a checkpoint."""
+    """Outcome of a conversion, in entries of the checkpoint."""
 
     is_backbone: bool  # an ImageNet backbone, not a whole released model
     num_source: int
     num_written: int  # more than the used ones: some are split in two
-    dropped: dict[str, int]  # pattern -> entries left out on purpose
-    fresh: dict[str, int]  # pattern -> entries of the backbone that the source rightly lacks: they keep initial values
+    dropped: dict[str, int]  # pattern -> entries dropped on purpose
+    fresh: dict[str, int]  # pattern -> backbone entries that the source never has: initial values stay
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, overwrite: bool = False) -> Conversion:
     """Write a released checkpoint, or an ImageNet backbone, as the config's MODEL.WEIGHTS.
 
-    With a released one go the names of its classes, where the config's data set has them, so that its heads can be
+    With a released one go the names of its classes, where the config's dataset has them, so that its heads can be
     re-mapped for another set.
 
     Args:
-        source: a released Panoptic SegFormer, or a classifier that `convert_imagenet` knows; which shows in its names.
+        source: a released Panoptic SegFormer, or a classifier that `convert_imagenet` supports; its names decide.
         target: file to write; it appears whole, or not at all.
         cfg: of the model that it is for.
         overwrite: whether `target` may be there.
 
     Raises:
-        ValueError: if a file cannot be read or written, naming entries that are not known, or naming what of the model
+        UserError: if a file cannot be read or written, naming entries that are not known, or naming what of the model
             (of its backbone) is not filled, has another shape, or is not there.
     """
     source, target = Path(source), Path(target)
     if target.is_dir() or target.resolve() == source.resolve():
-        raise ValueError(f"{target}: is a folder, or the source itself; name another file")
+        raise UserError(f"{target}: is a folder, or the source itself; name another file")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target}: is there already; name another file, or overwrite it with --force")
+        raise UserError(f"{target}: is there already; name another file, or overwrite it with --force")
     entries = read_state_dict(source)
     is_backbone = not any(name.startswith("bbox_head.") for name in entries)
     wanted = _shapes_of_model(cfg)
-    may_lack: tuple[str, ...] = ()
+    may_be_missing: tuple[str, ...] = ()
     if is_backbone:
-        converted, dropped, may_lack = convert_imagenet(entries), find_layout(entries).dropped, NOT_IN_IMAGENET
+        converted, dropped, may_be_missing = convert_imagenet(entries), find_layout(entries).dropped, NOT_IN_IMAGENET
         wanted = {name: shape for name, shape in wanted.items() if name.startswith(BACKBONE)}
     else:
         converted, dropped = convert_released(entries), DROPPED
-    _check_fit(converted, wanted, may_lack, str(source))
+    _check_fit(converted, wanted, may_be_missing, str(source))
     names = None if is_backbone else class_names_from_config(cfg)
     _write({"model": converted, **(names.as_entry() if names else {})}, target)
-    fresh = count_matches(wanted.keys() - converted.keys(), may_lack)
+    fresh = count_matches(wanted.keys() - converted.keys(), may_be_missing)
     return Conversion(is_backbone, len(entries), len(converted), count_matches(entries, dropped), fresh)
 
 
@@ -82,10 +82,10 @@ def _shapes_of_model(cfg: CfgNode) -> dict[str, torch.Size]:
 
 
 def _check_fit(
-    converted: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], may_lack: Sequence[str], source: str
+    converted: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], may_be_missing: Sequence[str], source: str
 ) -> None:
-    """ValueError unless the names and shapes are those that are wanted, but for patterns that may lack."""
-    unfilled = [name for name in wanted if name not in converted and not is_match(name, may_lack)]
+    """Raise a UserError unless names and shapes match, except for patterns in `may_be_missing`."""
+    unfilled = [name for name in wanted if name not in converted and not is_match(name, may_be_missing)]
     foreign = [name for name in converted if name not in wanted]
     other = [
         f"{name} {tuple(converted[name].shape)}, expected {tuple(shape)}"
@@ -95,7 +95,7 @@ def _check_fit(
     complaints = {"not in the model": foreign, "not filled": unfilled, "of another shape": other}
     if any(complaints.values()):
         text = "; ".join(f"{len(names)} {what}: {_shortened(names)}" for what, names in complaints.items() if names)
-        raise ValueError(f"{source} is not for the model of this config (--config-file): {text}")
+        raise UserError(f"{source} is not for the model of this config (--config-file): {text}")
 
 
 def _shortened(names: list[str]) -> str:
@@ -104,10 +104,7 @@ def _shortened(names: list[str]) -> str:
 
 def _write(content: Mapping[str, Any], target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
-            torch.save(content, draft)
-            os.replace(draft, target)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-        raise ValueError(f"{target}: cannot be written ({error})") from error
+        with atomic_path(target) as path:
+            torch.save(content, path)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
+        raise UserError(f"{target}: cannot be written ({error})") from error

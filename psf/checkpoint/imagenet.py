@@ -1,4 +1,4 @@
-"""ImageNet classifiers in the layouts of those who trained them -> the names of psf's backbones."""
+"""Convert ImageNet classifiers of several projects to the names of psf's backbones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,75 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from psf.checkpoint.backbone_names import PVT_V2, RESNET, SWIN, TIMM_PVT_V2, TIMM_SWIN
 from psf.checkpoint.name_table import rename
+from psf.errors import UserError
 
-__all__ = ["NOT_IN_IMAGENET", "Layout", "convert_imagenet", "find_layout"]
+__all__ = [
+    "NOT_IN_IMAGENET",
+    "PVT_V2",
+    "RESNET",
+    "SWIN",
+    "TIMM_PVT_V2",
+    "TIMM_SWIN",
+    "Layout",
+    "convert_imagenet",
+    "find_layout",
+]
+
+# torchvision's, timm's and mmdetection's ResNet -> Detectron2's
+RESNET = {
+    "conv1.weight": "stem.conv1.weight",
+    "bn1.*": "stem.conv1.norm.*",
+    **{
+        f"layer{stage}.{old}": f"res{stage + 1}.{new}"
+        for stage in range(1, 5)
+        for old, new in {
+            "#.conv#.weight": "#.conv#.weight",
+            "#.bn#.*": "#.conv#.norm.*",
+            "#.downsample.0.weight": "#.shortcut.weight",
+            "#.downsample.1.*": "#.shortcut.norm.*",
+        }.items()
+    },
+}
+
+# PVTv2 of its authors -> timm's features_only
+PVT_V2 = {
+    "patch_embed1.*": "model.patch_embed.*",
+    **{f"patch_embed{stage + 1}.*": f"model.stages_{stage}.downsample.*" for stage in range(1, 4)},
+    **{
+        f"{old.format(stage + 1)}": f"model.stages_{stage}.{new}"
+        for stage in range(4)
+        for old, new in {
+            "block{}.#.mlp.dwconv.dwconv.*": "blocks.#.mlp.dwconv.*",
+            "block{}.*": "blocks.*",
+            "norm{}.*": "norm.*",
+        }.items()
+    },
+}
+
+# PVTv2 of timm with its classifier -> timm's features_only
+TIMM_PVT_V2 = {
+    "patch_embed.*": "model.patch_embed.*",
+    "stages.#.*": "model.stages_#.*",
+}
+
+# Swin of its authors (and of the released checkpoints) -> psf's, which has the same names
+SWIN = {
+    "patch_embed.*": "patch_embed.*",
+    "layers.#.*": "layers.#.*",
+    "norm#.*": "norm#.*",
+}
+
+# Swin of timm -> psf's: there a stage begins with the patch merging with which its authors end the one before
+TIMM_SWIN = {
+    "patch_embed.*": "patch_embed.*",
+    **{f"layers.{stage}.downsample.*": f"layers.{stage - 1}.downsample.*" for stage in range(1, 4)},
+    "layers.#.blocks.*": "layers.#.blocks.*",
+}
 
 
 class Layout(NamedTuple):
-    """How the entries of a classifier's checkpoint are called."""
+    """Names of the entries of a classifier's checkpoint."""
 
     name: str
     marker: str  # an entry that shows the layout: no layout before it has one of this name
@@ -30,8 +91,8 @@ LAYOUTS = (
     Layout("Swin of timm", "layers.1.downsample.reduction.weight", TIMM_SWIN, ("norm.*", "head.*", "*.attn_mask")),
 )
 
-# What psf's backbones have and classifiers lack: counters of batch norms, the norms of Swin's maps, which start fresh,
-# and a table of positions that is computed.
+# Entries of psf's backbones that classifiers do not have: counters of batch norms, the norms of Swin's maps, which keep
+# their initial values, and a table of positions that is computed.
 NOT_IN_IMAGENET = (
     "backbone.norm#.*",
     "*.relative_position_index",
@@ -50,10 +111,10 @@ def convert_imagenet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         "backbone...." names, as MODEL.WEIGHTS needs them; each source entry is used once, or is one of the layout's
-        `dropped`. What a backbone has besides is in `NOT_IN_IMAGENET` and keeps the values that it starts with.
+        `dropped`. Other entries of a backbone are in `NOT_IN_IMAGENET` and keep their initial values.
 
     Raises:
-        ValueError: if the layout is none of these, or naming the entries that its table does not know.
+        UserError: if the layout is none of these, or naming entries that are not in its table.
     """
     layout = find_layout(state_dict)
     table = {old: f"backbone.{new}" for old, new in layout.table.items()}
@@ -61,11 +122,11 @@ def convert_imagenet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_layout(state_dict: Mapping[str, Tensor]) -> Layout:
-    """The layout whose marker is among the entries; ValueError if there is none."""
+    """The layout whose marker is among the entries; a UserError if there is none."""
     for layout in LAYOUTS:
         if layout.marker in state_dict:
             return layout
-    raise ValueError(
+    raise UserError(
         "the checkpoint is neither a released Panoptic SegFormer, which has entries bbox_head.*, nor an ImageNet "
         f"{', '.join(layout.name for layout in LAYOUTS)}, which have an entry "
         f"{' or '.join(layout.marker for layout in LAYOUTS)}; its first are {', '.join(list(state_dict)[:3])}"

@@ -1,4 +1,4 @@
-"""Renaming the entries of a state dict by a literal table, with every entry accounted for."""
+"""Rename the entries of a state dict by a literal table; each entry must match."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from torch import Tensor
+
+from psf.errors import UserError
 
 __all__ = ["count_matches", "is_match", "rename"]
 
@@ -18,7 +20,7 @@ def rename(
     *,
     source: str,
 ) -> dict[str, Tensor]:
-    """Give each entry its name of the table.
+    """Rename each entry by the table.
 
     In a pattern "#" stands for a number and "*" for the rest of the name; in the new name each stands for the same.
     The first pattern that fits counts. Several new names: the entry is split into as many equal parts along its second
@@ -27,11 +29,11 @@ def rename(
     Args:
         state_dict: entries by their old names.
         table: pattern -> new name, or names.
-        dropped: patterns of entries that are left out on purpose.
-        source: what the entries come from, for the error message.
+        dropped: patterns of entries that are dropped on purpose.
+        source: name of the source, for the error message.
 
     Raises:
-        ValueError: naming the entries that neither `table` nor `dropped` knows, or two that get one name.
+        UserError: naming entries that match neither `table` nor `dropped`, or two that get one name.
     """
     rules = [(_compiled(pattern), (names,) if isinstance(names, str) else names) for pattern, names in table.items()]
     unwanted = [_compiled(pattern) for pattern in dropped]
@@ -48,10 +50,10 @@ def rename(
         for name, part in zip(names, parts, strict=True):
             new = _filled(name, match)
             if new in renamed:
-                raise ValueError(f'{source}: "{old}" and another entry both mean "{new}"')
+                raise UserError(f'{source}: "{old}" and another entry both mean "{new}"')
             renamed[new] = part.contiguous()
     if unknown:
-        raise ValueError(f"{source}: {len(unknown)} entries are not known: {', '.join(unknown[:10])}")
+        raise UserError(f"{source}: {len(unknown)} unknown entries: {', '.join(unknown[:10])}")
     return renamed
 
 
@@ -61,7 +63,7 @@ def is_match(name: str, patterns: Iterable[str]) -> bool:
 
 
 def count_matches(names: Iterable[str], patterns: Iterable[str]) -> dict[str, int]:
-    """How many names each pattern fits; patterns that fit none are left out."""
+    """How many names each pattern fits; patterns without a match are omitted."""
     names = list(names)
     counts = {pattern: sum(is_match(name, [pattern]) for name in names) for pattern in patterns}
     return {pattern: count for pattern, count in counts.items() if count}

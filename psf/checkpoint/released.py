@@ -1,4 +1,4 @@
-"""Released Panoptic SegFormer checkpoints -> psf's names, as a literal table."""
+"""Convert released Panoptic SegFormer checkpoints to psf's names, by a literal table."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from psf.checkpoint.backbone_names import PVT_V2, RESNET, SWIN
+from psf.checkpoint.imagenet import PVT_V2, RESNET, SWIN
 from psf.checkpoint.name_table import rename
+from psf.errors import UserError
 
 __all__ = ["DROPPED", "convert_released"]
 
-# Which backbone a checkpoint holds shows in an entry that only it has.
+# Backbone -> an entry that only its checkpoints have.
 BACKBONES = {
     "backbone.layer1.0.conv1.weight": RESNET,
     "backbone.patch_embed1.proj.weight": PVT_V2,
@@ -19,14 +20,14 @@ BACKBONES = {
 }
 
 NECK = {
-    "neck.convs.#.conv.weight": "neck.projections.#.0.weight",
-    "neck.convs.#.gn.*": "neck.projections.#.1.*",
-    "neck.extra_convs.#.conv.weight": "neck.extra_projections.#.0.weight",
-    "neck.extra_convs.#.gn.*": "neck.extra_projections.#.1.*",
+    "neck.convs.#.conv.weight": "neck.input_proj.#.0.weight",
+    "neck.convs.#.gn.*": "neck.input_proj.#.1.*",
+    "neck.extra_convs.#.conv.weight": "neck.extra_input_proj.#.0.weight",
+    "neck.extra_convs.#.gn.*": "neck.extra_input_proj.#.1.*",
 }
 
 PIXEL_ENCODER = {
-    "transformer.level_embeds": "pixel_encoder.level_embedding",
+    "transformer.level_embeds": "pixel_encoder.level_embed",
     "transformer.encoder.layers.#.attentions.0.*": "pixel_encoder.layers.#.attention.*",
     "transformer.encoder.layers.#.norms.0.*": "pixel_encoder.layers.#.attention_norm.*",
     "transformer.encoder.layers.#.ffns.0.layers.0.0.*": "pixel_encoder.layers.#.feed_forward.fc1.*",
@@ -35,7 +36,7 @@ PIXEL_ENCODER = {
 }
 
 LOCATION_DECODER: dict[str, str | tuple[str, ...]] = {
-    "query_embedding.weight": ("location_decoder.position.weight", "location_decoder.content.weight"),
+    "query_embedding.weight": ("location_decoder.query_pos.weight", "location_decoder.query_feat.weight"),
     "transformer.reference_points.*": "location_decoder.reference_points.*",
     "transformer.decoder.layers.#.attentions.0.attn.*": "location_decoder.layers.#.self_attention.*",
     "transformer.decoder.layers.#.norms.0.*": "location_decoder.layers.#.self_attention_norm.*",
@@ -44,12 +45,12 @@ LOCATION_DECODER: dict[str, str | tuple[str, ...]] = {
     "transformer.decoder.layers.#.ffns.0.layers.0.0.*": "location_decoder.layers.#.feed_forward.fc1.*",
     "transformer.decoder.layers.#.ffns.0.layers.1.*": "location_decoder.layers.#.feed_forward.fc2.*",
     "transformer.decoder.layers.#.norms.2.*": "location_decoder.layers.#.feed_forward_norm.*",
-    "cls_branches.#.*": "location_decoder.class_heads.#.*",
-    "reg_branches.#.*": "location_decoder.location_heads.#.*",
+    "cls_branches.#.*": "location_decoder.class_embed.#.*",
+    "reg_branches.#.*": "location_decoder.bbox_embed.#.*",
 }
 
 STUFF: dict[str, str | tuple[str, ...]] = {
-    "stuff_query.weight": ("stuff_content.weight", "stuff_position.weight"),
+    "stuff_query.weight": ("stuff_query_feat.weight", "stuff_query_pos.weight"),
     "cls_stuff_branches.#.*": "stuff_classifier.layers.#.*",
 }
 
@@ -103,11 +104,11 @@ def convert_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         psf's names; each source entry is used once, or is one of `DROPPED`.
 
     Raises:
-        ValueError: if the backbone is none of the released ones, or naming the entries that the table does not know.
+        UserError: if the backbone is not a released one, or naming entries that are not in the table.
     """
     backbone = next((table for marker, table in BACKBONES.items() if marker in state_dict), None)
     if backbone is None:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint is no released Panoptic SegFormer: it has none of the entries {', '.join(BACKBONES)}"
         )
     table: dict[str, str | tuple[str, ...]] = {

@@ -1,19 +1,15 @@
-"""Images and their panoptic truth: reading, mapping for the model, and the generated shapes data sets."""
+"""Images and their panoptic ground truth: reading, mapping for the model, and the generated shapes datasets."""
 
 from psf.data.augmentations import build_augmentations
 from psf.data.builtin import register_builtin
-from psf.data.dataset_check import check_dataset, load_dataset
-from psf.data.images import in_format, read_image
+from psf.data.dataset_check import LargestCount, check_dataset, count_segments, largest_count, load_dataset
+from psf.data.images import as_picture, in_format, read_image, read_picture
+from psf.data.loaders import build_test_loader, check_sampler, without_empty_images
 from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
 from psf.data.panoptic_format import image_key
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
-from psf.data.panoptic_truth import PanopticLabels, compact, read_panoptic_ids, read_panoptic_labels
-from psf.data.pictures import as_picture, read_picture
+from psf.data.panoptic_labels import PanopticLabels, compact, read_panoptic_ids, read_panoptic_labels
 from psf.data.registration import PanopticSet, register_from_config, register_panoptic
-from psf.data.shapes import register_shapes
-from psf.data.shapes_scene import Scene, make_scene
-from psf.data.test_loader import build_test_loader
-from psf.data.thing_count import LargestCount, count_segments, largest_count
 
 __all__ = [
     "DATASET_MAPPER_REGISTRY",
@@ -21,12 +17,12 @@ __all__ = [
     "PanopticLabels",
     "PanopticMapper",
     "PanopticSet",
-    "Scene",
     "as_picture",
     "build_augmentations",
     "build_mapper",
     "build_test_loader",
     "check_dataset",
+    "check_sampler",
     "compact",
     "count_segments",
     "image_key",
@@ -34,7 +30,6 @@ __all__ = [
     "largest_count",
     "load_dataset",
     "load_panoptic_json",
-    "make_scene",
     "panoptic_metadata",
     "read_categories",
     "read_image",
@@ -45,8 +40,10 @@ __all__ = [
     "register_builtin",
     "register_from_config",
     "register_panoptic",
-    "register_shapes",
+    "without_empty_images",
 ]
+
+from psf.data.shapes import register_shapes
 
 register_builtin()
 register_shapes()

@@ -1,4 +1,4 @@
-"""The augmentations that the mappers choose from, of Detectron2's own parts and the INPUT keys."""
+"""Augmentations of the mappers, built from Detectron2's and the INPUT keys."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 
+from psf.errors import UserError
+
 __all__ = ["VOID_CLASS", "build_augmentations", "crop_and_color", "large_scale_jitter"]
 
-# What void is in the class map that the limited crop looks at; class k is k + 1 there.
+# Value of void in the class map for the crop with SINGLE_CATEGORY_MAX_AREA; class k is k + 1 there.
 VOID_CLASS = 0
 
 # Sides to which an image is resized before it is cropped (DETR's augmentation, as in the released training).
@@ -40,16 +42,16 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     """LSJ: flip, a random scale, then a square of INPUT.IMAGE_SIZE pixels, cropped or padded with gray and void.
 
-    Images of INPUT.FORMAT "BANDS" are padded with MODEL.PIXEL_MEAN, for there is no gray of unknown units.
+    Images of INPUT.FORMAT "BANDS" are padded with MODEL.PIXEL_MEAN, since gray has no meaning in unknown units.
 
     At scale 1 the image just fits into the square; the scale is uniform in [MIN_SCALE, MAX_SCALE]. Every image of a
     batch has the same size, so nothing else is padded.
     """
     keys = cfg.INPUT
     if not (0 < keys.MIN_SCALE <= keys.MAX_SCALE and keys.IMAGE_SIZE > 0):
-        raise ValueError(
+        raise UserError(
             f"INPUT.MIN_SCALE, MAX_SCALE and IMAGE_SIZE are {keys.MIN_SCALE}, {keys.MAX_SCALE} and {keys.IMAGE_SIZE}, "
-            "expected 0 < MIN_SCALE <= MAX_SCALE and a side of at least a pixel"
+            "expected 0 < MIN_SCALE <= MAX_SCALE and IMAGE_SIZE of at least a pixel"
         )
     side = keys.IMAGE_SIZE
     jitter = _ResizeScale(keys.MIN_SCALE, keys.MAX_SCALE, side, side)
@@ -62,14 +64,14 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
 def crop_and_color(cfg: CfgNode) -> list[T.Augmentation]:
     """As Cityscapes is trained on: flip, resize as in `build_augmentations`, crop every image, change its colours.
 
-    With CROP.ENABLED the crop is by CROP.TYPE and CROP.SIZE. A place is looked for, ten times at most, where no class
+    With CROP.ENABLED the crop is by CROP.TYPE and CROP.SIZE. Up to ten random crops are tried until no class
     takes more than CROP.SINGLE_CATEGORY_MAX_AREA of the crop's labelled pixels. Colours are changed with COLOR_AUG_SSD.
     """
     augmentations = [*_flip(cfg), _multi_scale(cfg)]
     if cfg.INPUT.CROP.ENABLED:
         largest = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
         if not 0 < largest <= 1:
-            raise ValueError(
+            raise UserError(
                 f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {largest}, expected a share in (0, 1]; 1: no limit"
             )
         crop = T.RandomCrop_CategoryAreaConstraint(
@@ -82,7 +84,7 @@ def crop_and_color(cfg: CfgNode) -> list[T.Augmentation]:
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'none', 'horizontal' or 'vertical'")
+        raise UserError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'none', 'horizontal' or 'vertical'")
     return [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
@@ -92,11 +94,11 @@ def _multi_scale(cfg: CfgNode) -> T.Augmentation:
 
 
 def _color(cfg: CfgNode) -> list[T.Augmentation]:
-    """Brightness, contrast and saturation, half of the time each, in the ranges of SSD; its hue is left as it is."""
+    """Brightness, contrast and saturation, half of the time each, in the ranges of SSD; without hue."""
     if not cfg.INPUT.COLOR_AUG_SSD:
         return []
     if len(cfg.MODEL.PIXEL_MEAN) != 3:
-        raise ValueError(
+        raise UserError(
             f"INPUT.COLOR_AUG_SSD is True, and images have {len(cfg.MODEL.PIXEL_MEAN)} channels (MODEL.PIXEL_MEAN), "
             "expected 3, which are colours: set it to False"
         )
@@ -105,10 +107,10 @@ def _color(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 class _Resize(T.ResizeTransform):
-    """Detectron2's, with Pillow for images of all channels and types, a band at a time.
+    """Detectron2's resize, with Pillow for any number of channels and any type, one band at a time.
 
-    Detectron2 has Pillow resize bytes alone, and Pillow takes the last of two or four channels for transparency, which
-    it multiplies the others by; other types go through torch, which skips pixels where an image becomes smaller.
+    Detectron2 uses Pillow for uint8 alone, and Pillow treats the last of two or four channels as transparency and
+    multiplies the others by it. Other types go through torch, which skips pixels when an image becomes smaller.
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
@@ -120,7 +122,7 @@ class _Resize(T.ResizeTransform):
 
 
 class _ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, which turns very long images into nothing: here no side becomes shorter than a pixel."""
+    """Detectron2's, with sides of at least one pixel: very long images would become empty."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
@@ -133,7 +135,7 @@ class _ResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class _ResizeScale(T.ResizeScale):
-    """Detectron2's, with the same care for very long images."""
+    """Detectron2's, with sides of at least one pixel."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]

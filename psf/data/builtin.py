@@ -1,7 +1,7 @@
 """ADE20K and Cityscapes, registered in Detectron2: psf_{ade20k,cityscapes}_panoptic_{train,val}.
 
-The plain names belong to other plugins. The files are those that datasets/prepare_*_panoptic.py write, or the scripts
-that these plugins name: both put them in the same places, below the folder of the variable DETECTRON2_DATASETS.
+Other plugins use the plain names. datasets/prepare_*_panoptic.py write the files to the same places as the scripts of
+those plugins, below the folder of the variable DETECTRON2_DATASETS.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = [
     "register_builtin",
 ]
 
-# What annotations/ of ADEChallengeData2016 says of a pixel: 1..150, in the order of the names; 0 is void.
+# Pixel values in annotations/ of ADEChallengeData2016: 1..150, in the order of the names; 0 is void.
 # fmt: off
 _ADE20K_STUFF_VALUES = frozenset({
     1, 2, 3, 4, 5, 6, 7, 10, 12, 14, 17, 18, 22, 26, 27, 29, 30, 35, 41, 47, 49, 52, 53, 55, 60, 61, 62, 64, 69, 78,
     80, 85, 92, 95, 97, 100, 101, 102, 106, 107, 110, 114, 115, 118, 123, 129, 132, 141, 142, 146,
 })
 # fmt: on
-# The red channel of annotations_instance/ counts the others: 1 is the first of these.
+# Thing k (from 1) in the red channel of annotations_instance/ -> its value in annotations/.
 ADE20K_THING_VALUES = tuple(value for value in range(1, 151) if value not in _ADE20K_STUFF_VALUES)
 
 
 class BuiltinPaths(NamedTuple):
-    """Where a set lies, by the names that metadata have for it."""
+    """Paths of a set, under the names of its metadata."""
 
     image_root: Path
     panoptic_json: Path
@@ -69,13 +69,13 @@ def ade20k_paths(root: Path, split: str) -> BuiltinPaths:
 
 def cityscapes_paths(root: Path, split: str) -> BuiltinPaths:
     """root: the folder with gtFine and leftImg8bit. split: "train" or "val"."""
-    truth = root / "gtFine"
+    gt = root / "gtFine"
     name = f"cityscapes_panoptic_{split}"
-    return BuiltinPaths(root / "leftImg8bit" / split, truth / f"{name}.json", truth / name)
+    return BuiltinPaths(root / "leftImg8bit" / split, gt / f"{name}.json", gt / name)
 
 
 def register_builtin() -> None:
-    """Register the sets that are not registered yet. Touches no file; DETECTRON2_DATASETS is read now."""
+    """Register the sets that are not registered yet. No file is read; the variable DETECTRON2_DATASETS is."""
     root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
     for split in ("train", "val"):
         paths = ade20k_paths(root / "ADEChallengeData2016", split)

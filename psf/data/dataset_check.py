@@ -1,31 +1,41 @@
-"""One clear error, before anything is loaded, where a data set is not as its metadata say."""
+"""Check a dataset against its metadata before anything is loaded."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["check_dataset", "load_dataset", "require_file"]
+from psf.errors import UserError
+
+__all__ = [
+    "LargestCount",
+    "check_dataset",
+    "count_segments",
+    "largest_count",
+    "load_dataset",
+    "require_file",
+]
 
 
 def check_dataset(name: str) -> None:
-    """Check that a registered data set's folders and JSON files are there.
+    """Check that a registered dataset's folders and JSON files are there.
 
-    Looks at the metadata alone (image_root, panoptic_root, panoptic_json; for Detectron2's "separated" and instance
-    sets also sem_seg_root and json_file), so it costs nothing on a large set. Sets that psf generates need no files.
+    Only paths in the metadata are checked (image_root, panoptic_root, panoptic_json; for Detectron2's "separated" and
+    instance sets also sem_seg_root and json_file), which is fast on large sets. Sets that psf generates need no files.
 
     Raises:
-        ValueError: if no set has that name, or naming each missing path and where it comes from.
+        UserError: if no set has that name, or naming each missing path and where it comes from.
     """
     if name not in DatasetCatalog:
         similar = get_close_matches(name, DatasetCatalog.keys(), n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else f"known are {', '.join(sorted(DatasetCatalog))}"
-        raise ValueError(f"no data set is registered as {name!r} (DATASETS.TRAIN, DATASETS.TEST); {hint}")
+        raise UserError(f"no dataset is registered as {name!r} (DATASETS.TRAIN, DATASETS.TEST); {hint}")
     metadata = MetadataCatalog.get(name)
     if metadata.get("is_generated", False):
         return
@@ -40,14 +50,14 @@ def check_dataset(name: str) -> None:
     missing = [(key, path) for key, path in paths if not PathManager.exists(path)]
     if missing:
         texts = ", ".join(f"{path} ({key})" for key, path in missing)
-        raise ValueError(f"data set {name!r} is incomplete, missing: {texts}. {_where_to_look(missing[0][1])}")
+        raise UserError(f"dataset {name!r} is incomplete, missing: {texts}. {_where_to_look(missing[0][1])}")
 
 
 def load_dataset(name: str) -> list[dict[str, Any]]:
-    """Check a data set and load its dicts, which may be given as `dataset=` to Detectron2's loaders.
+    """Check a dataset and load its dicts, which may be given as `dataset=` to Detectron2's loaders.
 
     Raises:
-        ValueError: as `check_dataset`; or if its JSON is damaged, has categories that the metadata do not know, or
+        UserError: as `check_dataset`; or if its JSON is damaged, has categories that the metadata do not list, or
             names files that are not there; or if it lists no image.
     """
     check_dataset(name)
@@ -56,30 +66,67 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
     try:
         dicts = DatasetCatalog.get(name)
     except json.JSONDecodeError as error:
-        raise ValueError(f"data set {name!r}: {source} is not a valid JSON file ({error})") from error
+        raise UserError(f"dataset {name!r}: {source} is not a valid JSON file ({error})") from error
     except KeyError as error:
-        raise ValueError(
-            f"data set {name!r}: {error.args[0]!r} in {source} is a category id that its metadata do not list, or a "
-            "key that the JSON lacks; the JSON must be of the kind that the data set was registered for"
+        raise UserError(
+            f"dataset {name!r}: {error.args[0]!r} in {source} is a category id that its metadata do not list, or a "
+            "key that is missing in the JSON; the JSON must be of the kind that the dataset was registered for"
         ) from error
-    except AssertionError as error:  # how Detectron2 says that the first image or PNG is not there
-        raise ValueError(f"data set {name!r}: {error} of {source} is missing. {_where_to_look(str(error))}") from error
+    except AssertionError as error:  # Detectron2 raises it where the first image or PNG is missing
+        raise UserError(f"dataset {name!r}: {error} of {source} is missing. {_where_to_look(str(error))}") from error
     if not dicts:
-        raise ValueError(f"data set {name!r}: {source} lists no image")
+        raise UserError(f"dataset {name!r}: {source} lists no image")
     return dicts
 
 
 def require_file(path: str) -> None:
-    """Raise a ValueError that names the path and where it comes from, if a data set's file is missing."""
+    """Raise a UserError that names the path and where it comes from, if a dataset's file is missing."""
     if not PathManager.isfile(path):
-        raise ValueError(f"{path}: this file of a data set is missing. {_where_to_look(path)}")
+        raise UserError(f"{path}: this file of a dataset is missing. {_where_to_look(path)}")
 
 
 def _where_to_look(path: str) -> str:
-    """Where the path of a missing file or folder comes from."""
+    """A hint where the path of a missing file or folder comes from."""
     named = os.environ.get("DETECTRON2_DATASETS")
     root = os.path.abspath(os.path.expanduser(named or "datasets"))
     if not os.path.abspath(path).startswith(os.path.join(root, "")):
-        return "Are the paths that it was registered with right, and in this order: --register NAME=JSON,PNGS,IMAGES?"
+        return "Check the paths and their order in --register NAME=JSON,PNGS,IMAGES."
     state = f"is {named!r}" if named else "is not set, which means the folder 'datasets' where the command runs"
-    return f"Detectron2 looks for its own data sets under the variable DETECTRON2_DATASETS, which {state}."
+    return f"Detectron2 looks for its own datasets under the variable DETECTRON2_DATASETS, which {state}."
+
+
+class LargestCount(NamedTuple):
+    """The image with the most segments."""
+
+    num_segments: int
+    image: str  # its file name, or its id
+
+
+def count_segments(dataset_dict: Mapping[str, Any], *, stuff: bool = False) -> int | None:
+    """Number of things of an image, crowds excluded.
+
+    Args:
+        dataset_dict: Detectron2's, with `segments_info` or `annotations`.
+        stuff: count the stuff classes of `segments_info`, too: joint queries (table 8) are matched to both.
+
+    Returns:
+        None if the dict has neither of the two keys, as those of the generated shapes.
+    """
+    if "segments_info" in dataset_dict:
+        segments = [one for one in dataset_dict["segments_info"] if not one.get("iscrowd", 0)]
+        things = sum(bool(one.get("isthing", True)) for one in segments)
+        classes = {one["category_id"] for one in segments if not one.get("isthing", True)}
+        return things + (len(classes) if stuff else 0)
+    if "annotations" in dataset_dict:
+        return sum(not one.get("iscrowd", 0) for one in dataset_dict["annotations"])
+    return None
+
+
+def largest_count(dicts: Iterable[Mapping[str, Any]], *, stuff: bool = False) -> LargestCount | None:
+    """The first image with the most things; None if no dict lists its segments. `stuff` as for `count_segments`."""
+    largest: LargestCount | None = None
+    for one in dicts:
+        count = count_segments(one, stuff=stuff)
+        if count is not None and (largest is None or count > largest.num_segments):
+            largest = LargestCount(count, str(one.get("file_name", one.get("image_id", "?"))))
+    return largest

@@ -1,4 +1,4 @@
-"""Image files of any common kind -> (H, W, C) in INPUT.FORMAT."""
+"""Read image files of any common format as (H, W, C) in INPUT.FORMAT."""
 
 from __future__ import annotations
 
@@ -7,20 +7,32 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-from psf.data.bands import as_numbers, image_bands, is_deep, load_array, opencv_bands
+from psf.errors import UserError
 
-__all__ = ["in_format", "open_image", "read_image"]
+__all__ = [
+    "as_numbers",
+    "as_picture",
+    "image_bands",
+    "in_format",
+    "is_deep",
+    "load_array",
+    "open_image",
+    "opencv_bands",
+    "read_image",
+    "read_picture",
+]
 
 # What Pillow raises, while it opens or decodes, on files that are cut off, damaged or not images.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: str, format: str = "BGR", num_channels: int | None = None) -> np.ndarray:
-    """Read an image in INPUT.FORMAT, turned as its EXIF orientation says.
+    """Read an image in INPUT.FORMAT, rotated by its EXIF orientation.
 
     "BGR", "RGB" and "L" (gray) have 8 bits: gray, palette, 1-bit and CMYK images become colour, colour becomes gray.
     Transparency is dropped, not composited (as in Detectron2). 16-bit gray is rescaled from 0..65535, 32-bit integers
@@ -33,19 +45,19 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
     Args:
         path: anything that Detectron2's PathManager opens.
         format: "BGR", "RGB", "L" or "BANDS".
-        num_channels: that the model takes; None: any. Matters to "BANDS", the others have 3, 3 and 1.
+        num_channels: expected number of channels of "BANDS"; None: any. The other formats have 3, 3 and 1.
 
     Returns:
         (H, W, C), contiguous and writable: uint8, or float32 of "BANDS" of any other type.
 
     Raises:
-        ValueError: naming the file, if it is missing, empty, corrupt, holds a value that is not finite, or has another
+        UserError: naming the file, if it is missing, empty, corrupt, holds a value that is not finite, or has another
             number of channels; or naming INPUT.FORMAT, if that is none of the four.
     """
     if format == "BANDS":
         bands = _read_bands(path)
         if num_channels not in (None, bands.shape[2]):
-            raise ValueError(
+            raise UserError(
                 f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, as many as MODEL.PIXEL_MEAN "
                 'has numbers (INPUT.FORMAT is "BANDS")'
             )
@@ -54,15 +66,15 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
         image = _upright(image, path)
         if image.mode == "F" or image.mode.startswith("I"):
             image = Image.fromarray(_to_8_bit(np.asarray(image), path))
-        # A palette may hold its transparency as bytes, which Pillow turns into RGBA alone without a warning.
+        # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
         pixels = np.asarray(image.convert("RGBA" if image.mode == "P" else "RGB"))[..., :3]
     return in_format(pixels, format)
 
 
 def in_format(pixels: np.ndarray, format: str) -> np.ndarray:
-    """(H, W, 3) in RGB -> a copy in "RGB" or "BGR", or (H, W, 1) in "L"; a ValueError that names INPUT.FORMAT else."""
+    """(H, W, 3) in RGB -> a copy in "RGB" or "BGR", or (H, W, 1) in "L"; a UserError naming INPUT.FORMAT otherwise."""
     if format not in ("BGR", "RGB", "L"):
-        raise ValueError(f"INPUT.FORMAT is {format!r}, expected 'BGR', 'RGB' or 'L' for a picture of 3 channels")
+        raise UserError(f"INPUT.FORMAT is {format!r}, expected 'BGR', 'RGB' or 'L' for a picture of 3 channels")
     if format == "L":
         return np.array(Image.fromarray(pixels).convert("L"))[..., None]
     return (pixels if format == "RGB" else pixels[..., ::-1]).copy()
@@ -70,15 +82,15 @@ def in_format(pixels: np.ndarray, format: str) -> np.ndarray:
 
 @contextmanager
 def open_image(path: str) -> Iterator[Image.Image]:
-    """Open and decode an image file with Pillow, or raise a ValueError that names it."""
+    """Open and decode an image file with Pillow, or raise a UserError that names it."""
     try:
         with PathManager.open(path, "rb") as file:
             image = Image.open(file)
             image.load()
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such image file") from error
+        raise UserError(f"{path}: no such image file") from error
     except _DECODING_ERRORS as error:
-        raise ValueError(f"{path}: empty, corrupt or not an image ({error})") from error
+        raise UserError(f"{path}: empty, corrupt or not an image ({error})") from error
     yield image
 
 
@@ -94,7 +106,7 @@ def _upright(image: Image.Image, path: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except (*_DECODING_ERRORS, KeyError, TypeError):
-        # Cameras write broken EXIF blocks; the pixels are good all the same.
+        # Cameras write broken EXIF blocks; the pixels are still valid.
         logging.getLogger(__name__).warning("%s: broken EXIF block, orientation ignored", path)
         return image
 
@@ -103,10 +115,129 @@ def _to_8_bit(values: np.ndarray, path: str) -> np.ndarray:
     """(H, W) integers or floats -> uint8, over the range that `read_image` documents."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError(f"{path}: the image holds values that are not finite")
+        raise UserError(f"{path}: the image holds values that are not finite")
     if values.dtype.kind in "iu":
         low, high = 0.0, max(high, 65535.0)
     elif low >= 0 and high <= 255:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
     scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
     return scaled.clip(0, 255).round().astype(np.uint8)
+
+
+# Pillow's modes whose channels are those of the file.
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")
+# In PNG: byte 24 is the depth, byte 25 the kind of pixel; OpenCV's channels in the file's order, by kind.
+_PNG_KINDS = {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA = 258, 262, 277, 284, 338
+_RGB_PHOTOMETRIC, _CONTIGUOUS, _PREMULTIPLIED = 2, 1, 1
+_ORIENTATION = 0x0112  # of EXIF
+_WAY_OUT = 'save its array as a .npy file, (H, W) or (H, W, C), for INPUT.FORMAT "BANDS"'
+
+
+def load_array(path: str) -> np.ndarray:
+    """(H, W) or (H, W, C) of a .npy file -> (H, W, C), of the file's type."""
+    try:
+        array = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such image file") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: empty, corrupt or not an array of numbers ({error})") from error
+    if array.ndim not in (2, 3) or not array.size:
+        raise UserError(f"{path}: the array has shape {array.shape}, expected (H, W) or (H, W, C), and none empty")
+    return np.atleast_3d(np.array(array))
+
+
+def is_deep(image: Image.Image, path: str) -> bool:
+    """Whether Pillow changes the numbers of this file's channels and OpenCV does not.
+
+    Raises:
+        UserError: naming the file, if both change them.
+    """
+    if image.format == "PNG":
+        with PathManager.open(path, "rb") as file:
+            depth, kind = file.read(26)[24:]
+        return depth == 16 and kind in _PNG_KINDS
+    if image.format != "TIFF":
+        return False
+    tags = image.tag_v2  # type: ignore[attr-defined]  # of Pillow's TIFF images alone
+    samples, extra = tags.get(_SAMPLES, 1), tags.get(_EXTRA, ())
+    is_same = samples == 1 or (len(image.getbands()) == samples and max(tags[_BITS]) == 8)
+    if is_same and _PREMULTIPLIED not in extra:
+        return False
+    layout = (tags.get(_PHOTOMETRIC), tags.get(_PLANAR, _CONTIGUOUS))
+    if layout != (_RGB_PHOTOMETRIC, _CONTIGUOUS) or samples not in (3, 4):
+        raise UserError(f"{path}: neither Pillow nor OpenCV reads the {samples} channels of this TIFF; {_WAY_OUT}")
+    return True
+
+
+def opencv_bands(image: Image.Image, path: str) -> np.ndarray:
+    """(H, W, C) of a file that is deep, in the file's order."""
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        raise UserError(f"{path}: an image of 16 bits to be turned by its EXIF orientation; {_WAY_OUT}")
+    with PathManager.open(path, "rb") as file:
+        data = np.frombuffer(file.read(), np.uint8)
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise UserError(f"{path}: OpenCV cannot decode it ({error}); {_WAY_OUT}") from error
+    if pixels is None:
+        raise UserError(f"{path}: OpenCV cannot decode it; {_WAY_OUT}")
+    kind = data[25] if image.format == "PNG" else {3: 2, 4: 6}[pixels.shape[2]]
+    return pixels[..., _PNG_KINDS[int(kind)]]
+
+
+def image_bands(image: Image.Image, path: str) -> np.ndarray:
+    """(H, W, C) of an image read by Pillow; 0 and 255 for 1-bit images, colours for a palette."""
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode == "P":  # transparency is not a band
+        return np.asarray(image.convert("RGBA"))[..., :3]
+    if image.mode not in _PLAIN_MODES and not image.mode.startswith("I;16"):
+        raise UserError(f"{path}: Pillow reads it as {image.mode}, whose channels are not the file's; {_WAY_OUT}")
+    return np.atleast_3d(np.asarray(image))
+
+
+def as_numbers(bands: np.ndarray, path: str) -> np.ndarray:
+    """(H, W, C) numbers of any type -> uint8 as they are, all others as float32; contiguous and writable."""
+    if bands.dtype.kind not in "buif":
+        raise UserError(f"{path}: the array is of {bands.dtype}, expected real numbers")
+    with np.errstate(over="ignore"):  # such a number becomes infinite and is refused below
+        numbers = np.array(bands, np.uint8 if bands.dtype in (np.uint8, np.bool_) else np.float32, order="C")
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{path}: the image holds values that are not finite, as 32-bit floats")
+    return numbers
+
+
+def as_picture(image: np.ndarray, format: str) -> np.ndarray:
+    """An image as a picture in colour.
+
+    Of "BANDS" the first three are shown as red, green and blue; where there are fewer, the first in gray. Bands that
+    are not uint8 are stretched, each from its minimum..maximum to 0..255.
+
+    Args:
+        image: (H, W, C), as `read_image` gives it.
+        format: its INPUT.FORMAT.
+
+    Returns:
+        (H, W, 3) uint8 in RGB order, contiguous.
+    """
+    shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if format == "BGR":
+        shown = shown[..., ::-1]
+    if format == "BANDS" and shown.dtype != np.uint8:
+        numbers = shown.astype(np.float64)
+        low, high = numbers.min(axis=(0, 1)), numbers.max(axis=(0, 1))
+        shown = ((numbers - low) / np.where(high > low, high - low, 1) * 255).round()
+    return np.ascontiguousarray(shown, dtype=np.uint8)
+
+
+def read_picture(path: str) -> np.ndarray:
+    """Read an image file as an (H, W, 3) uint8 picture in RGB order; of a .npy array, what `as_picture` shows.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    if path.lower().endswith(".npy"):
+        return as_picture(read_image(path, "BANDS"), "BANDS")
+    return read_image(path, "RGB")

@@ -1,4 +1,4 @@
-"""Data set dict -> what the model takes: the image and, in training, a compact label map with its segments."""
+"""Map a dataset dict to an input of the model: the image and, in training, a compact label map with its segments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from detectron2.utils.registry import Registry
 from psf.data.augmentations import VOID_CLASS, build_augmentations, crop_and_color, large_scale_jitter
 from psf.data.dataset_check import require_file
 from psf.data.images import in_format, read_image
-from psf.data.panoptic_truth import PanopticLabels, compact_with_boxes, read_panoptic_labels
-from psf.data.shapes_scene import make_scene
+from psf.data.panoptic_labels import PanopticLabels, compact_with_boxes, read_panoptic_labels
+from psf.data.shapes.scene import make_scene
+from psf.errors import UserError
 
 __all__ = ["DATASET_MAPPER_REGISTRY", "PanopticMapper", "build_mapper"]
 
@@ -27,12 +28,12 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dic
     """Build the mapper that INPUT.DATASET_MAPPER_NAME names.
 
     Raises:
-        ValueError: naming that key and the known mappers, if there is none of that name.
+        UserError: naming that key and the known mappers, if there is none of that name.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in DATASET_MAPPER_REGISTRY:
         known = ", ".join(sorted(key for key, _ in DATASET_MAPPER_REGISTRY))
-        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of: {known}")
+        raise UserError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of: {known}")
     return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)
 
 
@@ -42,10 +43,10 @@ class PanopticMapper:
     Takes Detectron2's dicts with `file_name`, and in training `pan_seg_file_name` and `segments_info` (id,
     category_id, isthing, iscrowd); or `psf_scene`, the arguments of a scene to be made.
 
-    Returns, in training: image (C, H, W) in INPUT.FORMAT, uint8, or float32 of bands that are not; height and width of
+    Returns, in training: image (C, H, W) in INPUT.FORMAT, uint8, or float32 for other bands; height and width of
     the file; file_name; image_id; panoptic_labels (H, W) integers, 0 is void and k > 0 the segment with that id;
-    segments_info, a list of {"id": 1..S, "category_id", "isthing", "iscrowd"} with those alone that the augmentation
-    left in the image; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. Masks are made on the
+    segments_info, a list of {"id": 1..S, "category_id", "isthing", "iscrowd"} of the segments that are left after the
+    augmentation; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. Masks are made on the
     model's device.
     At test: the dict itself, with image, height and width.
     """
@@ -61,10 +62,10 @@ class PanopticMapper:
     ):
         """
         Args:
-            is_train: whether to return the truth.
+            is_train: whether to return the ground truth.
             augmentations: applied to the image and, nearest, to the label map.
             image_format: "RGB", "BGR", "L" or "BANDS", see `read_image`.
-            num_channels: of the model; None: of "BANDS", any number is taken.
+            num_channels: of the model; None: any number of "BANDS".
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -80,42 +81,42 @@ class PanopticMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one dict, which stays as it is.
+        """Map one dict, without changing it.
 
         Raises:
-            ValueError: naming the file, if one is missing or damaged or image and truth do not fit each other.
+            UserError: naming the file, if one is missing or damaged or image and ground truth do not fit each other.
         """
-        image, truth = self.read(dataset_dict)
+        image, gt = self.read(dataset_dict)
         output = {"height": image.shape[0], "width": image.shape[1], **dataset_dict}
-        inputs = T.AugInput(image) if truth is None else _ImageAndClasses(image, truth)
+        inputs = T.AugInput(image) if gt is None else _ImageAndClasses(image, gt)
         transforms = self.augmentations(inputs)
         output["image"] = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
-        if truth is None:
+        if gt is None:
             return output
-        truth, boxes = transform_truth(transforms, truth)
+        gt, boxes = transform_gt(transforms, gt)
         output = {key: output[key] for key in ("image", "height", "width", "file_name", "image_id")}
-        output["panoptic_labels"] = torch.from_numpy(np.require(truth.labels, requirements=["C", "W"]))
+        output["panoptic_labels"] = torch.from_numpy(np.require(gt.labels, requirements=["C", "W"]))
         output["panoptic_boxes_xyxy_px"] = torch.from_numpy(boxes)
-        output["segments_info"] = truth.segments
+        output["segments_info"] = gt.segments
         return output
 
     def read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
-        """The image as it is in its file, and in training its truth; what is wrong with them is raised here."""
-        image, truth = self._read(dataset_dict)
+        """The image as it is in its file, and in training its ground truth; errors of both are raised here."""
+        image, gt = self._read(dataset_dict)
         height, width = image.shape[:2]
-        said = dataset_dict.get("width", width), dataset_dict.get("height", height)
-        if said != (width, height):
-            raise ValueError(
-                f"{dataset_dict.get('file_name')} is {_size(image)} pixels, but the JSON of its data set says "
-                f"{said[0]} x {said[1]} (width x height): correct it there, tools/validate_dataset.py --fix does"
+        listed = dataset_dict.get("width", width), dataset_dict.get("height", height)
+        if listed != (width, height):
+            raise UserError(
+                f"{dataset_dict.get('file_name')} is {_size(image)} pixels, but the JSON of its dataset has "
+                f"{listed[0]} x {listed[1]} (width x height); psf validate --fix corrects the JSON"
             )
-        return image, truth
+        return image, gt
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
         if "psf_scene" in dataset_dict:
             scene = make_scene(**dataset_dict["psf_scene"])
-            truth = PanopticLabels(scene.labels, scene.segments) if self.is_train else None
-            return in_format(scene.image, self.image_format), truth
+            gt = PanopticLabels(scene.labels, scene.segments) if self.is_train else None
+            return in_format(scene.image, self.image_format), gt
 
         file_name = dataset_dict["file_name"]
         require_file(file_name)
@@ -123,19 +124,19 @@ class PanopticMapper:
         if not self.is_train:
             return image, None
         if "pan_seg_file_name" not in dataset_dict or "segments_info" not in dataset_dict:
-            raise ValueError(
-                f"{file_name}: no panoptic truth (pan_seg_file_name and segments_info) in its data set's dicts; give "
+            raise UserError(
+                f"{file_name}: no panoptic ground truth (pan_seg_file_name, segments_info) in its dataset dict; give "
                 'DATASETS.TRAIN a panoptic set with annotations, such as "coco_2017_train_panoptic", or use another '
                 "INPUT.DATASET_MAPPER_NAME"
             )
         require_file(dataset_dict["pan_seg_file_name"])
-        truth = read_panoptic_labels(dataset_dict["pan_seg_file_name"], dataset_dict["segments_info"])
-        if truth.labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"{dataset_dict['pan_seg_file_name']} is {_size(truth.labels)} pixels, but its image {file_name} "
+        gt = read_panoptic_labels(dataset_dict["pan_seg_file_name"], dataset_dict["segments_info"])
+        if gt.labels.shape != image.shape[:2]:
+            raise UserError(
+                f"{dataset_dict['pan_seg_file_name']} is {_size(gt.labels)} pixels, but its image {file_name} "
                 f"is {_size(image)} (width x height)"
             )
-        return image, truth
+        return image, gt
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -147,6 +148,11 @@ def psf_panoptic(cfg: CfgNode, is_train: bool) -> PanopticMapper:
 @DATASET_MAPPER_REGISTRY.register()
 def psf_panoptic_lsj(cfg: CfgNode, is_train: bool) -> PanopticMapper:
     """Large-scale jitter (`large_scale_jitter`)."""
+    if is_train and cfg.INPUT.CROP.ENABLED:
+        raise UserError(
+            'INPUT.CROP.ENABLED is True: INPUT.DATASET_MAPPER_NAME "psf_panoptic_lsj" crops to INPUT.IMAGE_SIZE; set '
+            "CROP.ENABLED to False"
+        )
     return PanopticMapper(cfg, True, augmentations=large_scale_jitter(cfg)) if is_train else psf_panoptic(cfg, False)
 
 
@@ -157,11 +163,11 @@ def psf_panoptic_cityscapes(cfg: CfgNode, is_train: bool) -> PanopticMapper:
 
 
 class _ImageAndClasses:
-    """An image for Detectron2's augmentations; its class map is made when one of them asks for `sem_seg`."""
+    """An image for Detectron2's augmentations; its class map is made when one of them reads `sem_seg`."""
 
-    def __init__(self, image: np.ndarray, truth: PanopticLabels) -> None:
+    def __init__(self, image: np.ndarray, gt: PanopticLabels) -> None:
         self.image = image
-        self._truth = truth
+        self._gt = gt
         self._transforms = T.TransformList([])
 
     def transform(self, transform: T.Transform) -> None:
@@ -171,17 +177,17 @@ class _ImageAndClasses:
     @property
     def sem_seg(self) -> np.ndarray:
         """(H, W) of the image as it is now: VOID_CLASS, or 1 + the category id."""
-        classes = [VOID_CLASS, *(segment["category_id"] + 1 for segment in self._truth.segments)]
-        return np.array(classes)[_apply_to_labels(self._transforms, self._truth.labels)]
+        classes = [VOID_CLASS, *(segment["category_id"] + 1 for segment in self._gt.segments)]
+        return np.array(classes)[_apply_to_labels(self._transforms, self._gt.labels)]
 
 
-def transform_truth(transforms: T.TransformList, truth: PanopticLabels) -> tuple[PanopticLabels, np.ndarray]:
-    """What the image's transforms leave of the truth, and its boxes: see `compact_with_boxes`."""
-    return compact_with_boxes(_apply_to_labels(transforms, truth.labels), truth.segments)
+def transform_gt(transforms: T.TransformList, gt: PanopticLabels) -> tuple[PanopticLabels, np.ndarray]:
+    """Apply an image's transforms to its ground truth; returns it with its boxes, see `compact_with_boxes`."""
+    return compact_with_boxes(_apply_to_labels(transforms, gt.labels), gt.segments)
 
 
 def _apply_to_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
-    """Detectron2 resizes bytes with Pillow and other types with torch, whose "nearest" lies half a pixel off."""
+    """Transform byte by byte: Detectron2 resizes other types with torch, whose "nearest" is half a pixel off."""
     if labels.dtype == np.uint8:
         return transforms.apply_segmentation(labels)
     shifts = range(0, 8 * labels.itemsize, 8)

@@ -1,48 +1,87 @@
-"""What the entries of a panoptic JSON have to be: the loader refuses what the validator names."""
+"""The JSON schema of panoptic datasets: one set of checks for the loader, the validator and the converters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["NEEDED", "SINGULAR", "Problem", "find_problems", "image_key", "is_integer"]
+from psf.errors import UserError
+
+__all__ = [
+    "FLAG",
+    "IMAGE_ID",
+    "INTEGER",
+    "LIST",
+    "SCHEMA",
+    "SIDE",
+    "SINGULAR",
+    "TEXT",
+    "Kind",
+    "Problem",
+    "are_coordinates",
+    "find_problem",
+    "find_problems",
+    "image_key",
+    "is_integer",
+    "shorten",
+    "take",
+]
+
+# In pixels. A larger number is a mistake, and drawing a polygon that far away would take minutes.
+_MAX_COORDINATE = 1_000_000
+_MAX_SHOWN = 60  # characters of a value in a message
 
 
-class _Rule(NamedTuple):
-    is_met: Callable[[Any], bool]
+class Kind(NamedTuple):
+    """A kind of value: its description for messages, and a test."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+class Problem(NamedTuple):
+    """key: of the entry, "" for the entry as a whole. text: found and expected; it follows "PLACE: "."""
+
+    key: str
+    is_missing: bool
     text: str
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is a whole number; `true`, which Python takes for 1, is none."""
+    """Whether a value is a whole number; `true`, which Python counts as 1, is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_integer(value) or isinstance(value, float)
+
+
+def _is_side(value: Any) -> bool:
+    return _is_number(value) and 1 <= value <= _MAX_COORDINATE and value % 1 == 0  # some programs write 40.0
 
 
 def _is_color(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_is_number(one) and 0 <= one <= 255 for one in value)
 
 
-_INTEGER = _Rule(is_integer, "a whole number")
-_IMAGE_ID = _Rule(lambda value: is_integer(value) or isinstance(value, str), "a whole number or a text")
-_TEXT = _Rule(lambda value: isinstance(value, str) and value != "", "a text")
-_SIDE = _Rule(lambda value: is_integer(value) and value > 0, "pixels, a whole number above 0")
-# "0" is none: it would be true.
-_FLAG = _Rule(lambda value: isinstance(value, int) and value in (0, 1), "0 or 1 (or false or true)")
-_NUMBER = _Rule(_is_number, "a number of pixels")
-_COLOR = _Rule(_is_color, "[red, green, blue], each 0 to 255")
-_LIST = _Rule(lambda value: isinstance(value, list), "a list")
+INTEGER = Kind("a whole number", is_integer)
+IMAGE_ID = Kind("a whole number or a text", lambda value: is_integer(value) or isinstance(value, str))
+TEXT = Kind("a text", lambda value: isinstance(value, str) and value != "")
+SIDE = Kind(f"a whole number of pixels from 1 to {_MAX_COORDINATE}", _is_side)
+# "0" is refused: Python would read it as true.
+FLAG = Kind("0 or 1 (or false or true)", lambda value: isinstance(value, int) and value in (0, 1))
+LIST = Kind("a list", lambda value: isinstance(value, list))
+_NUMBER = Kind("a number of pixels", _is_number)
+_COLOR = Kind("[red, green, blue], each 0 to 255", _is_color)
 
-NEEDED = {
-    "categories": {"id": _INTEGER, "name": _TEXT, "isthing": _FLAG},
-    "images": {"id": _IMAGE_ID, "file_name": _TEXT, "height": _SIDE, "width": _SIDE},
-    "annotations": {"image_id": _IMAGE_ID, "file_name": _TEXT, "segments_info": _LIST},
-    "segments_info": {"id": _INTEGER, "category_id": _INTEGER},
+# List in the JSON -> required keys of its entries.
+SCHEMA = {
+    "categories": {"id": INTEGER, "name": TEXT, "isthing": FLAG},
+    "images": {"id": IMAGE_ID, "file_name": TEXT, "height": SIDE, "width": SIDE},
+    "annotations": {"image_id": IMAGE_ID, "file_name": TEXT, "segments_info": LIST},
+    "segments_info": {"id": INTEGER, "category_id": INTEGER},
 }
-_OPTIONAL = {"categories": {"color": _COLOR}, "segments_info": {"iscrowd": _FLAG, "area": _NUMBER}}
+_OPTIONAL = {"categories": {"color": _COLOR}, "segments_info": {"iscrowd": FLAG, "area": _NUMBER}}
 SINGULAR = {
     "categories": "category",
     "images": "image",
@@ -51,36 +90,51 @@ SINGULAR = {
 }
 
 
-class Problem(NamedTuple):
-    """key: of the entry, "" for the entry as a whole. is_lacking: it is not there. text: what is wrong with it."""
-
-    key: str
-    is_lacking: bool
-    text: str
+def find_problem(entry: Any, key: str, kind: Kind) -> Problem | None:
+    """Check one key of an entry; None if its value is of the kind."""
+    if not isinstance(entry, dict):
+        return Problem("", False, f"found {shorten(entry)}, expected an object with {key!r}")
+    if key not in entry:
+        return Problem(key, True, f"{key!r} is missing, expected {kind.expected}")
+    if not kind.accepts(entry[key]):
+        return Problem(key, False, f"{key!r} is {shorten(entry[key])}, expected {kind.expected}")
+    return None
 
 
 def find_problems(name: str, entry: Any) -> list[Problem]:
-    """What is wrong with one entry of the list `name` ("categories", "images", "annotations", "segments_info")."""
+    """Check one entry of the list `name` (a key of SCHEMA) against the schema."""
     if not isinstance(entry, dict):
-        return [Problem("", False, f"is {_short(entry)}, expected an entry with {', '.join(NEEDED[name])}")]
-    problems = []
-    for key, rule in NEEDED[name].items():
-        if key not in entry:
-            problems.append(Problem(key, True, f"lacks {key}"))
-        elif not rule.is_met(entry[key]):
-            problems.append(Problem(key, False, f"{key} is {_short(entry[key])}, expected {rule.text}"))
-    for key, rule in _OPTIONAL.get(name, {}).items():
-        if key in entry and not rule.is_met(entry[key]):
-            problems.append(Problem(key, False, f"{key} is {_short(entry[key])}, expected {rule.text}"))
-    return problems
+        return [Problem("", False, f"found {shorten(entry)}, expected an object with {', '.join(SCHEMA[name])}")]
+    optional = {key: kind for key, kind in _OPTIONAL.get(name, {}).items() if key in entry}
+    problems = (find_problem(entry, key, kind) for key, kind in (SCHEMA[name] | optional).items())
+    return [problem for problem in problems if problem is not None]
+
+
+def take(entry: Any, key: str, kind: Kind, place: str) -> Any:
+    """entry[key].
+
+    Raises:
+        UserError: a message that begins with `place`, if the key is missing or its value is of another kind.
+    """
+    if problem := find_problem(entry, key, kind):
+        raise UserError(f"{place}: {problem.text}")
+    return entry[key]
+
+
+def are_coordinates(values: Any) -> bool:
+    """Whether a value is a list of finite numbers, none of them larger than any image."""
+    return isinstance(values, list) and all(
+        _is_number(value) and -_MAX_COORDINATE <= value <= _MAX_COORDINATE for value in values
+    )
 
 
 def image_key(image_id: int | str) -> int | str:
-    """The image id as a number where it is one: some JSONs write it as text, which COCO's evaluation is not for."""
+    """The image id as a number where it is one: some JSONs write ids as text, which COCO's evaluation cannot read."""
     text = str(image_id)
     return int(text) if text.isascii() and text.isdigit() else image_id
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

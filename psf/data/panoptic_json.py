@@ -1,7 +1,7 @@
-"""A panoptic JSON in COCO's format -> Detectron2's metadata and data set dicts.
+"""Convert a panoptic JSON in COCO's format to Detectron2's metadata and dataset dicts.
 
-Everything comes from the JSON's `categories`: a class's contiguous id is its position there, for things and stuff in
-one count. Ids may have gaps and things need not come first.
+Everything comes from the JSON's `categories`: a class's contiguous id is its position there; things and stuff
+share one count. Ids may have gaps and things need not come first.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from detectron2.utils.colormap import colormap
 
 from psf.data.dataset_check import require_file
-from psf.data.json_file import read_json
-from psf.data.panoptic_format import NEEDED, SINGULAR, find_problems, image_key
+from psf.data.files import read_json
+from psf.data.panoptic_format import LIST, SCHEMA, SINGULAR, find_problem, find_problems, image_key
+from psf.errors import UserError
 
 __all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_panoptic_json"]
 
@@ -52,16 +53,16 @@ def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_categories(json_file: str) -> list[dict[str, Any]]:
-    """The `categories` of a panoptic JSON; it need have nothing else.
+    """The `categories` of a panoptic JSON; no other key is required.
 
     Raises:
-        ValueError: as `read_panoptic_json`.
+        UserError: as `read_panoptic_json`.
     """
     return read_panoptic_json(json_file)["categories"]
 
 
 def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[dict[str, Any]]:
-    """Read a panoptic JSON into Detectron2's data set dicts.
+    """Read a panoptic JSON into Detectron2's dataset dicts.
 
     Args:
         json_file: JSON in COCO's panoptic format.
@@ -74,21 +75,21 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         annotation at all, which is enough for predictions: one per image, without the last two.
 
     Raises:
-        ValueError: as `read_panoptic_json`; if it lists no image, or two image ids are one number ("07" and 7); or
-            if a segment or an annotation names a category or image that the JSON does not list.
+        UserError: as `read_panoptic_json`; if it lists no image; if two image ids are one number ("07" and 7); if a
+            segment or an annotation names a category or image that the JSON does not list.
     """
     content = read_panoptic_json(json_file, ("categories", "images", "annotations"))
     images: dict[int | str, dict[str, Any]] = {}
     for image in content["images"]:
         first = images.setdefault(image_key(image["id"]), image)
         if first["id"] != image["id"]:
-            raise ValueError(
-                f"{json_file}: the image ids {first['id']!r} and {image['id']!r} are one number; ids that are numbers "
-                "are compared as numbers, give one of the two images another id"
+            raise UserError(
+                f"{json_file}: the image ids {first['id']!r} and {image['id']!r} are the same "
+                "number, and such ids are compared as numbers; give one of the two images another id"
             )
     if not content["annotations"]:
         if not images:
-            raise ValueError(f"{json_file}: `images` and `annotations` are empty, so there is nothing to do")
+            raise UserError(f"{json_file}: `images` and `annotations` are empty, so there is nothing to do")
         logger.warning("%s has no annotations: it is for predictions alone", json_file)
         return [_image_dict(key, image, image_root) for key, image in images.items()]
     contiguous = {category["id"]: position for position, category in enumerate(content["categories"])}
@@ -97,7 +98,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
     for annotation in content["annotations"]:
         key = image_key(annotation["image_id"])
         if key not in images:
-            raise ValueError(
+            raise UserError(
                 f"{json_file}: annotation {annotation['file_name']} is of the unknown image "
                 f"{annotation['image_id']!r}; `images` must list it"
             )
@@ -105,7 +106,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         for segment in annotation["segments_info"]:
             category = contiguous.get(segment["category_id"])
             if category is None:
-                raise ValueError(
+                raise UserError(
                     f"{json_file}: unknown category id {segment['category_id']} in {annotation['file_name']}, "
                     f"expected one of `categories`: {sorted(contiguous)}"
                 )
@@ -124,29 +125,27 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
 def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) -> dict[str, Any]:
     """The content of a panoptic JSON, after a check of the lists that `keys` name.
 
-    Each entry is what `psf.data.panoptic_format` says. `annotations` may be absent, and is [] then.
+    `psf.data.panoptic_format` has the schema of the entries. `annotations` may be absent; it becomes [].
 
     Raises:
-        ValueError: if the JSON is missing, damaged or not panoptic, has no category, or one id for two of them.
+        UserError: if the JSON is missing, damaged or not panoptic, has no category or duplicate category ids.
     """
     require_file(json_file)
     content = read_json(json_file)
     if isinstance(content, dict):
         content = {"annotations": [], **content}
     for key in keys:
-        if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"{json_file}: not a panoptic JSON, it has no {key!r}")
-        if not isinstance(content[key], list):
-            raise ValueError(f"{json_file}: not a panoptic JSON, {key!r} is not a list in it")
+        if problem := find_problem(content, key, LIST):
+            raise UserError(f"{json_file}: not a panoptic JSON, {problem.text}")
         for entry in content[key]:
             _check_entry(key, entry, json_file)
             for segment in entry["segments_info"] if key == "annotations" else ():
                 _check_entry("segments_info", segment, f"{json_file}: {entry['file_name']}")
     if not content["categories"]:
-        raise ValueError(f"{json_file}: `categories` is empty, so there is nothing to learn")
+        raise UserError(f"{json_file}: `categories` is empty, so there is nothing to learn")
     ids = [category["id"] for category in content["categories"]]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{json_file}: `categories` has ids twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        raise UserError(f"{json_file}: `categories` has duplicate ids: {sorted({i for i in ids if ids.count(i) > 1})}")
     return content
 
 
@@ -154,20 +153,19 @@ def _check_entry(name: str, entry: Any, where: str) -> None:
     problems = find_problems(name, entry)
     if not problems:
         return
-    one = f"{where}: the {SINGULAR[name]}"
+    label = f"the {SINGULAR[name]}"
     if isinstance(entry, dict):
-        known = [f"{key} {entry[key]!r}" for key in NEEDED[name] if key in entry and key != "segments_info"]
-        one = " ".join((one, ", ".join(known)))
-    lacking = [problem.key for problem in problems if problem.is_lacking]
-    if lacking:
-        raise ValueError(f"{one} has no {lacking}: not a panoptic JSON")
-    raise ValueError(f"{one}: {problems[0].text}")
+        known = [f"{key} {entry[key]!r}" for key in SCHEMA[name] if key in entry and key != "segments_info"]
+        label = f"{label} {', '.join(known)}" if known else label
+    first = min(problems, key=lambda problem: not problem.is_missing)
+    hint = "; is this a panoptic JSON?" if first.is_missing else ""
+    raise UserError(f"{where}: {label}: {first.text}{hint}")
 
 
 def _image_dict(key: int | str, image: dict[str, Any], image_root: str) -> dict[str, Any]:
     return {
         "file_name": os.path.join(image_root, image["file_name"]),
         "image_id": key,
-        "height": image["height"],
-        "width": image["width"],
+        "height": int(image["height"]),
+        "width": int(image["width"]),
     }

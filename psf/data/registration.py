@@ -1,4 +1,4 @@
-"""Any COCO panoptic set by one line: in Python, on the command line or in a config."""
+"""Register a COCO panoptic set with one line: in Python, on the command line or in a config."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories
+from psf.errors import UserError
 
 __all__ = ["PanopticSet", "register_from_config", "register_panoptic"]
 
@@ -19,7 +20,7 @@ _FROM_CATEGORIES = frozenset(panoptic_metadata([]))
 
 
 class PanopticSet(NamedTuple):
-    """A data set's name and where it lies; as text, NAME=JSON,PNGS,IMAGES."""
+    """A dataset's name and paths; as text, NAME=JSON,PNGS,IMAGES."""
 
     name: str
     json_file: str
@@ -31,13 +32,13 @@ class PanopticSet(NamedTuple):
         """NAME=JSON,PNGS,IMAGES -> the set, with absolute paths.
 
         Raises:
-            ValueError: if the text has another form, or the name is none.
+            UserError: if the text has another form, or the name is not valid.
         """
         name, _, places = text.partition("=")
         paths = places.split(",")
         if not name or len(paths) != 3 or not all(paths):
             commas = "; no path may have a comma in it: rename it, or make a link" if len(paths) > 3 else ""
-            raise ValueError(
+            raise UserError(
                 f"--register (DATASETS.PSF_REGISTER): found {text!r}, expected NAME=JSON,PNGS,IMAGES: the panoptic "
                 f"JSON, the folder of its PNGs and the folder of the images{commas}"
             )
@@ -54,45 +55,45 @@ def register_panoptic(
     """Register a panoptic set in COCO's format in Detectron2's catalogs.
 
     Names, colours, ids and the number of classes come from the JSON's `categories`: a class's contiguous id is its
-    position there; ids may have gaps, things need not come first, and one kind alone is fine. Nothing is read before
-    it is asked for. Registering the same again changes nothing.
+    position there; ids may have gaps, things need not come first, and one kind alone is fine. The files
+    are read when they are first used. Registering the same set again has no effect.
 
     Args:
-        name: for DATASETS.TRAIN and DATASETS.TEST. Files of OUTPUT_DIR are called after it, so it has letters, digits,
-            "_", "-" and "." alone, and begins with one of the first three.
+        name: for DATASETS.TRAIN and DATASETS.TEST. File names in OUTPUT_DIR contain it, so it consists of letters,
+            digits, "_", "-" and ".", and begins with one of the first three.
         json_file: JSON in COCO's panoptic format.
         png_root: folder of the panoptic PNGs, the annotations' `file_name`; these may have sub-folders.
         image_root: folder of the images, the images' own `file_name`, of any kind that Pillow reads.
 
     Raises:
-        ValueError: if the name is none, or something else has it.
+        UserError: if the name is not valid, or another dataset has it.
     """
     _check_name(name)
     paths = dict(
         panoptic_json=_absolute(json_file), panoptic_root=_absolute(png_root), image_root=_absolute(image_root)
     )
     known = MetadataCatalog.get(name)
-    if name in DatasetCatalog or len(vars(known)) > 1:  # one entry, its name, is there after a mere question for it
+    if name in DatasetCatalog or len(vars(known)) > 1:  # `get` alone creates an entry, the name
         before = {key: vars(known).get(key) for key in paths}
         if isinstance(known, _PanopticMetadata) and before == paths:
             return
         place = known.get("panoptic_json") or "Detectron2 or another plugin"
-        raise ValueError(f'a data set "{name}" is registered already (from {place}): choose another name for this one')
+        raise UserError(f'a dataset "{name}" is registered already (from {place}): choose another name for this one')
     DatasetCatalog.register(name, partial(load_panoptic_json, *paths.values()))
     MetadataCatalog[name] = _PanopticMetadata(name=name, **paths)
 
 
 def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
-    """Register the sets of DATASETS.PSF_REGISTER and of `flags`, which may say where one of the former lies now.
+    """Register the sets of DATASETS.PSF_REGISTER and of `flags`; a flag replaces a set of the same name.
 
-    The key then holds all of them, with absolute paths: whoever reads the config later finds the same sets.
+    The key then holds all sets, with absolute paths, so that the saved config works from any folder.
 
     Args:
         cfg: is changed.
-        flags: words after `--register`, NAME=JSON,PNGS,IMAGES.
+        flags: values of `--register`, NAME=JSON,PNGS,IMAGES.
 
     Raises:
-        ValueError: as `PanopticSet.parse` and `register_panoptic`; if one name stands for two sets.
+        UserError: as `PanopticSet.parse` and `register_panoptic`; if two sets have the same name.
     """
     sets = {**_by_name(cfg.DATASETS.PSF_REGISTER), **_by_name(flags)}
     for one in sets.values():
@@ -101,7 +102,7 @@ def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
 
 
 class _PanopticMetadata(Metadata):
-    """Metadata that read the JSON's categories when one of the entries made of them is first asked for."""
+    """Metadata that read the JSON's categories on the first access to an entry that is made of them."""
 
     def __getattr__(self, key: str) -> Any:
         if key not in _FROM_CATEGORIES:
@@ -116,8 +117,8 @@ class _PanopticMetadata(Metadata):
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(
-            f"{name!r} cannot be the name of a data set (--register, DATASETS.PSF_REGISTER): files are called after "
+        raise UserError(
+            f"{name!r} cannot be the name of a dataset (--register, DATASETS.PSF_REGISTER): file names contain "
             'it; expected letters, digits, "_", "-" and ".", the last two not at its beginning'
         )
 
@@ -127,7 +128,9 @@ def _by_name(texts: Sequence[str]) -> dict[str, PanopticSet]:
     for text in texts:
         one = PanopticSet.parse(text)
         if sets.setdefault(one.name, one) != one:
-            raise ValueError(f"--register (DATASETS.PSF_REGISTER): one name, two sets: {sets[one.name]} and {one}")
+            raise UserError(
+                f"--register (DATASETS.PSF_REGISTER): two sets have the same name: {sets[one.name]} and {one}"
+            )
     return sets
 
 

@@ -1,12 +1,11 @@
-"""Training and evaluation as Detectron2 does them, on one GPU, many, or the CPU."""
+"""Training and evaluation in Detectron2's way, on one GPU, several, or the CPU."""
 
-from psf.engine.arguments import add_register_flag, argument_parser, build_config, setup
+from psf.engine.arguments import add_import_flag, add_register_flag, argument_parser, build_config, setup
 from psf.engine.checkpointer import Checkpointer, build_checkpointer
-from psf.engine.command_line import report_mistakes, run_command_line
 from psf.engine.evaluators import build_evaluator
 from psf.engine.launch import launch
+from psf.engine.merging import add_num_images_flag, panoptic_test_set, spread_evenly
 from psf.engine.num_queries import resolve_num_queries
-from psf.engine.one_data_set import add_num_images_flag, panoptic_test_set, spread_evenly
 from psf.engine.optimizer import build_optimizer
 from psf.engine.predictor import Predictor
 from psf.engine.trainer import Trainer, main
@@ -15,6 +14,7 @@ __all__ = [
     "Checkpointer",
     "Predictor",
     "Trainer",
+    "add_import_flag",
     "add_num_images_flag",
     "add_register_flag",
     "argument_parser",
@@ -25,9 +25,7 @@ __all__ = [
     "launch",
     "main",
     "panoptic_test_set",
-    "report_mistakes",
     "resolve_num_queries",
-    "run_command_line",
     "setup",
     "spread_evenly",
 ]

@@ -17,18 +17,38 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from psf.config import add_psf_config
+from psf.config import add_psf_config, import_user_modules
 from psf.data import PanopticSet, register_from_config
+from psf.data.files import write_text
 from psf.engine.num_queries import resolve_num_queries
+from psf.errors import UserError
 from psf.model_zoo import get_config_file
 
-__all__ = ["add_register_flag", "argument_parser", "build_config", "setup", "write_config"]
+__all__ = [
+    "add_import_flag",
+    "add_register_flag",
+    "argument_parser",
+    "build_config",
+    "check_detectron2_keys",
+    "setup",
+    "write_config",
+]
 
 logger = logging.getLogger(__name__)
 
+# Keys of Detectron2 that PanopticSegFormer and psf's trainer do not read -> the only value that is accepted, and why.
+UNUSED_KEYS: dict[str, tuple[Any, str]] = {
+    "MODEL.LOAD_PROPOSALS": (False, "the queries come from MODEL.PSF.LOCATION_DECODER, not from precomputed proposals"),
+    "DATASETS.PROPOSAL_FILES_TRAIN": ((), "the queries come from MODEL.PSF.LOCATION_DECODER, not from files"),
+    "DATASETS.PROPOSAL_FILES_TEST": ((), "the queries come from MODEL.PSF.LOCATION_DECODER, not from files"),
+    "MODEL.KEYPOINT_ON": (False, "the model predicts no keypoints; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON"),
+    "TEST.KEYPOINT_OKS_SIGMAS": ([], "the model predicts no keypoints; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON"),
+    "VIS_PERIOD": (0, "pictures are drawn at each evaluation, OUTPUT_DIR/panel.png; set TEST.EVAL_PERIOD"),
+}
+
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser, `--register` and `--num-processes`; without a GPU `--num-gpus` is 0 by default.
+    """Detectron2's parser, `--register`, `--import` and `--num-processes`; without a GPU `--num-gpus` is 0 by default.
 
     `num_processes` is a number from 1, or None for "auto", which `psf.engine.launch` resolves.
     """
@@ -40,6 +60,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help='processes per machine on the CPU, with --num-gpus 0; "auto" (default) uses the cores of the machine',
     )
     add_register_flag(parser)
+    add_import_flag(parser)
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser
 
@@ -53,7 +74,7 @@ def _process_count(text: str) -> int | None:
 
 
 def add_register_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--register`, which may be given again; its words are for `build_config`."""
+    """Add `--register`, which may be given again; its values are for `build_config`."""
     parser.add_argument(
         "--register",
         action="append",
@@ -61,6 +82,19 @@ def add_register_flag(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=JSON,PNGS,IMAGES",
         help="register a panoptic set: its JSON, the folder of its PNGs, that of its images; may be given again. Then "
         "name it: DATASETS.TRAIN NAME, DATASETS.TEST NAME",
+    )
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--import`, which may be given again; its names, in `args.imports`, are for `build_config`."""
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="import a module of your own, such as my_package.my_decoder, whose classes register themselves, before "
+        "the model is built; may be given again; config.yaml stores it as MODEL.PSF.IMPORTS",
     )
 
 
@@ -77,15 +111,15 @@ def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
         is_training: False for programs that only evaluate, as `--eval-only` does.
 
     Raises:
-        ValueError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if GPUs are to run
-            a config that says MODEL.DEVICE "cpu".
+        UserError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if GPUs are to run
+            a config with MODEL.DEVICE "cpu".
     """
     args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
-    cfg = build_config(args.config_file, args.opts, args.register)
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     elif cfg.MODEL.DEVICE == "cpu":
-        raise ValueError(
+        raise UserError(
             f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": give MODEL.DEVICE cuda, or --num-gpus 0'
         )
     num_queries = resolve_num_queries(cfg, is_training=is_training and not args.eval_only, resume=args.resume)
@@ -106,9 +140,9 @@ def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
 
 
 def write_config(cfg: CfgNode) -> None:
-    """Write config.yaml into OUTPUT_DIR, in the main process: the config of the run that goes on from here."""
+    """Write config.yaml into OUTPUT_DIR, in the main process: the config that is in force from now on."""
     if comm.is_main_process():
-        _config_path(cfg).write_text(cfg.dump(), encoding="utf-8")
+        write_text(_config_path(cfg), cfg.dump())
 
 
 def _config_path(cfg: CfgNode) -> Path:
@@ -116,19 +150,28 @@ def _config_path(cfg: CfgNode) -> Path:
 
 
 def build_config(
-    config_file: str, opts: Sequence[str] = (), register: Sequence[str] = (), *, warn: bool = True
+    config_file: str,
+    opts: Sequence[str] = (),
+    register: Sequence[str] = (),
+    imports: Sequence[str] = (),
+    *,
+    warn: bool = True,
 ) -> CfgNode:
-    """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs; its panoptic sets are registered.
+    """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs.
+
+    Also imports the modules of MODEL.PSF.IMPORTS and registers the panoptic sets of DATASETS.PSF_REGISTER.
 
     Args:
         config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
         opts: KEY VALUE pairs. Values of DATASETS.TRAIN and DATASETS.TEST may be plain names: "one" or "one,two".
-        register: words after `--register`, in addition to DATASETS.PSF_REGISTER.
+        register: values of `--register`, in addition to DATASETS.PSF_REGISTER.
+        imports: values of `--import`, in addition to MODEL.PSF.IMPORTS.
         warn: log a warning if `register` names a set that the config does not use. The main process alone does.
 
     Raises:
-        ValueError: if the file is missing, if a key is unknown (the message has the nearest known one) or has no value,
-            or if a set cannot be registered, see `psf.data.register_from_config`.
+        UserError: if the file is missing, if a key is unknown (the message has the nearest known one), has no value or
+            has no effect (`check_detectron2_keys`), if a set cannot be registered (`psf.data.register_from_config`), or
+            a module cannot be imported (`psf.config.import_user_modules`).
     """
     cfg = get_cfg()
     add_psf_config(cfg)
@@ -137,23 +180,47 @@ def build_config(
     try:
         cfg.merge_from_file(config_file)
     except KeyError as error:
-        # yacs says "Non-existent config key: A.B.C"
+        # the message of yacs: "Non-existent config key: A.B.C"
         raise _unknown_key(str(error.args[0]).rpartition(": ")[2], config_file, known) from error
+    except ValueError as error:  # a value of another type
+        raise UserError(f"{config_file}: {error}") from error
     if len(opts) % 2:
-        raise ValueError(f"options come as KEY VALUE pairs, found {len(opts)} words: {' '.join(opts)}")
+        raise UserError(f"options come as KEY VALUE pairs, found {len(opts)} words: {' '.join(opts)}")
     for key in opts[::2]:
         if key not in known:
             raise _unknown_key(key, "the command line", known)
     for key, value in zip(opts[::2], opts[1::2]):
-        cfg.merge_from_list([key, _names(value) if key in ("DATASETS.TRAIN", "DATASETS.TEST") else value])
+        try:
+            cfg.merge_from_list([key, _names(value) if key in ("DATASETS.TRAIN", "DATASETS.TEST") else value])
+        except ValueError as error:  # a value of another type
+            raise UserError(str(error)) from error
+    check_detectron2_keys(cfg)
+    cfg.MODEL.PSF.IMPORTS = list(dict.fromkeys([*cfg.MODEL.PSF.IMPORTS, *imports]))
+    import_user_modules(cfg)
     register_from_config(cfg, register)
     if warn and comm.is_main_process():
         _warn_if_unused(cfg, register)
     return cfg
 
 
+def check_detectron2_keys(cfg: CfgNode) -> None:
+    """Refuse keys of Detectron2 that would have no effect on PanopticSegFormer; other models may read them.
+
+    Raises:
+        UserError: naming the key, and psf's own.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "PanopticSegFormer":
+        return
+    for path, (accepted, reason) in UNUSED_KEYS.items():
+        value: Any = cfg
+        for part in path.split("."):
+            value = value[part]
+        if value != accepted:
+            raise UserError(f"{path} is {value!r}, which has no effect: {reason}; set it to {accepted!r}")
+
+
 def _names(value: Any) -> Any:
-    """ "one,two" -> ("one", "two"); what is written as Python, which yacs reads, stays as it is."""
+    """ "one,two" -> ("one", "two"); Python literals, which yacs reads, are returned unchanged."""
     is_plain = isinstance(value, str) and value[:1].isalnum()
     return tuple(value.split(",")) if is_plain else value
 
@@ -175,7 +242,7 @@ def _find_config_file(name: str) -> str:
     try:
         return get_config_file(name)
     except ValueError as error:
-        raise ValueError(f"--config-file {name!r} does not exist, and {error}") from error
+        raise UserError(f"--config-file {name!r} does not exist, and {error}") from error
 
 
 def _dotted_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -186,12 +253,12 @@ def _dotted_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def _unknown_key(key: str, source: str, known: Sequence[str]) -> ValueError:
+def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     if key.startswith("-"):
         hint = "; flags come before the KEY VALUE pairs"
-    return ValueError(f"unknown config key {key!r} in {source}{hint}")
+    return UserError(f"unknown config key {key!r} in {source}{hint}")
 
 
 def _check_writable(folder: str) -> None:
@@ -200,4 +267,4 @@ def _check_writable(folder: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror}") from error
+        raise UserError(f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror}") from error

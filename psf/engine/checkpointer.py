@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, outspoken about weights that do not fit the model."""
+"""Detectron2's checkpointer, which re-maps heads by class names and reports weights that do not fit the model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from psf.checkpoint import (
     stored_query_count,
 )
 from psf.engine.merging import apply_merging
+from psf.errors import UserError
 
 __all__ = ["Checkpointer", "build_checkpointer"]
 
@@ -33,12 +34,12 @@ logger = logging.getLogger(__name__)
 _WAY_OUT = "Name another OUTPUT_DIR, or train without --resume."
 _WHY_NOT_REMAPPED = (
     "Heads are re-mapped by the names of their classes only where both are known: those of the file, which psf's "
-    "trainer and tools/convert_released.py write into it, and those of DATASETS.TRAIN or DATASETS.TEST."
+    "trainer and psf convert-weights write into it, and those of DATASETS.TRAIN or DATASETS.TEST."
 )
 
 
 class _ChannelAdapter(PlainCheckpointer):
-    """Stands behind Detectron2's checkpointer, which calls it when it has given the model's names to all entries."""
+    """Base class behind Detectron2's checkpointer, called after all entries have the model's names."""
 
     _resumes = False
 
@@ -57,7 +58,7 @@ class _ChannelAdapter(PlainCheckpointer):
             )
             if self.checkpointables and not weight.requires_grad:
                 logger.warning(
-                    "%s is frozen, so that it will not learn what the channels are: see MODEL.BACKBONE.FREEZE_AT, "
+                    "%s is frozen, so it cannot adapt to the channels: see MODEL.BACKBONE.FREEZE_AT, "
                     "MODEL.PSF.TIMM.FREEZE or MODEL.PSF.SWIN.FREEZE",
                     name,
                 )
@@ -66,13 +67,13 @@ class _ChannelAdapter(PlainCheckpointer):
 class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     """Saves the names of the classes with the weights, and re-maps heads by them when it loads for other classes.
 
-    What became of each class is said in a table. Where optimizer and iteration are to be loaded too, other classes are
-    a ValueError instead: their state would not fit. So are parameters of another shape, which are left out with one
-    warning otherwise. Made without optimizer and the like, which means that the model will not be trained, it warns of
-    parts of it that stay random.
+    A table in the log has the outcome for each class. Where optimizer and iteration are loaded too, other classes are a
+    ValueError instead: their state would not fit. So are parameters of another shape, which are skipped with one
+    warning otherwise. Without optimizer and the like, the model is not trained, and a warning names
+    its parts that stay random.
 
     A first convolution for 3 channels is adapted where the model has another number of them, and so is the number of
-    thing queries, unless a run goes on.
+    thing queries, unless a run is resumed.
 
     The file also stores the number of thing queries and the merging thresholds that training has tuned. Loaded for a
     model that will not be trained, these become the post-processor's, see `psf.engine.merging.apply_merging`.
@@ -80,8 +81,8 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     Args:
         model: as Detectron2's.
         save_dir: as Detectron2's.
-        class_names: of the model; None: they are not known, nothing is re-mapped.
-        num_thing_queries: of the model; None: it is not known, and not stored.
+        class_names: of the model; None: unknown, so nothing is re-mapped.
+        num_thing_queries: of the model; None: unknown, and not stored.
         others: as Detectron2's; `optimizer`, `trainer` and so on.
     """
 
@@ -96,7 +97,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     ) -> None:
         super().__init__(model, save_dir, **others)
         self.class_names, self.num_thing_queries = class_names, num_thing_queries
-        self.merging: TunedMerging | None = None  # of the file that was loaded, or what training has found since
+        self.merging: TunedMerging | None = None  # of the loaded file, or from the search at the end of training
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As Detectron2's; the file also has the names of the classes, the number of thing queries and `merging`."""
@@ -108,10 +109,10 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         super().save(name, **entries, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As Detectron2's; a ValueError, and no AssertionError, if there is no such file."""
-        file = urlparse(path)._replace(query="").geturl()  # Detectron2 knows an option: "?matching_heuristics=True"
+        """As Detectron2's; a UserError, and no AssertionError, if there is no such file."""
+        file = urlparse(path)._replace(query="").geturl()  # Detectron2 reads an option: "?matching_heuristics=True"
         if file and "://" not in file and not os.path.isfile(file):
-            raise ValueError(f"{file}: no such checkpoint file (MODEL.WEIGHTS, or OUTPUT_DIR's last with --resume)")
+            raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS, or OUTPUT_DIR's last with --resume)")
         self._resumes = checkpointables is None and bool(self.checkpointables)
         return super().load(path, checkpointables)
 
@@ -120,12 +121,22 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         self._is_compared = found is not None and self.class_names is not None
         if found is not None and self.class_names is not None:
             self._remap(checkpoint, found, self.class_names)
-        if not self._resumes:
+        if self._resumes:
+            self._check_query_count(checkpoint)
+        else:
             self._adapt_query_count(checkpoint)
         self.merging = TunedMerging.of_checkpoint(checkpoint)
         if not self.checkpointables:
             apply_merging(self.model, self.merging)
         return super()._load_model(checkpoint)
+
+    def _check_query_count(self, checkpoint: dict[str, Any]) -> None:
+        stored, own = stored_query_count(checkpoint), self.num_thing_queries
+        if None not in (stored, own) and stored != own:
+            raise UserError(
+                f"cannot resume: MODEL.PSF.NUM_THING_QUERIES is {own}, the checkpoint was trained with {stored}. "
+                f"{_WAY_OUT}"
+            )
 
     def _adapt_query_count(self, checkpoint: dict[str, Any]) -> None:
         stored, own = stored_query_count(checkpoint), self.num_thing_queries
@@ -149,9 +160,9 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         changes = compare_classes(found, wanted)
         if all(change.is_identity for change in changes.values()):
             return
-        message = f"classes of the checkpoint -> of the data set, by name:\n{changes_table(changes)}"
+        message = f"classes of the checkpoint -> of the dataset, by name:\n{changes_table(changes)}"
         if self._resumes:
-            raise ValueError(f"cannot resume: {message}\n{_WAY_OUT}")
+            raise UserError(f"cannot resume: {message}\n{_WAY_OUT}")
         checkpoint["model"] = remap_classes(checkpoint["model"], self.model.state_dict(), changes)
         new = [name for change in changes.values() for name in change.new]
         if new and not self.checkpointables:
@@ -166,12 +177,12 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             lines = [f"  {name:{width}}  {tuple(found)} -> {tuple(wanted)}" for name, found, wanted in skipped]
             message = (
                 f"{len(skipped)} parameters of the checkpoint have another shape than the model's (checkpoint -> "
-                "model; is it of a data set with another number of classes?):\n" + "\n".join(lines)
+                "model; is it of a dataset with another number of classes?):\n" + "\n".join(lines)
             )
             if not self._is_compared:
                 message += f"\n{_WHY_NOT_REMAPPED}"
             if self._resumes:
-                raise ValueError(f"cannot resume: {message}\n{_WAY_OUT}")
+                raise UserError(f"cannot resume: {message}\n{_WAY_OUT}")
             logger.warning("SKIPPED, AND LEFT AT THEIR INITIAL VALUES: %s", message)
         # Those of another shape, which have had their warning, are among the missing keys as well.
         random = self._untouched_parts(set(incompatible.missing_keys).difference(name for name, _, _ in skipped))
@@ -181,10 +192,14 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
                 "a backbone alone are for training to start from",
                 ", ".join(random),
             )
+        if random and self.checkpointables:  # a list of all their parameters would hide this line
+            logger.info("MODEL.WEIGHTS has no weights for %s: training starts them from random ones", ", ".join(random))
+            missing = [name for name in incompatible.missing_keys if name.partition(".")[0] not in random]
+            incompatible = incompatible._replace(missing_keys=missing)
         super()._log_incompatible_keys(incompatible._replace(incorrect_shapes=[]))
 
     def _untouched_parts(self, absent: set[str]) -> list[str]:
-        """Names of the model's parts that have parameters, all of which are `absent` from the checkpoint."""
+        """Names of the model's parts whose parameters are all `absent` from the checkpoint."""
         parts: dict[str, bool] = {}
         for name, _ in self.model.named_parameters():
             part = name.partition(".")[0]
@@ -193,7 +208,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
 
 
 def build_checkpointer(cfg: CfgNode, model: nn.Module, save_dir: str = "", **others: Any) -> Checkpointer:
-    """A checkpointer that knows the classes and the number of thing queries that a config gives.
+    """A checkpointer for the classes and the number of thing queries of a config.
 
     Args:
         cfg: of the model.

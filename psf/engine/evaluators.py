@@ -1,4 +1,4 @@
-"""Which metrics a data set gets: those that its files allow and the config asks for."""
+"""Build the evaluators of a dataset: the metrics that its files allow and the config enables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 
+from psf.errors import UserError
 from psf.evaluation import (
     InstanceEvaluator,
     PanelEvaluator,
@@ -21,75 +22,75 @@ from psf.evaluation import (
     PanopticWriter,
     ResultCounter,
     SemanticEvaluator,
-    has_panoptic_truth,
+    has_panoptic_gt,
     write_instance_json,
     write_per_class,
 )
 
-__all__ = ["build_evaluator", "check_truth", "empty_kinds"]
+__all__ = ["build_evaluator", "check_gt", "empty_kinds"]
 
 logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
-    """Evaluators of PQ, mask and box AP, and mIoU, as MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON ask for.
+    """Evaluators of PQ, mask and box AP, and mIoU, by MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON.
 
     A panoptic JSON with its PNGs gives all three; an instance JSON that the metadata name is preferred for AP.
     BOUNDARY_PQ and PQ_BY_SIZE add to PQ; with it comes a picture, OUTPUT_DIR/panel.png. WRITE_PANOPTIC writes the
-    panoptic predictions too, which needs no truth. What is asked for and cannot be measured is named in the log. With
-    the results, OUTPUT_DIR/per_class.csv is written. With several data sets the two files have each one's name in
-    theirs. All processes must call this together.
+    panoptic predictions too, which needs no ground truth. Enabled metrics that cannot be
+    measured are named in the log. With the results, OUTPUT_DIR/per_class.csv is written. With several datasets the two
+    files have the dataset's name in theirs. All processes must call this together.
 
     Raises:
-        ValueError: as `check_truth`.
+        UserError: as `check_gt`.
     """
-    check_truth(cfg, dataset_name)
+    check_gt(cfg, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    has_truth = has_panoptic_truth(dataset_name)
-    asked = cfg.MODEL.PSF.TEST
+    has_gt = has_panoptic_gt(dataset_name)
+    enabled = cfg.MODEL.PSF.TEST
     evaluators: list[DatasetEvaluator] = []
-    left_out = []
-    if asked.PANOPTIC_ON:
-        if has_truth:
-            options = {"boundary": asked.BOUNDARY_PQ, "by_size": asked.PQ_BY_SIZE}
+    unavailable = []
+    if enabled.PANOPTIC_ON:
+        if has_gt:
+            options = {"boundary": enabled.BOUNDARY_PQ, "by_size": enabled.PQ_BY_SIZE}
             quality = PanopticQualityEvaluator(dataset_name, **options)
             path = _output_file(cfg, dataset_name, "panel.png")
             evaluators += [quality, PanelEvaluator(dataset_name, cfg.INPUT.FORMAT, path, quality)]
         else:
-            left_out.append("PQ (no panoptic_json with annotations and panoptic_root)")
-        if asked.WRITE_PANOPTIC:
+            unavailable.append("PQ (no panoptic_json with annotations and panoptic_root)")
+        if enabled.WRITE_PANOPTIC:
             evaluators.append(PanopticWriter(dataset_name, Path(cfg.OUTPUT_DIR, "inference", dataset_name)))
-    if asked.INSTANCE_ON:
-        json_file = _instance_json(metadata, has_truth, Path(cfg.OUTPUT_DIR, "inference"))
+    if enabled.INSTANCE_ON:
+        json_file = _instance_json(metadata, has_gt, Path(cfg.OUTPUT_DIR, "inference"))
         if json_file is not None:
             evaluators.append(InstanceEvaluator(dataset_name, json_file))
         else:
-            left_out.append("mask AP and box AP (no things, or neither json_file nor a panoptic truth)")
-    if asked.SEMANTIC_ON:
-        if has_truth and _has_joint_ids(metadata):
+            unavailable.append("mask AP and box AP (no things, or neither json_file nor a panoptic ground truth)")
+    if enabled.SEMANTIC_ON:
+        if has_gt and _has_joint_ids(metadata):
             evaluators.append(SemanticEvaluator(dataset_name))
         elif os.path.isdir(metadata.get("sem_seg_root") or ""):
             evaluators.append(SemSegEvaluator(dataset_name))
         else:
-            left_out.append("mIoU (neither a panoptic truth with joint class ids nor sem_seg_root)")
+            unavailable.append("mIoU (neither a panoptic ground truth with joint class ids nor sem_seg_root)")
     counted = {type(one) for one in evaluators}
     panoptic, instance = PanopticQualityEvaluator in counted, InstanceEvaluator in counted
     if panoptic or instance:
-        evaluators.append(ResultCounter(dataset_name, has_truth=has_truth, panoptic=panoptic, instance=instance))
-    if left_out:
-        logger.warning("%s is evaluated without %s", dataset_name, ", ".join(left_out))
+        evaluators.append(ResultCounter(dataset_name, has_gt=has_gt, panoptic=panoptic, instance=instance))
+    if unavailable:
+        logger.warning("%s is evaluated without %s", dataset_name, ", ".join(unavailable))
     return _Evaluators(evaluators, dataset_name, _output_file(cfg, dataset_name, "per_class.csv"))
 
 
-def check_truth(cfg: CfgNode, dataset_name: str) -> None:
-    """Raise a ValueError if a panoptic JSON has no annotations and predictions are not to be written either.
+def check_gt(cfg: CfgNode, dataset_name: str) -> None:
+    """Raise a UserError if a panoptic JSON has no annotations and predictions are not to be written either.
 
     Sets of other kinds pass, and those whose JSON is not there (yet).
     """
     path = MetadataCatalog.get(dataset_name).get("panoptic_json") or ""
     writes = cfg.MODEL.PSF.TEST.PANOPTIC_ON and cfg.MODEL.PSF.TEST.WRITE_PANOPTIC
     if os.path.isfile(path) and not writes and not PanopticGroundTruth(dataset_name).annotations:
-        raise ValueError(
+        raise UserError(
             f'DATASETS.TEST: {path} of "{dataset_name}" has no annotations, so nothing can be measured; for '
             "predictions alone set MODEL.PSF.TEST.WRITE_PANOPTIC True"
         )
@@ -102,7 +103,7 @@ def empty_kinds(evaluator: DatasetEvaluator) -> tuple[str, ...]:
 
 
 class _Evaluators(DatasetEvaluators):
-    """Some evaluators of one data set, and a table of its classes."""
+    """Some evaluators of one dataset, and a table of its classes."""
 
     def __init__(self, evaluators: list[DatasetEvaluator], dataset_name: str, path: Path) -> None:
         super().__init__(evaluators)
@@ -118,19 +119,19 @@ class _Evaluators(DatasetEvaluators):
 
 
 def _output_file(cfg: CfgNode, dataset_name: str, name: str) -> Path:
-    """OUTPUT_DIR/name, which names the data set, too, where there are several."""
+    """OUTPUT_DIR/name, which names the dataset, too, where there are several."""
     stem, dot, ending = name.partition(".")
     return Path(cfg.OUTPUT_DIR, name if len(cfg.DATASETS.TEST) == 1 else f"{stem}_{dataset_name}{dot}{ending}")
 
 
-def _instance_json(metadata: Metadata, has_truth: bool, folder: Path) -> str | None:
-    """The instance JSON that the metadata name, if it is there, or one derived from the panoptic truth."""
+def _instance_json(metadata: Metadata, has_gt: bool, folder: Path) -> str | None:
+    """The instance JSON that the metadata name, if it is there, or one derived from the panoptic ground truth."""
     if not metadata.get("thing_dataset_id_to_contiguous_id"):
         return None
     named = metadata.get("json_file")
     if named and Path(named).is_file():
         return named
-    if not has_truth:
+    if not has_gt:
         return None
     path = folder / f"{metadata.name}_instances.json"
     write_instance_json(metadata.name, path)

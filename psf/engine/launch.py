@@ -1,13 +1,16 @@
-"""Starts one process per GPU, several on the CPU, or joins those that torchrun started."""
+"""Start one process per GPU, several on the CPU, or join those of torchrun."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,10 +20,83 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from psf.engine.arguments import argument_parser, build_config
-from psf.engine.mistakes import read_mistake, run_and_note_mistakes
-from psf.engine.processes import CpuProcesses, choose_processes, usable_cores
+from psf.errors import UserError
 
-__all__ = ["launch"]
+__all__ = [
+    "CpuProcesses",
+    "choose_processes",
+    "launch",
+    "usable_cores",
+]
+
+# Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
+MAX_PROCESSES = 8
+MISTAKE_FILE = "mistake.txt"  # from a child process to its parent
+
+
+class CpuProcesses(NamedTuple):
+    """How a run uses the cores of one machine."""
+
+    processes: int
+    threads: int  # of each process
+    cores: int  # that this run may use
+    images_per_batch: int | None = None  # that more processes cannot share evenly; None: nothing prevents more
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        cores = f"{self.cores} core{'s' if self.cores > 1 else ''}"
+        line = f"{processes} of {threads}{' each' if self.processes > 1 else ''} on {cores}"
+        if self.images_per_batch is not None:
+            line += f" (SOLVER.IMS_PER_BATCH {self.images_per_batch} cannot be shared by more)"
+        return line
+
+
+def choose_processes(cores: int, images_per_batch: int, *, is_training: bool) -> CpuProcesses:
+    """Choose the number of processes for the best use of the cores.
+
+    Processes of few threads are faster than one process of many threads: only part of an iteration runs on several
+    threads, and threads that wait for each other are slow as soon as another program uses a core.
+
+    Args:
+        cores: usable cores of this machine.
+        images_per_batch: SOLVER.IMS_PER_BATCH, the batch of all processes.
+        is_training: every process needs an equal share of the batch. Evaluation splits images, which any number can.
+    """
+    most = min(cores, MAX_PROCESSES)
+    processes = most
+    if is_training:
+        processes = max((n for n in range(1, most + 1) if images_per_batch % n == 0), default=1)
+    return CpuProcesses(processes, max(cores // processes, 1), cores, images_per_batch if processes < most else None)
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: the scheduler's affinity and, in a container, its CPU quota; at least 1.
+
+    Args:
+        cgroup: folder of the control group. Both versions of control groups are read.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    quota = _cgroup_quota(cgroup)
+    return cores if quota is None else max(min(cores, int(quota)), 1)
+
+
+def _cgroup_quota(folder: Path) -> float | None:
+    """Cores that the quota allows, in CPU time per wall time; None: no quota."""
+    try:
+        if (folder / "cpu.max").is_file():  # version 2: "200000 100000" or "max 100000"
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:  # version 1; -1 is no quota
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            limit, period = ((folder / "cpu" / name).read_text().strip() for name in names)
+        quota = float("inf") if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no control groups, or an unknown version
+        return None
+    return quota if 0 < quota < float("inf") else None
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, *, is_training: bool = True) -> None:
@@ -37,7 +113,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         is_training: False if `main` only evaluates; so does `--eval-only`.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for, or if the two numbers contradict; a mistake of the user
+        UserError: if there are fewer GPUs than requested, or if the two numbers contradict; a mistake of the user
             that `main` finds, also in another process.
     """
     is_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
@@ -51,13 +127,13 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         return
     _check_gpus(args.num_gpus, f"--num-gpus {args.num_gpus}")
     if on_gpus and args.num_processes is not None and args.num_processes > 1:
-        raise ValueError(f"--num-processes {args.num_processes} is for the CPU, but --num-gpus is {args.num_gpus}")
+        raise UserError(f"--num-processes {args.num_processes} is for the CPU, but --num-gpus is {args.num_gpus}")
     if on_gpus:
         _start(main, args, args.num_gpus)
         return
     if args.num_processes is None:
         if args.num_machines > 1:
-            raise ValueError(
+            raise UserError(
                 f"--num-machines is {args.num_machines}: give --num-processes, the same number on every machine"
             )
         chosen = _choose(args, is_training=is_training and not args.eval_only)
@@ -73,7 +149,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, num_processes: int) -> None:
-    """Run `main(args)` in so many processes on this machine; here, if it is one on one machine."""
+    """Run `main(args)` in `num_processes` processes on this machine; in this process, if it is the only one."""
     start = partial(
         detectron2_launch,
         num_gpus_per_machine=num_processes,
@@ -86,26 +162,27 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         return
     with tempfile.TemporaryDirectory(prefix="psf-launch-") as folder:
         try:
-            start(run_and_note_mistakes, args=(main, folder, args))
+            start(_run_and_note_mistake, args=(main, folder, args))
         except (ProcessExitedException, ProcessRaisedException):
-            mistake = read_mistake(folder)
+            mistake = _read_mistake(folder)
             if mistake is None:
                 raise
-            raise ValueError(mistake) from None
+            raise UserError(mistake) from None
 
 
 def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:
     images_per_batch = 1
     if is_training:
-        images_per_batch = build_config(args.config_file, args.opts, args.register, warn=False).SOLVER.IMS_PER_BATCH
+        cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
+        images_per_batch = cfg.SOLVER.IMS_PER_BATCH
     return choose_processes(usable_cores(), images_per_batch, is_training=is_training)
 
 
-def _check_gpus(num_gpus: int, asked: str) -> None:
+def _check_gpus(num_gpus: int, source: str) -> None:
     present = torch.cuda.device_count()
     if not 0 <= num_gpus <= present:
-        raise ValueError(
-            f"{asked} needs {num_gpus} GPUs, this machine has {present}; give --num-gpus {present}"
+        raise UserError(
+            f"{source} needs {num_gpus} GPUs, this machine has {present}; give --num-gpus {present}"
             + ("" if present else ", which runs on the CPU")
         )
 
@@ -133,7 +210,7 @@ def _cpu_environment(num_processes: int) -> dict[str, str]:
 
 @contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started meanwhile."""
+    """Set environment variables for processes that are started in this context."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -144,3 +221,24 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: object) -> None:
+    """Run `main(*arguments)` in a child process; a mistake of the user ends it with exit code 2.
+
+    The message is left in `folder` for `_read_mistake`. If several processes report one, the first counts.
+    """
+    try:
+        main(*arguments)
+    except UserError as error:
+        try:
+            with Path(folder, MISTAKE_FILE).open("x", encoding="utf-8") as file:
+                file.write(str(error))
+        except FileExistsError:
+            pass
+        sys.exit(2)
+
+
+def _read_mistake(folder: str) -> str | None:
+    path = Path(folder, MISTAKE_FILE)
+    return path.read_text(encoding="utf-8") if path.is_file() else None

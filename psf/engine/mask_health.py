@@ -1,4 +1,4 @@
-"""Mask heads in the log: how much each of them finds, and a warning where one has died."""
+"""Log how much each mask head finds, and warn of dead heads."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class MaskHealthHook(HookBase):
     @classmethod
     def from_config(cls, cfg: CfgNode, model: MeasuresMasks) -> MaskHealthHook:
         """The hook for a config's model."""
-        psf = cfg.MODEL.PSF
+        node = cfg.MODEL.PSF
         return cls(
             model,
-            activation=psf.MASK_DECODER.MASK_ACTIVATION,
-            relu_gradient=psf.MASK_DECODER.RELU_GRADIENT,
-            mask_threshold=psf.POST_PROCESSOR.MASK_THRESHOLD,
+            activation=node.MASK_DECODER.MASK_ACTIVATION,
+            relu_gradient=node.MASK_DECODER.RELU_GRADIENT,
+            mask_threshold=node.POST_PROCESSOR.MASK_THRESHOLD,
         )
 
     def after_step(self) -> None:

@@ -5,9 +5,10 @@ POST_PROCESSOR.TUNE_IMAGES switches both on.
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
@@ -16,15 +17,59 @@ from torch import nn
 from psf.checkpoint import TunedMerging
 from psf.config import add_psf_config
 from psf.data import PanopticMapper, build_mapper, build_test_loader, load_dataset
-from psf.engine.one_data_set import spread_evenly
-from psf.evaluation import ImageTruth
-from psf.evaluation.merging_cache import CachedImage
-from psf.evaluation.tuning import COARSE_GRID, Tuning, cache_images, check_can_be_tuned, tune
-from psf.inference import MergingThresholds
+from psf.errors import UserError
+from psf.evaluation import ImageGroundTruth, has_panoptic_gt
+from psf.evaluation.merging_search.cache import CachedImage
+from psf.evaluation.merging_search.search import COARSE_GRID, Tuning, cache_images, check_can_be_tuned, tune
+from psf.inference import MaskWiseMerging, MergingThresholds
 from psf.meta_arch import PanopticSegFormer
-from psf.post_processing import MaskWiseMerging
 
-__all__ = ["apply_merging", "find_merging", "why_not_tuned", "with_merging"]
+__all__ = [
+    "add_num_images_flag",
+    "apply_merging",
+    "find_merging",
+    "panoptic_test_set",
+    "spread_evenly",
+    "why_not_tuned",
+    "with_merging",
+]
+
+T = TypeVar("T")
+
+
+def add_num_images_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--num-images`, 1 or more; None if it is not given."""
+
+    def number(text: str) -> int:
+        if int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+        return int(text)
+
+    parser.add_argument(
+        "--num-images", type=number, help="number of images, spread evenly over the dataset (default: all)"
+    )
+
+
+def panoptic_test_set(cfg: CfgNode) -> str:
+    """Name of the first of DATASETS.TEST, which has a panoptic ground truth; where psf generates it, it is there then.
+
+    Raises:
+        UserError: if there is none, or its files are missing or damaged, or it has no panoptic ground truth.
+    """
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a dataset with panoptic ground truth")
+    name: str = cfg.DATASETS.TEST[0]
+    load_dataset(name)
+    if not has_panoptic_gt(name):
+        raise UserError(f"{name} (DATASETS.TEST) has no panoptic_json and panoptic_root: PQ cannot be measured on it")
+    return name
+
+
+def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """`count` items at even distances, the first one included; all, if `count` is None or too large."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +78,7 @@ KEY = "MODEL.PSF.POST_PROCESSOR"
 LEAST_GAIN = 0.25
 
 
-def apply_merging(model: nn.Module, merging: TunedMerging | None) -> None:
+def apply_merging(model: nn.Module, merging: TunedMerging | None, *, is_new: bool = False) -> None:
     """Give a model the thresholds that a checkpoint stores, and log which ones are in force.
 
     With TUNE_IMAGES 0 the config's stay. So does each number that the user has set, see `TunedMerging.in_force`.
@@ -41,6 +86,7 @@ def apply_merging(model: nn.Module, merging: TunedMerging | None) -> None:
     Args:
         model: any; only a `PanopticSegFormer` with `MaskWiseMerging` has thresholds of this kind.
         merging: of the checkpoint; None: it stores none.
+        is_new: the search has just found and logged them.
     """
     processor = getattr(model, "post_processor", None)
     if not isinstance(processor, MaskWiseMerging) or not (processor.is_tuned or merging):
@@ -55,7 +101,8 @@ def apply_merging(model: nn.Module, merging: TunedMerging | None) -> None:
         own = chosen != (merging.things, merging.stuff)
         reason = "of the checkpoint, tuned on training images" + (", with those that the config sets itself" * own)
         hint = f"; {KEY}.TUNE_IMAGES 0 takes those of the config"
-    logger.info("Merging thresholds %s: %s%s", reason, _text(processor.things, processor.stuff), hint)
+    if not is_new:
+        logger.info("Merging thresholds %s: %s%s", reason, _text(processor.things, processor.stuff), hint)
 
 
 def why_not_tuned(cfg: CfgNode, model: nn.Module) -> str | None:
@@ -78,7 +125,7 @@ def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging | None:
 
     All processes call this together: each runs the model on its share, the main one searches. All get equal numbers.
     The search starts from the config's numbers, and keeps them unless others raise PQ by `LEAST_GAIN`. A number that
-    differs from psf's default has been set, and stays as it is.
+    differs from psf's default has been set by the user and stays, unless an earlier search wrote it (TUNED).
 
     An error in any process, such as a damaged file, is a warning in all of them: the trained model must not be lost.
 
@@ -118,22 +165,22 @@ def _cache_share(cfg: CfgNode, model: PanopticSegFormer) -> list[CachedImage]:
     """This process's share of the images, cached."""
     dicts = [one for name in cfg.DATASETS.TRAIN for one in load_dataset(name)]
     dicts = spread_evenly(dicts, cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES)
-    truth_mapper = PanopticMapper(cfg, True, augmentations=[])
+    gt_mapper = PanopticMapper(cfg, True, augmentations=[])
 
-    def read_truth(x: Mapping[str, Any]) -> ImageTruth:
-        _, truth = truth_mapper.read({key: value for key, value in x.items() if key != "image"})
-        assert truth is not None
-        segments = [{**one, "category_id": _category(one["isthing"], one["category_id"])} for one in truth.segments]
-        return ImageTruth(truth.labels, segments)
+    def read_gt(x: Mapping[str, Any]) -> ImageGroundTruth:
+        _, gt = gt_mapper.read({key: value for key, value in x.items() if key != "image"})
+        assert gt is not None
+        segments = [{**one, "category_id": _category(one["category_id"], one["isthing"])} for one in gt.segments]
+        return ImageGroundTruth(gt.labels, segments)
 
-    return cache_images(model, build_test_loader(cfg, dicts), read_truth, _category, COARSE_GRID)
+    return cache_images(model, build_test_loader(cfg, dicts), read_gt, _category, COARSE_GRID)
 
 
 def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -> Tuning:
     things, stuff = model.post_processor.configured
     thing_ids, stuff_ids = model.classes
-    categories = {_category(True, one): True for one in thing_ids}
-    categories |= {_category(False, one): False for one in stuff_ids}
+    categories = {_category(one, True): True for one in thing_ids}
+    categories |= {_category(one, False): False for one in stuff_ids}
     fixed = {kind: _set_numbers(cfg, kind) for kind in ("things", "stuff")}
     found = tune(images, categories, things, stuff, COARSE_GRID, tolerance=LEAST_GAIN, fixed=fixed)
     is_better = found.pq >= found.pq_at_start + LEAST_GAIN
@@ -149,25 +196,39 @@ def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -
 
 
 def _set_numbers(cfg: CfgNode, kind: str) -> set[str]:
-    """Names of the thresholds of a kind, "things" or "stuff", whose numbers are not psf's defaults."""
+    """Names of the thresholds of a kind, "things" or "stuff", that the user has set.
+
+    Their numbers are neither psf's defaults nor those that an earlier search has written.
+    """
     defaults = get_cfg()
     add_psf_config(defaults)
     before, now = (one.MODEL.PSF.POST_PROCESSOR[kind.upper()] for one in (defaults, cfg))
-    return {name for name in MergingThresholds._fields if now[name.upper()] != before[name.upper()]}
+    changed = {name for name in MergingThresholds._fields if now[name.upper()] != before[name.upper()]}
+    tuned = cfg.MODEL.PSF.POST_PROCESSOR.TUNED
+    return {name for name in changed if _tuned_entry(kind, name, now[name.upper()]) not in tuned}
+
+
+def _tuned_entry(kind: str, name: str, value: float) -> str:
+    """The entry of POST_PROCESSOR.TUNED for one number."""
+    return f"{kind.upper()}.{name.upper()} {float(value)!r}"
 
 
 def with_merging(cfg: CfgNode, things: MergingThresholds, stuff: MergingThresholds) -> CfgNode:
-    """A frozen copy of the config with these thresholds as plain keys."""
+    """A frozen copy of the config with these thresholds as plain keys; TUNED lists those that the search has chosen."""
+    held = {kind: _set_numbers(cfg, kind) for kind in ("things", "stuff")}
     cfg = cfg.clone()
     cfg.defrost()
-    for kind, numbers in (("THINGS", things), ("STUFF", stuff)):
+    tuned = []
+    for kind, numbers in (("things", things), ("stuff", stuff)):
         for name, value in numbers._asdict().items():
-            cfg.MODEL.PSF.POST_PROCESSOR[kind][name.upper()] = float(value)
+            cfg.MODEL.PSF.POST_PROCESSOR[kind.upper()][name.upper()] = float(value)
+            tuned += [] if name in held[kind] else [_tuned_entry(kind, name, value)]
+    cfg.MODEL.PSF.POST_PROCESSOR.TUNED = tuned
     cfg.freeze()
     return cfg
 
 
-def _category(is_thing: bool, contiguous_id: int) -> int:
+def _category(contiguous_id: int, is_thing: bool) -> int:
     """One number for each class; an id may stand for a thing and a stuff class."""
     return 2 * contiguous_id + int(is_thing)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from psf.checkpoint import read_checkpoint, stored_query_count
 from psf.data import largest_count, load_dataset
+from psf.errors import UserError
 
 __all__ = ["NumQueries", "queries_for", "resolve_num_queries", "warn_of_too_few_queries"]
 
@@ -40,7 +41,7 @@ class NumQueries(NamedTuple):
         """Log it in the main process: a warning if it is a guess."""
         if comm.is_main_process():
             level = logging.WARNING if self.is_guess else logging.INFO
-            doubt = "; MODEL.WEIGHTS does not say how many it was trained with" if self.is_guess else ""
+            doubt = "; MODEL.WEIGHTS does not contain the number that it was trained with" if self.is_guess else ""
             logger.log(level, "%s -1: %d, %s%s", KEY, self.number, self.source, doubt)
 
 
@@ -64,7 +65,7 @@ def resolve_num_queries(cfg: CfgNode, *, is_training: bool = False, resume: bool
         The number and its source, which the caller logs; None if nothing was replaced.
 
     Raises:
-        ValueError: if the number is needed and DATASETS.TRAIN is empty, cannot be read, or does not list its things.
+        UserError: if the number is needed and DATASETS.TRAIN is empty, cannot be read, or does not list its things.
     """
     if cfg.MODEL.PSF.NUM_THING_QUERIES != FROM_DATA:
         return None
@@ -109,7 +110,7 @@ def _of_trained_model(weights: str) -> NumQueries | None:
     try:
         path = Path(PathManager.get_local_path(weights.partition("?")[0]))
         count = stored_query_count(read_checkpoint(path))
-    except (OSError, ValueError):  # whoever loads the weights says what is wrong with them
+    except (OSError, ValueError):  # loading the weights raises the error
         return None
     if count is not None:
         return NumQueries(count, f"as {weights} was trained with")
@@ -118,17 +119,17 @@ def _of_trained_model(weights: str) -> NumQueries | None:
         return None
     content = CfgNode.load_yaml_with_base(str(beside))
     count = content.get("MODEL", {}).get("PSF", {}).get("NUM_THING_QUERIES", FROM_DATA)
-    return None if count == FROM_DATA else NumQueries(count, f"as {beside} says")
+    return None if count == FROM_DATA else NumQueries(count, f"from {beside}")
 
 
 def _of_data(cfg: CfgNode) -> NumQueries:
     is_joint = cfg.MODEL.PSF.QUERIES == "joint"
     names = cfg.DATASETS.TRAIN
     if not names:
-        raise ValueError(f"{KEY} is -1 (from the data), but DATASETS.TRAIN is empty: name a data set, or set a number")
+        raise UserError(f"{KEY} is -1 (from the data), but DATASETS.TRAIN is empty: name a dataset, or set a number")
     largest = largest_count((one for name in names for one in load_dataset(name)), stuff=is_joint)
     if largest is None:
-        raise ValueError(
+        raise UserError(
             f"{KEY} is -1 (from the data), but the dicts of DATASETS.TRAIN {list(names)} have neither segments_info "
             "nor annotations to count: set a number"
         )

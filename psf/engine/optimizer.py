@@ -12,24 +12,75 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 from torch.optim import Optimizer
 
-from psf.engine.layer_decay import layer_decay_factors
+from psf.errors import UserError
+from psf.modeling.activation_checkpointing import BACKBONE_BLOCKS
 
-__all__ = ["build_optimizer"]
+__all__ = [
+    "block_positions",
+    "build_optimizer",
+    "layer_decay_factors",
+]
+
+CLIP_TYPES = ("value", "norm", "full_model")
+_BLOCKS = tuple(end for end in BACKBONE_BLOCKS if not end.endswith("Stem"))
+
+
+def block_positions(backbone: nn.Module) -> dict[str, int]:
+    """Parameter's name -> how many blocks have begun where it is: 0 in the stem, k in block k and between it and k + 1.
+
+    Blocks are counted from 1, in the order in which the backbone holds them: those of Detectron2's ResNet, of
+    SwinBackbone, and of timm's models, by the names of their classes. Of blocks in blocks the outermost counts.
+    """
+    positions: dict[str, int] = {}
+    begun = 0
+
+    def visit(module: nn.Module, prefix: str, in_block: bool) -> None:
+        nonlocal begun
+        if not in_block and type(module).__name__.endswith(_BLOCKS):
+            in_block = True
+            begun += 1
+        positions.update({prefix + name: begun for name, _ in module.named_parameters(recurse=False)})
+        for name, child in module.named_children():
+            visit(child, f"{prefix}{name}.", in_block)
+
+    visit(backbone, "", False)
+    return positions
+
+
+def layer_decay_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
+    """Parameter's name -> factor of its learning rate, for SOLVER.BACKBONE_LAYER_DECAY.
+
+    With N blocks, `decay` ** (N + 1 - position): the last block and what follows it `decay`, the first `decay` ** N,
+    the stem `decay` ** (N + 1).
+
+    Raises:
+        UserError: if `decay` is not from above 0 to 1, or the backbone has no blocks that are known.
+    """
+    if not 0 < decay <= 1:
+        raise UserError(f"SOLVER.BACKBONE_LAYER_DECAY is {decay}: expected a factor from above 0 to 1 (off)")
+    positions = block_positions(backbone)
+    num_blocks = max(positions.values(), default=0)
+    if not num_blocks:
+        raise UserError(
+            f"SOLVER.BACKBONE_LAYER_DECAY is {decay}, but {type(backbone).__name__} has no blocks that are known: set "
+            "it to 1.0"
+        )
+    return {name: decay ** (num_blocks + 1 - position) for name, position in positions.items()}
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """AdamW or SGD over the parameters that require gradients, by the keys under SOLVER.
 
-    Learning rate: BASE_LR, times BACKBONE_MULTIPLIER and BACKBONE_LAYER_DECAY's power (`psf.engine.layer_decay`) for
+    Learning rate: BASE_LR, times BACKBONE_MULTIPLIER and BACKBONE_LAYER_DECAY's power (`psf.engine.optimizer`) for
     what lies in `backbone.`, times SAMPLING_MULTIPLIER for `sampling_offsets` and `reference_points`, times
     BIAS_LR_FACTOR for biases. Weight decay: WEIGHT_DECAY, or WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS.
 
-    Clipping, where CLIP_GRADIENTS.ENABLED: CLIP_TYPE "norm" scales all gradients together to a norm of at most
-    CLIP_VALUE, and so does "full_model", other projects' word for it. In Detectron2's own build_optimizer, "norm" is
-    that of each parameter by itself, and "full_model" an error. "value" is the same in both.
+    Clipping, where CLIP_GRADIENTS.ENABLED: as in Detectron2, CLIP_TYPE "value" limits each number to CLIP_VALUE and
+    "norm" limits the norm of each parameter's gradient. "full_model", which is not in Detectron2, limits the norm of
+    all gradients together.
 
     Raises:
-        ValueError: if SOLVER.OPTIMIZER is neither "ADAMW" nor "SGD", or BACKBONE_LAYER_DECAY does not fit.
+        UserError: if SOLVER.OPTIMIZER or CLIP_TYPE is unknown, or BACKBONE_LAYER_DECAY does not fit.
     """
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
@@ -48,10 +99,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         optimizer_class = torch.optim.SGD
         arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:
-        raise ValueError(f'SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, known are "ADAMW" and "SGD"')
+        raise UserError(f'SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, known are "ADAMW" and "SGD"')
 
     clip = solver.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE in ("norm", "full_model"):
+    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
+        raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}": expected one of {list(CLIP_TYPES)}')
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         optimizer_class = _clipping_full_model(optimizer_class, clip.CLIP_VALUE, clip.NORM_TYPE)
     else:
         optimizer_class = maybe_add_gradient_clipping(cfg, optimizer_class)

@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
+from psf.config import import_user_modules
 from psf.data import as_picture, build_augmentations, in_format, read_image
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.num_queries import resolve_num_queries
@@ -25,10 +26,11 @@ class Predictor(DefaultPredictor):
             NUM_THING_QUERIES -1 is replaced in it by the number that the weights were trained with.
 
     Raises:
-        ValueError: as the model and `psf.engine.Checkpointer`.
+        UserError: as the model and `psf.engine.Checkpointer`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        import_user_modules(cfg)  # before build_model, whose META_ARCHITECTURE may be the user's
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg
@@ -47,5 +49,5 @@ class Predictor(DefaultPredictor):
         return image, as_picture(image, self.input_format)
 
     def take_frame(self, image_rgb: np.ndarray) -> np.ndarray:
-        """A video's picture as a call takes it; a ValueError of models for "BANDS"."""
+        """A video's picture as a call takes it; a UserError of models for "BANDS"."""
         return in_format(image_rgb, "BGR" if self.input_format == "RGB" else self.input_format)

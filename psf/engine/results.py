@@ -1,30 +1,117 @@
-"""The figures of an evaluation, for programs (results.json, a line of metrics.json) and for people (a table)."""
+"""Results of an evaluation: results.json, a line of metrics.json, and a table for the log."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import EventStorage, JSONWriter
 from tabulate import tabulate
 
-from psf.engine.empty_results import EMPTY_RESULT
+from psf.data.files import write_text
+from psf.inference import KEPT, CandidateOutcomes, PostProcessor, RejectionSummary, summarise_rejections
+from psf.meta_arch import PanopticSegFormer
 
-__all__ = ["append_metrics", "results_table", "write_results"]
+__all__ = [
+    "EMPTY_RESULT",
+    "append_metrics",
+    "as_numbers",
+    "describe_empty_results",
+    "explain_empty_results",
+    "results_table",
+    "write_results",
+]
+
+EMPTY_RESULT = "empty_result"  # key of the explanation beside the tasks of an evaluation
+NUM_IMAGES = 16  # looked at again
+FREQUENT = 0.25  # share of the candidates that a reason must reject to be worth advice
+
+
+def explain_empty_results(
+    model: PanopticSegFormer, data_loader: Iterable[list[dict[str, Any]]], kinds: Sequence[str]
+) -> dict[str, RejectionSummary]:
+    """Run the model again on the first images of a dataset, and count what rejects its candidates.
+
+    Args:
+        model: the model; it is in evaluation mode meanwhile.
+        data_loader: test batches of the dataset.
+        kinds: some of "things", "stuff" and "instances", without any prediction in the evaluation.
+
+    Returns:
+        A summary for each kind that the model has candidates of: a model without things has none to explain.
+    """
+    images: list[dict[str, CandidateOutcomes]] = []
+    with inference_context(model), torch.no_grad():
+        for batch in data_loader:
+            images += model.explain(batch)
+            if len(images) >= NUM_IMAGES:
+                break
+    summaries = {}
+    for kind in kinds:
+        result = "instances" if kind == "instances" else "panoptic_seg"
+        summaries[kind] = summarise_rejections([one[result] for one in images], kind != "stuff")
+    return {kind: one for kind, one in summaries.items() if one.num_candidates}
+
+
+def as_numbers(summaries: dict[str, RejectionSummary]) -> dict[str, dict[str, Any]]:
+    """The summaries as results.json has them: nested dicts of numbers."""
+    return {
+        kind: {
+            "images": one.num_images,
+            "candidates": one.num_candidates,
+            "largest_confidence": one.largest_confidence,
+            "largest_class_score": one.largest_class_score,
+            "largest_mask_score": one.largest_mask_score,
+            "rejected_by": {reason: count for reason, count in one.counts.items() if reason != KEPT},
+        }
+        for kind, one in summaries.items()
+    }
+
+
+def describe_empty_results(dataset_name: str, summaries: dict[str, RejectionSummary], processor: PostProcessor) -> str:
+    """One line for the log: what rejected the candidates, and the keys to change."""
+    return f"{dataset_name}: " + "; ".join(_describe(kind, one, processor) for kind, one in summaries.items())
+
+
+def _describe(kind: str, summary: RejectionSummary, processor: PostProcessor) -> str:
+    counts = ", ".join(f"{count} by {reason}" for reason, count in summary.counts.items())
+    frequent = [reason for reason, count in summary.counts.items() if count >= FREQUENT * summary.num_candidates]
+    keys = [text for reason in frequent for text in _advice(reason, kind, summary, processor)]
+    advice = f"; train for longer, or lower {' and '.join(keys)}" if keys else ""
+    return (
+        f"no {kind} were predicted; of {summary.num_candidates} candidates in {summary.num_images} images these were "
+        f"rejected: {counts}{advice}"
+    )
+
+
+def _advice(reason: str, kind: str, summary: RejectionSummary, processor: PostProcessor) -> list[str]:
+    """The key that stands for a reason, the number in force, and how far the best candidate is from it."""
+    numbers = processor.stuff if kind == "stuff" else processor.things
+    confidence = f"the largest confidence is {summary.largest_confidence:.3g}"
+    if reason == "empty_mask":
+        score = f"the largest mask score is {summary.largest_mask_score:.3g}"
+        return [f"MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD ({processor.mask_threshold}; {score})"]
+    if reason == "SCORE_THRESH":
+        return [f"MODEL.PSF.TEST.INSTANCE.SCORE_THRESH ({processor.instance.score_thresh}; {confidence})"]
+    if reason == "T_CNF":
+        return [f"MODEL.PSF.POST_PROCESSOR.{kind.upper()}.T_CNF ({numbers.t_cnf:g}; {confidence})"]
+    if reason == "T_KEEP":
+        return [f"MODEL.PSF.POST_PROCESSOR.{kind.upper()}.T_KEEP ({numbers.t_keep:g})"]
+    return []
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write nested results as one JSON object, in one go: a reader sees the old file or the new one.
+    """Write nested results as one JSON object.
 
     Numbers that could not be computed (NaN) become null.
     """
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(_plain(results), indent=2, allow_nan=False) + "\n")
 
 
 def append_metrics(path: Path, results: Mapping[str, Any], iteration: int) -> None:
@@ -49,7 +136,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 
 def _tasks(results: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, float]]]:
-    """Detectron2 nests results by data set where there are several."""
+    """Detectron2 nests results by dataset where there are several."""
     found = []
     for key, value in results.items():
         if key == EMPTY_RESULT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
@@ -22,22 +23,119 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from psf.checkpoint import TunedMerging, check_same_classes
-from psf.data import PanopticMapper, build_mapper, build_test_loader, check_dataset, load_dataset
-from psf.engine.arguments import setup, write_config
+from psf.data import (
+    PanopticMapper,
+    build_mapper,
+    build_test_loader,
+    check_dataset,
+    check_sampler,
+    load_dataset,
+    without_empty_images,
+)
+from psf.engine.arguments import check_detectron2_keys, setup, write_config
 from psf.engine.checkpointer import build_checkpointer
-from psf.engine.empty_results import EMPTY_RESULT, as_numbers, describe_empty_results, explain_empty_results
-from psf.engine.evaluators import build_evaluator, check_truth, empty_kinds
+from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
 from psf.engine.mask_health import MaskHealthHook
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.optimizer import build_optimizer
-from psf.engine.results import append_metrics, results_table, write_results
-from psf.engine.train_step import TrainStep, autocast_dtype
-from psf.test_time_augmentation import PanopticSegFormerWithTTA
+from psf.engine.results import (
+    EMPTY_RESULT,
+    append_metrics,
+    as_numbers,
+    describe_empty_results,
+    explain_empty_results,
+    results_table,
+    write_results,
+)
+from psf.errors import UserError
+from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
-__all__ = ["Trainer", "main"]
+__all__ = [
+    "TrainStep",
+    "Trainer",
+    "autocast_dtype",
+    "main",
+]
+
+
+class TrainStep(SimpleTrainer):
+    """Detectron2's SimpleTrainer and AMPTrainer in one; the latter refuses to run without CUDA.
+
+    Args:
+        dtype: of autocast; None trains in full precision. Gradients are scaled for float16 only.
+        device_type: "cuda" or "cpu".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: Optimizer,
+        *,
+        dtype: torch.dtype | None,
+        device_type: str,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self._dtype = dtype
+        self._device_type = device_type
+        self._scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        """Forward, backward, log, update.
+
+        Raises:
+            FloatingPointError: before any weight changes, if the loss is not finite; it names terms and images.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
+            losses = self.model(batch)
+        total = sum(losses.values())
+        if not torch.isfinite(total):
+            terms = {name: value.item() for name, value in losses.items() if not torch.isfinite(value)}
+            images = [image.get("file_name", "?") for image in batch]
+            raise FloatingPointError(
+                f"the loss is not finite at iteration {self.iter}: {terms or total}; images {images}"
+            )
+        self.optimizer.zero_grad()
+        self._scaler.scale(total).backward()
+        self._write_metrics(losses, data_time)
+        self._scaler.step(self.optimizer)  # takes the scale out of the gradients first, so clipping sees true norms
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):  # empty where the run so far was not in float16
+            self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """SOLVER.AMP.DTYPE where SOLVER.AMP.ENABLED.
+
+    Raises:
+        UserError: if it is neither "float16" nor "bfloat16", or if it is "float16" on a CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in ("float16", "bfloat16"):
+        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, known are "float16" and "bfloat16"')
+    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        raise UserError(
+            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": a CPU trains in "bfloat16", or in full precision '
+            "with SOLVER.AMP.ENABLED False"
+        )
+    return getattr(torch, name)
+
 
 logger = logging.getLogger(__name__)
+
+FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -75,7 +173,7 @@ class Trainer(DefaultTrainer):
     the last checkpoint and evaluation. `config_in_force` is the config with them, which OUTPUT_DIR/config.yaml gets.
 
     Raises:
-        ValueError: if DATASETS.TRAIN is empty, if files of a data set are missing, if keys contradict, or if TEST.AUG
+        UserError: if DATASETS.TRAIN is empty, if files of a dataset are missing, if keys contradict, or if TEST.AUG
             cannot be run.
     """
 
@@ -87,12 +185,13 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "psf"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
+        check_detectron2_keys(cfg)
         if not cfg.DATASETS.TRAIN:
-            raise ValueError("DATASETS.TRAIN is empty: name a data set to train on")
+            raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
         _check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         for name in cfg.DATASETS.TEST:
-            check_truth(cfg, name)
+            check_gt(cfg, name)
         dtype = autocast_dtype(cfg)
         if (num_queries := resolve_num_queries(cfg, is_training=True)) is not None:
             num_queries.log()
@@ -141,7 +240,7 @@ class Trainer(DefaultTrainer):
         if not (model.WEIGHTS or is_pretrained or (resume and self.checkpointer.has_checkpoint())):
             logger.warning(
                 "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, the backbone's, too; docs/model_zoo.md "
-                "says where to take others from"
+                "lists the sources of pretrained weights"
             )
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -162,16 +261,22 @@ class Trainer(DefaultTrainer):
     def tune_merging(self) -> None:
         """Search the merging thresholds on training images; model, checkpoints and config.yaml get them.
 
-        All processes call this together.
+        The trained weights are saved first: a search that is killed must not cost them. All processes call this
+        together.
         """
+        self.save_final()
         merging = find_merging(self.cfg, _without_ddp(self.model))
         if merging is not None:
-            self._set_merging(merging)
+            self._set_merging(merging, is_new=True)
             write_config(self.config_in_force)
 
-    def _set_merging(self, merging: TunedMerging) -> None:
+    def save_final(self) -> None:
+        """Write the checkpoint of a finished training."""
+        self.checkpointer.save(FINAL_CHECKPOINT, iteration=self.max_iter - 1)
+
+    def _set_merging(self, merging: TunedMerging, *, is_new: bool = False) -> None:
         model = _without_ddp(self.model)
-        apply_merging(model, merging)
+        apply_merging(model, merging, is_new=is_new)
         self.checkpointer.merging = merging
         if model.post_processor.is_tuned:
             self.config_in_force = with_merging(
@@ -191,12 +296,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Detectron2's loader over all of DATASETS.TRAIN, with the mapper that INPUT.DATASET_MAPPER_NAME names."""
+        """Detectron2's loader over all of DATASETS.TRAIN, with the mapper that INPUT.DATASET_MAPPER_NAME names.
+
+        DATALOADER.FILTER_EMPTY_ANNOTATIONS drops images without annotations, see `psf.data.without_empty_images`.
+        """
         mapper = build_mapper(cfg, True)
         datasets = [load_dataset(name) for name in cfg.DATASETS.TRAIN]
         for dataset in datasets:
             _check_first(mapper, dataset)
-        images = [image for dataset in datasets for image in dataset]
+        images = without_empty_images(cfg, [image for dataset in datasets for image in dataset])
+        check_sampler(cfg, images)
         warn_of_too_few_queries(cfg, images)
         return build_detection_train_loader(cfg, dataset=images, mapper=mapper)
 
@@ -216,7 +325,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         """Evaluate on DATASETS.TEST, log a table, and write OUTPUT_DIR/results.json.
 
-        Where nothing was predicted of things, of stuff or of instances, a warning and the entry "empty_result" say what
+        If no things, no stuff or no instances were predicted, a warning and the entry "empty_result" explain what
         rejected the candidates of a few images.
         """
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
@@ -264,9 +373,14 @@ class Trainer(DefaultTrainer):
 
 
 class _MergingTuner(HookBase):
-    """Tunes the merging thresholds after the last iteration."""
+    """Tunes the merging thresholds after the last iteration, or later if that was interrupted."""
 
     trainer: Trainer
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter >= self.trainer.max_iter and self.trainer.checkpointer.merging is None:
+            self.trainer.tune_merging()
+            self.trainer.save_final()
 
     def after_step(self) -> None:
         if self.trainer.iter + 1 == self.trainer.max_iter:
@@ -283,7 +397,7 @@ def _check_datasets(names: Iterable[str]) -> None:
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
-    """Read the first image here: what is wrong with all files is then one clear error, not one of a worker."""
+    """Read the first image in this process: a problem of all files is then a clear error, not one of a worker."""
     if isinstance(mapper, PanopticMapper):
         mapper.read(dataset[0])
 

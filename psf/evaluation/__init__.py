@@ -1,6 +1,6 @@
-"""Measuring a model: panoptic quality, mIoU and AP from one panoptic ground truth, and pictures to look at."""
+"""Evaluation: panoptic quality, mIoU and AP from one panoptic ground truth, and panels of predictions."""
 
-from psf.evaluation.ground_truth import ImageTruth, PanopticGroundTruth, has_panoptic_truth
+from psf.evaluation.ground_truth import ImageGroundTruth, PanopticGroundTruth, has_panoptic_gt
 from psf.evaluation.instances import InstanceEvaluator, write_instance_json
 from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
@@ -13,7 +13,7 @@ from psf.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
     "ClassQuality",
-    "ImageTruth",
+    "ImageGroundTruth",
     "InstanceEvaluator",
     "PanelEvaluator",
     "PanelRow",
@@ -25,7 +25,7 @@ __all__ = [
     "ResultCounter",
     "SemanticEvaluator",
     "draw_panel",
-    "has_panoptic_truth",
+    "has_panoptic_gt",
     "match_segments",
     "match_with_boundaries",
     "write_instance_json",

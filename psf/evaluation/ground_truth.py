@@ -1,4 +1,4 @@
-"""The ground truth of a COCO panoptic data set, read image by image where an evaluator asks for it."""
+"""The ground truth of a COCO panoptic dataset, read image by image."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from psf.data import image_key, read_panoptic_ids, read_panoptic_json
+from psf.errors import UserError
 
-__all__ = ["ImageTruth", "PanopticGroundTruth", "has_panoptic_truth"]
+__all__ = ["ImageGroundTruth", "PanopticGroundTruth", "has_panoptic_gt"]
 
 
-class ImageTruth(NamedTuple):
-    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts, `category_id` the data set's own."""
+class ImageGroundTruth(NamedTuple):
+    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts, `category_id` the dataset's own."""
 
     labels: np.ndarray
     segments: list[dict[str, Any]]
 
 
-def has_panoptic_truth(dataset_name: str) -> bool:
-    """Whether the data set's metadata name a panoptic JSON with annotations and a folder of PNGs, and both exist."""
+def has_panoptic_gt(dataset_name: str) -> bool:
+    """Whether the dataset's metadata name a panoptic JSON with annotations and a folder of PNGs, and both exist."""
     metadata = MetadataCatalog.get(dataset_name)
     is_there = os.path.isfile(metadata.get("panoptic_json") or "") and os.path.isdir(
         metadata.get("panoptic_root") or ""
@@ -31,9 +32,9 @@ def has_panoptic_truth(dataset_name: str) -> bool:
 
 
 class PanopticGroundTruth:
-    """Panoptic PNGs and segments of a registered data set, by image id.
+    """Panoptic PNGs and segments of a registered dataset, by image id.
 
-    The JSON is read at the first question, a PNG whenever it is asked for.
+    The JSON is read on first access, a PNG on every `read`.
 
     Args:
         dataset_name: whose metadata name `panoptic_json` and `panoptic_root`, and map the category ids.
@@ -54,26 +55,26 @@ class PanopticGroundTruth:
         """Image id -> its entry in the JSON (`file_name`, `segments_info`), in the order of the JSON."""
         return {image_key(annotation["image_id"]): annotation for annotation in self._json["annotations"]}
 
-    def read(self, image_id: int | str) -> ImageTruth:
-        """One image's truth.
+    def read(self, image_id: int | str) -> ImageGroundTruth:
+        """One image's ground truth.
 
         Raises:
-            ValueError: if the JSON does not have the image, if the PNG cannot be read, or if it has ids that the JSON
+            UserError: if the JSON does not have the image, if the PNG cannot be read, or if it has ids that the JSON
                 does not list.
         """
         annotation = self.annotations.get(image_key(image_id))
         if annotation is None:
-            raise ValueError(f"{self.metadata.panoptic_json} has no annotation of the image with id {image_id!r}")
+            raise UserError(f"{self.metadata.panoptic_json} has no annotation of the image with id {image_id!r}")
         path = os.path.join(self.metadata.panoptic_root, annotation["file_name"])
         segments = annotation["segments_info"]
-        return ImageTruth(read_panoptic_ids(path, [segment["id"] for segment in segments]), segments)
+        return ImageGroundTruth(read_panoptic_ids(path, [segment["id"] for segment in segments]), segments)
 
     def contiguous_id(self, category_id: int) -> int:
         """The model's class of a category of the JSON."""
         return self.thing_ids[category_id] if category_id in self.thing_ids else self.stuff_ids[category_id]
 
-    def read_contiguous(self, image_id: int | str) -> ImageTruth:
-        """One image's truth with classes as the model and Detectron2's Visualizer know them, and `isthing`."""
+    def read_contiguous(self, image_id: int | str) -> ImageGroundTruth:
+        """One image's ground truth with `isthing` and contiguous classes, for the model and Detectron2's Visualizer."""
         labels, segments = self.read(image_id)
         contiguous = [
             {
@@ -83,7 +84,7 @@ class PanopticGroundTruth:
             }
             for segment in segments
         ]
-        return ImageTruth(labels, contiguous)
+        return ImageGroundTruth(labels, contiguous)
 
     @cached_property
     def _json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""AP of masks and boxes by Detectron2's COCOEvaluator, for data sets whose things have joint class ids."""
+"""AP of masks and boxes by Detectron2's COCOEvaluator, for datasets whose things have joint class ids."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from psf.data import image_key
+from psf.data.files import write_text
+from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
 
 __all__ = ["InstanceEvaluator", "write_instance_json"]
@@ -30,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class InstanceEvaluator(COCOEvaluator):
-    """COCO's AP of boxes under "bbox", and of masks under "segm", where the truth has masks.
+    """COCO's AP of boxes under "bbox", and of masks under "segm", where the ground truth has masks.
 
-    COCOEvaluator wants the things to have the ids 0..n-1 alone; in a panoptic data set they share 0..K-1 with stuff.
+    COCOEvaluator expects things to have the ids 0..n-1; in a panoptic dataset they share 0..K-1 with stuff.
     Without any prediction it gives NaN for every metric; here AP is 0 wherever there is ground truth, as it is when
-    all predictions are wrong. NaN is left for what has no ground truth: a size class, a class, a whole set.
+    all predictions are wrong. It is NaN only without ground truth: for a size, a class or a whole set.
 
     Args:
-        dataset_name: a registered data set.
-        json_file: its instances in COCO's format; `write_instance_json` makes one from the panoptic truth.
+        dataset_name: a registered dataset.
+        json_file: its instances in COCO's format; `write_instance_json` makes one from the panoptic ground truth.
         distributed: gather from all processes, and give results in the main one.
     """
 
@@ -47,7 +49,7 @@ class InstanceEvaluator(COCOEvaluator):
         # COCOeval sorts categories by their id in the JSON, and Detectron2 takes its class names in that order.
         thing_ids = sorted(metadata.thing_dataset_id_to_contiguous_id.items())
         self._things_only = {contiguous: position for position, (_, contiguous) in enumerate(thing_ids)}
-        name = f"psf/instances/{dataset_name}/{json_file}"  # metadata of their own: those of the data set stay whole
+        name = f"psf/instances/{dataset_name}/{json_file}"  # metadata of their own: those of the dataset stay whole
         MetadataCatalog.get(name).set(
             json_file=json_file,
             thing_classes=[metadata.thing_classes[contiguous] for _, contiguous in thing_ids],
@@ -63,7 +65,8 @@ class InstanceEvaluator(COCOEvaluator):
         """Keep a batch's instances: inputs have "image_id", outputs "instances" with joint contiguous classes.
 
         Raises:
-            ValueError: if the truth does not list the image, or an instance has a class that is no thing of the set.
+            UserError: if the ground truth does not list the image, or an instance has a class that is not a thing of
+                the dataset.
         """
         super().process(
             [{"image_id": self._number_of(one["image_id"])} for one in inputs],
@@ -83,99 +86,96 @@ class InstanceEvaluator(COCOEvaluator):
     def _number_of(self, image_id: int | str) -> int:
         number = self._numbers.get(image_key(image_id))
         if number is None:
-            raise ValueError(f"{self._json_file} does not list the image with id {image_id!r}, which is evaluated")
+            raise UserError(f"{self._json_file} does not list the image with id {image_id!r}, which is evaluated")
         return number
 
     def _among_things(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()
         unknown = set(classes) - self._things_only.keys()
         if unknown:
-            raise ValueError(f"instances have classes {sorted(unknown)}, the things are {sorted(self._things_only)}")
+            raise UserError(f"instances have classes {sorted(unknown)}, the things are {sorted(self._things_only)}")
         positions = torch.tensor([self._things_only[one] for one in classes], dtype=torch.int64)
         fields = {**instances.get_fields(), "pred_classes": positions}
         return Instances(instances.image_size, **fields)
 
 
-def _evaluate_no_predictions(truth: COCO, iou_type: str) -> COCOeval:
-    """COCO's evaluation of an empty list of predictions, which COCO.loadRes refuses to read."""
+def _evaluate_no_predictions(gt: COCO, iou_type: str) -> COCOeval:
+    """COCO's evaluation of an empty list of predictions, which COCO.loadRes refuses."""
     predictions = COCO()
-    predictions.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
-    with contextlib.redirect_stdout(io.StringIO()):  # both classes print what they do
+    predictions.dataset = {key: gt.dataset[key] for key in ("images", "categories")} | {"annotations": []}
+    with contextlib.redirect_stdout(io.StringIO()):  # both classes print to stdout
         predictions.createIndex()
-        evaluation = COCOeval(truth, predictions, iou_type)
+        evaluation = COCOeval(gt, predictions, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
 
 
-def _number_images(truth: COCO) -> dict[int | str, int]:
-    """Give a truth's images the ids 1, 2, ... in the order of their own; which id has become which.
+def _number_images(gt: COCO) -> dict[int | str, int]:
+    """Give a ground truth's images the ids 1, 2, ... in the order of their own; returns own id -> new id.
 
-    COCOeval knows images by what NumPy makes of all ids: it fails where numbers and texts are among them, and makes
-    floats, which are no ids any more, of numbers beyond 2^63.
+    COCOeval puts all ids into a NumPy array, which fails for a mix of numbers and texts, and turns numbers beyond 2^63
+    into floats.
     """
-    keys = {image_key(image["id"]) for image in truth.dataset["images"]}
+    keys = {image_key(image["id"]) for image in gt.dataset["images"]}
     ordered = sorted(keys, key=lambda key: (isinstance(key, str), key))
     numbers = {key: number for number, key in enumerate(ordered, 1)}
     for name, key in (("images", "id"), ("annotations", "image_id")):
-        for entry in truth.dataset.get(name, ()):
+        for entry in gt.dataset.get(name, ()):
             entry[key] = numbers.get(image_key(entry[key]))
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        truth.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints to stdout
+        gt.createIndex()
     return numbers
 
 
 def write_instance_json(dataset_name: str, path: Path) -> None:
-    """Write the things of a panoptic data set as a COCO instance JSON (masks as RLE), in the main process.
+    """Write the things of a panoptic dataset as a COCO instance JSON (masks as RLE), in the main process.
 
-    A file that was written of the same panoptic JSON and PNGs is kept as it is. All processes must call this together.
+    A file that was derived from the same panoptic JSON and PNGs is kept. All processes must call this together.
     """
     if comm.is_main_process():
-        truth = PanopticGroundTruth(dataset_name)
-        source = _describe_source(truth)
+        gt = PanopticGroundTruth(dataset_name)
+        source = _describe_source(gt)
         if _read_source(path) != source:
             logger.info("Deriving instance masks of %s from its panoptic PNGs: %s", dataset_name, path)
-            content = {"info": source, **_instance_content(truth)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(content), encoding="utf-8")
-            partial.replace(path)
+            content = {"info": source, **_instance_content(gt)}
+            write_text(path, json.dumps(content))
     comm.synchronize()
 
 
-def _describe_source(truth: PanopticGroundTruth) -> dict[str, str]:
-    """What tells one panoptic truth from another, and from what it was before: each file's size and times.
+def _describe_source(gt: PanopticGroundTruth) -> dict[str, str]:
+    """A fingerprint of a panoptic ground truth: a digest of the size and times of each file.
 
-    To read 5000 PNGs of COCO again takes most of a minute, this a tenth of a second. A file that is written gets a new
-    time of change (ctime), also where it is given the old time of modification.
+    It takes a tenth of a second for COCO's 5000 PNGs, where reading them takes most of a minute. Writing a file always
+    changes its ctime, also where the old mtime is restored.
     """
-    json_file, png_root = os.path.abspath(truth.metadata.panoptic_json), os.path.abspath(truth.metadata.panoptic_root)
+    json_file, png_root = os.path.abspath(gt.metadata.panoptic_json), os.path.abspath(gt.metadata.panoptic_root)
     digest = hashlib.sha256()
-    for file in (json_file, *(os.path.join(png_root, one["file_name"]) for one in truth.annotations.values())):
-        status = os.stat(file) if os.path.exists(file) else None  # whoever reads it will say that it is missing
+    for file in (json_file, *(os.path.join(png_root, one["file_name"]) for one in gt.annotations.values())):
+        status = os.stat(file) if os.path.exists(file) else None  # the reader raises if it is missing
         times = status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(f"{file} {times}\n".encode())
     return {"panoptic_json": json_file, "panoptic_root": png_root, "files": digest.hexdigest()}
 
 
 def _read_source(path: Path) -> dict[str, str] | None:
-    """The source that an instance JSON was written of; None if there is no such file, or not one of ours."""
+    """The fingerprint in an instance JSON; None if the file is missing or was not written by psf."""
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("info")
     except (OSError, ValueError):
         return None
 
 
-def _instance_content(truth: PanopticGroundTruth) -> dict[str, list[dict[str, Any]]]:
-    """What a COCO instance JSON holds: images, categories and annotations."""
+def _instance_content(gt: PanopticGroundTruth) -> dict[str, list[dict[str, Any]]]:
+    """The content of a COCO instance JSON: images, categories and annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id in truth.annotations:
-        labels, segments = truth.read(image_id)
+    for image_id in gt.annotations:
+        labels, segments = gt.read(image_id)
         images.append({"id": image_id, "height": labels.shape[0], "width": labels.shape[1]})
         for segment in segments:
-            if segment["category_id"] not in truth.thing_ids:
+            if segment["category_id"] not in gt.thing_ids:
                 continue
             mask = mask_util.encode(np.asfortranarray(labels == segment["id"], dtype=np.uint8))
             annotations.append(
@@ -190,6 +190,6 @@ def _instance_content(truth: PanopticGroundTruth) -> dict[str, list[dict[str, An
                 }
             )
     categories = [
-        {"id": key, "name": category["name"]} for key, category in truth.categories.items() if key in truth.thing_ids
+        {"id": key, "name": category["name"]} for key, category in gt.categories.items() if key in gt.thing_ids
     ]
     return {"images": images, "categories": categories, "annotations": annotations}

@@ -1,4 +1,4 @@
-"""Pictures to judge a model by: input, ground truth and prediction side by side."""
+"""Panels of input, ground truth and prediction side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["PanelEvaluator", "PanelRow", "PanopticMap", "draw_panel"]
 
 # Pixels: an image is scaled to fit the cell; gaps and text are those of a picture of about this size.
 CELL_WIDTH, CELL_HEIGHT = 480, 480
-MIN_SIDE = 8  # of a drawn image, however long and thin
+MIN_SIDE = 8  # of a drawn image
 HEADER_HEIGHT, GAP, FONT_SIZE = 32, 6, 13
 LEGEND_LINES = 4
 COLUMNS = ("input", "ground truth", "prediction")
@@ -43,7 +43,7 @@ class PanelRow(NamedTuple):
     """image: (H, W, 3) uint8 in RGB order; the two maps have its height and width."""
 
     image: np.ndarray
-    truth: PanopticMap
+    gt: PanopticMap
     prediction: PanopticMap
     caption: str = ""  # written below the image
 
@@ -54,7 +54,7 @@ class PanelRow(NamedTuple):
         size = (max(round(width * scale), MIN_SIDE), max(round(height * scale), MIN_SIDE))
         maps = [
             PanopticMap(cv2.resize(_as_int32(ids), size, interpolation=cv2.INTER_NEAREST_EXACT), segments)
-            for ids, segments in (self.truth, self.prediction)
+            for ids, segments in (self.gt, self.prediction)
         ]
         image = Image.fromarray(self.image).resize(size, Image.Resampling.BILINEAR)
         return PanelRow(np.asarray(image), maps[0], maps[1], self.caption)
@@ -92,10 +92,10 @@ def draw_panel(rows: Sequence[PanelRow], metadata: Metadata, path: str | Path | 
 
 
 def _draw_row(row: PanelRow, metadata: Metadata) -> list[np.ndarray]:
-    """The three columns, each an image and white with text below it; as wide as a cell, so that a legend has room."""
+    """The three columns, each an image and white with text below it; as wide as a cell, so that a legend fits."""
     height = row.image.shape[0]
     columns = []
-    for segmentation in (None, row.truth, row.prediction):
+    for segmentation in (None, row.gt, row.prediction):
         below = np.full((2 * FONT_SIZE, CELL_WIDTH, 3), 255, dtype=np.uint8)
         image = row.image
         if segmentation is None:
@@ -149,7 +149,7 @@ class PanelEvaluator(DatasetEvaluator):
         distributed: bool = True,
     ) -> None:
         self._dataset_name, self._image_format, self._path = dataset_name, image_format, path
-        self._truth = PanopticGroundTruth(dataset_name)
+        self._gt = PanopticGroundTruth(dataset_name)
         self._quality, self._num_rows, self._distributed = quality, num_rows, distributed
         self.reset()
 
@@ -158,7 +158,7 @@ class PanelEvaluator(DatasetEvaluator):
         self._qualities: list[float] = []  # of all images
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep what a panel may show: the model's own input image, the truth and "panoptic_seg"."""
+        """Keep what a panel may show: the model's own input image, the ground truth and "panoptic_seg"."""
         for image, output in zip(inputs, outputs):
             quality = self._quality.image_quality(image["image_id"])
             if quality is None:
@@ -174,9 +174,9 @@ class PanelEvaluator(DatasetEvaluator):
         ids, segments = output["panoptic_seg"]
         pixels = as_picture(image["image"].permute(1, 2, 0).cpu().numpy(), self._image_format)
         picture = Image.fromarray(pixels).resize(ids.shape[::-1], Image.Resampling.BILINEAR)
-        truth = PanopticMap(*self._truth.read_contiguous(image["image_id"]))
+        gt = PanopticMap(*self._gt.read_contiguous(image["image_id"]))
         prediction = PanopticMap(ids.cpu(), [dict(segment) for segment in segments])
-        return PanelRow(np.asarray(picture), truth, prediction, f"image id {image['image_id']}").fitted()
+        return PanelRow(np.asarray(picture), gt, prediction, f"image id {image['image_id']}").fitted()
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the panel; an empty result, for Detectron2 merges those of all evaluators."""
@@ -218,7 +218,7 @@ def choose_rows(kept: Sequence[_Kept], qualities: Sequence[float], num_rows: int
 
 
 def _most_crowded(qualities: Sequence[float]) -> int:
-    """Which one may go: not the lowest or the highest, but that whose neighbours are nearest to each other."""
+    """The row to drop: not the lowest or the highest, but the one whose neighbours are closest to each other."""
     order = np.argsort(qualities, kind="stable")
     ordered = np.asarray(qualities)[order]
     return int(order[1 + int((ordered[2:] - ordered[:-2]).argmin())])

@@ -13,11 +13,12 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from psf.data import image_key
-from psf.evaluation.category_ids import CategoryIds
+from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
 from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
 from psf.evaluation.panoptic_writer import PanopticWriter
 from psf.evaluation.segment_matching import SegmentMatches, match_segments, match_with_boundaries
+from psf.structures import CategoryIds
 
 __all__ = ["SEGMENT_SIZES", "PanopticQualityEvaluator"]
 
@@ -28,7 +29,7 @@ SEGMENT_SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2,
 
 
 class _Measured(NamedTuple):
-    """One image: matches by mask IoU, and by boundary IoU if that was asked for."""
+    """One image: matches by mask IoU, and by boundary IoU if enabled."""
 
     masks: SegmentMatches
     boundaries: SegmentMatches | None
@@ -42,17 +43,17 @@ class PanopticQualityEvaluator(DatasetEvaluator):
     processes: those of panopticapi in one process. (Its pool adds up partial sums, one for each core.)
 
     Args:
-        dataset_name: a registered data set with `panoptic_json` and `panoptic_root` in its metadata.
+        dataset_name: a registered dataset with `panoptic_json` and `panoptic_root` in its metadata.
         output_dir: where a `PanopticWriter` writes the predictions in COCO's format; None writes nothing.
         distributed: gather from all processes, and give results in the main one; else evaluate what this one saw.
         boundary: measure Boundary PQ too (Cheng et al., arXiv 2103.16562; table 7 of the paper): a match needs
             min(mask IoU, boundary IoU) > 0.5, and counts with it.
         by_size: measure PQ of small, medium and large segments too (`SEGMENT_SIZES`). A match and a miss have the size
-            of the true segment, a false positive has its own: every segment counts in exactly one size.
+            of the ground-truth segment, a false positive has its own: every segment counts in exactly one size.
 
     Attributes, after `evaluate`, in the main process:
         per_class: category id -> ClassQuality, in the order of the JSON.
-        boundary_per_class: the same of Boundary PQ; empty where it was not asked for.
+        boundary_per_class: the same of Boundary PQ; empty if it is disabled.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         boundary: bool = False,
         by_size: bool = False,
     ) -> None:
-        self._truth = PanopticGroundTruth(dataset_name)
-        self._category_ids = CategoryIds(dataset_name)
+        self._gt = PanopticGroundTruth(dataset_name)
+        self._category_ids = CategoryIds.from_metadata(self._gt.metadata)
         self._writer = None
         if output_dir is not None:
             self._writer = PanopticWriter(dataset_name, output_dir, distributed=distributed)
@@ -87,17 +88,17 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         Args:
             inputs: dicts with "image_id".
             outputs: dicts with "panoptic_seg": ((H, W) ids, segments with `id`, `category_id` and `isthing`). As in
-                Detectron2, a segment without `isthing` has the data set's own category id, not the contiguous one.
+                Detectron2, a segment without `isthing` has the dataset's own category id, not the contiguous one.
         """
         for image, output in zip(inputs, outputs):
             ids, segments_info = output["panoptic_seg"]
-            segments = self._category_ids.convert(segments_info)
-            truth = self._truth.read(image["image_id"])
-            maps = (truth.labels, truth.segments, ids.cpu().numpy(), segments)
+            segments = self._category_ids.coco_segments(segments_info)
+            gt = self._gt.read(image["image_id"])
+            maps = (gt.labels, gt.segments, ids.cpu().numpy(), segments)
             try:
                 measured = match_with_boundaries(*maps) if self._boundary else (match_segments(*maps), None)
             except ValueError as error:
-                raise ValueError(f"image {image['image_id']!r}: {error}") from error
+                raise UserError(f"image {image['image_id']!r}: {error}") from error
             self._measured[image_key(image["image_id"])] = _Measured(*measured)
         if self._writer is not None:
             self._writer.process(inputs, outputs)
@@ -114,7 +115,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         """In percent, PQ, SQ, RQ of all, _th of things and _st of stuff, under "panoptic_seg".
 
         Boundary PQ has the same keys under "panoptic_boundary"; with sizes there are PQ_small, ..., RQ_large under
-        "panoptic_sizes". The keys of a kind or a size of which no segment occurs are left out. None outside the main
+        "panoptic_sizes". The keys of a kind or a size without any segment are absent. None outside the main
         process.
         """
         if self._writer is not None:
@@ -126,15 +127,15 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return None
             measured = {key: value for part in gathered for key, value in part.items()}
-        num_missing = len(self._truth.annotations) - len(measured)
+        num_missing = len(self._gt.annotations) - len(measured)
         if num_missing:
             logger.warning(
-                "%d of the %d images in %s have no prediction and are left out of the panoptic quality",
+                "%d of the %d images in %s have no prediction and are not counted in the panoptic quality",
                 num_missing,
-                len(self._truth.annotations),
-                self._truth.metadata.panoptic_json,
+                len(self._gt.annotations),
+                self._gt.metadata.panoptic_json,
             )
-        in_order = [measured[key] for key in self._truth.annotations if key in measured]
+        in_order = [measured[key] for key in self._gt.annotations if key in measured]
         masks = [one.masks for one in in_order]
         quality = self._add_up(masks)
         boundary = self._add_up([one.boundaries for one in in_order if one.boundaries is not None])
@@ -156,7 +157,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         return results
 
     def _add_up(self, images: list[SegmentMatches]) -> PanopticQuality:
-        quality = PanopticQuality({key: bool(one["isthing"]) for key, one in self._truth.categories.items()})
+        quality = PanopticQuality({key: bool(one["isthing"]) for key, one in self._gt.categories.items()})
         for matches in images:
             quality.add_matches(matches)
         return quality
@@ -173,7 +174,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         logger.info("Panoptic quality:\n%s", table)
 
         headers = ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN", *(["boundary PQ"] if self._boundary else [])]
-        categories, rows = self._truth.categories, []
+        categories, rows = self._gt.categories, []
         for key, one in self.per_class.items():
             if one.occurs:
                 row = [categories[key]["name"], 100 * one.pq, 100 * one.sq, 100 * one.rq]

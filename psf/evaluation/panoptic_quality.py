@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., arXiv 1801.00868) in memory, by panopticapi's rules and with its very numbers."""
+"""Panoptic quality (Kirillov et al., arXiv 1801.00868) in memory, with panopticapi's rules and numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from psf.errors import UserError
 from psf.evaluation.segment_matching import SegmentMatches, match_segments
 
 __all__ = ["ClassQuality", "PanopticQuality", "QualityMean"]
@@ -82,11 +83,11 @@ class PanopticQuality:
         """Count one image.
 
         Raises:
-            ValueError: if a segment's category is not among `categories`.
+            UserError: if a segment's category is not among `categories`.
         """
         unknown = {one.category for part in matches for one in part} - self.categories.keys()
         if unknown:
-            raise ValueError(f"segments have category ids {sorted(unknown)}, known are {sorted(self.categories)}")
+            raise UserError(f"segments have category ids {sorted(unknown)}, known are {sorted(self.categories)}")
         for match in matches.true_positives:
             self.per_class[match.category].tp += 1
             self.per_class[match.category].iou_sum += match.iou
@@ -111,7 +112,7 @@ class PanopticQuality:
     def summarise(self) -> dict[str, float]:
         """PQ, SQ, RQ, then the same with _th (things) and _st (stuff), in percent.
 
-        Differs from panopticapi: where no category of a kind occurs, its three keys are left out; there it raises.
+        Differs from panopticapi: where no category of a kind occurs, its three keys are absent; there it raises.
         """
         result: dict[str, float] = {}
         for suffix, is_thing in (("", None), ("_th", True), ("_st", False)):

@@ -9,34 +9,37 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from panopticapi.utils import id2rgb
 from PIL import Image
 
 from psf.data import image_key
-from psf.evaluation.category_ids import CategoryIds
-from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_truth
+from psf.data.files import write_text
+from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_gt
+from psf.structures import CategoryIds
 
 __all__ = ["PanopticWriter"]
 
 
 class PanopticWriter(DatasetEvaluator):
-    """Writes panoptic_predictions.json and panoptic_predictions/*.png, and measures nothing: no truth is needed.
+    """Writes panoptic_predictions.json and panoptic_predictions/*.png, and measures nothing: no ground truth is needed.
 
-    A PNG holds segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the truth's PNG, sub-folders included;
-    where there is no truth, or its names cannot be taken, that of the image's id ("000000000139.png", as COCO has it).
-    So the PNGs of two images are two, whichever processes write them. Several machines need a folder that they share.
+    A PNG holds segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the ground truth's PNG, sub-folders
+    included; where there is no ground truth, or its names cannot be taken, that of the image's id ("000000000139.png",
+    as COCO has it). So no two images share a PNG, whichever processes write them. Several machines need a folder
+    that they share.
 
     Args:
-        dataset_name: a registered data set, whose metadata map its category ids.
+        dataset_name: a registered dataset, whose metadata map its category ids.
         output_dir: a folder, made if it is not there.
         distributed: gather the JSON's entries from all processes; else write those of this one.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path, *, distributed: bool = True) -> None:
         self._dataset_name = dataset_name
-        self._category_ids = CategoryIds(dataset_name)
+        self._category_ids = CategoryIds.from_metadata(MetadataCatalog.get(dataset_name))
         self._folder = Path(output_dir, "panoptic_predictions")
         self._distributed = distributed
         self.reset()
@@ -53,7 +56,7 @@ class PanopticWriter(DatasetEvaluator):
             target = self._folder / file_name
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(id2rgb(np.asarray(ids.cpu()))).save(target, format="PNG")
-            segments = self._category_ids.convert(segments_info)
+            segments = self._category_ids.coco_segments(segments_info)
             self._annotations.append({"image_id": image["image_id"], "file_name": file_name, "segments_info": segments})
 
     def evaluate(self) -> None:
@@ -67,12 +70,12 @@ class PanopticWriter(DatasetEvaluator):
             annotations = [one for part in gathered for one in part]
         self._folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"annotations": annotations})
-        self._folder.with_suffix(".json").write_text(content, encoding="utf-8")
+        write_text(self._folder.with_suffix(".json"), content)
 
     @cached_property
     def _true_names(self) -> dict[int | str, str]:
-        """Image id -> the name of the truth's PNG; nothing if two are the same or one leads out of its folder."""
-        if not has_panoptic_truth(self._dataset_name):
+        """Image id -> name of the ground truth PNG; empty if two are the same or one leads out of its folder."""
+        if not has_panoptic_gt(self._dataset_name):
             return {}
         annotations = PanopticGroundTruth(self._dataset_name).annotations
         names = {key: Path(annotation["file_name"]) for key, annotation in annotations.items()}

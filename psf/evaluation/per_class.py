@@ -1,4 +1,4 @@
-"""What an evaluation says of each class, as a CSV."""
+"""Results per class, as a CSV."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PER_CLASS_COLUMNS = (
 
 class _Class(NamedTuple):
     name: str
-    category_id: int  # the data set's own
+    category_id: int  # the dataset's own
     is_thing: bool
 
 
 def write_per_class(
     path: Path, dataset_name: str, results: Mapping[str, Any], panoptic: PanopticQualityEvaluator | None
 ) -> None:
-    """Write one line per class, in the order of the contiguous ids; a figure that there is not stays empty.
+    """Write one line per class, in the order of the contiguous ids; a missing figure stays empty.
 
     Args:
         path: of the CSV; its folder is made.

@@ -1,4 +1,4 @@
-"""Counts of what was predicted, to tell an empty result from a bad one."""
+"""Count predictions, to separate an empty result from a bad one."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["ResultCounter"]
 
 
 class ResultCounter(DatasetEvaluator):
-    """Finds out which kinds of results an evaluation has nothing of, though the ground truth has; no metrics.
+    """Finds the kinds of results that an evaluation never predicted although they are in the ground truth; no metrics.
 
     Args:
         dataset_name: a registered dataset.
-        has_truth: whether it has panoptic ground truth; else every kind is expected to occur.
+        has_gt: whether it has panoptic ground truth; else every kind is expected to occur.
         panoptic: count the things and the stuff of `panoptic_seg`.
         instance: count `instances`.
 
     Attributes, after `evaluate`, in the main process:
-        empty_kinds: those of "things", "stuff" and "instances" of which nothing was predicted in any image.
+        empty_kinds: those of "things", "stuff" and "instances" without any prediction in any image.
     """
 
-    def __init__(self, dataset_name: str, *, has_truth: bool, panoptic: bool, instance: bool) -> None:
-        self._truth = PanopticGroundTruth(dataset_name) if has_truth else None
+    def __init__(self, dataset_name: str, *, has_gt: bool, panoptic: bool, instance: bool) -> None:
+        self._gt = PanopticGroundTruth(dataset_name) if has_gt else None
         self._kinds = ("things", "stuff") * panoptic + ("instances",) * instance
         self.empty_kinds: tuple[str, ...] = ()
         self.reset()
@@ -58,11 +58,11 @@ class ResultCounter(DatasetEvaluator):
 
     def _expected_of(self, image: dict[str, Any]) -> list[str]:
         """The kinds that an image has segments of."""
-        if self._truth is None:
+        if self._gt is None:
             return list(self._kinds)
-        annotation = self._truth.annotations.get(image_key(image["image_id"]))
+        annotation = self._gt.annotations.get(image_key(image["image_id"]))
         if annotation is None:
             return []
         categories = [one["category_id"] for one in annotation["segments_info"] if not one.get("iscrowd")]
-        are_things = {category in self._truth.thing_ids for category in categories}
+        are_things = {category in self._gt.thing_ids for category in categories}
         return ["things", "instances"] * (True in are_things) + ["stuff"] * (False in are_things)

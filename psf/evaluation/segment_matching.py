@@ -1,15 +1,64 @@
-"""Which predicted segments of an image match which true ones, by panopticapi's rules, in mask or boundary IoU."""
+"""Match predicted and ground-truth segments by panopticapi's rules, in mask or boundary IoU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
-from psf.evaluation.boundaries import BOUNDARY_RATIO, boundary_width, segment_boundaries
+from psf.errors import UserError
 
-__all__ = ["Match", "SegmentMatches", "Unmatched", "match_segments", "match_with_boundaries"]
+__all__ = [
+    "BOUNDARY_RATIO",
+    "Match",
+    "SegmentMatches",
+    "Unmatched",
+    "boundary_width",
+    "match_segments",
+    "match_with_boundaries",
+    "segment_boundaries",
+]
+
+BOUNDARY_RATIO = 0.02  # width of the region as a share of the image's diagonal, as published
+
+
+def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
+    """The paper's d in pixels: a share of the diagonal, rounded, at least 1."""
+    return max(round(ratio * float(np.hypot(height, width))), 1)
+
+
+def segment_boundaries(labels: np.ndarray, width: int) -> np.ndarray:
+    """The pixels that `width` erosions with a 3x3 square take from their own segment; the outside of the image erodes.
+
+    In other words: those with a pixel of another label, or the outside, at most `width` rows and columns away. Such a
+    pixel is at most `width` - 1 away from one that touches another label, itself included, and the reverse holds too.
+    So one dilation of the touching pixels does what the published code does with an erosion per segment.
+
+    Args:
+        labels: (H, W) ids.
+        width: in pixels, at least 1.
+
+    Returns:
+        (H, W) uint8, 1 on a boundary.
+    """
+    touching = np.zeros(labels.shape, dtype=np.uint8)
+    touching[[0, -1]] = touching[:, [0, -1]] = 1
+    here, there = slice(None, -1), slice(1, None)
+    for one, other in (
+        ((slice(None), here), (slice(None), there)),
+        ((here, slice(None)), (there, slice(None))),
+        ((here, here), (there, there)),
+        ((here, there), (there, here)),
+    ):
+        differs = labels[one] != labels[other]
+        touching[one] |= differs
+        touching[other] |= differs
+    if width == 1:
+        return touching
+    return cv2.dilate(touching, np.ones((2 * width - 1, 2 * width - 1), dtype=np.uint8))
+
 
 VOID = 0
 
@@ -17,7 +66,7 @@ Segments = Sequence[Mapping[str, Any]]
 
 
 class Match(NamedTuple):
-    """A true segment and the prediction that has found it."""
+    """A ground-truth segment and the prediction that matches it."""
 
     category: int  # id of the ground truth's JSON
     iou: float
@@ -32,14 +81,14 @@ class Unmatched(NamedTuple):
 
 
 class SegmentMatches(NamedTuple):
-    """What one image adds to the panoptic quality."""
+    """Contribution of one image to the panoptic quality."""
 
     true_positives: list[Match]
     false_positives: list[Unmatched]
     false_negatives: list[Unmatched]
 
     def of_area(self, low: float, high: float) -> SegmentMatches:
-        """Those with low <= area < high, where a match has the true segment's area."""
+        """Those with low <= area < high, where a match has the ground-truth segment's area."""
         return SegmentMatches(
             [one for one in self.true_positives if low <= one.area < high],
             [one for one in self.false_positives if low <= one.area < high],
@@ -70,7 +119,7 @@ def match_segments(
         The matches in panopticapi's order: by true id, then by predicted id.
 
     Raises:
-        ValueError: if the sizes differ, or if pred_segments and pred_labels do not have the same ids.
+        UserError: if the sizes differ, or if pred_segments and pred_labels do not have the same ids.
     """
     _check_sizes(gt_labels, pred_labels)
     image = _Image(_count_overlaps(gt_labels, pred_labels, weights=weights), gt_segments, pred_segments)
@@ -108,7 +157,7 @@ class _Overlaps(NamedTuple):
     """How many pixels each true id (row) shares with each predicted id (column).
 
     gt_ids: (G,) and pred_ids: (P,), those that occur, ascending, void among them.
-    pixels: (G, P, 2, 2) int64: the last two dimensions tell pixels inside (0) from those on the boundary (1) of the
+    pixels: (G, P, 2, 2) int64: the last two dimensions separate pixels inside (0) from those on the boundary (1) of the
         true, and of the predicted segment. Without boundaries (G, P, 1, 1).
     """
 
@@ -153,17 +202,17 @@ class _Image:
         self.split_pixels = overlaps.pixels
         self.pixels = overlaps.pixels.sum(axis=(2, 3))  # (G, P)
         self.gt_ids, self.pred_ids = overlaps.gt_ids.tolist(), overlaps.pred_ids.tolist()
-        self.truths = {segment["id"]: segment for segment in gt_segments}
+        self.gts = {segment["id"]: segment for segment in gt_segments}
         self.predictions = {segment["id"]: segment for segment in pred_segments}
         occurring = set(self.pred_ids) - {VOID}
         if len(self.predictions) != len(pred_segments) or self.predictions.keys() != occurring:
-            raise ValueError(
+            raise UserError(
                 f"the predicted map has ids {sorted(occurring)}, its segments are "
                 f"{sorted(segment['id'] for segment in pred_segments)}; each id but 0 (void) needs exactly one segment"
             )
         self.pred_areas = self.pixels.sum(axis=0)
         counted = self.pixels.sum(axis=1).tolist()
-        self.gt_areas = [self.truths.get(key, {}).get("area", area) for key, area in zip(self.gt_ids, counted)]
+        self.gt_areas = [self.gts.get(key, {}).get("area", area) for key, area in zip(self.gt_ids, counted)]
         self.excused = self._excused_columns()
         # (row, column) of each pair, by true id and then by predicted id.
         columns_of: dict[int, list[int]] = {}
@@ -171,9 +220,9 @@ class _Image:
             if key != VOID:
                 columns_of.setdefault(self.predictions[key]["category_id"], []).append(column)
         judged = [
-            (row, self.truths[key]["category_id"])
+            (row, self.gts[key]["category_id"])
             for row, key in enumerate(self.gt_ids)
-            if key in self.truths and not self.truths[key].get("iscrowd", 0)
+            if key in self.gts and not self.gts[key].get("iscrowd", 0)
         ]
         pairs = [(row, column) for row, category in judged for column in columns_of.get(category, ())]
         rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
@@ -204,22 +253,22 @@ class _Image:
         found, used = {hit[0] for hit in hits}, {hit[1] for hit in hits}
         areas: dict[int, int] = dict(zip(self.gt_ids, self.gt_areas))
         return SegmentMatches(
-            [Match(self.truths[key]["category_id"], iou, area) for key, _, iou, area in hits],
+            [Match(self.gts[key]["category_id"], iou, area) for key, _, iou, area in hits],
             [
                 Unmatched(self.predictions[key]["category_id"], area)
                 for column, (key, area) in enumerate(zip(self.pred_ids, self.pred_areas.tolist()))
                 if key != VOID and key not in used and column not in self.excused
             ],
             [
-                Unmatched(truth["category_id"], areas[key] if key in areas else truth.get("area", 0))
-                for key, truth in self.truths.items()
-                if key not in found and not truth.get("iscrowd", 0)
+                Unmatched(gt["category_id"], areas[key] if key in areas else gt.get("area", 0))
+                for key, gt in self.gts.items()
+                if key not in found and not gt.get("iscrowd", 0)
             ],
         )
 
     def _excused_columns(self) -> set[int]:
         """Predictions that lie for more than half in void and in the (last listed) crowd of their category."""
-        crowds = {one["category_id"]: key for key, one in self.truths.items() if one.get("iscrowd", 0)}
+        crowds = {one["category_id"]: key for key, one in self.gts.items() if one.get("iscrowd", 0)}
         in_void = self._in_void(self.pixels)
         excused = set()
         for column, key in enumerate(self.pred_ids):
@@ -236,7 +285,7 @@ class _Image:
 
 def _check_sizes(gt_labels: np.ndarray, pred_labels: np.ndarray) -> None:
     if gt_labels.shape != pred_labels.shape:
-        raise ValueError(
+        raise UserError(
             f"the prediction has (height, width) {pred_labels.shape}, the ground truth {gt_labels.shape}; "
             "a result must have the height and width of the model's input dict"
         )

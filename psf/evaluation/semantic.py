@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
 
 __all__ = ["SemanticEvaluator"]
@@ -20,47 +21,47 @@ logger = logging.getLogger(__name__)
 class SemanticEvaluator(DatasetEvaluator):
     """mIoU, fwIoU, mACC and pACC with the names and definitions of Detectron2's SemSegEvaluator, in percent.
 
-    That one does not take the joint class ids of things and stuff that a panoptic data set has, and wants a semantic
-    PNG per image; here a pixel's class is that of its segment in the panoptic PNG, crowds included, void left out.
+    That one does not take the joint class ids of things and stuff that a panoptic dataset has, and wants a semantic
+    PNG per image; here a pixel's class is that of its segment in the panoptic PNG, crowds included, void ignored.
 
     Args:
-        dataset_name: a registered panoptic data set; its things and stuff have joint contiguous ids.
+        dataset_name: a registered panoptic dataset; its things and stuff have joint contiguous ids.
         distributed: gather from all processes, and give results in the main one.
 
     Raises:
-        ValueError: if a contiguous id stands for a thing and for stuff (Detectron2's `_separated` data sets).
+        UserError: if a contiguous id stands for a thing and for stuff (Detectron2's `_separated` datasets).
     """
 
     def __init__(self, dataset_name: str, *, distributed: bool = True) -> None:
-        self._truth = PanopticGroundTruth(dataset_name)
-        shared = set(self._truth.thing_ids.values()) & set(self._truth.stuff_ids.values())
+        self._gt = PanopticGroundTruth(dataset_name)
+        shared = set(self._gt.thing_ids.values()) & set(self._gt.stuff_ids.values())
         if shared:
-            raise ValueError(f"{dataset_name}: contiguous ids {sorted(shared)} stand for a thing and for stuff")
-        self._names = self._truth.metadata.stuff_classes
-        self._num_classes = len(self._truth.thing_ids) + len(self._truth.stuff_ids)
+            raise UserError(f"{dataset_name}: contiguous ids {sorted(shared)} stand for a thing and for stuff")
+        self._names = self._gt.metadata.stuff_classes
+        self._num_classes = len(self._gt.thing_ids) + len(self._gt.stuff_ids)
         self._distributed = distributed
         self.reset()
 
     def reset(self) -> None:
-        self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)  # [truth, prediction]
+        self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)  # [ground truth, prediction]
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg", (K, H, W) scores."""
         for image, output in zip(inputs, outputs):
             predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            labels, segments = self._truth.read_contiguous(image["image_id"])
-            truth = np.full(labels.shape, -1)
+            labels, segments = self._gt.read_contiguous(image["image_id"])
+            gt = np.full(labels.shape, -1)
             for segment in segments:
-                truth[labels == segment["id"]] = segment["category_id"]
-            is_counted = truth >= 0
-            pairs = truth[is_counted] * self._num_classes + predicted[is_counted]
+                gt[labels == segment["id"]] = segment["category_id"]
+            is_counted = gt >= 0
+            pairs = gt[is_counted] * self._num_classes + predicted[is_counted]
             counts = np.bincount(pairs, minlength=self._confusion.size)
             self._confusion += counts.reshape(self._confusion.shape)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The means, and IoU-<class> and ACC-<class> of the classes that occur, under "sem_seg".
 
-        None outside the main process; no keys where the truth has no pixel.
+        None outside the main process; no keys where the ground truth has no pixel.
         """
         confusion = self._confusion
         if self._distributed:

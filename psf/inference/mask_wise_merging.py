@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from psf.predictions import PanopticSegmentation, Segment
+from psf.errors import UserError
+from psf.structures import PanopticSegmentation, Segment
 
-__all__ = ["mask_wise_merging"]
+__all__ = ["PaintedMask", "mask_wise_merging", "paint_masks"]
+
+Index = tuple[slice, ...]
+
+
+class PaintedMask(NamedTuple):
+    """candidate: its position. area: the pixels that it got."""
+
+    candidate: int
+    area: int
 
 
 def mask_wise_merging(
@@ -22,57 +35,90 @@ def mask_wise_merging(
 ) -> PanopticSegmentation:
     """Paint masks onto an empty canvas in order of confidence.
 
-    A mask keeps only the pixels that no better mask took; one that loses too much of itself is dropped, and what it
-    would have covered stays free. Equal confidences are painted in the order given.
+    A mask gets the pixels that no mask of higher confidence has. A mask that keeps too small a share of its pixels is
+    dropped, and its pixels stay free. Masks of equal confidence are painted in the given order.
 
     Args:
         confidence: (N,) s_i, >= 0.
         masks: (N, H, W) bool, at output size; padding already cropped away.
         area: (N,) pixels of each mask.
-        t_cnf: (N,) a mask of less confidence is skipped.
-        t_keep: (N,) a mask is skipped if a smaller share of its pixels is still free.
-        without_waiting: decide on the device, and let the host wait for it once, at the end; None: not on a CPU.
+        t_cnf: (N,) masks of lower confidence are dropped.
+        t_keep: (N,) masks that keep a smaller share of their pixels are dropped.
+        without_waiting: decide on the device, with one synchronisation at the end; None: True except on a CPU.
 
     Returns:
         The map; segment ids count from 1 in the order of painting, a segment's score is its confidence.
 
     Raises:
-        ValueError: if the inputs disagree about N.
+        UserError: if the inputs disagree about N.
     """
     lengths = {len(x) for x in (confidence, masks, area, t_cnf, t_keep)}
     if len(lengths) != 1:
-        raise ValueError(f"confidence, masks, area, t_cnf and t_keep have different lengths: {sorted(lengths)}")
-    order = confidence.argsort(descending=True, stable=True)
-    may_be_painted = (confidence >= t_cnf) & (area > 0)
+        raise UserError(f"confidence, masks, area, t_cnf and t_keep have different lengths: {sorted(lengths)}")
     if without_waiting is None:
         without_waiting = masks.device.type != "cpu"
-    paint = _paint_without_waiting if without_waiting else _paint_one_by_one
-    return paint(order, may_be_painted, confidence, masks, area, t_keep)
+    paint = _paint_without_waiting if without_waiting else _paint_on_cpu
+    return paint(confidence, masks, area, t_cnf, t_keep)
 
 
-def _paint_one_by_one(
-    order: Tensor, may_be_painted: Tensor, confidence: Tensor, masks: Tensor, area: Tensor, t_keep: Tensor
-) -> PanopticSegmentation:
-    """Looks at each mask within its box alone, and at no mask that cannot be painted.
+def paint_masks(
+    confidence: np.ndarray,
+    area: np.ndarray,
+    t_cnf: np.ndarray,
+    t_keep: np.ndarray,
+    mask_of: Callable[[int], tuple[Index, np.ndarray]],
+    shape: tuple[int, ...],
+    num_pixels: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[PaintedMask]]:
+    """Algorithm 1 on a canvas of any shape, one mask after the other.
 
-    In numpy, whose operations on bools are several times as fast on a CPU as torch's.
+    Args:
+        confidence, area, t_cnf, t_keep: (N,), as in `mask_wise_merging`.
+        mask_of: candidate -> where its mask lies on the canvas, and the (bool) mask there. It is called only for
+            candidates that can be painted.
+        shape: of the canvas.
+        num_pixels: (*shape), the pixels that each element of the canvas stands for; None: one each.
+
+    Returns:
+        (*shape) int32, 0 or the position of the mask in the list, from 1; and the masks that were painted.
     """
-    segment_map = torch.zeros(masks.shape[1:], dtype=torch.int32)
-    canvas, pixels = segment_map.numpy(), masks.cpu().numpy()
-    free = np.ones(canvas.shape, dtype=bool)
-    candidates = order[may_be_painted[order]]
-    scores, areas, keep = (x[candidates].tolist() for x in (confidence, area, t_keep))
-    segments: list[Segment] = []
-    for candidate, score, mask_area, share in zip(candidates.tolist(), scores, areas, keep, strict=True):
-        box = _bounding_box(pixels[candidate])
-        visible = pixels[candidate][box] & free[box]
-        visible_area = int(np.count_nonzero(visible))
+    canvas = np.zeros(shape, dtype=np.int32)
+    is_free = np.ones(shape, dtype=bool)
+    order = np.argsort(-confidence, kind="stable")
+    order = order[((confidence >= t_cnf) & (area > 0))[order]]
+    painted: list[PaintedMask] = []
+    for candidate, mask_area, share in zip(order.tolist(), area[order].tolist(), t_keep[order].tolist(), strict=True):
+        place, mask = mask_of(candidate)
+        visible = mask & is_free[place]
+        visible_area = int(np.count_nonzero(visible) if num_pixels is None else num_pixels[place][visible].sum())
         if visible_area == 0 or visible_area / mask_area < share:
             continue
-        segments.append(Segment(id=len(segments) + 1, candidate=candidate, score=score, area=visible_area))
-        canvas[box][visible] = segments[-1].id
-        free[box] &= ~visible
-    return PanopticSegmentation(segment_map.to(masks.device), segments)
+        painted.append(PaintedMask(candidate, visible_area))
+        canvas[place][visible] = len(painted)
+        is_free[place] &= ~visible
+    return canvas, painted
+
+
+def _paint_on_cpu(
+    confidence: Tensor, masks: Tensor, area: Tensor, t_cnf: Tensor, t_keep: Tensor
+) -> PanopticSegmentation:
+    """Visit only masks that can be painted, each within its bounding box.
+
+    In numpy, whose bool operations are several times faster on a CPU than those of torch.
+    """
+    pixels, scores = masks.cpu().numpy(), confidence.detach().cpu().numpy()
+
+    def mask_of(candidate: int) -> tuple[Index, np.ndarray]:
+        box = _bounding_box(pixels[candidate])
+        return box, pixels[candidate][box]
+
+    areas, least_confidence, least_share = (x.cpu().numpy() for x in (area, t_cnf, t_keep))
+    canvas, painted = paint_masks(scores, areas, least_confidence, least_share, mask_of, pixels.shape[1:])
+    segments = [
+        Segment(id=i, candidate=one.candidate, score=float(scores[one.candidate]), area=one.area)
+        for i, one in enumerate(painted, 1)
+    ]
+    return PanopticSegmentation(torch.from_numpy(canvas).to(masks.device), segments)
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -84,9 +130,11 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _paint_without_waiting(
-    order: Tensor, may_be_painted: Tensor, confidence: Tensor, masks: Tensor, area: Tensor, t_keep: Tensor
+    confidence: Tensor, masks: Tensor, area: Tensor, t_cnf: Tensor, t_keep: Tensor
 ) -> PanopticSegmentation:
-    """What is accepted is decided on the device; the host waits once, for the list of segments."""
+    """Accept or drop on the device; the host waits once, for the list of segments."""
+    order = confidence.argsort(descending=True, stable=True)
+    may_be_painted = (confidence >= t_cnf) & (area > 0)
     painted_by = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)  # 1 + position in the order
     area, t_keep, may_be_painted = area[order], t_keep[order], may_be_painted[order]
     visible_areas = torch.zeros_like(area)
@@ -99,9 +147,9 @@ def _paint_without_waiting(
         painted_by += (visible & accepted) * (position + 1)
         visible_areas[position] = visible_area * accepted
     ids = (visible_areas > 0).cumsum(0) * (visible_areas > 0)
-    segment_map = torch.cat((ids.new_zeros(1), ids)).to(torch.int32)[painted_by]
+    panoptic_seg = torch.cat((ids.new_zeros(1), ids)).to(torch.int32)[painted_by]
     rows = torch.stack(
         (ids.double(), order.double(), confidence[order].double(), visible_areas.double()), dim=1
     ).tolist()
     segments = [Segment(int(i), int(candidate), score, int(size)) for i, candidate, score, size in rows if i]
-    return PanopticSegmentation(segment_map, segments)
+    return PanopticSegmentation(panoptic_seg, segments)

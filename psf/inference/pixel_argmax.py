@@ -1,22 +1,22 @@
-"""The two rivals that the paper compares mask-wise merging with (table 7): each pixel goes to its best candidate."""
+"""The pixel-wise strategies that the paper compares mask-wise merging with (table 7)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from psf.inference.resizing import Frame, resize_in_chunks
-from psf.predictions import Candidates, PanopticSegmentation, Segment
+from psf.inference.candidates import ImageGeometry, resize_in_chunks
+from psf.structures import Candidates, PanopticSegmentation, Segment
 
 __all__ = ["class_times_mask", "pixel_argmax"]
 
 
-def pixel_argmax(candidates: Candidates, frame: Frame, t_cnf: Tensor) -> PanopticSegmentation:
-    """DETR's way: among the candidates whose class probability reaches t_cnf, the highest mask score takes the pixel.
+def pixel_argmax(candidates: Candidates, geometry: ImageGeometry, t_cnf: Tensor) -> PanopticSegmentation:
+    """DETR's strategy: of the candidates whose class probability reaches t_cnf, the highest mask score wins a pixel.
 
     Args:
         candidates: N of them.
-        frame: from which size to which.
+        geometry: sizes of the padded batch, the image and the output.
         t_cnf: (N,) least class probability.
 
     Returns:
@@ -24,21 +24,21 @@ def pixel_argmax(candidates: Candidates, frame: Frame, t_cnf: Tensor) -> Panopti
     """
     kept = (candidates.class_scores >= t_cnf).nonzero()[:, 0]
     chosen = candidates.select(kept)
-    winner, _ = _best_candidate(chosen.mask_scores, torch.ones_like(chosen.class_scores), frame)
+    winner, _ = _best_candidate(chosen.mask_scores, torch.ones_like(chosen.class_scores), geometry)
     return _segments(winner, kept, candidates.class_scores)
 
 
 def class_times_mask(
-    candidates: Candidates, frame: Frame, t_cnf: Tensor, t_keep: Tensor, mask_threshold: float
+    candidates: Candidates, geometry: ImageGeometry, t_cnf: Tensor, t_keep: Tensor, mask_threshold: float
 ) -> PanopticSegmentation:
-    """MaskFormer's heuristic: the highest product of class probability and mask score takes the pixel.
+    """MaskFormer's strategy: the highest product of class probability and mask score wins a pixel.
 
     A segment loses the pixels whose own mask score is not above `mask_threshold`, and is dropped if it won less than
     t_keep of its mask.
 
     Args:
         candidates: N of them.
-        frame: from which size to which.
+        geometry: sizes of the padded batch, the image and the output.
         t_cnf: (N,) least class probability.
         t_keep: (N,) least share of the mask that the segment must win.
         mask_threshold: a pixel belongs to the mask where its score is above.
@@ -50,7 +50,7 @@ def class_times_mask(
     """
     kept = (candidates.class_scores >= t_cnf).nonzero()[:, 0]
     chosen = candidates.select(kept)
-    winner, mask_areas = _best_candidate(chosen.mask_scores, chosen.class_scores, frame, mask_threshold)
+    winner, mask_areas = _best_candidate(chosen.mask_scores, chosen.class_scores, geometry, mask_threshold)
     won = torch.bincount(winner[winner >= 0], minlength=len(kept))
     lost = won / mask_areas.double() < t_keep[kept]  # in float64, so that a share of exactly t_keep is enough
     winner = torch.where((winner >= 0) & ~_lookup(lost, winner), winner, -1)
@@ -58,17 +58,17 @@ def class_times_mask(
 
 
 def _best_candidate(
-    mask_scores: Tensor, factors: Tensor, frame: Frame, mask_threshold: float | None = None
+    mask_scores: Tensor, factors: Tensor, geometry: ImageGeometry, mask_threshold: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """(H, W) index of the highest factor * score, the first among equals; -1 where that is not in its own mask.
 
     Also the (N,) areas of the masks above the threshold (of the whole image, without a threshold).
     """
-    best = mask_scores.new_full(frame.output_size, -1.0)
-    winner = torch.full(frame.output_size, -1, dtype=torch.long, device=mask_scores.device)
+    best = mask_scores.new_full(geometry.output_size, -1.0)
+    winner = torch.full(geometry.output_size, -1, dtype=torch.long, device=mask_scores.device)
     inside = torch.zeros_like(winner, dtype=torch.bool)
     areas, start = [], 0
-    for scores in resize_in_chunks(mask_scores, frame):
+    for scores in resize_in_chunks(mask_scores, geometry):
         if not len(scores):
             break
         mask = torch.ones_like(scores, dtype=torch.bool) if mask_threshold is None else scores > mask_threshold

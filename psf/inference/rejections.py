@@ -1,4 +1,4 @@
-"""Why candidates are in no result: for people who look at an empty picture."""
+"""Why candidates are not in a result: explains empty results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from psf.predictions import Candidates
+from psf.structures import Candidates
 
 __all__ = ["KEPT", "CandidateOutcomes", "RejectionSummary", "explain_rejections", "summarise_rejections"]
 
@@ -16,12 +16,12 @@ EMPTY_MASK = "empty_mask"
 
 
 class CandidateOutcomes(NamedTuple):
-    """What became of the N candidates of one image."""
+    """Outcome of each of the N candidates of one image."""
 
     is_thing: Tensor  # (N,) bool
     class_scores: Tensor  # (N,) probability of the class
-    highest_mask_scores: Tensor  # (N,) highest score of the mask, as it was made
-    confidence: Tensor  # (N,) the number that its threshold is compared with
+    highest_mask_scores: Tensor  # (N,) highest mask score before resizing
+    confidence: Tensor  # (N,) compared with the threshold
     reasons: list[str]  # N times "kept", "empty_mask", or the name of the key that rejected the candidate
 
 
@@ -46,7 +46,7 @@ def explain_rejections(
     confidence_key: str,
     last_key: str,
 ) -> CandidateOutcomes:
-    """Name the first obstacle that each candidate of an image did not pass.
+    """The first test that each candidate of an image failed.
 
     Args:
         candidates: N of them.

@@ -1,9 +1,7 @@
-"""What the model is trained on: who answers for what, and how well."""
+"""Target assignment and the training loss."""
 
-from psf.losses.criterion import PanopticCriterion
-from psf.losses.mask_health import HeadCounts, MaskHealth, measure_mask_health
-from psf.losses.matcher import Assignment, HungarianMatcher
-from psf.losses.matching import PerLayerMatching, SharedMatching, ThingAssignments
+from psf.losses.assignment import Assignment, HungarianMatcher, PerLayerAssigner, SharedAssigner, ThingAssignments
+from psf.losses.criterion import HeadCounts, MaskHealth, PanopticCriterion, measure_mask_health
 
 __all__ = [
     "Assignment",
@@ -11,8 +9,8 @@ __all__ = [
     "HungarianMatcher",
     "MaskHealth",
     "PanopticCriterion",
-    "PerLayerMatching",
-    "SharedMatching",
+    "PerLayerAssigner",
+    "SharedAssigner",
     "ThingAssignments",
     "measure_mask_health",
 ]

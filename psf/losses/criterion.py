@@ -1,8 +1,9 @@
-"""The training loss: L = lambda_things L_things + lambda_stuff L_stuff (section 3.4)."""
+"""The training loss, L = lambda_things L_things + lambda_stuff L_stuff (section 3.4), and the health of the masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
-from psf.losses.boxes import image_scale, target_locations
-from psf.losses.matcher import Assignment
-from psf.losses.matching import TOKENS_PER_THING, ThingAssignments
-from psf.precision import at_least_float32
-from psf.predictions import LocationLayer, PanopticTargets, TrainingPredictions
+from psf.errors import UserError
+from psf.losses.assignment import TOKENS_PER_THING, Assignment, ThingAssignments, image_scale, target_locations
+from psf.ops.precision import at_least_float32
+from psf.structures import DecodedMasks, LocationLayer, PanopticTargets, TrainingPredictions
 
-__all__ = ["PanopticCriterion", "dice_loss"]
+__all__ = ["HeadCounts", "MaskHealth", "PanopticCriterion", "dice_loss", "measure_mask_health"]
 
 DICE_EPS = 1e-6  # added to each of the two squared sums
 GIOU_EPS = 1e-6
@@ -42,6 +42,7 @@ class PanopticCriterion:
             segments in the batch (released code).
         focal_alpha: weight of the positive class in focal losses.
         focal_gamma: exponent of focal losses.
+        mask_upsampling: factor by which masks are enlarged for the dice loss.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class PanopticCriterion:
         balance: str,
         focal_alpha: float,
         focal_gamma: float,
+        mask_upsampling: int = 2,
     ):
         if balance not in BALANCES:
-            raise ValueError(f'MODEL.PSF.LOSS.BALANCE is "{balance}": expected one of {list(BALANCES)}')
+            raise UserError(f'MODEL.PSF.LOSS.BALANCE is "{balance}": expected one of {list(BALANCES)}')
         self.cls_weight, self.stuff_cls_weight, self.seg_weight = cls_weight, stuff_cls_weight, seg_weight
         self.det_cls_weight, self.det_l1_weight, self.det_giou_weight = det_cls_weight, det_l1_weight, det_giou_weight
         self.things_weight, self.stuff_weight, self.balance = things_weight, stuff_weight, balance
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.mask_upsampling = mask_upsampling
 
     def __call__(
         self, predictions: TrainingPredictions, assignments: ThingAssignments, targets: list[PanopticTargets]
@@ -98,40 +101,40 @@ class PanopticCriterion:
     ) -> dict[str, Tensor]:
         """L_det: focal, L1 and GIoU of the auxiliary head, at each location layer."""
         losses = {}
-        for i, (layer, pairs) in enumerate(zip(layers, assignments, strict=True)):
-            losses.update(self._location(layer, pairs, targets, _suffix(i, len(layers))))
+        for i, (layer, matched) in enumerate(zip(layers, assignments, strict=True)):
+            losses.update(self._location(layer, matched, targets, _suffix(i, len(layers))))
         return losses
 
     def _proposals(
         self, proposals: LocationLayer | None, assignments: Sequence[Assignment], targets: list[PanopticTargets]
     ) -> dict[str, Tensor]:
-        """The same of what all tokens predict, divided by the number of tokens that answer for a thing."""
+        """The same for the predictions of all tokens, divided by the number of tokens that are matched to a thing."""
         if proposals is None:
             return {}
         terms = self._location(proposals, assignments, targets, "_proposals")
         return {name: value / TOKENS_PER_THING for name, value in terms.items()}
 
     def _location(
-        self, layer: LocationLayer, pairs: Sequence[Assignment], targets: list[PanopticTargets], suffix: str
+        self, layer: LocationLayer, assignments: Sequence[Assignment], targets: list[PanopticTargets], suffix: str
     ) -> dict[str, Tensor]:
-        losses = {f"loss_det_cls{suffix}": self.det_cls_weight * self._focal(layer.class_logits, pairs, targets)}
+        losses = {f"loss_det_cls{suffix}": self.det_cls_weight * self._focal(layer.class_logits, assignments, targets)}
         dim = layer.locations.shape[-1]
-        found = torch.cat([x[p.queries] for x, p in zip(at_least_float32(layer.locations), pairs, strict=True)])
-        wanted = [target_locations(t, dim)[p.things] for t, p in zip(targets, pairs, strict=True)]
-        losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (found - torch.cat(wanted)).abs().sum()
+        pred = torch.cat([x[a.queries] for x, a in zip(at_least_float32(layer.locations), assignments, strict=True)])
+        gt = [target_locations(t, dim)[a.things] for t, a in zip(targets, assignments, strict=True)]
+        losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (pred - torch.cat(gt)).abs().sum()
         if dim == 4:
-            scale = torch.cat([image_scale(t).expand(len(w), 4) for t, w in zip(targets, wanted, strict=True)])
-            boxes, wanted_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (found, torch.cat(wanted)))
-            giou = generalized_box_iou_loss(boxes, wanted_boxes, reduction="sum", eps=GIOU_EPS)
+            scale = torch.cat([image_scale(t).expand(len(x), 4) for t, x in zip(targets, gt, strict=True)])
+            pred_boxes, gt_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (pred, torch.cat(gt)))
+            giou = generalized_box_iou_loss(pred_boxes, gt_boxes, reduction="sum", eps=GIOU_EPS)
             losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
         return losses
 
     def _thing_classes(
-        self, layers: list[Tensor], pairs: list[Assignment], targets: list[PanopticTargets]
+        self, layers: list[Tensor], assignments: list[Assignment], targets: list[PanopticTargets]
     ) -> dict[str, Tensor]:
-        """L_cls of things: each query against all thing classes; unmatched ones are none of them."""
+        """L_cls of things: each query against all thing classes; unmatched queries have none of them."""
         return {
-            f"loss_cls_things{_suffix(i, len(layers))}": self.cls_weight * self._focal(logits, pairs, targets)
+            f"loss_cls_things{_suffix(i, len(layers))}": self.cls_weight * self._focal(logits, assignments, targets)
             for i, logits in enumerate(layers)
         }
 
@@ -141,46 +144,44 @@ class PanopticCriterion:
         for i, logits in enumerate(layers):
             logits = at_least_float32(logits)
             present = torch.zeros_like(logits)
-            for row, target in zip(present, targets, strict=True):
-                row[target.stuff_classes] = 1.0
+            for image, target in zip(present, targets, strict=True):
+                image[target.stuff_classes] = 1.0
             value = sigmoid_focal_loss(logits, present, self.focal_alpha, self.focal_gamma, reduction="sum")
             losses[f"loss_cls_stuff{_suffix(i, len(layers))}"] = self.stuff_cls_weight * value
         return losses
 
-    def _focal(self, logits: Tensor, pairs: Sequence[Assignment], targets: list[PanopticTargets]) -> Tensor:
+    def _focal(self, logits: Tensor, assignments: Sequence[Assignment], targets: list[PanopticTargets]) -> Tensor:
         logits = at_least_float32(logits)
         is_class = torch.zeros_like(logits)
-        for row, p, target in zip(is_class, pairs, targets, strict=True):
-            row[p.queries, target.thing_classes[p.things]] = 1.0
+        for image, matched, target in zip(is_class, assignments, targets, strict=True):
+            image[matched.queries, target.thing_classes[matched.things]] = 1.0
         return sigmoid_focal_loss(logits, is_class, self.focal_alpha, self.focal_gamma, reduction="sum")
 
     def _masks(
         self,
         name: str,
         layers: list[Tensor],
-        pairs: list[Assignment],
+        assignments: list[Assignment],
         targets: list[PanopticTargets],
         kind: str,
     ) -> dict[str, Tensor]:
-        """L_seg: dice of the matched masks at twice the finest level's size, at each layer and the tail."""
+        """L_seg: dice of the matched masks, enlarged by `mask_upsampling`, at each layer and the tail."""
         if not layers:
             return {}
         layers = [at_least_float32(scores) for scores in layers]
-        size = [2 * s for s in layers[0].shape[-2:]]
-        masks = [t.thing_masks[p.things] if kind == "thing" else t.stuff_masks for t, p in zip(targets, pairs)]
-        truth = torch.cat([_resize(m.to(layers[0].dtype), size) for m in masks])
+        size = [self.mask_upsampling * s for s in layers[0].shape[-2:]]
+        masks = [t.thing_masks[a.things] if kind == "thing" else t.stuff_masks for t, a in zip(targets, assignments)]
+        gt = torch.cat([_resize(m.to(layers[0].dtype), size) for m in masks])
         losses = {}
         for i, scores in enumerate(layers):
-            matched = torch.cat([x[p.queries] for x, p in zip(scores, pairs, strict=True)])
+            matched = torch.cat([x[a.queries] for x, a in zip(scores, assignments, strict=True)])
             # The sum over no mask is 0, and still part of the graph: every process must send the same gradients.
-            losses[f"{name}{_suffix(i, len(layers))}"] = (
-                self.seg_weight * dice_loss(_resize(matched, size), truth).sum()
-            )
+            losses[f"{name}{_suffix(i, len(layers))}"] = self.seg_weight * dice_loss(_resize(matched, size), gt).sum()
         return losses
 
 
 def dice_loss(mask_scores: Tensor, masks: Tensor) -> Tensor:
-    """1 - 2 sum(m t) / (sum(m^2) + sum(t^2)) per mask: (M, h, w) scores >= 0, (M, h, w) truth in [0, 1] -> (M,)."""
+    """1 - 2 sum(m t) / (sum(m^2) + sum(t^2)) per mask: (M, h, w) scores >= 0, (M, h, w) gt in [0, 1] -> (M,)."""
     scores, masks = mask_scores.flatten(1), masks.flatten(1)
     squares = (scores.square().sum(1) + DICE_EPS) + (masks.square().sum(1) + DICE_EPS)
     return 1 - 2 * (scores * masks).sum(1) / squares
@@ -210,3 +211,56 @@ def _positions(x: Tensor) -> Tensor:
 
 def _suffix(i: int, num_layers: int) -> str:
     return "" if i == num_layers - 1 else f"_{i}"
+
+
+class HeadCounts(NamedTuple):
+    """Counts for the mask heads of one decoder, over the masks of one batch that are matched to ground truth."""
+
+    above_zero: Tensor  # (heads,) int64 pixels with a score above 0; the decoder's layers in order, then its tail
+    above_threshold: Tensor  # (heads,) int64 pixels with a score above the mask threshold
+    num_pixels: int  # of all matched masks at the finest level, padding included
+
+
+class MaskHealth(NamedTuple):
+    """Counts of one training batch; None without such a decoder, or without ground truth for it in the batch."""
+
+    things: HeadCounts | None  # with joint queries also those of stuff
+    stuff: HeadCounts | None
+
+
+@torch.no_grad()
+def measure_mask_health(
+    predictions: TrainingPredictions,
+    assignments: ThingAssignments,
+    targets: list[PanopticTargets],
+    mask_threshold: float,
+) -> MaskHealth:
+    """Count the pixels of the matched things and the present stuff classes in each head's masks.
+
+    A ReLU head without a pixel above 0 receives no gradient. The counts stay on the device until they are read.
+
+    Args:
+        predictions: of a batch, in training.
+        assignments: which thing queries are matched.
+        targets: one per image.
+        mask_threshold: a pixel belongs to a mask where its score is above (MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD).
+    """
+    things = [matched.queries for matched in assignments.masks]
+    stuff = [target.stuff_classes for target in targets]
+    return MaskHealth(
+        _count(predictions.things, things, mask_threshold), _count(predictions.stuff, stuff, mask_threshold)
+    )
+
+
+def _count(decoded: DecodedMasks, queries: list[Tensor], mask_threshold: float) -> HeadCounts | None:
+    """Counts over the (M_b,) queries of each image."""
+    num_queries = sum(map(len, queries))
+    if not decoded.mask_scores or not num_queries:
+        return None
+    above_zero, above_threshold = [], []
+    for scores in decoded.mask_scores:
+        matched = torch.cat([image[indices] for image, indices in zip(scores, queries, strict=True)])
+        above_zero.append(torch.count_nonzero(matched > 0))
+        above_threshold.append(torch.count_nonzero(matched > mask_threshold))
+    height, width = decoded.mask_scores[0].shape[-2:]
+    return HeadCounts(torch.stack(above_zero), torch.stack(above_threshold), num_queries * height * width)

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention as a module: what to sample, and how much of it (Deformable DETR, section 4.1)."""
+"""Layers that encoder and decoders share: multi-scale deformable attention (Deformable DETR, section 4.1), the FFN."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from psf.errors import UserError
 from psf.ops import ms_deform_attn
-from psf.precision import at_least_float32
-from psf.predictions import FeatureTokens
+from psf.ops.precision import at_least_float32
+from psf.structures import FeatureTokens
 
-__all__ = ["DeformableAttention"]
+__all__ = ["DeformableAttention", "FeedForward", "initial_class_bias"]
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at `num_points` points per head and level around its reference.
+    """Each query samples `num_points` points per head and level around its reference point.
 
     Args:
         dim: D, channels of queries and tokens.
@@ -28,7 +29,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"MODEL.PSF.HIDDEN_DIM {dim} is not a multiple of MODEL.PSF.NUM_HEADS {num_heads}")
+            raise UserError(f"MODEL.PSF.HIDDEN_DIM {dim} is not a multiple of MODEL.PSF.NUM_HEADS {num_heads}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
@@ -37,7 +38,7 @@ class DeformableAttention(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Head i starts by looking in the i-th compass direction, point p at p times the unit step."""
+        """Head i starts in the i-th compass direction, its point p at p times the unit step."""
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
         for linear in (self.value_proj, self.output_proj):
@@ -53,20 +54,20 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).flatten())
 
     def values(self, features: FeatureTokens) -> Tensor:
-        """What is sampled: (B, T, heads, D/heads), the projected tokens; padded ones count as 0."""
+        """The projected tokens, (B, T, heads, D/heads), which are sampled; 0 in padding."""
         value = self.value_proj(features.tokens)
         if features.padding_mask is not None:
             value = value.masked_fill(features.padding_mask[..., None], 0.0)
         return value.unflatten(-1, (self.num_heads, -1))
 
     def forward(
-        self, queries: Tensor, references: Tensor, values: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+        self, queries: Tensor, reference_points: Tensor, values: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Sample the tokens around each query's reference.
+        """Sample the tokens around each query's reference point.
 
         Args:
             queries: (B, Q, D), position included.
-            references: (B, Q, L, 2) points x y, or (B, Q, L, 4) boxes cx cy w h, in units of the padded level.
+            reference_points: (B, Q, L, 2) points x y, or (B, Q, L, 4) boxes cx cy w h, in units of the padded level.
             values: from `values`.
             spatial_shapes: (h, w) of each level.
 
@@ -78,10 +79,37 @@ class DeformableAttention(nn.Module):
         offsets = at_least_float32(offsets)  # half precision would misplace the points by whole pixels
         weights = self.attention_weights(queries).view(*by_head, -1).softmax(-1)
         weights = weights.view(*by_head, self.num_levels, self.num_points)
-        centres = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
-        if references.shape[-1] == 2:
+        centers = reference_points[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
+        if reference_points.shape[-1] == 2:
             sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
             unit = 1.0 / sizes[:, None, :]  # one pixel: (L, 1, 2)
         else:  # the points together span half the box, whatever their number
-            unit = references[:, :, None, :, None, 2:] * (0.5 / self.num_points)
-        return self.output_proj(ms_deform_attn(values, spatial_shapes, centres + offsets * unit, weights))
+            unit = reference_points[:, :, None, :, None, 2:] * (0.5 / self.num_points)
+        return self.output_proj(ms_deform_attn(values, spatial_shapes, centers + offsets * unit, weights))
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, dropout, linear, dropout; without residual and norm.
+
+    Args:
+        dim: channels in and out.
+        hidden_dim: channels between.
+        activation: None: ReLU, as in encoder and location decoder; GELU in the mask decoder.
+        dropout: probability, after the activation and at the end.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, activation: nn.Module | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.activation = activation or nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(x)))))
+
+
+def initial_class_bias(prior: float = 0.01) -> float:
+    """Bias of a class layer for which every class starts with probability `prior` (focal loss, section 4.1)."""
+    return math.log(prior / (1 - prior))

@@ -1,15 +1,16 @@
-"""Sine encoding of a pixel's place (as in the released code)."""
+"""Sine encoding of positions (as in the released code), and the positions of padded tokens."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from psf.predictions import FeatureTokens
+from psf.structures import FeatureTokens
 
-__all__ = ["sine_point_encoding", "sine_position_encoding", "token_centres"]
+__all__ = ["resize_padding_mask", "sine_point_encoding", "sine_position_encoding", "token_centers", "valid_ratio"]
 
 TEMPERATURE = 10000.0
 
@@ -22,7 +23,7 @@ def sine_position_encoding(padding_mask: Tensor, dim: int) -> Tensor:
         dim: channels of the encoding, a multiple of 4; the first half encodes y, the second x.
 
     Returns:
-        (B, dim, h, w) float32; in padding the count stands still.
+        (B, dim, h, w) float32; the count does not increase in padding.
     """
     valid = (~padding_mask).float()
     encoded = [_encode(valid, axis, dim // 2) for axis in (1, 2)]
@@ -35,10 +36,10 @@ def sine_point_encoding(points: Tensor, dim: int) -> Tensor:
     return torch.cat((_sines(y, dim // 2), _sines(x, dim // 2)), dim=-1)
 
 
-def token_centres(features: FeatureTokens) -> Tensor:
-    """(B, T, 2): x and y of the centre of each token's pixel, in [0, 1] of the unpadded image; more in padding."""
+def token_centers(features: FeatureTokens) -> Tensor:
+    """(B, T, 2): x and y of the center of each token's pixel, in [0, 1] of the unpadded image; more in padding."""
     dtype, device = features.valid_ratios.dtype, features.valid_ratios.device
-    centres = []
+    centers = []
     for level, (h, w) in enumerate(features.spatial_shapes):
         y, x = torch.meshgrid(
             torch.arange(h, dtype=dtype, device=device) + 0.5,
@@ -46,23 +47,36 @@ def token_centres(features: FeatureTokens) -> Tensor:
             indexing="ij",
         )
         grid = torch.stack((x, y), dim=-1).view(1, h * w, 2)
-        centres.append(grid / (features.valid_ratios[:, None, level] * grid.new_tensor((w, h))))
-    return torch.cat(centres, dim=1)
+        centers.append(grid / (features.valid_ratios[:, None, level] * grid.new_tensor((w, h))))
+    return torch.cat(centers, dim=1)
 
 
-# Float32 whatever the model computes in, and in this order of operations: of rows and columns that are all padding the
-# count ends at 0, so that the place is about -0.5 / 1e-6 and its sine follows the last bit of every step. Padded
-# images meet these numbers, and checkpoints were trained with them.
+def resize_padding_mask(padding_mask: Tensor | None, level: Tensor) -> Tensor:
+    """(B, H, W) -> (B, h, w), by the nearest pixel; all False where nothing is padded."""
+    if padding_mask is None:
+        return torch.zeros(level.shape[0], *level.shape[2:], dtype=torch.bool, device=level.device)
+    return F.interpolate(padding_mask[:, None].float(), size=level.shape[2:])[:, 0].bool()
+
+
+def valid_ratio(padding_mask: Tensor) -> Tensor:
+    """(B, h, w) -> (B, 2): unpadded share of the first row and of the first column."""
+    valid = (~padding_mask).float()
+    return torch.stack((valid[:, 0, :].mean(1), valid[:, :, 0].mean(1)), dim=-1)
+
+
+# Always float32, and in this order of operations: in rows and columns that are all padding the count ends at 0, so the
+# position is about -0.5 / 1e-6 and its sine depends on the last bit of every step. Checkpoints were trained with these
+# numbers.
 def _encode(valid: Tensor, axis: int, num_features: int) -> Tensor:
     count = valid.cumsum(axis)
     last = count.narrow(axis, count.shape[axis] - 1, 1)
     return _sines((count - 0.5) / (last + 1e-6), num_features)
 
 
-def _sines(place: Tensor, num_features: int) -> Tensor:
-    """(...) places in [0, 1] -> (..., num_features), sine and cosine in turn."""
-    angle = place * (2 * math.pi)
-    index = torch.arange(num_features, dtype=place.dtype, device=place.device)
+def _sines(position: Tensor, num_features: int) -> Tensor:
+    """(...) positions in [0, 1] -> (..., num_features), sine and cosine in turn."""
+    angle = position * (2 * math.pi)
+    index = torch.arange(num_features, dtype=position.dtype, device=position.device)
     frequency = TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
     phase = angle[..., None] / frequency
     return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=-1).flatten(-2)

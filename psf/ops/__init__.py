@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from psf.errors import UserError
 from psf.ops.choice import Work, choose, describe_implementation, log_once
 from psf.ops.operator import attend
 from psf.ops.reference import ms_deform_attn_reference
@@ -45,14 +46,14 @@ def ms_deform_attn(
         (B, Q, heads * D), of value's type.
 
     Raises:
-        ValueError: if the levels do not add up to S, the numbers of levels differ, or the implementation is unknown
+        UserError: if the levels do not add up to S, the numbers of levels differ, or the implementation is unknown
             or cannot run here.
     """
     num_tokens = sum(h * w for h, w in spatial_shapes)
     if num_tokens != value.shape[1]:
-        raise ValueError(f"spatial_shapes {list(spatial_shapes)} hold {num_tokens} tokens, value has {value.shape[1]}")
+        raise UserError(f"spatial_shapes {list(spatial_shapes)} hold {num_tokens} tokens, value has {value.shape[1]}")
     if not len(spatial_shapes) == sampling_locations.shape[3] == attention_weights.shape[3]:
-        raise ValueError(
+        raise UserError(
             f"levels: {len(spatial_shapes)} in spatial_shapes, {sampling_locations.shape[3]} in sampling_locations, "
             f"{attention_weights.shape[3]} in attention_weights"
         )

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from psf.errors import UserError
+
 __all__ = ["IMPLEMENTATIONS", "Choice", "Work", "choose", "describe_implementation", "log_once"]
 
 IMPLEMENTATIONS = ("reference", "bag", "triton")
@@ -40,7 +42,7 @@ def choose(work: Work, asked: str | None = None) -> Choice:
     """What was asked for, by argument or by the environment variable PSF_MSDA; else what suits the work best.
 
     Raises:
-        ValueError: if what was asked for is unknown, or cannot do this work.
+        UserError: if what was asked for is unknown, or cannot do this work.
     """
     variable = os.environ.get("PSF_MSDA") or None
     for name, source in ((asked, "the argument implementation"), (variable, "the environment variable PSF_MSDA")):
@@ -62,16 +64,16 @@ def choose(work: Work, asked: str | None = None) -> Choice:
 
 def _check(name: str, source: str, work: Work) -> None:
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"{source} is {name!r}; known implementations: {', '.join(IMPLEMENTATIONS)}")
+        raise UserError(f"{source} is {name!r}; known implementations: {', '.join(IMPLEMENTATIONS)}")
     if name == "bag" and work.device not in ("cpu", "cuda"):
-        raise ValueError(f"{source} is 'bag', which runs on cpu and cuda, and the tensors are on {work.device}")
+        raise UserError(f"{source} is 'bag', which runs on cpu and cuda, and the tensors are on {work.device}")
     if name == "reference" and work.device == "cuda" and work.is_deterministic and work.has_gradient:
-        raise ValueError(f"{source} is 'reference', whose gradients are not deterministic on a GPU; take 'bag'")
+        raise UserError(f"{source} is 'reference', whose gradients are not deterministic on a GPU; take 'bag'")
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
-            raise ValueError(f"{source} is 'triton', and the package triton is not installed: pip install triton")
+            raise UserError(f"{source} is 'triton', and the package triton is not installed: pip install triton")
         if work.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"{source} is 'triton', which runs on cuda, and the tensors are on {work.device}")
+            raise UserError(f"{source} is 'triton', which runs on cuda, and the tensors are on {work.device}")
 
 
 _logged = False
@@ -89,7 +91,7 @@ def describe_implementation(device: str | None = None) -> str:
     """Which implementation of deformable attention runs on a large image, and why.
 
     Args:
-        device: type of the device; None: the GPU if this machine has one (`python -m psf.doctor`).
+        device: type of the device; None: the GPU if this machine has one (`psf doctor`).
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

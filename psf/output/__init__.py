@@ -1,22 +1,26 @@
-"""One image's results as files: pictures, label PNGs, binary masks, and a JSON that says what is in them."""
+"""One image's results as files: pictures, label PNGs, binary masks, and a JSON with a record of each segment."""
 
-from psf.output.drawing import Region, draw_regions
+from psf.output.drawing import Region, draw_regions, draw_text, font_size_of, text_size
 from psf.output.files import FILE_KINDS, write_output
 from psf.output.instances import InstanceOutput
 from psf.output.legend import draw_legend, legend_entries
 from psf.output.panoptic import PanopticOutput, panoptic_regions
 from psf.output.semantic import SemanticOutput
 from psf.output.task_output import TaskOutput, drawable_metadata
-from psf.output.text import draw_text, font_size_of, text_size
+from psf.output.video import Camera, TimedFrame, VideoFile, VideoWriter
 
 __all__ = [
     "FILE_KINDS",
     "TASKS",
+    "Camera",
     "InstanceOutput",
     "PanopticOutput",
     "Region",
     "SemanticOutput",
     "TaskOutput",
+    "TimedFrame",
+    "VideoFile",
+    "VideoWriter",
     "draw_legend",
     "draw_regions",
     "draw_text",

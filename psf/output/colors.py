@@ -49,7 +49,7 @@ def segment_levels(classes: Sequence[Any], boxes: Sequence[Box], size: tuple[int
     """A level of brightness for each segment, such that neighbours of a class differ as far as five levels allow.
 
     Args:
-        classes: N times what tells a class from another.
+        classes: N class keys; equal keys are the same class.
         boxes: N rows and columns that enclose the segments.
         size: height and width of the image.
     """

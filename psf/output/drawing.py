@@ -1,17 +1,20 @@
-"""Segments drawn over an image so that many of them can be told apart."""
+"""Draw segments and text over an image."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from psf.output.colors import Box, Color, contrasting, segment_levels, with_level
-from psf.output.text import MIN_FONT_SIZE, draw_text, font_size_of, text_size
 
-__all__ = ["Region", "draw_regions", "find_box"]
+__all__ = ["Region", "draw_regions", "draw_text", "find_box", "font_size_of", "text_size"]
 
 FILL_OPACITY = 0.45
 LABEL_OPACITY = 0.6  # of the dark box behind the letters
@@ -123,3 +126,36 @@ def _pixels_inside(region: Region, top: int, left: int, height: int, width: int)
         max(left - columns.start, 0) : max(left + width - columns.start, 0),
     ]
     return int(np.count_nonzero(part))
+
+
+MIN_FONT_SIZE = 11  # pixels; smaller letters cannot be read
+
+
+def font_size_of(size: tuple[int, int]) -> int:
+    """Pixels of the letters in an image of this height and width."""
+    return max(MIN_FONT_SIZE, round((size[0] * size[1]) ** 0.5 / 50))
+
+
+def text_size(text: str, font_size: int) -> tuple[int, int]:
+    """Height and width of a line of text in pixels; the height is that of any line."""
+    ascent, descent = _font(font_size).getmetrics()
+    return ascent + descent, int(np.ceil(_font(font_size).getlength(text)))
+
+
+def draw_text(
+    canvas: np.ndarray, text: str, top: int, left: int, font_size: int, color: tuple[int, int, int] = (0, 0, 0)
+) -> None:
+    """Write a line into (H, W, 3) uint8, in place; what lies outside is cut off."""
+    height, width = text_size(text, font_size)
+    rows = slice(max(top, 0), min(top + height, canvas.shape[0]))
+    columns = slice(max(left, 0), min(left + width, canvas.shape[1]))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return
+    part = Image.fromarray(canvas[rows, columns])
+    ImageDraw.Draw(part).text((left - columns.start, top - rows.start), text, fill=color, font=_font(font_size))
+    canvas[rows, columns] = np.asarray(part)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)

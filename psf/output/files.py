@@ -1,4 +1,4 @@
-"""Which files an image's results become, and writing them."""
+"""Write an image's results as files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["FILE_KINDS", "write_output"]
 FILE_KINDS = {
     "picture": "NAME.jpg, the image with masks, classes and scores drawn over it, and a legend below",
     "png": "NAME_panoptic.png or NAME_semantic.png, the label of each pixel (not of instances, which may overlap)",
-    "json": "NAME.json, what was found: class, score, area, box",
-    "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) for each of what was found",
+    "json": "NAME.json, a record of each segment: class, score, area, box",
+    "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) of each segment",
 }
 
 MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # as _write_masks gives them
@@ -42,7 +42,7 @@ def write_output(
         kinds: some of FILE_KINDS; `png` gives nothing for instances.
 
     Raises:
-        ValueError: if one of the files cannot be made of the results; then none is written.
+        UserError: if one of the files cannot be made from the results; none is written then.
     """
     height, width = output.size
     label_file = folder / f"{name}_{output.task}.png"

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_masks
 from psf.output.colors import class_color
 from psf.output.drawing import Region, find_box
 from psf.output.task_output import TaskOutput
+from psf.structures import CategoryIds
 
 __all__ = ["InstanceOutput"]
 
@@ -32,33 +33,29 @@ class InstanceOutput(TaskOutput):
         return height, width
 
     def records(self) -> list[dict[str, Any]]:
-        """What the JSON says of each instance.
+        """The JSON record of each instance.
 
         Returns:
-            One dict per instance, best first: `id` from 1, `class`, `category_id` (the data set's own),
+            One dict per instance, best first: `id` from 1, `class`, `category_id` (the dataset's own),
             `contiguous_id` (the model's), `score`, `area` of the mask in pixels, `bbox` [x, y, width, height] in pixels
             and `segmentation`, the mask in COCO's run-length encoding.
 
         Raises:
-            ValueError: if an instance has a class that the metadata do not know.
+            UserError: if an instance has a class that the metadata do not list.
         """
         found = self._instances
-        dataset_ids = {new: old for old, new in self.metadata.thing_dataset_id_to_contiguous_id.items()}
+        category_ids = CategoryIds.from_metadata(self.metadata)
         records = []
         boxes, classes, scores = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist()
         for i, (box, category, score) in enumerate(zip(boxes, classes, scores, strict=True)):
-            if category not in dataset_ids:
-                raise ValueError(
-                    f"an instance has class {category}, the data set's metadata know the things {sorted(dataset_ids)}; "
-                    "the first of DATASETS.TEST must have the model's classes"
-                )
+            category_id = category_ids.category_id(category, True)
             mask = found.pred_masks[i].numpy()
             run_lengths = coco_masks.encode(np.asfortranarray(mask.view(np.uint8)))
             records.append(
                 {
                     "id": i + 1,
                     "class": self.metadata.thing_classes[category],
-                    "category_id": dataset_ids[category],
+                    "category_id": category_id,
                     "contiguous_id": category,
                     "score": score,
                     "area": int(mask.sum()),

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from psf.output.colors import Color
-from psf.output.drawing import Region
-from psf.output.text import draw_text, text_size
+from psf.output.drawing import Region, draw_text, text_size
 
 __all__ = ["LegendEntry", "add_legend", "draw_legend", "legend_entries"]
 

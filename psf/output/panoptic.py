@@ -15,6 +15,7 @@ from scipy import ndimage
 from psf.output.colors import class_color
 from psf.output.drawing import Region
 from psf.output.task_output import TaskOutput
+from psf.structures import CategoryIds
 
 __all__ = ["PanopticOutput", "panoptic_regions"]
 
@@ -35,41 +36,31 @@ class PanopticOutput(TaskOutput):
         return height, width
 
     def records(self) -> list[dict[str, Any]]:
-        """What the JSON says of each segment; area and box are measured on the id map.
+        """The JSON record of each segment; area and box are measured on the id map.
 
         Returns:
-            One dict per segment: `id` (its value in the panoptic PNG), `class`, `category_id` (the data set's own, as
+            One dict per segment: `id` (its value in the panoptic PNG), `class`, `category_id` (the dataset's own, as
             in a COCO panoptic JSON), `contiguous_id` (the model's), `isthing`, `score`, `area` in pixels and
             `bbox` [x, y, width, height] in pixels.
 
         Raises:
-            ValueError: if a segment has a class that the metadata do not know.
+            UserError: if a segment has a class that the metadata do not list.
         """
         id_map = self._ids.numpy()
         areas = np.bincount(id_map.ravel())
         extents = ndimage.find_objects(id_map)  # per id, from 1 on: (rows, columns) that enclose it
-        dataset_ids = {
-            is_thing: {new: old for old, new in getattr(self.metadata, key, {}).items()}
-            for is_thing, key in (
-                (True, "thing_dataset_id_to_contiguous_id"),
-                (False, "stuff_dataset_id_to_contiguous_id"),
-            )
-        }
+        category_ids = CategoryIds.from_metadata(self.metadata)
         records = []
         for segment in self._segments:
             rows, columns = extents[segment["id"] - 1]
             category, is_thing = segment["category_id"], segment["isthing"]
-            if category not in dataset_ids[is_thing]:
-                raise ValueError(
-                    f"a segment has class {category} as {'a thing' if is_thing else 'stuff'}, the data set's metadata "
-                    f"know {sorted(dataset_ids[is_thing])}; the first of DATASETS.TEST must have the model's classes"
-                )
+            category_id = category_ids.category_id(category, is_thing)
             names = self.metadata.thing_classes if is_thing else self.metadata.stuff_classes
             records.append(
                 {
                     "id": segment["id"],
                     "class": names[category],
-                    "category_id": dataset_ids[is_thing][category],
+                    "category_id": category_id,
                     "contiguous_id": category,
                     "isthing": is_thing,
                     "score": segment["score"],
@@ -98,12 +89,12 @@ class PanopticOutput(TaskOutput):
 
 
 def panoptic_regions(ids: np.ndarray, segments: Sequence[Mapping[str, Any]], metadata: Any) -> list[Region]:
-    """The segments of a panoptic map as they are drawn; a crowd is called one.
+    """The segments of a panoptic map as they are drawn; the name of a crowd says so.
 
     Args:
         ids: (H, W) integers, 0 is void.
         segments: dicts with `id`, the contiguous `category_id`, `isthing`, and `score` and `iscrowd` if known; those
-            without a pixel are left out.
+            without a pixel are skipped.
         metadata: Detectron2's, with class names and maybe colours.
     """
     values, labels = np.unique(ids, return_inverse=True)  # ids may be too large to count up to

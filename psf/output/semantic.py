@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from detectron2.utils.video_visualizer import VideoVisualizer
 
-from psf.classes import PanopticClasses
+from psf.errors import UserError
 from psf.output.colors import class_color
 from psf.output.drawing import Region, find_box
 from psf.output.task_output import TaskOutput
+from psf.structures import CategoryIds, PanopticClasses
 
 __all__ = ["SemanticOutput"]
 
@@ -19,10 +20,10 @@ MAX_ID = 2**16 - 1  # of a PNG of one channel
 
 
 class SemanticOutput(TaskOutput):
-    """`sem_seg`, each pixel the class of the highest score. Its PNG holds the data set's own category ids.
+    """`sem_seg`, each pixel the class of the highest score. Its PNG holds the dataset's own category ids.
 
     Raises:
-        ValueError: if the metadata know no classes.
+        UserError: if the metadata list no classes.
     """
 
     task, result, records_key = "semantic", "sem_seg", "classes"
@@ -39,10 +40,10 @@ class SemanticOutput(TaskOutput):
         return height, width
 
     def records(self) -> list[dict[str, Any]]:
-        """What the JSON says of each class in the image.
+        """The JSON record of each class in the image.
 
         Returns:
-            One dict per class, the largest first: `id` (its value in the PNG), `class`, `category_id` (the data set's
+            One dict per class, the largest first: `id` (its value in the PNG), `class`, `category_id` (the dataset's
             own, the same number), `contiguous_id` (the model's) and `area` in pixels.
         """
         areas = np.bincount(self._channels.ravel())
@@ -57,14 +58,14 @@ class SemanticOutput(TaskOutput):
         """(H, W) in 8 bits, or in 16 where an id needs them.
 
         Raises:
-            ValueError: if an id of the data set needs more.
+            UserError: if an id of the dataset needs more.
         """
         table = np.zeros(max(self._classes) + 1, np.int64)
         for channel, (name, own_id) in self._classes.items():
             if not 0 <= own_id <= MAX_ID:
-                raise ValueError(
-                    f"class {name!r} has id {own_id} in the data set, the PNG of classes holds 0 to {MAX_ID}: "
-                    "change the ids of the data set, or do without the PNG"
+                raise UserError(
+                    f"class {name!r} has id {own_id} in the dataset, the PNG of classes holds 0 to {MAX_ID}: "
+                    "change the ids of the dataset, or do without the PNG"
                 )
             table[channel] = own_id
         return table.astype(np.uint8 if table.max() < 256 else np.uint16)[self._channels]
@@ -90,17 +91,20 @@ class SemanticOutput(TaskOutput):
 
 
 def _classes_by_channel(metadata: Any) -> dict[int, tuple[str, int]]:
-    """Name and own id in the data set of each channel's class; a channel that all things share is "things", 0."""
+    """Name and own id in the dataset of each channel's class; a channel that all things share is "things", 0."""
     classes = PanopticClasses.from_metadata(metadata)
     if classes is None:
-        raise ValueError(f"the metadata of {metadata.get('name', 'the data set')} know no classes")
+        raise UserError(
+            f"the metadata of {metadata.get('name', 'the dataset')} list no classes; DATASETS.TEST must have classes"
+        )
     thing_channels, stuff_channels, _ = classes.semantic_channels
+    category_ids = CategoryIds.from_metadata(metadata)
     table = {channel: ("things", 0) for channel in thing_channels}
     for kind, channels, ids in (
         ("thing", () if classes.is_separated else thing_channels, classes.thing_ids),
         ("stuff", stuff_channels, classes.stuff_ids),
     ):
         names = metadata.get(f"{kind}_classes", [])
-        own_ids = {new: old for old, new in metadata.get(f"{kind}_dataset_id_to_contiguous_id", {}).items()}
+        own_ids = category_ids.things if kind == "thing" else category_ids.stuff
         table |= {channel: (names[category], own_ids[category]) for channel, category in zip(channels, ids)}
     return table

@@ -1,4 +1,4 @@
-"""What the results of the three tasks have in common when they are shown and written."""
+"""Base class of the three tasks' results, for drawing and writing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
 
-from psf.output.drawing import Region, draw_regions
+from psf.output.drawing import Region, draw_regions, font_size_of
 from psf.output.legend import add_legend
-from psf.output.text import font_size_of
 
 __all__ = ["TaskOutput", "drawable_metadata", "literal"]
 
@@ -33,7 +32,7 @@ class TaskOutput(abc.ABC):
 
     Args:
         prediction: the model's for the image, as large as the image, with the `result` of the task.
-        metadata: Detectron2's, of the data set that the class ids belong to.
+        metadata: Detectron2's, of the dataset that the class ids belong to.
     """
 
     task: ClassVar[str]  # "panoptic" | "instance" | "semantic"
@@ -50,7 +49,7 @@ class TaskOutput(abc.ABC):
 
     @abc.abstractmethod
     def records(self) -> list[dict[str, Any]]:
-        """What the JSON says: a dict with `id`, `class`, `category_id`, `area` and more for each that was found."""
+        """The records of the JSON: a dict with `id`, `class`, `category_id`, `area` and more for each segment."""
 
     @abc.abstractmethod
     def label_image(self) -> np.ndarray | None:
@@ -73,7 +72,7 @@ class TaskOutput(abc.ABC):
         """The same with empty columns at its right side."""
 
     def picture(self, image_rgb: np.ndarray) -> np.ndarray:
-        """Draw masks over an image, with classes and scores of things where there is room; see `draw_regions`.
+        """Draw masks over an image, with classes and scores of things where they fit; see `draw_regions`.
 
         Args:
             image_rgb: (H, W, 3) uint8, what the model has seen.

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from psf.checkpoint.backbone_names import RESNET
+from psf.checkpoint.imagenet import RESNET
 from psf.checkpoint.name_table import rename
 from psf.checkpoint.released import HEAD, NECK
 from tests.models import RELEASED, tiny_config, tiny_model

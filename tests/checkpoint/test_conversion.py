@@ -102,15 +102,15 @@ def test_what_does_not_fit_is_named(released: Path, cfg: CfgNode, tmp_path: Path
     with pytest.raises(ValueError, match="is not for the model of this config") as caught:
         convert_checkpoint(released, tmp_path / "out.pth", cfg)
     text = str(caught.value)
-    assert "1 not in the model: neck.projections.7.1.bias;" in text
-    assert "1 not filled: neck.projections.1.1.bias;" in text
+    assert "1 not in the model: neck.input_proj.7.1.bias;" in text
+    assert "1 not filled: neck.input_proj.1.1.bias;" in text
     assert "1 of another shape: backbone.stem.conv1.weight (2, 2), expected (8, 3, 7, 7)" in text
     assert not (tmp_path / "out.pth").exists()
 
 
 def test_unknown_entries_are_named(released: Path, cfg: CfgNode, tmp_path: Path) -> None:
     changed(released, bbox_head__surprise=torch.zeros(1))
-    with pytest.raises(ValueError, match=r"1 entries are not known: bbox_head\.surprise"):
+    with pytest.raises(ValueError, match=r"1 unknown entries: bbox_head\.surprise"):
         convert_checkpoint(released, tmp_path / "out.pth", cfg)
 
 

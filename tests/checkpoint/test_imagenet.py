@@ -151,5 +151,5 @@ def test_no_known_layout() -> None:
 
 def test_an_unknown_entry_is_named() -> None:
     entries = {"layer1.0.conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1), "surprise": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"\(ResNet of torchvision or timm\): 1 entries are not known: surprise"):
+    with pytest.raises(ValueError, match=r"\(ResNet of torchvision or timm\): 1 unknown entries: surprise"):
         convert_imagenet(entries)

@@ -68,7 +68,7 @@ def test_frozen_parts_of_the_released_models() -> None:
 
 
 def test_an_unknown_entry_is_named() -> None:
-    with pytest.raises(ValueError, match="entries are not known"):
+    with pytest.raises(ValueError, match="unknown entries"):
         convert_released({"backbone.layer1.0.conv1.weight": torch.zeros(1), "neck.surprise": torch.zeros(1)})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psf.data.shapes import load_written_split
+from psf.data.shapes.dataset import load_written_split
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +28,17 @@ def save_ids(path: Path, ids: np.ndarray) -> None:
 
 @pytest.fixture
 def make_sample(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Writes an image and its panoptic PNG; returns their data set dict."""
+    """Writes an image and its panoptic PNG; returns their dataset dict."""
 
     def make(ids: Any, segments: list[dict[str, Any]], image: np.ndarray | None = None) -> dict[str, Any]:
         ids = np.asarray(ids)
-        save_ids(tmp_path / "truth.png", ids)
+        save_ids(tmp_path / "gt.png", ids)
         pixels = np.zeros((*ids.shape, 3), np.uint8) if image is None else image
         Image.fromarray(pixels).save(tmp_path / "image.png")
         return {
             "file_name": str(tmp_path / "image.png"),
             "image_id": 7,
-            "pan_seg_file_name": str(tmp_path / "truth.png"),
+            "pan_seg_file_name": str(tmp_path / "gt.png"),
             "segments_info": segments,
         }
 

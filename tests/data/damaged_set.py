@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from psf.data.validation import validate_panoptic
-from psf.data.validation_report import ValidationReport
+from psf.tools.dataset_validation.report import ValidationReport
+from psf.tools.dataset_validation.validation import validate_panoptic
 from tests.mini_set import write_mini_set
 
 
@@ -42,7 +42,7 @@ def add_ball(content: dict[str, Any], **keys: int) -> None:
 
 
 def write_damaged(root: Path, kind: str) -> None:
-    """The mini set with a fault of one kind (tests/data/test_validation.py has them all)."""
+    """The mini set with a fault of one kind (tests/tools/dataset_validation/test_validation.py has them all)."""
     write_mini_set(root)
     if kind in JSON_EDITS:
         change(root, JSON_EDITS[kind])

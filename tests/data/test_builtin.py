@@ -7,10 +7,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from psf.classes import classes_from_config
 from psf.config import add_psf_config
 from psf.data import builtin, check_dataset, load_dataset, register_builtin
 from psf.data.builtin import ADE20K_THING_VALUES, ade20k_categories, cityscapes_categories
+from psf.meta_arch import classes_from_config
 from psf.model_zoo import get_config_file
 
 NAMES = [f"psf_{dataset}_panoptic_{split}" for dataset in ("ade20k", "cityscapes") for split in ("train", "val")]

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic, register_coco_panoptic_separated
 from PIL import Image
 
-from psf.data import check_dataset, load_dataset, panoptic_metadata
+from psf.data import check_dataset, count_segments, largest_count, load_dataset, panoptic_metadata
 from psf.data.dataset_check import require_file
 
 NAME = "psf_test_set"
@@ -127,3 +127,23 @@ def test_unknown_name_suggests_a_known_one():
 def test_generated_sets_need_no_files():
     for split in ("train", "val", "tune"):
         check_dataset(f"psf_shapes_{split}")
+
+
+THING, STUFF = {"category_id": 0, "isthing": True}, {"category_id": 5, "isthing": False}
+CROWD = {**THING, "iscrowd": 1}
+
+
+def test_counts():
+    image = {"segments_info": [THING, THING, CROWD, STUFF, STUFF, {**STUFF, "category_id": 6}]}
+    assert count_segments(image) == 2
+    assert count_segments(image, stuff=True) == 4  # two classes of stuff, one of them in two segments
+    assert count_segments({"annotations": [{"category_id": 1}, {"category_id": 1, "iscrowd": 1}]}) == 1
+    assert count_segments({"segments_info": []}) == 0
+    assert count_segments({"psf_scene": {}}) is None
+
+
+def test_largest():
+    dicts = [{"file_name": name, "segments_info": [THING] * n} for name, n in (("a", 1), ("b", 3), ("c", 3))]
+    assert largest_count([{"image_id": 1}, *dicts]) == (3, "b")
+    assert largest_count([{"image_id": 7, "annotations": []}]) == (0, "7")
+    assert largest_count([{"image_id": 7}]) is None

@@ -18,16 +18,9 @@ from PIL import Image
 from scipy import ndimage
 
 from psf.config import add_psf_config
-from psf.data import (
-    DATASET_MAPPER_REGISTRY,
-    PanopticMapper,
-    augmentations,
-    build_augmentations,
-    build_mapper,
-    make_scene,
-    mappers,
-)
-from psf.data.shapes import training_dicts
+from psf.data import DATASET_MAPPER_REGISTRY, PanopticMapper, augmentations, build_augmentations, build_mapper, mappers
+from psf.data.shapes import make_scene
+from psf.data.shapes.dataset import training_dicts
 
 
 def make_cfg(**keys):
@@ -38,6 +31,8 @@ def make_cfg(**keys):
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
     for key, value in keys.items():
         cfg.merge_from_list([f"INPUT.{key.replace('__', '.')}", value])
+    if cfg.INPUT.DATASET_MAPPER_NAME == "psf_panoptic_lsj":  # which crops by IMAGE_SIZE
+        cfg.INPUT.CROP.ENABLED = False
     return cfg
 
 
@@ -49,7 +44,7 @@ def plain(*augmentations) -> PanopticMapper:
     return PanopticMapper(True, augmentations=augmentations, image_format="RGB")
 
 
-# ------------------------------------------------------------------ the truth follows the image
+# ------------------------------------------------------------------ the ground truth follows the image
 
 # One gray per id; void has the gray that padding has.
 COLORS = np.append(128, np.random.default_rng(0).permutation(128))[:, None].repeat(3, axis=1).astype(np.uint8)
@@ -245,8 +240,8 @@ def test_detectron2s_loader_takes_the_mapper():
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("name", MAPPERS)
 def test_extreme_sizes_simply_work(make_sample, shape, is_train, name):
-    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[20, 30], IMAGE_SIZE=90)
-    cfg.INPUT.DATASET_MAPPER_NAME = name
+    crop = {"CROP__ENABLED": True, "CROP__TYPE": "absolute_range", "CROP__SIZE": [20, 30]}
+    cfg = make_cfg(**crop, IMAGE_SIZE=90, DATASET_MAPPER_NAME=name)
     mapper = build_mapper(cfg, is_train)
     sample = make_sample(np.full(shape, 5), [info(5)])
     for seed in range(4):
@@ -320,10 +315,10 @@ def test_missing_file_is_named_with_the_variable(make_sample, key, tmp_path, mon
 
 
 @pytest.mark.parametrize("key", ["pan_seg_file_name", "segments_info"])
-def test_dict_without_panoptic_truth_is_refused_in_training_alone(make_sample, key):
+def test_dict_without_panoptic_ground_truth_is_refused_in_training_alone(make_sample, key):
     sample = make_sample([[5]], [info(5)])
     del sample[key]
-    with pytest.raises(ValueError, match=r"image\.png: no panoptic truth.*DATASETS\.TRAIN"):
+    with pytest.raises(ValueError, match=r"image\.png: no panoptic ground truth.*DATASETS\.TRAIN"):
         plain()(sample)
     build_mapper(make_cfg(), is_train=False)(sample)
 
@@ -331,19 +326,19 @@ def test_dict_without_panoptic_truth_is_refused_in_training_alone(make_sample, k
 @pytest.mark.parametrize("is_train", [False, True])
 def test_sizes_that_the_json_exchanges_are_named(make_sample, is_train):
     sample = {**make_sample([[5, 5]], [info(5)]), "height": 2, "width": 1}
-    with pytest.raises(ValueError, match=r"image\.png is 2 x 1 pixels, .*JSON .* says 1 x 2 .*correct it there"):
+    with pytest.raises(ValueError, match=r"image\.png is 2 x 1 pixels, .*JSON .* has 1 x 2 .*psf validate --fix"):
         build_mapper(make_cfg(), is_train)(sample)
 
 
 def test_png_of_another_size_is_named(make_sample):
     sample = make_sample([[5, 5]], [info(5)], image=np.zeros((3, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"truth\.png is 2 x 1 pixels, but its image .*image\.png is 4 x 3"):
+    with pytest.raises(ValueError, match=r"gt\.png is 2 x 1 pixels, but its image .*image\.png is 4 x 3"):
         plain()(sample)
 
 
 def test_image_of_another_size_than_the_json_says_is_named(make_sample):
     sample = make_sample([[5]], [info(5)]) | {"height": 9, "width": 9}
-    with pytest.raises(ValueError, match=r"image\.png is 1 x 1 pixels, .* says 9 x 9"):
+    with pytest.raises(ValueError, match=r"image\.png is 1 x 1 pixels, .* has 9 x 9"):
         plain()(sample)
 
 
@@ -365,7 +360,7 @@ def coco_dicts(shared: Path) -> list[dict]:
     return load_coco_panoptic_json(*paths, metadata)
 
 
-def test_real_coco_truth_is_kept_to_the_pixel(coco_dicts):
+def test_real_coco_ground_truth_is_kept_to_the_pixel(coco_dicts):
     mapper = plain()
     crowds = 0
     for sample in coco_dicts:

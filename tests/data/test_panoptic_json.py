@@ -79,7 +79,7 @@ def test_unknown_image_is_named(tmp_path):
 @pytest.mark.parametrize("key", ["categories", "images"])
 def test_another_kind_of_json_is_refused(tmp_path, key):
     path = write(tmp_path, **{key: None})
-    with pytest.raises(ValueError, match=rf"panoptic\.json: not a panoptic JSON, it has no '{key}'"):
+    with pytest.raises(ValueError, match=rf"panoptic\.json: not a panoptic JSON, '{key}' is missing"):
         load_panoptic_json(path, "", "")
 
 
@@ -104,7 +104,7 @@ def test_categories_without_color_get_one() -> None:
 
 @pytest.mark.parametrize(("written", "expected"), [("0004", 4), (4, 4), ("img_4", "img_4")])
 def test_numbers_written_as_text_are_numbers(tmp_path, written, expected):
-    """As in the evaluators, whose truth has the same ids."""
+    """As in the evaluators, whose ground truth has the same ids."""
     annotation = {"image_id": written, "file_name": "a.png", "segments_info": []}
     image = {"id": written, "file_name": "a.jpg", "height": 3, "width": 5}
     (entry,) = load_panoptic_json(write(tmp_path, images=[image], annotations=[annotation]), "", "")
@@ -119,8 +119,8 @@ def test_categories_alone_can_be_read(tmp_path):
     ("categories", "message"),
     [
         ([], "`categories` is empty"),
-        ([{"id": 1, "name": "person", "supercategory": "person"}], r"the category .*'person'.* has no \['isthing'\]"),
-        ([*CATEGORIES, CATEGORIES[1]], r"`categories` has ids twice: \[7\]"),
+        ([{"id": 1, "name": "person", "supercategory": "person"}], r"the category .*'person'.* 'isthing' is missing"),
+        ([*CATEGORIES, CATEGORIES[1]], r"`categories` has duplicate ids: \[7\]"),
     ],
 )
 def test_categories_that_cannot_be_used(tmp_path, categories, message):
@@ -153,24 +153,27 @@ def edited(folder: Path, edit: Any) -> str:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c, i, a, s: c.update(isthing="0"), r"category id 90, .*isthing is '0', expected 0 or 1"),
-        (lambda c, i, a, s: c.update(isthing=2), "isthing is 2, expected 0 or 1"),
-        (lambda c, i, a, s: c.update(id="90"), "category id '90'.*: id is '90', expected a whole number"),
-        (lambda c, i, a, s: c.update(id=True), "id is True, expected a whole number"),
-        (lambda c, i, a, s: c.update(color="red"), r"color is 'red', expected \[red, green, blue\]"),
-        (lambda c, i, a, s: c.update(color=None), "color is None"),
-        (lambda c, i, a, s: i.update(id=[4]), r"image id \[4\].*: id is \[4\]"),
-        (lambda c, i, a, s: i.update(file_name=None), "file_name is None, expected a text"),
-        (lambda c, i, a, s: i.update(height=3.5), "height is 3.5, expected pixels"),
-        (lambda c, i, a, s: i.pop("width"), r"has no \['width'\]"),
+        (lambda c, i, a, s: c.update(isthing="0"), r"category id 90, .*'isthing' is '0', expected 0 or 1"),
+        (lambda c, i, a, s: c.update(isthing=2), "'isthing' is 2, expected 0 or 1"),
+        (lambda c, i, a, s: c.update(id="90"), "category id '90'.*: 'id' is '90', expected a whole number"),
+        (lambda c, i, a, s: c.update(id=True), "'id' is True, expected a whole number"),
+        (lambda c, i, a, s: c.update(color="red"), r"'color' is 'red', expected \[red, green, blue\]"),
+        (lambda c, i, a, s: c.update(color=None), "'color' is None"),
+        (lambda c, i, a, s: i.update(id=[4]), r"image id \[4\].*: 'id' is \[4\]"),
+        (lambda c, i, a, s: i.update(file_name=None), "'file_name' is None, expected a text"),
+        (lambda c, i, a, s: i.update(height=3.5), "'height' is 3.5, expected a whole number of pixels"),
+        (lambda c, i, a, s: i.pop("width"), r"'width' is missing, expected .*; is this a panoptic JSON"),
         (
             lambda c, i, a, s: a.update(segments_info=None),
-            "annotation image_id 4.*segments_info is None, expected a list",
+            "annotation image_id 4.*'segments_info' is None, expected a list",
         ),
-        (lambda c, i, a, s: a.update(segments_info=["x"]), r"a\.png: the segment: is 'x', expected an entry with id"),
-        (lambda c, i, a, s: s.update(iscrowd="0"), r"a\.png: the segment id 1, .*iscrowd is '0', expected 0 or 1"),
-        (lambda c, i, a, s: s.update(area="9"), "area is '9', expected a number"),
-        (lambda c, i, a, s: s.pop("category_id"), r"segment id 1 has no \['category_id'\]"),
+        (
+            lambda c, i, a, s: a.update(segments_info=["x"]),
+            r"a\.png: the segment: found 'x', expected an object",
+        ),
+        (lambda c, i, a, s: s.update(iscrowd="0"), r"a\.png: the segment id 1, .*'iscrowd' is '0', expected 0 or 1"),
+        (lambda c, i, a, s: s.update(area="9"), "'area' is '9', expected a number"),
+        (lambda c, i, a, s: s.pop("category_id"), r"segment id 1: 'category_id' is missing"),
     ],
 )
 def test_entries_of_another_kind_are_named(tmp_path, edit, message):
@@ -185,12 +188,17 @@ def test_flags_may_be_true_and_false(tmp_path):
     assert entry["segments_info"][0]["iscrowd"] and not entry["segments_info"][0]["isthing"]
 
 
+def test_sides_may_be_written_as_40_0(tmp_path):
+    (entry,) = load_panoptic_json(edited(tmp_path, lambda c, i, a, s: i.update(height=3.0)), "", "")
+    assert entry["height"] == 3 and isinstance(entry["height"], int)
+
+
 def test_text_and_number_are_one_image_id(tmp_path):
     (entry,) = load_panoptic_json(edited(tmp_path, lambda c, i, a, s: i.update(id="4")), "", "")
     assert entry["image_id"] == 4
     images = [{"id": one, "file_name": f"{one}.jpg", "height": 3, "width": 5} for one in ("0012", "12")]
     path = write(tmp_path, images=images, annotations=[])
-    with pytest.raises(ValueError, match=r"image ids '0012' and '12' are one number"):
+    with pytest.raises(ValueError, match=r"image ids '0012' and '12' are the same number"):
         load_panoptic_json(path, "", "")
 
 

@@ -68,7 +68,7 @@ def test_the_json_is_read_when_it_is_needed_and_once(root: Path):
     metadata = MetadataCatalog.get(NAME)
     assert metadata.image_root == str(root / "images")
     assert metadata.get("sem_seg_root") is None  # which needs no JSON
-    with pytest.raises(ValueError, match=r"panoptic\.json: this file of a data set is missing"):
+    with pytest.raises(ValueError, match=r"panoptic\.json: this file of a dataset is missing"):
         metadata.get("stuff_classes")
     away.rename(json_file)
     assert len(metadata.get("stuff_classes")) == len(CATEGORIES)
@@ -118,10 +118,10 @@ def test_names_that_are_taken(root: Path):
 @pytest.mark.parametrize("name", ["", "a=b", "a,b", "../mine", "a/b", "..", ".mine", "-mine", "a b", "a\\b", "mine\n"])
 def test_names_that_no_flag_can_say_or_that_lead_elsewhere(name: str):
     """Results are called after a set: OUTPUT_DIR/inference/NAME, per_class_NAME.csv, ..."""
-    with pytest.raises(ValueError, match="cannot be the name of a data set"):
+    with pytest.raises(ValueError, match="cannot be the name of a dataset"):
         register_panoptic(name, "a.json", "b", "c")
     if name and "=" not in name:
-        with pytest.raises(ValueError, match=r"cannot be the name of a data set \(--register"):
+        with pytest.raises(ValueError, match=r"cannot be the name of a dataset \(--register"):
             PanopticSet.parse(f"{name}=a.json,b,c")
 
 
@@ -176,6 +176,6 @@ class TestConfig:
         assert MetadataCatalog.get(NAME).image_root == str(root / "images")
 
     def test_one_name_for_two_sets(self, cfg: CfgNode, root: Path, tmp_path: Path):
-        with pytest.raises(ValueError, match="one name, two sets"):
+        with pytest.raises(ValueError, match="two sets have the same name"):
             register_from_config(cfg, [flag(root), flag(tmp_path)])
         assert NAME not in DatasetCatalog

@@ -15,9 +15,9 @@ from PIL import Image
 
 from psf.data import load_panoptic_json
 from psf.data.builtin import ade20k_paths, cityscapes_paths
-from psf.data.conversion_scenes import prepare_ade20k, prepare_cityscapes
-from psf.data.panoptic_truth import read_panoptic_labels
-from psf.data.validation import validate_panoptic
+from psf.data.panoptic_labels import read_panoptic_labels
+from psf.tools.dataset_conversion.scenes import prepare_ade20k, prepare_cityscapes
+from psf.tools.dataset_validation.validation import validate_panoptic
 from tests.data.conftest import save_ids
 
 

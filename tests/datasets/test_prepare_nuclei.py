@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from psf.data import load_panoptic_json
-from psf.data.panoptic_truth import read_panoptic_labels
-from psf.data.validation import validate_panoptic
+from psf.data.panoptic_labels import read_panoptic_labels
+from psf.tools.dataset_validation.validation import validate_panoptic
 from tests.conftest import load_script
 
 # int(sha1(ID), 16) % 5 by hashlib is 0, 2 and 1.

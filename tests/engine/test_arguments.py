@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from psf.engine import argument_parser, build_config, setup
+from psf.engine import Predictor, argument_parser, build_config, setup
+from psf.errors import UserError
 from tests.engine.conftest import ParseArgs
 
 
@@ -76,7 +78,7 @@ def test_set_up_by_the_name_of_a_config(parse_args: ParseArgs, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("written", ["one,two", "('one', 'two')", "['one','two']", ("one", "two")])
-def test_plain_names_of_data_sets(config_file: Path, written: str | tuple[str, ...]):
+def test_plain_names_of_datasets(config_file: Path, written: str | tuple[str, ...]):
     cfg = build_config(str(config_file), ["DATASETS.TRAIN", written, "DATASETS.TEST", "()"])
     assert cfg.DATASETS.TRAIN == ("one", "two")
     assert cfg.DATASETS.TEST == ()
@@ -109,6 +111,52 @@ class TestRegister:
     def test_another_form(self, config_file: Path):
         with pytest.raises(ValueError, match="NAME=JSON,PNGS,IMAGES"):
             build_config(str(config_file), [], ["psf_test_flag=a.json"])
+
+
+class TestImport:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """The current folder, with modules that note that they were imported; it is not on sys.path."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+        package = tmp_path / "psf_test_package"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "decoder.py").write_text("imported = True\n")
+        (tmp_path / "psf_test_broken.py").write_text("import psf_test_missing_requirement\n")
+        yield
+        for name in [name for name in sys.modules if name.startswith("psf_test_")]:
+            del sys.modules[name]
+
+    def test_flag_and_key(self, config_file: Path, parse_args: ParseArgs):
+        cfg = setup(parse_args("--import", "psf_test_package.decoder", "MODEL.PSF.IMPORTS", "['json']"))
+        assert sys.modules["psf_test_package.decoder"].imported
+        assert cfg.MODEL.PSF.IMPORTS == ["json", "psf_test_package.decoder"]
+        del sys.modules["psf_test_package.decoder"]
+        again = build_config(str(Path(cfg.OUTPUT_DIR, "config.yaml")))  # stores the name
+        assert again.MODEL.PSF.IMPORTS == cfg.MODEL.PSF.IMPORTS and "psf_test_package.decoder" in sys.modules
+
+    def test_predictor(self, config_file: Path, mini: str):
+        cfg = build_config(str(config_file), ["MODEL.DEVICE", "cpu"])
+        cfg.MODEL.PSF.IMPORTS = ["psf_test_package.decoder"]
+        Predictor(cfg)
+        assert "psf_test_package.decoder" in sys.modules
+
+    @pytest.mark.parametrize("name", ["psf_test_missing", "psf_test_package.missing", "psf_test_missing.decoder"])
+    def test_missing(self, name: str, config_file: Path):
+        with pytest.raises(
+            UserError, match=rf"--import has '{name}': there is no module '[\w.]+' in the current folder"
+        ):
+            build_config(str(config_file), imports=[name])
+
+    @pytest.mark.parametrize("name", ["folder/decoder.py", "../decoder", ".decoder", "", "decoder.", "a-b", "/tmp/x"])
+    def test_paths_are_refused(self, name: str, config_file: Path):
+        with pytest.raises(UserError, match="expected the dotted name of a module"):
+            build_config(str(config_file), imports=[name])
+
+    def test_faults_of_the_module_keep_their_traceback(self, config_file: Path):
+        with pytest.raises(ModuleNotFoundError, match="psf_test_missing_requirement"):
+            build_config(str(config_file), imports=["psf_test_broken"])
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2])

@@ -28,7 +28,7 @@ def model_of(names: ClassNames, seed: int = 0) -> nn.Module:
     model.body = nn.Linear(4, 4)
     model.thing_classifier = nn.Module()
     model.thing_classifier.layers = nn.ModuleList([nn.Linear(4, len(names.things))])
-    model.stuff_content = nn.Embedding(len(names.stuff), 4)
+    model.stuff_query_feat = nn.Embedding(len(names.stuff), 4)
     return model
 
 
@@ -50,7 +50,7 @@ def test_rows_move_to_their_names(path: str, caplog: pytest.LogCaptureFixture):
         rest = checkpointer.load(path, checkpointables=[])
     assert rest["iteration"] == 3
     assert torch.equal(model.body.weight, old.body.weight)
-    assert torch.equal(model.stuff_content.weight, old.stuff_content.weight[[2, 0]])
+    assert torch.equal(model.stuff_query_feat.weight, old.stuff_query_feat.weight[[2, 0]])
     head, old_head = model.thing_classifier.layers[0], old.thing_classifier.layers[0]
     assert torch.equal(head.weight[[0, 2]], old_head.weight[[1, 0]])
     assert torch.equal(head.weight[1], fresh.weight[1]) and torch.equal(head.bias[1], fresh.bias[1])
@@ -77,7 +77,7 @@ def test_same_classes_are_no_news(path: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         Checkpointer(model, class_names=FOUND).load(path)
     assert not messages(caplog)
-    assert torch.equal(model.stuff_content.weight, model_of(FOUND).stuff_content.weight)
+    assert torch.equal(model.stuff_query_feat.weight, model_of(FOUND).stuff_query_feat.weight)
 
 
 def test_equal_numbers_do_not_hide_other_classes(path: str):
@@ -95,8 +95,30 @@ def test_without_names_it_says_what_is_missing(unnamed: str, path: str, caplog: 
     model = model_of(WANTED)
     Checkpointer(model, class_names=WANTED if unnamed == "file" else None).load(path)
     [(_, text)] = messages(caplog)
-    assert "SKIPPED" in text and "stuff_content.weight  " in text and "convert_released.py" in text
-    assert torch.equal(model.stuff_content.weight, model_of(WANTED).stuff_content.weight)
+    assert "SKIPPED" in text and "stuff_query_feat.weight  " in text and "psf convert-weights" in text
+    assert torch.equal(model.stuff_query_feat.weight, model_of(WANTED).stuff_query_feat.weight)
+
+
+def test_a_run_does_not_go_on_with_another_number_of_queries(tmp_path: Path):
+    """Also where no parameter has a row for each, as with proposals."""
+    model = model_of(FOUND)
+    Checkpointer(model, str(tmp_path), num_thing_queries=100).save("model", iteration=3)
+    others = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+    with pytest.raises(ValueError, match=r"cannot resume: .*NUM_THING_QUERIES is 160, the .* trained with 100\. Name"):
+        Checkpointer(model, str(tmp_path), num_thing_queries=160, **others).resume_or_load("")
+    assert Checkpointer(model, str(tmp_path), num_thing_queries=100, **others).resume_or_load("")["iteration"] == 3
+
+
+def test_weights_of_a_backbone_alone_are_one_line_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = model_of(FOUND)
+    torch.save(
+        {"model": {f"body.{name}": value for name, value in model.body.state_dict().items()}}, tmp_path / "b.pth"
+    )
+    caplog.set_level(logging.INFO)
+    checkpointer = Checkpointer(model, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    checkpointer.load(str(tmp_path / "b.pth"), checkpointables=[])
+    assert "MODEL.WEIGHTS has no weights for thing_classifier, stuff_query_feat: training starts them" in caplog.text
+    assert "not found in the checkpoint" not in caplog.text
 
 
 def test_detectron2s_own_reads_the_file(path: str):

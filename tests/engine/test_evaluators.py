@@ -1,4 +1,4 @@
-"""Which metrics a data set gets."""
+"""Which metrics a dataset gets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kinds(cfg: CfgNode, name: str) -> list[str]:
 ALL = ["PanopticQualityEvaluator", "PanelEvaluator", "InstanceEvaluator", "SemanticEvaluator"]
 
 
-def test_panoptic_truth_gives_all(mini: str, cfg: CfgNode, tmp_path: Path):
+def test_panoptic_ground_truth_gives_all(mini: str, cfg: CfgNode, tmp_path: Path):
     assert kinds(cfg, mini) == ALL
     assert (tmp_path / "output" / "inference" / f"{mini}_instances.json").is_file()
 

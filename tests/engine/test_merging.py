@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from psf import PanopticSegFormer
 from psf.checkpoint import TunedMerging
-from psf.engine import Checkpointer, Trainer, main, merging
+from psf.engine import Checkpointer, Trainer, main, merging, spread_evenly
 from psf.evaluation import PanopticQualityEvaluator
-from psf.evaluation.tuning import Tuning
+from psf.evaluation.merging_search.search import Tuning
 from psf.inference import MergingThresholds
-from psf.predictions import Candidates
+from psf.structures import Candidates
 from tests.engine.conftest import ParseArgs
 from tests.mini_set import CATEGORIES
 from tests.models import tiny_config, tiny_model
@@ -91,7 +93,7 @@ def by_color(model: PanopticSegFormer, images: Tensor, padding_mask: Tensor | No
     return [Candidates(scores, indices, is_thing[order], one[order], None) for one in masks]
 
 
-def test_search_sees_the_truth_of_training_images(mini: str, monkeypatch: pytest.MonkeyPatch):
+def test_search_sees_the_ground_truth_of_training_images(mini: str, monkeypatch: pytest.MonkeyPatch):
     """PQ of the config's numbers is that of an evaluation of the same images: crowds, void and classes agree."""
     psf = {**PSF, "POST_PROCESSOR.TUNE_IMAGES": 99}
     keys = {"DATASETS__TRAIN": (mini,), **ON_MINI}
@@ -176,6 +178,35 @@ def test_a_run(run: list[str], parse_args: ParseArgs, tmp_path: Path, monkeypatc
     assert evaluated[-1] == AFTER[0]._replace(t_cnf=0.5)
 
 
+def test_a_killed_search_costs_no_training(
+    run: list[str], parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def kill(cfg: CfgNode, model: Any) -> None:
+        raise KeyboardInterrupt
+
+    output, words = tmp_path / "output", [*run, "DATASETS.TEST", "()"]
+    monkeypatch.setattr("psf.engine.trainer.find_merging", kill)
+    with pytest.raises(KeyboardInterrupt):
+        main(parse_args(*words))
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 1 and TunedMerging.of_checkpoint(saved) is None
+    monkeypatch.setattr("psf.engine.trainer.find_merging", lambda cfg, model: TUNED)
+    main(parse_args("--resume", *words))  # the search alone
+    tuned = torch.load(output / "model_final.pth", weights_only=True)
+    assert tuned["iteration"] == 1 and TunedMerging.of_checkpoint(tuned) == TUNED
+    assert all(torch.equal(value, saved["model"][name]) for name, value in tuned["model"].items())
+
+
+def test_tuned_numbers_in_a_config_are_tuned_again(mini: str):
+    """In config.yaml they differ from the defaults; the user's own number, and one changed afterwards, stay."""
+    cfg = tiny_config({**PSF, "POST_PROCESSOR.THINGS.BETA": 3.0}, DATASETS__TRAIN=(mini,), **ON_MINI)
+    written = merging.with_merging(cfg, AFTER[0]._replace(beta=3.0), AFTER[1])
+    assert merging._set_numbers(written, "things") == {"beta"} and merging._set_numbers(written, "stuff") == set()
+    written.defrost()
+    written.MODEL.PSF.POST_PROCESSOR.STUFF.T_CNF = 0.45
+    assert merging._set_numbers(written, "stuff") == {"t_cnf"}
+
+
 def test_says_why_it_does_not_tune(run: list[str], parse_args: ParseArgs, tmp_path: Path):
     main(parse_args(*run, "MODEL.PSF.POST_PROCESSOR.NAME", "PixelArgmax", "DATASETS.TEST", "()"))
     assert (
@@ -214,3 +245,12 @@ def test_an_error_costs_the_tuning_alone(
     output = tmp_path / "output"
     assert "were not tuned, the config's stay: OSError: damaged.png cannot be read" in (output / "log.txt").read_text()
     assert "psf_merging" not in torch.load(output / "model_final.pth", weights_only=True)
+
+
+@given(total=st.integers(0, 200), count=st.none() | st.integers(1, 300))
+def test_spread_evenly(total: int, count: int | None):
+    chosen = spread_evenly(range(total), count)
+    assert len(chosen) == (total if count is None else min(count, total))
+    gaps = {after - before for before, after in zip(chosen, [*chosen[1:], total])}
+    assert chosen[:1] == [0][:total]
+    assert 0 not in gaps and max(gaps, default=0) - min(gaps, default=0) <= 1

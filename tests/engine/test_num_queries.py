@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from psf.checkpoint import stored_query_count
 from psf.engine import Checkpointer, main, resolve_num_queries, setup
 from psf.engine.num_queries import queries_for, warn_of_too_few_queries
-from psf.recipe import check_recipe
+from psf.meta_arch.recipe import check_recipe
 from tests.engine.conftest import ParseArgs
 from tests.models import tiny_config, tiny_model
 
@@ -64,7 +64,7 @@ def test_a_file_that_does_not_say(mini: str, tmp_path: Path, caplog: pytest.LogC
     guess = resolve_num_queries(config(mini, str(tmp_path / "weights.pth")))
     assert guess.number == 100 and guess.is_guess
     guess.log()
-    assert "does not say how many it was trained with" in caplog.records[-1].getMessage()
+    assert "does not contain the number that it was trained with" in caplog.records[-1].getMessage()
     assert caplog.records[-1].levelno == logging.WARNING
     (tmp_path / "config.yaml").write_text("MODEL: {PSF: {NUM_THING_QUERIES: 8}}")
     assert resolve_num_queries(config(mini, str(tmp_path / "weights.pth"))).number == 8

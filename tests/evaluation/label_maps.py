@@ -1,4 +1,4 @@
-"""Small truths and predictions for the tests of panoptic quality."""
+"""Small ground truths and predictions for the tests of panoptic quality."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ def segments_of(labels: np.ndarray, categories: dict[int, int], crowds: tuple[in
 
 @st.composite
 def label_maps(draw: st.DrawFn) -> tuple[np.ndarray, list[dict], np.ndarray, list[dict]]:
-    """A truth of blocks, and a prediction that repeats some of them, shifts, and adds its own."""
+    """A ground truth of blocks, and a prediction that repeats some of them, shifts, and adds its own."""
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     num_ids = draw(st.integers(1, 5))
     ids = np.concatenate(([0], rng.choice(2**24 - 1, num_ids, replace=False) + 1)).astype(np.int64)
     blocks = rng.integers(0, num_ids + 1, (4, 4))
-    truth = blocks[np.arange(height)[:, None] * 4 // height, np.arange(width) * 4 // width]
-    predicted = np.where(
-        rng.random((height, width)) < draw(st.floats(0, 0.6)), rng.integers(0, 7, (height, width)), truth
-    )
-    gt_labels = ids[truth]
+    gt = blocks[np.arange(height)[:, None] * 4 // height, np.arange(width) * 4 // width]
+    predicted = np.where(rng.random((height, width)) < draw(st.floats(0, 0.6)), rng.integers(0, 7, (height, width)), gt)
+    gt_labels = ids[gt]
     categories = {one: int(rng.integers(1, 4)) for one in ids[1:].tolist()}
     crowds = tuple(one for one in categories if rng.random() < 0.2)
     own = {one: categories.get(ids[one] if one <= num_ids else 0, 3) for one in np.unique(predicted).tolist() if one}

@@ -1,4 +1,4 @@
-"""Evaluators over a small data set on disk, against Detectron2's own."""
+"""Evaluators over a small dataset on disk, against Detectron2's own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mini(tmp_path: Path) -> Iterator[str]:
 
 
 def rename_pngs(metadata: Any, names: list[str]) -> None:
-    """Give the truth's PNGs other names below their folder, in the order of the JSON."""
+    """Give the ground truth's PNGs other names below their folder, in the order of the JSON."""
     content = json.loads(Path(metadata.panoptic_json).read_text())
     for annotation, name in zip(content["annotations"], names):
         target = Path(metadata.panoptic_root, name)
@@ -54,11 +54,11 @@ def rename_pngs(metadata: Any, names: list[str]) -> None:
 
 
 def perturbed(name: str, shift: int = 3) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(input, output) pairs: the truth moved to the right, one segment dropped, ids renumbered."""
-    truth = PanopticGroundTruth(name)
+    """(input, output) pairs: the ground truth moved to the right, one segment dropped, ids renumbered."""
+    gt = PanopticGroundTruth(name)
     pairs = []
     for image in DatasetCatalog.get(name):
-        labels, segments = truth.read_contiguous(image["image_id"])
+        labels, segments = gt.read_contiguous(image["image_id"])
         moved = np.roll(labels, shift, axis=1)
         ids = np.zeros(labels.shape, dtype=np.int32)
         kept = []
@@ -135,11 +135,11 @@ class TestPanopticQualityEvaluator:
         assert result["PQ_st"] == pytest.approx(100.0 if kinds else 0.0)
         assert result["PQ"] == pytest.approx(50.0 if kinds else 0.0)
 
-    def test_segments_without_isthing_have_the_data_sets_ids(self, mini: str):
+    def test_segments_without_isthing_have_the_datasets_ids(self, mini: str):
         pairs = perturbed(mini, shift=0)[:1]
         _, segments = pairs[0][1]["panoptic_seg"]
-        truth = PanopticGroundTruth(mini)
-        dataset_ids = {truth.contiguous_id(one): one for one in truth.categories}
+        gt = PanopticGroundTruth(mini)
+        dataset_ids = {gt.contiguous_id(one): one for one in gt.categories}
         for segment in segments:
             del segment["isthing"]
             segment["category_id"] = dataset_ids[segment["category_id"]]
@@ -212,14 +212,14 @@ class TestPanopticQualityEvaluator:
                 getattr(stat[category], name) for name in ("tp", "fp", "fn", "iou")
             )
 
-    def test_writer_needs_no_truth(self, mini: str, tmp_path: Path):
+    def test_writer_needs_no_ground_truth(self, mini: str, tmp_path: Path):
         pairs = perturbed(mini)
         Path(MetadataCatalog.get(mini).panoptic_json).unlink()
         assert run(PanopticWriter(mini, tmp_path / "dump"), pairs) is None
         content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
         assert len(content["annotations"]) == len(list((tmp_path / "dump" / "panoptic_predictions").iterdir())) == 5
 
-    def test_written_names_are_those_of_the_truth(self, mini: str, tmp_path: Path):
+    def test_written_names_are_those_of_the_ground_truth(self, mini: str, tmp_path: Path):
         """In sub-folders, where images of several folders and kinds have one base name."""
         metadata, names = MetadataCatalog.get(mini), [f"d{number % 2}/{number // 2}.png" for number in range(5)]
         rename_pngs(metadata, names)
@@ -227,10 +227,10 @@ class TestPanopticQualityEvaluator:
         content = json.loads((tmp_path / "dump" / "panoptic_predictions.json").read_text())
         assert [one["file_name"] for one in content["annotations"]] == names
         folder = tmp_path / "dump" / "panoptic_predictions"
-        truth = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+        gt = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
         stat = panopticapi.evaluation.pq_compute_single_core(
             0,
-            list(zip(truth, content["annotations"])),
+            list(zip(gt, content["annotations"])),
             metadata.panoptic_root,
             str(folder),
             PanopticGroundTruth(mini).categories,
@@ -242,8 +242,10 @@ class TestPanopticQualityEvaluator:
         }
 
     @pytest.mark.parametrize("names", [["../0.png"], ["{root}/0.png"], ["a.png"] * 5, None])
-    def test_written_names_where_the_truth_has_none_to_take(self, mini: str, tmp_path: Path, names: list[str] | None):
-        """They lead out of the folder, or are one, or there is no truth: image ids are names, as in COCO."""
+    def test_written_names_where_the_ground_truth_has_none_to_take(
+        self, mini: str, tmp_path: Path, names: list[str] | None
+    ):
+        """They lead out of the folder, or are one, or there is no ground truth: image ids are names, as in COCO."""
         metadata = MetadataCatalog.get(mini)
         pairs = perturbed(mini)
         pairs[3][0]["image_id"] = "city/7"
@@ -298,9 +300,9 @@ class TestSemanticEvaluator:
         pairs = as_semantic(perturbed(mini), 5)
         ours = run(SemanticEvaluator(mini), pairs)["sem_seg"]
 
-        truth = PanopticGroundTruth(mini)
+        gt = PanopticGroundTruth(mini)
         for image, _ in pairs:
-            labels, segments = truth.read_contiguous(image["image_id"])
+            labels, segments = gt.read_contiguous(image["image_id"])
             classes = np.full(labels.shape, 255, dtype=np.uint8)
             for segment in segments:
                 classes[labels == segment["id"]] = segment["category_id"]
@@ -308,7 +310,7 @@ class TestSemanticEvaluator:
             Image.fromarray(classes).save(image["sem_seg_file_name"])
         name = "psf_test_mini_semantic"
         DatasetCatalog.register(name, lambda: [image for image, _ in pairs])
-        MetadataCatalog.get(name).set(stuff_classes=truth.metadata.stuff_classes, ignore_label=255)
+        MetadataCatalog.get(name).set(stuff_classes=gt.metadata.stuff_classes, ignore_label=255)
         try:
             evaluator = SemSegEvaluator(name, sem_seg_loading_fn=lambda path, dtype: np.array(Image.open(path), dtype))
             theirs = run(evaluator, pairs)["sem_seg"]
@@ -319,10 +321,10 @@ class TestSemanticEvaluator:
         assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-12)
 
     def test_perfect_prediction(self, mini: str):
-        truth = PanopticGroundTruth(mini)
+        gt = PanopticGroundTruth(mini)
         pairs = []
         for image in DatasetCatalog.get(mini):
-            labels, segments = truth.read_contiguous(image["image_id"])
+            labels, segments = gt.read_contiguous(image["image_id"])
             scores = np.zeros((5, *labels.shape), dtype=np.float32)
             for segment in segments:
                 scores[segment["category_id"]][labels == segment["id"]] = 1
@@ -349,10 +351,10 @@ class TestSemanticEvaluator:
 
 
 def true_instances(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    truth = PanopticGroundTruth(name)
+    gt = PanopticGroundTruth(name)
     pairs = []
     for image in DatasetCatalog.get(name):
-        labels, segments = truth.read_contiguous(image["image_id"])
+        labels, segments = gt.read_contiguous(image["image_id"])
         things = [one for one in segments if one["isthing"] and not one["iscrowd"]]
         instances = Instances(labels.shape)
         masks = [torch.from_numpy(labels == one["id"]) for one in things]
@@ -380,7 +382,7 @@ class TestInstanceEvaluator:
         assert 0 < result["AP-ball"] < 100
 
     def test_boxes(self, mini: str, tmp_path: Path):
-        """Boxes of no size find nothing, the masks' own find all; a truth of boxes alone gives no mask AP."""
+        """Boxes of no size find nothing, the masks' own find all; a ground truth of boxes alone gives no mask AP."""
         path = tmp_path / "instances.json"
         write_instance_json(mini, path)
         pairs = true_instances(mini)
@@ -414,7 +416,7 @@ class TestInstanceEvaluator:
         worse = run(InstanceEvaluator(mini, str(path)), pairs)["segm"]
         assert 0 < worse["AP-ball"] < 100 and 0 < worse["AP-box"] < 100
 
-    def test_an_image_that_the_truth_lacks_is_refused(self, mini: str, tmp_path: Path):
+    def test_an_image_that_the_ground_truth_lacks_is_refused(self, mini: str, tmp_path: Path):
         path = tmp_path / "instances.json"
         write_instance_json(mini, path)
         evaluator = InstanceEvaluator(mini, str(path))
@@ -500,7 +502,7 @@ class TestInstanceEvaluator:
         write_instance_json(mini, path)
         assert path.stat().st_mtime_ns == before
 
-    def test_derived_json_of_another_truth_is_replaced(self, mini: str, tmp_path: Path):
+    def test_derived_json_of_another_ground_truth_is_replaced(self, mini: str, tmp_path: Path):
         path = tmp_path / "instances.json"
         write_instance_json(mini, path)
         source = Path(MetadataCatalog.get(mini).panoptic_json)
@@ -546,7 +548,7 @@ class TestInstanceEvaluator:
             evaluator.process([image], [output])
 
 
-def test_truth_is_found_by_ids_of_either_type(mini: str):
-    truth = PanopticGroundTruth(mini)
-    np.testing.assert_array_equal(truth.read("00000000021").labels, truth.read(21).labels)
+def test_ground_truth_is_found_by_ids_of_either_type(mini: str):
+    gt = PanopticGroundTruth(mini)
+    np.testing.assert_array_equal(gt.read("00000000021").labels, gt.read(21).labels)
     assert mini == NAME

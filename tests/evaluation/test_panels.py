@@ -104,11 +104,11 @@ class TestChoice:
 
 class TestEvaluator:
     def pairs(self, mini: str, image_format: str = "RGB") -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The truth as prediction; of the image in place i the first i segments are missing."""
-        truth = PanopticGroundTruth(mini)
+        """The ground truth as prediction; of the image in place i the first i segments are missing."""
+        gt = PanopticGroundTruth(mini)
         found = []
         for place, image in enumerate(DatasetCatalog.get(mini)):
-            labels, segments = truth.read_contiguous(image["image_id"])
+            labels, segments = gt.read_contiguous(image["image_id"])
             ids, infos = np.zeros(labels.shape, dtype=np.int32), []
             for number, segment in enumerate(segments[place:], 1):
                 if not segment["iscrowd"]:

@@ -93,11 +93,11 @@ class TestByHand:
 
     def test_area_of_the_json_counts_as_in_panopticapi(self):
         labels = np.array([[1, 1, 0]])
-        truth = [{"id": 1, "category_id": THING, "iscrowd": 0, "area": 3}]
+        gt = [{"id": 1, "category_id": THING, "iscrowd": 0, "area": 3}]
         prediction = [{"id": 1, "category_id": THING}]
-        assert match_segments(labels, truth, labels, prediction).true_positives == [(THING, 2 / 3, 3)]
-        del truth[0]["area"]
-        assert match_segments(labels, truth, labels, prediction).true_positives == [(THING, 1.0, 2)]
+        assert match_segments(labels, gt, labels, prediction).true_positives == [(THING, 2 / 3, 3)]
+        del gt[0]["area"]
+        assert match_segments(labels, gt, labels, prediction).true_positives == [(THING, 1.0, 2)]
 
     def test_sizes_share_out_what_is_counted(self):
         # Things of 1023 and 1024 pixels and stuff of 9216. The second thing is found by half, which is no match: a miss
@@ -145,8 +145,8 @@ def by_panopticapi(
         for kind, labels in (("gt", gt_labels), ("pred", pred_labels)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(id2rgb(labels)).save(folder / kind / name)
-        truth = {"file_name": name, "image_id": number, "segments_info": gt_segments}
-        annotations.append((truth, {"file_name": name, "segments_info": [dict(one) for one in pred_segments]}))
+        gt = {"file_name": name, "image_id": number, "segments_info": gt_segments}
+        annotations.append((gt, {"file_name": name, "segments_info": [dict(one) for one in pred_segments]}))
     with contextlib.redirect_stdout(io.StringIO()):
         return pq_compute_single_core(0, annotations, str(folder / "gt"), str(folder / "pred"), categories)
 
@@ -190,11 +190,11 @@ FIXTURES = [
 ]
 
 
-@pytest.mark.parametrize(("truth", "pngs", "fixture", "path"), FIXTURES)
-def test_fixture_has_its_stated_values(shared: Path, truth: str, pngs: str | None, fixture: str, path: tuple[str, ...]):
+@pytest.mark.parametrize(("gt", "pngs", "fixture", "path"), FIXTURES)
+def test_fixture_has_its_stated_values(shared: Path, gt: str, pngs: str | None, fixture: str, path: tuple[str, ...]):
     data = shared / "data"
     folder = data / "pq_fixtures" / fixture
-    content = json.loads((data / f"{truth}.json").read_text())
+    content = json.loads((data / f"{gt}.json").read_text())
     expected = json.loads((folder / "expected.json").read_text())
     for key in path:
         expected = expected[key]
@@ -202,7 +202,7 @@ def test_fixture_has_its_stated_values(shared: Path, truth: str, pngs: str | Non
     result = PanopticQuality({one["id"]: bool(one["isthing"]) for one in content["categories"]})
     for annotation in content["annotations"]:
         prediction = predictions[annotation["image_id"]]
-        gt_labels = rgb2id(np.array(Image.open(data / (pngs or truth) / annotation["file_name"])))
+        gt_labels = rgb2id(np.array(Image.open(data / (pngs or gt) / annotation["file_name"])))
         pred_labels = rgb2id(np.array(Image.open(folder / "pred" / prediction["file_name"])))
         result.add(gt_labels, annotation["segments_info"], pred_labels, prediction["segments_info"])
     for category in result.categories:

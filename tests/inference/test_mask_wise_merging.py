@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from psf.inference import mask_wise_merging
-from psf.predictions import PanopticSegmentation
+from psf.structures import PanopticSegmentation
 
 
 def naive_merging(confidence, masks, t_cnf, t_keep) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -65,7 +65,7 @@ def test_equals_naive_loops(problem, without_waiting):
     area = masks.sum((1, 2))
     merged = mask_wise_merging(confidence, masks, area, t_cnf, t_keep, without_waiting=without_waiting)
     canvas, segments = naive_merging(confidence.tolist(), masks.numpy(), t_cnf.tolist(), t_keep.tolist())
-    assert np.array_equal(merged.segment_map.numpy(), canvas) and merged.segment_map.dtype == torch.int32
+    assert np.array_equal(merged.panoptic_seg.numpy(), canvas) and merged.panoptic_seg.dtype == torch.int32
     assert [(s.candidate, s.area) for s in merged.segments] == segments
     assert [s.id for s in merged.segments] == list(range(1, len(segments) + 1))
     assert [s.score for s in merged.segments] == [confidence[i].item() for i, _ in segments]
@@ -77,9 +77,9 @@ def test_partitions_the_image(problem):
     confidence, masks, t_cnf, t_keep = problem
     area = masks.sum((1, 2))
     merged = mask_wise_merging(confidence, masks, area, t_cnf, t_keep)
-    assert set(merged.segment_map.unique().tolist()) - {0} == {s.id for s in merged.segments}
+    assert set(merged.panoptic_seg.unique().tolist()) - {0} == {s.id for s in merged.segments}
     for segment in merged.segments:
-        own = merged.segment_map == segment.id
+        own = merged.panoptic_seg == segment.id
         assert int(own.sum()) == segment.area > 0
         assert not (own & ~masks[segment.candidate]).any()  # nothing outside its own mask
         assert segment.area / int(area[segment.candidate]) >= t_keep[segment.candidate]
@@ -96,7 +96,7 @@ def test_input_order_does_not_matter(problem, seed):
     order = torch.randperm(len(confidence), generator=torch.Generator().manual_seed(seed))
     one = mask_wise_merging(confidence, masks, area, t_cnf, t_keep)
     other = mask_wise_merging(*(x[order] for x in (confidence, masks, area, t_cnf, t_keep)))
-    assert torch.equal(one.segment_map, other.segment_map)
+    assert torch.equal(one.panoptic_seg, other.panoptic_seg)
     assert [s._replace(candidate=int(order[s.candidate])) for s in other.segments] == one.segments
 
 
@@ -127,7 +127,7 @@ class TestBorders:
     def test_a_dropped_mask_leaves_its_pixels_free(self):
         # The second keeps one of four pixels, so the third finds three of its four pixels free.
         merged = merge(torch.tensor([0.9, 0.8, 0.7]), row("###....", "####...", "...####"))
-        assert merged.segment_map.tolist() == [[1, 1, 1, 2, 2, 2, 2]]
+        assert merged.panoptic_seg.tolist() == [[1, 1, 1, 2, 2, 2, 2]]
         assert [s.candidate for s in merged.segments] == [0, 2]
 
     def test_equal_confidences_are_painted_in_the_order_given(self):
@@ -142,7 +142,7 @@ class TestBorders:
         for count in (0, 3):
             merged = merge(torch.ones(count), torch.zeros(count, 2, 3, dtype=torch.bool), t_cnf=0.0, t_keep=0.0)
             assert merged.segments == []
-            assert torch.equal(merged.segment_map, torch.zeros(2, 3, dtype=torch.int32))
+            assert torch.equal(merged.panoptic_seg, torch.zeros(2, 3, dtype=torch.int32))
 
     def test_plain_numbers(self):
         (segment,) = merge(torch.tensor([0.5]), row("#")).segments

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psf.inference import Frame, class_times_mask, pixel_argmax, resize_masks, resizing
-from psf.predictions import Candidates, PanopticSegmentation
+from psf.inference import ImageGeometry, class_times_mask, pixel_argmax, resize_masks
+from psf.inference import candidates as confidence_module
+from psf.structures import Candidates, PanopticSegmentation
 from tests.candidates import make_candidates, random_candidates, same_size
 
-FRAME = Frame((24, 32), (20, 25), (7, 9))
+FRAME = ImageGeometry((24, 32), (20, 25), (7, 9))
 
 
 def full(count: int, value: float) -> torch.Tensor:
@@ -33,9 +34,9 @@ def naive_argmax(values: np.ndarray, allowed: list[int]) -> np.ndarray:
 
 def check(result: PanopticSegmentation, winner: np.ndarray, candidates: Candidates) -> None:
     """The map says the same as `winner` (-1: void), the list describes the map."""
-    assert result.segment_map.dtype == torch.int32
+    assert result.panoptic_seg.dtype == torch.int32
     by_id = {0: -1} | {s.id: s.candidate for s in result.segments}
-    assert np.array_equal(np.vectorize(by_id.get, otypes=[int])(result.segment_map.numpy()), winner)
+    assert np.array_equal(np.vectorize(by_id.get, otypes=[int])(result.panoptic_seg.numpy()), winner)
     assert [s.id for s in result.segments] == list(range(1, len(result.segments) + 1))
     for segment in result.segments:
         assert segment.area == (winner == segment.candidate).sum() > 0
@@ -81,18 +82,18 @@ def test_chunks_change_nothing(candidates, pixels):
         cnf, keep = full(count, 0.2), full(count, 0.3)
         return [pixel_argmax(candidates, FRAME, cnf), class_times_mask(candidates, FRAME, cnf, keep, 0.5)]
 
-    whole, before = run(), resizing.CHUNK_PIXELS
-    resizing.CHUNK_PIXELS = {"cpu": pixels}
+    whole, before = run(), confidence_module.CHUNK_PIXELS
+    confidence_module.CHUNK_PIXELS = {"cpu": pixels}
     try:
         chunked = run()
     finally:
-        resizing.CHUNK_PIXELS = before
+        confidence_module.CHUNK_PIXELS = before
     for a, b in zip(whole, chunked, strict=True):
-        assert torch.equal(a.segment_map, b.segment_map) and a.segments == b.segments
+        assert torch.equal(a.panoptic_seg, b.panoptic_seg) and a.segments == b.segments
 
 
 def test_the_first_of_equals_wins_across_chunks_too(monkeypatch):
-    monkeypatch.setattr(resizing, "CHUNK_PIXELS", {"cpu": 1})
+    monkeypatch.setattr(confidence_module, "CHUNK_PIXELS", {"cpu": 1})
     candidates = make_candidates([0.9] * 3, torch.ones(3, 1, 1))
     for result in (
         pixel_argmax(candidates, same_size(1, 1), full(3, 0.25)),
@@ -108,18 +109,18 @@ class TestByHand:
     def test_argmax_asks_the_mask_alone(self):
         candidates = make_candidates([0.3, 0.9], self.MASKS)
         result = pixel_argmax(candidates, same_size(1, 3), full(2, 0.25))
-        assert result.segment_map.tolist() == [[1, 1, 2]]  # the first of equals; low scores win too
+        assert result.panoptic_seg.tolist() == [[1, 1, 2]]  # the first of equals; low scores win too
         assert [(s.candidate, s.area) for s in result.segments] == [(0, 2), (1, 1)]
 
     def test_argmax_exactly_t_cnf_is_enough(self):
         candidates = make_candidates([0.25, 0.24], self.MASKS)
-        assert pixel_argmax(candidates, same_size(1, 3), full(2, 0.25)).segment_map.tolist() == [[1, 1, 1]]
+        assert pixel_argmax(candidates, same_size(1, 3), full(2, 0.25)).panoptic_seg.tolist() == [[1, 1, 1]]
 
     def test_product_asks_the_class_too(self):
         candidates = make_candidates([0.3, 0.9], self.MASKS)
         # 0.27 against 0.45: not in the winner's mask (0.5 is not above 0.5); 0.18 against 0.54: won; 0.03 against 0.27.
         result = class_times_mask(candidates, same_size(1, 3), full(2, 0.25), full(2, 0.6), 0.5)
-        assert result.segment_map.tolist() == [[0, 1, 0]]
+        assert result.panoptic_seg.tolist() == [[0, 1, 0]]
         assert [(s.candidate, s.area) for s in result.segments] == [(1, 1)]
 
     def test_a_segment_that_won_too_little_is_dropped(self):
@@ -127,7 +128,7 @@ class TestByHand:
         # The second wins two of its five pixels.
         for t_keep, expected in ((0.4, [1, 1, 1, 2, 2]), (0.41, [1, 1, 1, 0, 0])):
             result = class_times_mask(candidates, same_size(1, 5), full(2, 0.25), full(2, t_keep), 0.5)
-            assert result.segment_map.tolist() == [expected]
+            assert result.panoptic_seg.tolist() == [expected]
 
     def test_exactly_t_keep_is_enough(self):
         masks = torch.ones(2, 10, 10)
@@ -146,7 +147,7 @@ def test_nothing_to_paint(count, score):
         class_times_mask(candidates, same_size(4, 6), full(count, 0.25), full(count, 0.6), 0.5),
     ]
     for result in results:
-        assert result.segments == [] and torch.equal(result.segment_map, torch.zeros(4, 6, dtype=torch.int32))
+        assert result.segments == [] and torch.equal(result.panoptic_seg, torch.zeros(4, 6, dtype=torch.int32))
 
 
 def test_all_masks_empty():

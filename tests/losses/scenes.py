@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from psf.losses import HungarianMatcher, PanopticCriterion
-from psf.losses.matcher import Assignment
-from psf.predictions import PanopticTargets
+from psf.losses.assignment import Assignment
+from psf.structures import PanopticTargets
 
 Region = tuple[int, tuple[int, int, int, int]]  # class index; x0, y0, x1, y1 in pixels
 
 
-def truth(
+def gt(
     things: Iterable[Region] = (),
     stuff: Iterable[Region] = (),
     *,
     image_size: tuple[int, int] = (8, 8),
     padded_size: tuple[int, int] | None = None,
 ) -> PanopticTargets:
-    """The truth of an image; sizes are (height, width)."""
+    """The ground truth of an image; sizes are (height, width)."""
     things, stuff = list(things), list(stuff)
     size = padded_size or image_size
     return PanopticTargets(

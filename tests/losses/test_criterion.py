@@ -11,8 +11,8 @@ from torch import Tensor
 
 from psf.losses import ThingAssignments
 from psf.losses.criterion import dice_loss
-from psf.predictions import DecodedMasks, LocationLayer, PanopticTargets, TrainingPredictions
-from tests.losses.scenes import criterion, pairs, truth
+from psf.structures import DecodedMasks, LocationLayer, PanopticTargets, TrainingPredictions
+from tests.losses.scenes import criterion, gt, pairs
 
 NO_MASKS = DecodedMasks([], [])
 WANTED, UNWANTED = math.log(2) / 16, 3 * math.log(2) / 16
@@ -38,13 +38,13 @@ class TestDice:
         # 1 - 2 * 4 * 2 / (4 * 4 + 4)
         assert close(dice_loss(torch.full((1, 2, 2), 2.0), torch.ones(1, 2, 2))[0], 0.2)
 
-    def test_empty_mask_and_empty_truth_are_finite(self):
+    def test_empty_mask_and_empty_ground_truth_are_finite(self):
         assert dice_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)).isfinite().all()
 
 
 class TestLocation:
     def test_classes_of_all_queries(self):
-        target = truth([(0, (0, 0, 4, 4)), (1, (4, 4, 8, 8))])
+        target = gt([(0, (0, 0, 4, 4)), (1, (4, 4, 8, 8))])
         layer = LocationLayer(torch.zeros(1, 3, 2), torch.full((1, 3, 4), 0.5))
         found = criterion()(
             predictions(location_layers=[layer]), ThingAssignments([[pairs((0, 1), (2, 0))]], []), [target]
@@ -53,7 +53,7 @@ class TestLocation:
         assert close(found["loss_det_cls"], (2 * WANTED + 4 * UNWANTED) / 2)
 
     def test_the_wanted_class_is_that_of_the_matched_thing(self):
-        target = truth([(0, (0, 0, 4, 4)), (1, (4, 4, 8, 8))])
+        target = gt([(0, (0, 0, 4, 4)), (1, (4, 4, 8, 8))])
         logits = torch.full((1, 2, 2), -20.0)
         logits[0, 0, 1] = logits[0, 1, 0] = 20.0
         layer = LocationLayer(logits, torch.full((1, 2, 4), 0.5))
@@ -63,7 +63,7 @@ class TestLocation:
             assert (found["loss_det_cls"] < 1e-6) == right
 
     def test_boxes(self):
-        target = truth([(0, (1, 1, 3, 3))], image_size=(4, 4), padded_size=(8, 8))  # 0.5 0.5 0.5 0.5
+        target = gt([(0, (1, 1, 3, 3))], image_size=(4, 4), padded_size=(8, 8))  # 0.5 0.5 0.5 0.5
         boxes = torch.tensor([[[0.9, 0.9, 0.1, 0.1], [0.25, 0.25, 0.5, 0.5]]])  # the second: (0, 0, 2, 2)
         found = criterion()(
             predictions(location_layers=[LocationLayer(torch.zeros(1, 2, 1), boxes)]),
@@ -74,7 +74,7 @@ class TestLocation:
         assert close(found["loss_det_giou"], 1 - (1 / 7 - 2 / 9))  # common 1, together 7, hull 9
 
     def test_centres_have_no_giou(self):
-        target = truth([(0, (0, 0, 4, 8))])  # 0.25, 0.5
+        target = gt([(0, (0, 0, 4, 8))])  # 0.25, 0.5
         layer = LocationLayer(torch.zeros(1, 1, 1), torch.tensor([[[0.5, 0.75]]]))
         found = criterion()(predictions(location_layers=[layer]), ThingAssignments([[pairs((0, 0))]], []), [target])
         assert close(found["loss_det_l1"], 0.5)
@@ -82,7 +82,7 @@ class TestLocation:
 
     def test_proposals_are_the_same_per_token_of_a_thing(self):
         """Four tokens of one thing, as a query's terms: of 5 x 2 logits 4 are wanted; the L1 distance is 0.25 each."""
-        target = truth([(0, (0, 0, 4, 8))])  # centre x 0.25, y 0.5, sides 0.5 and 1
+        target = gt([(0, (0, 0, 4, 8))])  # centre x 0.25, y 0.5, sides 0.5 and 1
         boxes = torch.tensor([0.5, 0.5, 0.5, 1.0]).expand(1, 5, 4)
         proposals = LocationLayer(torch.zeros(1, 5, 2), boxes)
         tokens = ThingAssignments([], [], [pairs((0, 0), (1, 0), (2, 0), (4, 0))])
@@ -93,7 +93,7 @@ class TestLocation:
         assert close(found["loss_det_giou_proposals"], 2 / 3)
 
     def test_each_layer_has_its_own_assignment(self):
-        target = truth([(0, (0, 0, 4, 4))])
+        target = gt([(0, (0, 0, 4, 4))])
         logits = torch.full((1, 2, 1), -20.0)
         logits[0, 1] = 20.0
         layer = LocationLayer(logits, torch.full((1, 2, 4), 0.5))
@@ -107,19 +107,19 @@ class TestLocation:
 
 class TestMaskDecoder:
     def test_thing_classes(self):
-        target = truth([(1, (0, 0, 4, 4))])
+        target = gt([(1, (0, 0, 4, 4))])
         found = criterion()(
             predictions(thing_class_logits=[torch.zeros(1, 2, 3)]), ThingAssignments([], [pairs((1, 0))]), [target]
         )
         assert close(found["loss_cls_things"], WANTED + 5 * UNWANTED)
 
     def test_stuff_classes_are_present_or_not(self):
-        targets = [truth([], [(0, (0, 0, 4, 8)), (2, (4, 0, 8, 8))]), truth([(0, (0, 0, 4, 4))], [(1, (0, 0, 8, 8))])]
+        targets = [gt([], [(0, (0, 0, 4, 8)), (2, (4, 0, 8, 8))]), gt([(0, (0, 0, 4, 4))], [(1, (0, 0, 8, 8))])]
         found = criterion()(predictions(stuff_class_logits=[torch.zeros(2, 3)]), ThingAssignments([], []), targets)
         assert close(found["loss_cls_stuff"], (3 * WANTED + 3 * UNWANTED) / 3)
 
     def test_masks_at_twice_the_finest_level(self):
-        target = truth([(0, (0, 0, 8, 8)), (0, (0, 0, 4, 8))], [(1, (0, 0, 8, 8))])
+        target = gt([(0, (0, 0, 8, 8)), (0, (0, 0, 4, 8))], [(1, (0, 0, 8, 8))])
         half = torch.full((1, 3, 1, 1), 0.5)
         found = criterion()(
             predictions(things=DecodedMasks([half], []), stuff=DecodedMasks([half], [])),
@@ -131,7 +131,7 @@ class TestMaskDecoder:
         assert close(found["loss_seg_stuff"], 0.2)
 
     def test_stuff_masks_belong_to_their_class(self):
-        target = truth([], [(2, (0, 0, 4, 8)), (0, (4, 0, 8, 8))])
+        target = gt([], [(2, (0, 0, 4, 8)), (0, (4, 0, 8, 8))])
         scores = torch.zeros(1, 3, 4, 4)
         scores[0, 2, :, :2] = scores[0, 0, :, 2:] = 1.0
         found = criterion()(predictions(stuff=DecodedMasks([scores], [])), ThingAssignments([], []), [target])
@@ -140,7 +140,7 @@ class TestMaskDecoder:
         assert swapped["loss_seg_stuff"] > 0.9
 
     def test_unmatched_masks_weigh_nothing(self):
-        target = truth([(0, (0, 0, 4, 4))])
+        target = gt([(0, (0, 0, 4, 4))])
         scores = torch.rand(1, 3, 2, 2, requires_grad=True)
         found = criterion()(
             predictions(things=DecodedMasks([scores], [])), ThingAssignments([], [pairs((1, 0))]), [target]
@@ -172,7 +172,7 @@ def leaves_of(found: TrainingPredictions) -> list[Tensor]:
     return [*layers, *masks, *found.thing_class_logits, *found.stuff_class_logits]
 
 
-ONE_IMAGE = [truth([(0, (0, 0, 5, 5)), (1, (3, 3, 8, 8))], [(1, (0, 0, 8, 8))])]
+ONE_IMAGE = [gt([(0, (0, 0, 5, 5)), (1, (3, 3, 8, 8))], [(1, (0, 0, 8, 8))])]
 TERMS = {
     "cls_weight": "loss_cls_things",
     "stuff_cls_weight": "loss_cls_stuff",
@@ -215,9 +215,9 @@ class TestWeights:
         ("targets", "things", "stuff"),
         [
             (ONE_IMAGE, 2 / 3, 1 / 3),
-            ([*ONE_IMAGE, truth([(0, (0, 0, 4, 4))])], 3 / 4, 1 / 4),
-            ([truth([], [(0, (0, 0, 4, 4)), (1, (4, 4, 8, 8))])], 1 / 3, 2 / 3),  # no thing counts as one
-            ([truth([(0, (0, 0, 4, 4))])], 1 / 2, 1 / 2),  # and so does no stuff
+            ([*ONE_IMAGE, gt([(0, (0, 0, 4, 4))])], 3 / 4, 1 / 4),
+            ([gt([], [(0, (0, 0, 4, 4)), (1, (4, 4, 8, 8))])], 1 / 3, 2 / 3),  # no thing counts as one
+            ([gt([(0, (0, 0, 4, 4))])], 1 / 2, 1 / 2),  # and so does no stuff
         ],
     )
     def test_share_of_the_segments(self, targets: list[PanopticTargets], things: float, stuff: float):
@@ -235,7 +235,7 @@ class TestWeights:
 
 class TestBatch:
     def test_things_and_stuff_are_counted_in_the_batch(self):
-        three = truth([(0, (0, 0, 2, 2)), (1, (2, 2, 5, 5)), (0, (5, 5, 8, 8))], [(0, (0, 0, 8, 8))])
+        three = gt([(0, (0, 0, 2, 2)), (1, (2, 2, 5, 5)), (0, (5, 5, 8, 8))], [(0, (0, 0, 8, 8))])
         targets = [*ONE_IMAGE, three]
         found, assignments = everything(targets)
         both = criterion()(found, assignments, targets)
@@ -256,7 +256,7 @@ class TestBatch:
             torch.testing.assert_close(both[name], sum(sums) / sum(counts), msg=name)
 
     @pytest.mark.parametrize("balance", ["fixed", "share"])
-    @pytest.mark.parametrize("targets", [[truth()], [truth(), truth()], [truth([], [(1, (0, 0, 8, 8))])]])
+    @pytest.mark.parametrize("targets", [[gt()], [gt(), gt()], [gt([], [(1, (0, 0, 8, 8))])]])
     def test_what_is_absent_is_a_zero_in_the_graph(self, targets: list[PanopticTargets], balance: str):
         found, assignments = everything(targets)
         losses = criterion(balance=balance)(found, assignments, targets)

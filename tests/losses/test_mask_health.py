@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from psf.losses import ThingAssignments, measure_mask_health
-from psf.predictions import DecodedMasks, PanopticTargets, TrainingPredictions
-from tests.losses.scenes import pairs, truth
+from psf.structures import DecodedMasks, PanopticTargets, TrainingPredictions
+from tests.losses.scenes import gt, pairs
 
 NO_MASKS = DecodedMasks([], [])
 BOX = (0, 0, 4, 4)
@@ -24,7 +24,7 @@ def predictions(things: list[torch.Tensor], stuff: list[torch.Tensor]) -> Traini
 
 
 def test_matched_things_and_present_stuff_count():
-    targets = [truth([(0, BOX)], [(2, BOX)]), truth([(0, BOX), (1, BOX)], [])]
+    targets = [gt([(0, BOX)], [(2, BOX)]), gt([(0, BOX), (1, BOX)], [])]
     assignments = ThingAssignments([], [pairs((1, 0)), pairs((0, 0), (2, 1))])
     # Matched: query 1 of the first image, queries 0 and 2 of the second. Two heads.
     things = [masks([9, 0.0, 9], [0.4, 9, 0.7]), masks([9, 0.2, 9], [0.0, 9, 0.1])]
@@ -43,17 +43,17 @@ def test_matched_things_and_present_stuff_count():
 
 
 def test_nothing_to_find():
-    empty: list[PanopticTargets] = [truth(), truth()]
+    empty: list[PanopticTargets] = [gt(), gt()]
     no_pairs = ThingAssignments([], [pairs(), pairs()])
     found = predictions([masks([1.0], [1.0])], [masks([1.0], [1.0])])
     assert measure_mask_health(found, no_pairs, empty, 0.5) == (None, None)
-    no_things = [truth([], [(0, BOX)]), truth()]
+    no_things = [gt([], [(0, BOX)]), gt()]
     health = measure_mask_health(found, no_pairs, no_things, 0.5)
     assert health.things is None and health.stuff is not None and health.stuff.num_pixels == 4
 
 
 def test_a_model_without_things_or_stuff():
-    targets = [truth([(0, BOX)], [(0, BOX)])]
+    targets = [gt([(0, BOX)], [(0, BOX)])]
     without_things = predictions([], [masks([1.0])])
     assert measure_mask_health(without_things, ThingAssignments([], []), targets, 0.5).things is None
     without_stuff = predictions([masks([1.0])], [])

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psf.losses.matcher import dice_cost, focal_cost, solve
-from tests.losses.scenes import matcher, pairs, truth
+from psf.losses.assignment import dice_cost, focal_cost, solve
+from tests.losses.scenes import gt, matcher, pairs
 
 LOG2 = math.log(2)
 
@@ -26,39 +26,39 @@ class TestTerms:
 
     def test_class_is_that_of_the_thing(self):
         logits = torch.tensor([[0.0, math.log(3), -5.0]])
-        cost = matcher(class_weight=2).cost(logits, None, None, truth([(1, (0, 0, 1, 1)), (0, (0, 0, 1, 1))]))
+        cost = matcher(class_weight=2).cost(logits, None, None, gt([(1, (0, 0, 1, 1)), (0, (0, 0, 1, 1))]))
         torch.testing.assert_close(cost, 2 * focal_cost(logits, 0.25, 2.0)[:, [1, 0]])
 
     def test_l1_of_boxes_in_units_of_the_image(self):
-        target = truth([(0, (0, 0, 10, 10))], image_size=(10, 20), padded_size=(32, 32))  # 0.25 0.5 0.5 1.0
+        target = gt([(0, (0, 0, 10, 10))], image_size=(10, 20), padded_size=(32, 32))  # 0.25 0.5 0.5 1.0
         boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
         cost = matcher(l1_weight=5).cost(torch.zeros(1, 1), boxes, None, target)
         torch.testing.assert_close(cost, torch.tensor([[5 * (0.25 + 0 + 0 + 0.5)]]))
 
     def test_giou(self):
-        target = truth([(0, (1, 1, 3, 3))], image_size=(4, 4))
+        target = gt([(0, (1, 1, 3, 3))], image_size=(4, 4))
         boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])  # (0, 0, 2, 2) and (1, 1, 3, 3)
         cost = matcher(giou_weight=2).cost(torch.zeros(2, 1), boxes, None, target)
         # common 1, together 7, hull 9: 1/7 - 2/9
         torch.testing.assert_close(cost, torch.tensor([[-2 * (1 / 7 - 2 / 9)], [-2.0]]))
 
     def test_centres_have_no_giou(self):
-        target = truth([(0, (0, 0, 4, 8))])  # 0.25, 0.5
+        target = gt([(0, (0, 0, 4, 8))])  # 0.25, 0.5
         cost = matcher(l1_weight=5, giou_weight=2).cost(torch.zeros(1, 1), torch.tensor([[0.5, 0.75]]), None, target)
         torch.testing.assert_close(cost, torch.tensor([[5 * 0.5]]))
 
     def test_dice_at_the_size_of_the_scores(self):
         scores = torch.tensor([[[1.0, 0.5]]])  # (1, 1, 2)
-        masks = truth([(0, (0, 0, 8, 8)), (0, (0, 0, 16, 8))], image_size=(8, 16)).thing_masks  # -> (1, 0), (1, 1)
+        masks = gt([(0, (0, 0, 8, 8)), (0, (0, 0, 16, 8))], image_size=(8, 16)).thing_masks  # -> (1, 0), (1, 1)
         # 2 * 1 / (1.25 + 1 + 0.002) and 2 * 1.5 / (1.25 + 2 + 0.002)
         expected = torch.tensor([[1 - 2 / 2.252, 1 - 3 / 3.252]])
         torch.testing.assert_close(dice_cost(scores, masks), expected)
-        target = truth([(0, (0, 0, 8, 8)), (0, (0, 0, 16, 8))], image_size=(8, 16))
+        target = gt([(0, (0, 0, 8, 8)), (0, (0, 0, 16, 8))], image_size=(8, 16))
         torch.testing.assert_close(matcher(dice_weight=3).cost(torch.zeros(1, 1), None, scores, target), 3 * expected)
 
     def test_terms_add_up(self):
         torch.manual_seed(0)
-        target = truth([(0, (0, 0, 3, 5)), (1, (2, 2, 8, 8))])
+        target = gt([(0, (0, 0, 3, 5)), (1, (2, 2, 8, 8))])
         inputs = torch.randn(4, 2), torch.rand(4, 4), torch.rand(4, 2, 2), target
         weights = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0, "dice_weight": 3.0}
         alone = [matcher(**{name: weight}).cost(*inputs) for name, weight in weights.items()]
@@ -66,7 +66,7 @@ class TestTerms:
 
     def test_needs_no_gradient(self):
         logits = torch.zeros(2, 1, requires_grad=True)
-        assert not matcher(class_weight=1).cost(logits, None, None, truth([(0, (0, 0, 1, 1))])).requires_grad
+        assert not matcher(class_weight=1).cost(logits, None, None, gt([(0, (0, 0, 1, 1))])).requires_grad
 
 
 @st.composite
@@ -93,17 +93,17 @@ def test_no_other_assignment_is_cheaper(cost: torch.Tensor):
 
 class TestBatch:
     def test_each_image_alone_and_none_where_there_are_no_things(self):
-        target = truth([(0, (0, 0, 1, 1)), (1, (0, 0, 1, 1))])
+        target = gt([(0, (0, 0, 1, 1)), (1, (0, 0, 1, 1))])
         logits = torch.full((3, 3, 2), -5.0)
         logits[0, 2, 0] = logits[0, 1, 1] = 5.0
         logits[2, 0, 0] = logits[2, 2, 1] = 5.0
-        found = matcher(class_weight=1)(logits, None, None, [target, truth(), target])
+        found = matcher(class_weight=1)(logits, None, None, [target, gt(), target])
         expected = [pairs((1, 1), (2, 0)), pairs(), pairs((0, 0), (2, 1))]
         for got, want in zip(found, expected, strict=True):
             assert got.queries.tolist() == want.queries.tolist() and got.things.tolist() == want.things.tolist()
 
     def test_locations_and_masks_decide_too(self):
-        target = truth([(0, (0, 0, 8, 8)), (0, (8, 0, 16, 8))], image_size=(8, 16))
+        target = gt([(0, (0, 0, 8, 8)), (0, (8, 0, 16, 8))], image_size=(8, 16))
         logits = torch.zeros(1, 2, 1)
         boxes = torch.tensor([[[0.75, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 1.0]]])
         masks = torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]])
@@ -124,4 +124,4 @@ def test_not_finite_names_the_term(spoilt: int, value: float, terms: str):
     inputs[spoilt][1] = value
     weights = {"class_weight": 1.0, "l1_weight": 1.0, "giou_weight": 1.0, "dice_weight": 1.0}
     with pytest.raises(ValueError, match=rf"not finite \(in: {terms}\).*SOLVER\.BASE_LR"):
-        matcher(**weights).cost(*inputs, truth([(0, (0, 0, 4, 4))]))
+        matcher(**weights).cost(*inputs, gt([(0, (0, 0, 4, 4))]))

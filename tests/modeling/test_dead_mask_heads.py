@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from psf.losses.criterion import dice_loss
 from psf.modeling import MaskDecoder
-from psf.predictions import FeatureTokens
+from psf.structures import FeatureTokens
 
 WINDOW = 10
 SHAPES = [(8, 8), (4, 4), (2, 2)]
@@ -153,7 +153,7 @@ def test_a_dead_head_gets_a_gradient_from_the_default_and_from_sigmoid(
     features, queries, masks = scene(Kinds(*torch.randn(3, TINY.dim, generator=generator)), generator)
     layers = decoder(queries, features).mask_scores
     assert all(scores.max() < 0.01 for scores in layers)
-    truth = F.adaptive_avg_pool2d(masks, SHAPES[0])
-    torch.stack([dice_loss(scores[0], truth).mean() for scores in layers]).sum().backward()
+    gt = F.adaptive_avg_pool2d(masks, SHAPES[0])
+    torch.stack([dice_loss(scores[0], gt).mean() for scores in layers]).sum().backward()
     biases = [head.fuse.bias.grad.item() for head in heads]
     assert sum(bias < 0 for bias in biases) == num_moved and all(bias <= 0 for bias in biases)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from psf.modeling.deformable_attention import DeformableAttention
-from psf.predictions import FeatureTokens
+from psf.structures import FeatureTokens
 from tests.features import random_features
 from tests.naive import naive_ms_deform_attn
 
@@ -25,8 +25,8 @@ def ramp(shapes: list[tuple[int, int]]) -> FeatureTokens:
     return FeatureTokens(tokens, torch.zeros_like(tokens), shapes, None, ratios)
 
 
-def attend(module: DeformableAttention, queries: Tensor, references: Tensor, features: FeatureTokens) -> Tensor:
-    return module(queries, references, module.values(features), features.spatial_shapes)
+def attend(module: DeformableAttention, queries: Tensor, reference_points: Tensor, features: FeatureTokens) -> Tensor:
+    return module(queries, reference_points, module.values(features), features.spatial_shapes)
 
 
 def place_finder(num_levels: int, offsets: list[list[list[float]]]) -> DeformableAttention:
@@ -41,8 +41,8 @@ def place_finder(num_levels: int, offsets: list[list[list[float]]]) -> Deformabl
 
 def test_offsets_around_a_point_are_pixels():
     module = place_finder(2, [[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 0.0]]])
-    references = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    place = attend(module, torch.zeros(1, 1, 2, dtype=torch.float64), references, ramp([(8, 4), (4, 2)]))[0, 0]
+    reference_points = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    place = attend(module, torch.zeros(1, 1, 2, dtype=torch.float64), reference_points, ramp([(8, 4), (4, 2)]))[0, 0]
     # x: (0.5 + 1/4) + 0.5 + 0.5 + 0.5 = 2.25; y: 0.5 + (0.5 + 2/8) + (0.5 + 1/4) + 0.5 = 2.5; the mean of four.
     torch.testing.assert_close(place, torch.tensor([2.25, 2.5], dtype=torch.float64) / 4, rtol=0, atol=1e-12)
 
@@ -68,7 +68,7 @@ def test_equals_naive_loops(padded):
         nn.init.normal_(parameter, std=0.7)
     features = random_features(SHAPES, own_shares=[(1.0, 1.0), (0.5, 0.7)] if padded else None)
     queries = torch.randn(2, 4, 8, dtype=torch.float64)
-    references = torch.rand(2, 4, 2, 2, dtype=torch.float64)
+    reference_points = torch.rand(2, 4, 2, 2, dtype=torch.float64)
 
     value = module.value_proj(features.tokens)
     if features.padding_mask is not None:
@@ -76,10 +76,10 @@ def test_equals_naive_loops(padded):
     weights = module.attention_weights(queries).view(2, 4, 2, 6).softmax(-1)  # over levels and points together
     offsets = module.sampling_offsets(queries).view(2, 4, 2, 2, 3, 2)
     size = torch.tensor([[8, 5], [4, 3]], dtype=torch.float64)  # width, height
-    locations = references[:, :, None, :, None] + offsets / size[:, None]
+    locations = reference_points[:, :, None, :, None] + offsets / size[:, None]
     gathered = naive_ms_deform_attn(value.view(2, -1, 2, 4), SHAPES, locations, weights.view(2, 4, 2, 2, 3))
     expected = module.output_proj(gathered)
-    torch.testing.assert_close(attend(module, queries, references, features), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend(module, queries, reference_points, features), expected, rtol=0, atol=1e-12)
 
 
 def test_starts_in_eight_directions():

@@ -22,7 +22,7 @@ def test_the_encoded_levels_stay_as_they_are():
     memory = build()(torch.randn(2, 5, 8, 12, dtype=torch.float64), features, None)
     assert memory.spatial_shapes == [(8, 12), *SHAPES] and memory.padding_mask is None
     assert torch.equal(memory.tokens[:, 96:], features.tokens) and torch.equal(
-        memory.position[:, 96:], features.position
+        memory.pos_embed[:, 96:], features.pos_embed
     )
     assert memory.valid_ratios.shape == (2, 3, 2) and (memory.valid_ratios == 1).all()
 
@@ -55,6 +55,6 @@ def test_everything_learns():
     feature = torch.randn(2, 5, 8, 12, dtype=torch.float64, requires_grad=True)
     features.tokens.requires_grad_()
     memory = fine(feature, features, None)
-    (memory.tokens[:, :96].square().sum() + memory.position[:, :96].square().sum()).backward()
+    (memory.tokens[:, :96].square().sum() + memory.pos_embed[:, :96].square().sum()).backward()
     assert feature.grad.any() and features.tokens.grad[:, :24].any()
     assert all(isinstance(p, nn.Parameter) and p.grad.any() for p in fine.parameters())

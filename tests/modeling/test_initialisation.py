@@ -17,7 +17,7 @@ from psf.modeling import (
     build_mask_decoder,
     build_pixel_encoder,
 )
-from psf.modeling.heads import initial_class_bias
+from psf.modeling.deformable_attention import initial_class_bias
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def cfg() -> CfgNode:
     torch.manual_seed(0)
     cfg = get_cfg()
     add_psf_config(cfg)
-    psf = cfg.MODEL.PSF
-    psf.HIDDEN_DIM, psf.NUM_THING_QUERIES = 64, 50
-    psf.PIXEL_ENCODER.NUM_LAYERS, psf.LOCATION_DECODER.NUM_LAYERS = 2, 3
-    psf.PIXEL_ENCODER.FEEDFORWARD_DIM = psf.LOCATION_DECODER.FEEDFORWARD_DIM = psf.MASK_DECODER.FEEDFORWARD_DIM = 32
+    node = cfg.MODEL.PSF
+    node.HIDDEN_DIM, node.NUM_THING_QUERIES = 64, 50
+    node.PIXEL_ENCODER.NUM_LAYERS, node.LOCATION_DECODER.NUM_LAYERS = 2, 3
+    node.PIXEL_ENCODER.FEEDFORWARD_DIM = node.LOCATION_DECODER.FEEDFORWARD_DIM = node.MASK_DECODER.FEEDFORWARD_DIM = 32
     return cfg
 
 
@@ -50,7 +50,7 @@ def assert_standard_normal(x: Tensor) -> None:
 
 def test_encoder(cfg):
     encoder = build_pixel_encoder(cfg)
-    assert_standard_normal(encoder.level_embedding)
+    assert_standard_normal(encoder.level_embed)
     for layer in encoder.layers:
         for linear in (layer.feed_forward.fc1, layer.feed_forward.fc2):
             assert_xavier(linear.weight)
@@ -61,7 +61,7 @@ class TestLocationDecoder:
     @pytest.mark.parametrize("refinement, small", [(False, [0, 1, 2]), (True, [0])])
     def test_boxes_start_small(self, cfg, refinement, small):
         cfg.MODEL.PSF.LOCATION_DECODER.BOX_REFINEMENT = refinement
-        for i, head in enumerate(build_location_decoder(cfg, 3).location_heads):
+        for i, head in enumerate(build_location_decoder(cfg, 3).bbox_embed):
             assert not head[-1].weight.any()
             assert head[-1].bias.tolist() == ([0, 0, -2, -2] if i in small else [0, 0, 0, 0])
             for hidden in (head[0], head[2]):
@@ -70,11 +70,11 @@ class TestLocationDecoder:
     def test_heads_start_as_copies(self, cfg):
         cfg.MODEL.PSF.LOCATION_DECODER.BOX_REFINEMENT = True
         decoder = build_location_decoder(cfg, 3)
-        for head in decoder.class_heads[1:]:
-            torch.testing.assert_close(head.state_dict(), decoder.class_heads[0].state_dict(), rtol=0, atol=0)
-        for head in decoder.location_heads[1:]:
-            assert torch.equal(head[0].weight, decoder.location_heads[0][0].weight)
-        parameters = [*decoder.class_heads.parameters(), *decoder.location_heads.parameters()]
+        for head in decoder.class_embed[1:]:
+            torch.testing.assert_close(head.state_dict(), decoder.class_embed[0].state_dict(), rtol=0, atol=0)
+        for head in decoder.bbox_embed[1:]:
+            assert torch.equal(head[0].weight, decoder.bbox_embed[0][0].weight)
+        parameters = [*decoder.class_embed.parameters(), *decoder.bbox_embed.parameters()]
         assert len({id(p) for p in parameters}) == 3 * (2 + 6)  # but none is shared
 
     def test_matrices_and_biases(self, cfg):
@@ -88,13 +88,13 @@ class TestLocationDecoder:
                 assert_xavier(weight)
             assert not attention.in_proj_bias.any() and not attention.out_proj.bias.any()
             assert_uniform(layer.feed_forward.fc2.bias, 32**-0.5)
-        for embedding in (decoder.content, decoder.position):
+        for embedding in (decoder.query_feat, decoder.query_pos):
             assert_standard_normal(embedding.weight)
 
 
 def test_every_class_starts_at_one_in_a_hundred(cfg):
     assert initial_class_bias() == pytest.approx(-math.log(99), abs=1e-6)
-    for heads in (build_location_decoder(cfg, 3).class_heads, QueryClassifier(64, 2, 3).layers):
+    for heads in (build_location_decoder(cfg, 3).class_embed, QueryClassifier(64, 2, 3).layers):
         for head in heads:
             torch.testing.assert_close(head.bias.sigmoid(), torch.full((3,), 0.01))
             assert_uniform(head.weight, 64**-0.5)

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from psf.config import add_psf_config
 from psf.modeling import MaskDecoderDepth, build_location_decoder, build_mask_decoder, build_pixel_encoder
-from psf.modeling.mask_activation import revivable_relu
+from psf.modeling.mask_decoder import revivable_relu
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_pixel_encoder(cfg):
     node = cfg.MODEL.PSF.PIXEL_ENCODER
     node.NUM_LAYERS, node.FEEDFORWARD_DIM, node.NUM_POINTS, node.DROPOUT = 2, 24, 3, 0.25
     encoder = build_pixel_encoder(cfg)
-    assert encoder.level_embedding.shape == (5, 16) and len(encoder.layers) == 2
+    assert encoder.level_embed.shape == (5, 16) and len(encoder.layers) == 2
     layer = encoder.layers[0]
     assert layer.attention.sampling_offsets.out_features == 4 * 5 * 3 * 2
     assert layer.feed_forward.fc1.out_features == 24
@@ -34,12 +34,12 @@ def test_location_decoder(cfg):
     node.NUM_LAYERS, node.FEEDFORWARD_DIM, node.NUM_POINTS, node.DROPOUT = 2, 24, 3, 0.25
     node.TARGET, node.BOX_REFINEMENT, cfg.MODEL.PSF.NUM_THING_QUERIES = "mass_center", True, 7
     decoder = build_location_decoder(cfg, num_classes=9)
-    assert decoder.content.weight.shape == (7, 16) and len(decoder.layers) == 2
+    assert decoder.query_feat.weight.shape == (7, 16) and len(decoder.layers) == 2
     layer = decoder.layers[0]
     assert layer.self_attention.num_heads == 4 and layer.self_attention.dropout == layer.dropout.p == 0.25
     assert layer.cross_attention.sampling_offsets.out_features == 4 * 5 * 3 * 2
     assert layer.feed_forward.fc1.out_features == 24
-    assert decoder.class_heads[0].out_features == 9 and decoder.location_heads[0][-1].out_features == 2
+    assert decoder.class_embed[0].out_features == 9 and decoder.bbox_embed[0][-1].out_features == 2
     assert decoder.box_refinement and not decoder.head_at_test and not decoder.encode_location
 
 
@@ -71,11 +71,11 @@ def test_mask_decoder_with_boxes(cfg):
         assert len([name for name, _ in decoder.named_parameters() if "prior" in name]) == (5 if has_boxes else 0)
 
 
-@pytest.mark.parametrize("stuff_position, in_stream", [("query", False), ("stream", True)])
+@pytest.mark.parametrize("stuff_query_pos, in_stream", [("query", False), ("stream", True)])
 @pytest.mark.parametrize("ignore_padding, key_position", [(True, False), (False, True)])
-def test_mask_decoder(cfg, stuff_position, in_stream, ignore_padding, key_position):
+def test_mask_decoder(cfg, stuff_query_pos, in_stream, ignore_padding, key_position):
     node, cfg.MODEL.PSF.IN_FEATURES = cfg.MODEL.PSF.MASK_DECODER, ["res4", "res5"]
-    node.FEEDFORWARD_DIM, node.MASK_ACTIVATION, node.STUFF_POSITION = 20, "relu", stuff_position
+    node.FEEDFORWARD_DIM, node.MASK_ACTIVATION, node.STUFF_POSITION = 20, "relu", stuff_query_pos
     node.IGNORE_PADDING, node.KEY_POSITION = ignore_padding, key_position
     decoder = build_mask_decoder(cfg, MaskDecoderDepth(num_layers=2, self_attention=False))
     assert len(decoder.layers) == 2 and all(block.self_attention is None for block in decoder.layers)

@@ -15,7 +15,7 @@ from psf.modeling.position_encoding import sine_point_encoding
 from tests.features import random_features
 
 SHAPES = [(4, 6), (2, 3)]
-BATCHED = ("tokens", "position", "padding_mask", "valid_ratios")
+BATCHED = ("tokens", "pos_embed", "padding_mask", "valid_ratios")
 DEFAULTS: dict[str, Any] = {
     "dim": 8,
     "num_queries": 5,
@@ -59,19 +59,19 @@ class Recorder:
     """Inputs of each layer's attentions and outputs of each location head, as the decoder runs."""
 
     def __init__(self, decoder: LocationDecoder):
-        self.references: list[Tensor] = []
+        self.reference_points: list[Tensor] = []
         self.raw: list[Tensor] = []
         self.calls: Counter[str] = Counter()
         self.self_attention: list[tuple[Tensor, ...]] = []
         self.cross_attention: list[Tensor] = []
         for layer in decoder.layers:
-            layer.cross_attention.register_forward_pre_hook(lambda _, inputs: self.references.append(inputs[1]))
+            layer.cross_attention.register_forward_pre_hook(lambda _, inputs: self.reference_points.append(inputs[1]))
             layer.cross_attention.register_forward_pre_hook(lambda _, inputs: self.cross_attention.append(inputs[0]))
             layer.self_attention.register_forward_pre_hook(lambda _, inputs: self.self_attention.append(inputs))
-        for name in ("class_heads", "location_heads"):
+        for name in ("class_embed", "bbox_embed"):
             for i, head in enumerate(getattr(decoder, name)):
                 head.register_forward_hook(lambda *_, key=f"{name}.{i}": self.calls.update([key]))
-        for head in decoder.location_heads:
+        for head in decoder.bbox_embed:
             head.register_forward_hook(lambda _, __, output: self.raw.append(output))
 
 
@@ -80,13 +80,13 @@ class TestBoxes:
         decoder = build_random()
         seen = Recorder(decoder)
         located = decoder(random_features(SHAPES))
-        first = torch.sigmoid(decoder.reference_points(decoder.position.weight))
-        assert len(located.layers) == len(seen.raw) == len(seen.references) == 3
-        for layer, raw, references in zip(located.layers, seen.raw, seen.references, strict=True):
+        first = torch.sigmoid(decoder.reference_points(decoder.query_pos.weight))
+        assert len(located.layers) == len(seen.raw) == len(seen.reference_points) == 3
+        for layer, raw, reference_points in zip(located.layers, seen.raw, seen.reference_points, strict=True):
             centre = torch.sigmoid(raw[..., :2] + inverse_sigmoid(first))
             expected = torch.cat((centre, torch.sigmoid(raw[..., 2:])), dim=-1)
             torch.testing.assert_close(layer.locations, expected, rtol=0, atol=1e-12)
-            torch.testing.assert_close(references, first[None, :, None].expand(2, 5, 2, 2), rtol=0, atol=1e-12)
+            torch.testing.assert_close(reference_points, first[None, :, None].expand(2, 5, 2, 2), rtol=0, atol=1e-12)
             assert layer.class_logits.shape == (2, 5, 3)
 
     @pytest.mark.parametrize("training", [True, False])
@@ -95,7 +95,7 @@ class TestBoxes:
         features = padded_features()
         seen = Recorder(decoder)
         located = decoder(features)
-        first = torch.sigmoid(decoder.reference_points(decoder.position.weight))
+        first = torch.sigmoid(decoder.reference_points(decoder.query_pos.weight))
         centre = torch.sigmoid(seen.raw[0][..., :2] + inverse_sigmoid(first))
         boxes = [torch.cat((centre, torch.sigmoid(seen.raw[0][..., 2:])), dim=-1)]
         for raw in seen.raw[1:]:
@@ -106,10 +106,10 @@ class TestBoxes:
             torch.testing.assert_close(layer.locations, box, rtol=0, atol=1e-11)
         # Attention looks around the box that entered the layer: the last but one for the last layer.
         ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
-        torch.testing.assert_close(seen.references[2], boxes[1][:, :, None] * ratios, rtol=0, atol=1e-11)
+        torch.testing.assert_close(seen.reference_points[2], boxes[1][:, :, None] * ratios, rtol=0, atol=1e-11)
         # The first references are points.
         points = (first[None, :, None] * features.valid_ratios[:, None]).expand(2, 5, 2, 2)
-        torch.testing.assert_close(seen.references[0], points, rtol=0, atol=1e-12)
+        torch.testing.assert_close(seen.reference_points[0], points, rtol=0, atol=1e-12)
 
     def test_by_hand_at_the_start(self):
         # Last head layer 0: the centre is the reference itself; its biases -2 give sigmoid(-2) = 0.1192 of the image.
@@ -135,9 +135,9 @@ class TestBoxes:
     def test_a_refined_reference_carries_no_gradient(self):
         decoder = build_random(box_refinement=True)
         decoder(random_features(SHAPES)).layers[1].locations.sum().backward()
-        assert decoder.location_heads[0][-1].weight.grad is None
-        assert decoder.location_heads[1][-1].weight.grad.abs().sum() > 0
-        assert decoder.content.weight.grad.abs().sum() > 0
+        assert decoder.bbox_embed[0][-1].weight.grad is None
+        assert decoder.bbox_embed[1][-1].weight.grad.abs().sum() > 0
+        assert decoder.query_feat.weight.grad.abs().sum() > 0
 
     def test_box_keeps_the_gradient_of_the_first_references(self):
         decoder = build_random()
@@ -150,7 +150,7 @@ def test_mass_centres(refinement):
     decoder = build_random(target="mass_center", box_refinement=refinement)
     seen = Recorder(decoder)
     located = decoder(random_features(SHAPES))
-    centre = torch.sigmoid(decoder.reference_points(decoder.position.weight)).expand(2, 5, 2)
+    centre = torch.sigmoid(decoder.reference_points(decoder.query_pos.weight)).expand(2, 5, 2)
     for layer, raw in zip(located.layers, seen.raw, strict=True):
         assert layer.locations.shape == (2, 5, 2)
         corrected = torch.sigmoid(raw + inverse_sigmoid(centre))
@@ -169,13 +169,13 @@ class TestHeadAtTest:
         decoder = build(head_at_test=True).eval()
         seen = Recorder(decoder)
         assert len(decoder(random_features(SHAPES)).layers) == 1
-        assert seen.calls == {"class_heads.2": 1, "location_heads.2": 1}
+        assert seen.calls == {"class_embed.2": 1, "bbox_embed.2": 1}
 
     def test_refinement_needs_the_boxes_between(self):
         decoder = build(box_refinement=True).eval()
         seen = Recorder(decoder)
         assert decoder(random_features(SHAPES)).layers == []
-        assert seen.calls == {"location_heads.0": 1, "location_heads.1": 1}
+        assert seen.calls == {"bbox_embed.0": 1, "bbox_embed.1": 1}
 
     def test_same_numbers_as_in_training(self):
         decoder, features = build_random(head_at_test=True), padded_features()
@@ -187,9 +187,9 @@ class TestHeadAtTest:
 def test_no_layers_hand_the_queries_on():
     decoder = build(num_layers=0)
     located = decoder(random_features(SHAPES))
-    assert torch.equal(located.queries, decoder.content.weight.expand(2, -1, -1))
-    assert located.layers == [] and located.position is None
-    assert [name for name, _ in decoder.named_parameters()] == ["content.weight"]
+    assert torch.equal(located.queries, decoder.query_feat.weight.expand(2, -1, -1))
+    assert located.layers == [] and located.query_pos is None
+    assert [name for name, _ in decoder.named_parameters()] == ["query_feat.weight"]
 
 
 @pytest.mark.parametrize("target", ["box", "mass_center"])
@@ -197,10 +197,10 @@ def test_no_layers_hand_the_queries_on():
 def test_encoded_locations(target, training):
     decoder = build_random(target=target, encode_location=True).train(training)
     located = decoder(padded_features())
-    assert located.position is not None and not located.position.requires_grad
+    assert located.query_pos is not None and not located.query_pos.requires_grad
     centres = located.layers[-1].locations[..., :2]
-    torch.testing.assert_close(located.position, sine_point_encoding(centres, 8), rtol=0, atol=1e-12)
-    assert build_random(target=target)(padded_features()).position is None
+    torch.testing.assert_close(located.query_pos, sine_point_encoding(centres, 8), rtol=0, atol=1e-12)
+    assert build_random(target=target)(padded_features()).query_pos is None
 
 
 def test_position_goes_to_queries_and_keys_not_to_values():
@@ -209,7 +209,7 @@ def test_position_goes_to_queries_and_keys_not_to_values():
     decoder.layers[0].self_attention_norm.register_forward_hook(lambda _, __, output: between.append(output))
     decoder(random_features(SHAPES))
     queries, keys, values = seen.self_attention[0]
-    content, position = decoder.content.weight, decoder.position.weight
+    content, position = decoder.query_feat.weight, decoder.query_pos.weight
     torch.testing.assert_close(queries[0], content + position)
     torch.testing.assert_close(keys[0], content + position)
     torch.testing.assert_close(values[1], content)
@@ -221,7 +221,7 @@ def test_queries_may_be_permuted(refinement):
     decoder, features = build_random(box_refinement=refinement), padded_features()
     before, order = decoder(features), torch.tensor([3, 0, 4, 1, 2])
     with torch.no_grad():
-        for embedding in (decoder.content, decoder.position):
+        for embedding in (decoder.query_feat, decoder.query_pos):
             embedding.weight.copy_(embedding.weight[order])
     after = decoder(features)
     torch.testing.assert_close(after.queries, before.queries[:, order])
@@ -249,18 +249,18 @@ def test_unknown_target():
 def test_places_are_not_rounded_in_mixed_precision(refinement: bool):
     decoder = build_random(box_refinement=refinement).float().train()
     features = padded_features()
-    features = features._replace(**{name: getattr(features, name).float() for name in ("tokens", "position")})
+    features = features._replace(**{name: getattr(features, name).float() for name in ("tokens", "pos_embed")})
     features = features._replace(valid_ratios=features.valid_ratios.float())
-    references: list[Tensor] = []
+    reference_points: list[Tensor] = []
     for layer in decoder.layers:
-        layer.register_forward_pre_hook(lambda module, arguments: references.append(arguments[2]))
+        layer.register_forward_pre_hook(lambda module, arguments: reference_points.append(arguments[2]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         located = decoder(features)
-    numbers = [x.locations for x in located.layers] + references
+    numbers = [x.locations for x in located.layers] + reference_points
     assert {x.dtype for x in numbers} == {torch.float32}
     rounded = [torch.equal(x, x.bfloat16().float()) for x in numbers]
     assert not any(rounded)
     # The first reference does not depend on any token: it is what full precision gives.
-    first = decoder.reference_points(decoder.position.weight).sigmoid()
+    first = decoder.reference_points(decoder.query_pos.weight).sigmoid()
     ratios = features.valid_ratios[:, None]
-    torch.testing.assert_close(references[0], first[None, :, None] * ratios, rtol=0, atol=0)
+    torch.testing.assert_close(reference_points[0], first[None, :, None] * ratios, rtol=0, atol=0)

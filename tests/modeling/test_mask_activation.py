@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from psf.config import add_psf_config
 from psf.modeling import MaskDecoderDepth, build_mask_decoder
-from psf.modeling.mask_activation import mask_activation, revivable_relu
+from psf.modeling.mask_decoder import mask_activation, revivable_relu
 
 X = [-2.0, -1.0, 0.0, 1.0, 3.0]
 GRADIENT = [-5.0, 7.0, -4.0, -6.0, 8.0]

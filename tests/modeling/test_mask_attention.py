@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.plain_mask_decoder import plain_attention, plain_logits, plain_mask
-from psf.modeling.mask_attention import BOX_PRIOR_FLOOR, AttentionMemory, MaskAttention, MaskHead, box_prior
+from psf.modeling.mask_decoder import BOX_PRIOR_FLOOR, AttentionMemory, MaskAttention, MaskHead, box_prior
 from tests.features import random_features
 
 LEVELS = {
@@ -28,7 +28,7 @@ def randomise(*modules: nn.Module, std: float = 0.7) -> None:
 def memory_of(shapes: list[tuple[int, int]], *, padded: bool) -> AttentionMemory:
     shares = [(1.0, 1.0), (0.6, 0.5)] if padded else None
     features = random_features(shapes, dim=16, own_shares=shares)
-    return AttentionMemory(features.position, features.tokens, features.spatial_shapes, features.padding_mask)
+    return AttentionMemory(features.pos_embed, features.tokens, features.spatial_shapes, features.padding_mask)
 
 
 @pytest.mark.parametrize("padded", [False, True])

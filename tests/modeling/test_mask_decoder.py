@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain_mask_decoder import plain_decode
 from psf.modeling import MaskDecoder, QueryClassifier
-from psf.predictions import DecodedMasks, FeatureTokens
+from psf.structures import DecodedMasks, FeatureTokens
 from tests.features import random_features
 
 SHAPES = [(4, 5), (2, 3), (1, 1)]
@@ -154,7 +154,7 @@ class TestQueries:
         decoder = build()
         both = decoder(queries, features, position)
         for b in range(2):
-            names = ("tokens", "position", "padding_mask", "valid_ratios")
+            names = ("tokens", "pos_embed", "padding_mask", "valid_ratios")
             image = features._replace(**{name: getattr(features, name)[b : b + 1] for name in names})
             one = decoder(queries[b : b + 1], image, position)
             assert_same(one.mask_scores, [m[b : b + 1] for m in both.mask_scores])

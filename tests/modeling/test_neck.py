@@ -51,19 +51,19 @@ def test_projections_are_convolution_then_group_norm():
         conv, norm = module
         return F.group_norm(F.conv2d(x, conv.weight, **convolution), 32, norm.weight, norm.bias, eps=1e-5)
 
-    torch.testing.assert_close(levels[0], project(maps["res4"], neck.projections[0]))
-    torch.testing.assert_close(levels[1], project(maps["res5"], neck.projections[1]))
+    torch.testing.assert_close(levels[0], project(maps["res4"], neck.input_proj[0]))
+    torch.testing.assert_close(levels[1], project(maps["res5"], neck.input_proj[1]))
     # The first extra level is made of the backbone's last map, not of its projection; the next of the one before.
-    third = project(maps["res5"], neck.extra_projections[0], stride=2, padding=1)
+    third = project(maps["res5"], neck.extra_input_proj[0], stride=2, padding=1)
     torch.testing.assert_close(levels[2], third)
-    torch.testing.assert_close(levels[3], project(third, neck.extra_projections[1], stride=2, padding=1))
+    torch.testing.assert_close(levels[3], project(third, neck.extra_input_proj[1], stride=2, padding=1))
 
 
 def test_only_the_named_maps_are_used_in_the_named_order():
     neck = build(2, in_features=("res5",))
     levels = neck(backbone_maps())
     assert [x.shape[-2:] for x in levels] == [(3, 5), (2, 3)]
-    assert len(neck.projections) == 1
+    assert len(neck.input_proj) == 1
 
 
 def test_initialisation():

@@ -63,9 +63,9 @@ def test_position_is_sine_plus_level_embedding():
     small = torch.ones(1, 4, 4, dtype=torch.bool)
     small[:, :3, :2] = False  # the second image at stride 2, see below
     sine = sine_position_encoding(small, 8).double()[0].flatten(1).T
-    torch.testing.assert_close(features.position[1, :16], sine + encoder.level_embedding[0])
+    torch.testing.assert_close(features.pos_embed[1, :16], sine + encoder.level_embed[0])
     free = sine_position_encoding(torch.zeros(1, 2, 2, dtype=torch.bool), 8).double()[0].flatten(1).T
-    torch.testing.assert_close(features.position[0, 16:], free + encoder.level_embedding[1])
+    torch.testing.assert_close(features.pos_embed[0, 16:], free + encoder.level_embed[1])
 
 
 def test_padding_mask_and_valid_ratios_by_hand():
@@ -94,14 +94,14 @@ def test_references_are_pixel_centres_by_hand():
     seen: list[Tensor] = []
     encoder.layers[0].attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     encoder(random_levels(SIZES), MASK)
-    (references,) = seen
-    assert references.shape == (2, 20, 2, 2)
+    (reference_points,) = seen
+    assert reference_points.shape == (2, 20, 2, 2)
     # Unpadded: token 6 of the 4x4 level is row 1, column 2, the same place on each level.
-    assert references[0, 6].tolist() == [[2.5 / 4, 1.5 / 4], [2.5 / 4, 1.5 / 4]]
+    assert reference_points[0, 6].tolist() == [[2.5 / 4, 1.5 / 4], [2.5 / 4, 1.5 / 4]]
     # Second image, valid ratios (1/2, 3/4) and (1/2, 1): row 1, column 1 is (1.5 / 2, 1.5 / 3) of its own size.
-    assert references[1, 5].tolist() == [[0.75 * 0.5, 0.5 * 0.75], [0.75 * 0.5, 0.5 * 1.0]]
+    assert reference_points[1, 5].tolist() == [[0.75 * 0.5, 0.5 * 0.75], [0.75 * 0.5, 0.5 * 1.0]]
     # Token 18, level 2x2, row 1, column 0: (0.5 / 1, 1.5 / 2) of its own size.
-    assert references[1, 18].tolist() == [[0.5 * 0.5, 0.75 * 0.75], [0.5 * 0.5, 0.75 * 1.0]]
+    assert reference_points[1, 18].tolist() == [[0.5 * 0.5, 0.75 * 0.75], [0.5 * 0.5, 0.75 * 1.0]]
 
 
 def test_references_are_not_rounded_in_mixed_precision():
@@ -121,7 +121,7 @@ def test_a_layer_by_its_formula():
     features, before = encoder(random_levels(SIZES), MASK), build(0)(random_levels(SIZES), MASK)
     layer, tokens = encoder.layers[0], before.tokens
     attention = layer.attention
-    placed = tokens + before.position  # (B, 20, 8): offsets and weights come from it, values from the tokens alone
+    placed = tokens + before.pos_embed  # (B, 20, 8): offsets and weights come from it, values from the tokens alone
     values = attention.value_proj(tokens).masked_fill(before.padding_mask[..., None], 0).view(2, 20, 2, 4)
     offsets = attention.sampling_offsets(placed).view(2, 20, 2, 2, 2, 2)
     weights = attention.attention_weights(placed).view(2, 20, 2, 4).softmax(-1).view(2, 20, 2, 2, 2)
@@ -148,7 +148,7 @@ def test_batch_of_two_equals_two_of_one():
     for b in range(2):
         one = encoder([x[b : b + 1] for x in levels], MASK[b : b + 1])
         torch.testing.assert_close(both.tokens[b], one.tokens[0], rtol=0, atol=1e-12)
-        assert torch.equal(both.position[b], one.position[0])
+        assert torch.equal(both.pos_embed[b], one.pos_embed[0])
     plain = encoder([x[:1] for x in levels], None)  # a mask that masks nothing
     torch.testing.assert_close(both.tokens[0], plain.tokens[0], rtol=0, atol=1e-12)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from psf.modeling.heads import inverse_sigmoid
-from psf.modeling.position_encoding import token_centres
-from psf.modeling.proposals import NOT_PROPOSED, QueryProposals
+from psf.modeling.location_decoder import NOT_PROPOSED, QueryProposals, inverse_sigmoid
+from psf.modeling.position_encoding import token_centers
 from tests.features import random_features
 
 SHAPES = [(4, 6), (2, 3)]
@@ -63,13 +62,13 @@ def test_the_most_probable_peaks_are_chosen():
 def test_queries_are_the_chosen_tokens():
     proposals, features = build(), random_features(SHAPES)
     proposed = proposals(features)
-    assert proposed.queries.shape == proposed.position.shape == (2, 5, 8)
-    tokens = proposals.content(proposals.norm(proposals.projection(features.tokens)))
+    assert proposed.queries.shape == proposed.query_pos.shape == (2, 5, 8)
+    tokens = proposals.query_feat(proposals.norm(proposals.projection(features.tokens)))
     for image in range(2):
         boxes = proposed.all_tokens.locations[image]
         rows = [(boxes == box).all(-1).nonzero()[0, 0].item() for box in proposed.boxes_cxcywh_norm[image]]
         torch.testing.assert_close(proposed.queries[image], tokens[image, rows], rtol=0, atol=1e-12)
-    torch.testing.assert_close(proposed.position, proposals.encode(proposed.boxes_cxcywh_norm))
+    torch.testing.assert_close(proposed.query_pos, proposals.encode(proposed.boxes_cxcywh_norm))
 
 
 def test_positions_tell_places_and_sizes_apart():
@@ -85,7 +84,7 @@ def test_padding_is_never_proposed():
     assert (proposed.all_tokens.class_logits[features.padding_mask] == NOT_PROPOSED).all()
     rows = torch.cdist(proposed.boxes_cxcywh_norm[1], proposed.all_tokens.locations[1]).argmin(1)
     assert not features.padding_mask[1, rows].any()
-    assert (token_centres(features)[1, rows] < 1).all()
+    assert (token_centers(features)[1, rows] < 1).all()
 
 
 def test_fewer_tokens_than_queries():
@@ -110,7 +109,7 @@ def test_boxes_are_exact_in_half_precision():
     proposals.box_head.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
     with torch.autocast("cpu", torch.bfloat16):
         boxes = proposals(features).all_tokens.locations
-    centres = token_centres(features)
+    centres = token_centers(features)
     sizes = boxes.new_tensor([[4 / 6, 1.0]] * 24 + [[1.0, 1.0]] * 6).expand(2, -1, -1)
     exact = (proposals.box_head(tokens[0].float()) + inverse_sigmoid(torch.cat((centres, sizes), dim=-1))).sigmoid()
     assert boxes.dtype == torch.float32

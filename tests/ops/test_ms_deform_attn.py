@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from psf.golden.stored import StoredTensors
+from fidelity.stored import StoredTensors
 from psf.ops import ms_deform_attn, ms_deform_attn_reference
 from tests.naive import naive_ms_deform_attn
 from tests.ops.problems import problem

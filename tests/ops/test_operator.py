@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from psf.modeling.deformable_attention import DeformableAttention
 from psf.ops import ms_deform_attn, ms_deform_attn_reference
-from psf.predictions import FeatureTokens
+from psf.structures import FeatureTokens
 from tests.ops.problems import output_and_gradients, problem
 
 SHAPES = [(5, 3), (2, 1), (1, 1)]
@@ -103,12 +103,12 @@ def test_module_computes_locations_in_float32_under_autocast(monkeypatch, implem
     attention = DeformableAttention(dim=16, num_heads=2, num_levels=1, num_points=2)
     tokens = torch.randn(1, 3 * 500, 16, generator=generator)
     features = FeatureTokens(tokens, torch.zeros_like(tokens), [(3, 500)], None, torch.ones(1, 1, 2))
-    references = torch.rand(1, 30, 1, 4 if box else 2, generator=generator) * 0.5 + 0.4
-    references[..., 2:] *= 0.01
-    references = references.bfloat16()  # as an autocast layer would give them
+    reference_points = torch.rand(1, 30, 1, 4 if box else 2, generator=generator) * 0.5 + 0.4
+    reference_points[..., 2:] *= 0.01
+    reference_points = reference_points.bfloat16()  # as an autocast layer would give them
     queries = torch.randn(1, 30, 16, generator=generator)
-    exact = attention(queries, references.float(), attention.values(features), features.spatial_shapes)
+    exact = attention(queries, reference_points.float(), attention.values(features), features.spatial_shapes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attention(queries, references, attention.values(features), features.spatial_shapes)
+        found = attention(queries, reference_points, attention.values(features), features.spatial_shapes)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=0.05 * exact.abs().max().item())

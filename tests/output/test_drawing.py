@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from psf.output import Region, draw_legend, draw_regions, legend_entries
 from psf.output import drawing as drawing_module
 from psf.output.colors import class_color, contrasting, segment_levels, with_level
-from psf.output.drawing import find_box
+from psf.output.drawing import draw_text, find_box, text_size
 from psf.output.legend import LegendEntry, add_legend
-from psf.output.text import draw_text, text_size
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 

@@ -86,6 +86,6 @@ def test_a_class_named_like_a_formula_is_drawn():
         assert np.abs(drawn.astype(int) - 128).max() > 20
 
 
-def test_a_class_that_the_data_set_does_not_know():
-    with pytest.raises(ValueError, match=r"class 0.*things \[1, 2\].*DATASETS\.TEST"):
+def test_a_class_that_the_dataset_does_not_know():
+    with pytest.raises(ValueError, match=r"class 0 as a thing.*list \[1, 2\]; DATASETS\.TEST"):
         InstanceOutput(predict(two(), [0, 1], [0.75, 0.5]), METADATA).records()

@@ -1,4 +1,4 @@
-"""A panoptic result in words, files and pictures: what the model said, in the data set's words."""
+"""A panoptic result in words, files and pictures: what the model said, in the dataset's words."""
 
 from __future__ import annotations
 

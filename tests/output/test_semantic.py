@@ -19,7 +19,7 @@ NAMES = ["sky", "ball", "sea"]
 
 
 def metadata(sea: int = 4) -> Metadata:
-    """Ids in one row; `sea` is that class's own id in the data set."""
+    """Ids in one row; `sea` is that class's own id in the dataset."""
     return Metadata(
         thing_classes=NAMES,
         stuff_classes=NAMES,
@@ -99,5 +99,5 @@ def test_things_that_share_a_channel():
 
 
 def test_metadata_without_classes():
-    with pytest.raises(ValueError, match="know no classes"):
+    with pytest.raises(ValueError, match="list no classes"):
         SemanticOutput(predict([[0]]), Metadata())

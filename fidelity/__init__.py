@@ -1,0 +1,7 @@
+"""Reference numbers of the released model, and how far psf is from them."""
+
+from fidelity.compare import check_folder
+from fidelity.record import record_folder
+from fidelity.stored import Comparison, Report
+
+__all__ = ["Comparison", "Report", "check_folder", "record_folder"]

@@ -1,0 +1,62 @@
+"""The command `psf`, also as `python -m psf`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import psf
+from psf.commands import COMMANDS, load_command
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run `psf COMMAND ...`; returns the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
+    if words and words[0] in COMMANDS:
+        return int(load_command(words[0]).main(words[1:]))
+    build_parser().parse_args(words)  # --help, --version, or an unknown command: it exits
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The names of the commands, with one line each; their arguments are their own parsers'."""
+    names = "\n".join(f"  {name:<17}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="psf",
+        description="Panoptic SegFormer: train, evaluate and use panoptic segmentation models.",
+        epilog=f"commands:\n{names}\n\n`psf COMMAND --help` shows the arguments of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="psf [-h] [--version] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"psf {psf.__version__}")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def complete() -> None:
+    """Answer a shell that asks for completions (argcomplete), and exit.
+
+    The parser of a command is loaded only when the line names it.
+    """
+    try:
+        import argcomplete
+    except ImportError:
+        sys.exit(1)
+    parser = argparse.ArgumentParser(prog="psf")
+    parser.add_argument("--version", action="store_true")
+    commands = parser.add_subparsers()
+    typed = os.environ.get("COMP_LINE", "").split()[1:]
+    for name in COMMANDS:
+        parents = [load_command(name).build_parser()] if typed[:1] == [name] else []
+        commands.add_parser(name, parents=parents, add_help=not parents)
+    argcomplete.autocomplete(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What psf stores in a checkpoint beside the weights: class names and tuned merging thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+
+from psf.errors import UserError
+from psf.inference import MergingThresholds
+from psf.meta_arch import classes_from_config
+from psf.structures import PanopticClasses
+
+__all__ = ["ClassNames", "TunedMerging", "check_same_classes", "class_names_from_config"]
+
+CLASSES_ENTRY = "psf_class_names"  # of a checkpoint
+
+
+class ClassNames(NamedTuple):
+    """Names of the thing classes and of the stuff classes."""
+
+    things: tuple[str, ...]
+    stuff: tuple[str, ...]
+
+    @classmethod
+    def of_dataset(cls, name: str) -> ClassNames | None:
+        """The names in a dataset's metadata; None if it does not name every class."""
+        metadata = MetadataCatalog.get(name)
+        classes = PanopticClasses.from_metadata(metadata)
+        return None if classes is None else cls._of_ids(classes, metadata)
+
+    @classmethod
+    def _of_ids(cls, classes: PanopticClasses, metadata: Metadata) -> ClassNames | None:
+        things, stuff = metadata.get("thing_classes") or [], metadata.get("stuff_classes") or []
+        if max(classes.thing_ids, default=-1) >= len(things) or max(classes.stuff_ids, default=-1) >= len(stuff):
+            return None
+        return cls(tuple(things[i] for i in classes.thing_ids), tuple(stuff[i] for i in classes.stuff_ids))
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> ClassNames | None:
+        """The names in a checkpoint; None if it has none."""
+        entry = checkpoint.get(CLASSES_ENTRY)
+        return None if entry is None else cls(tuple(entry["things"]), tuple(entry["stuff"]))
+
+    def as_entry(self) -> dict[str, dict[str, list[str]]]:
+        """The entry of a checkpoint for the names."""
+        return {CLASSES_ENTRY: {"things": list(self.things), "stuff": list(self.stuff)}}
+
+
+def class_names_from_config(cfg: CfgNode) -> ClassNames | None:
+    """Class names for `psf.meta_arch.classes_from_config`; None if no dataset names them.
+
+    Joint queries have thing heads alone; the stuff classes follow the thing classes there.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(name)
+        if PanopticClasses.from_metadata(metadata) is not None:
+            names = ClassNames._of_ids(classes_from_config(cfg), metadata)
+            if names is not None and cfg.MODEL.PSF.QUERIES == "joint":
+                return ClassNames(names.things + names.stuff, ())
+            return names
+    return None
+
+
+def check_same_classes(datasets: Iterable[str]) -> None:
+    """Check that the datasets of one run have the same things, as far as they have any, and the same stuff.
+
+    Raises:
+        UserError: if a name or a contiguous id differs from the first dataset.
+    """
+    first: dict[str, tuple[str, list[tuple[int, str]]]] = {}
+    for dataset in datasets:
+        classes = PanopticClasses.from_metadata(MetadataCatalog.get(dataset))
+        names = ClassNames.of_dataset(dataset)
+        if classes is None or names is None:
+            continue
+        for kind, ids, of_kind in zip(("things", "stuff"), classes, names, strict=True):
+            own = list(zip(ids, of_kind, strict=True))
+            other, wanted = first.setdefault(kind, (dataset, own)) if own else (dataset, own)
+            if own != wanted:
+                difference = sorted(set(own) ^ set(wanted))[:4]
+                raise UserError(
+                    f'DATASETS: the {kind} of "{dataset}" are not those of "{other}", for which the model is built '
+                    f"({len(own)} against {len(wanted)}; the contiguous id or the name differs in {difference}). Give "
+                    "DATASETS.TRAIN and DATASETS.TEST datasets with the same classes; those of panoptic JSONs are "
+                    "the same if their `categories` are, in the same order"
+                )
+
+
+MERGING_ENTRY = "psf_merging"  # of a checkpoint
+
+
+class TunedMerging(NamedTuple):
+    """Thresholds of both kinds before and after the search (MODEL.PSF.POST_PROCESSOR.{THINGS,STUFF})."""
+
+    things: MergingThresholds
+    stuff: MergingThresholds
+    things_before: MergingThresholds  # of the training's config
+    stuff_before: MergingThresholds
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TunedMerging | None:
+        """The thresholds in a checkpoint; None if its training did not tune."""
+        entry = checkpoint.get(MERGING_ENTRY)
+        return None if entry is None else cls(*(MergingThresholds(**entry[name]) for name in cls._fields))
+
+    def as_entry(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The entry of a checkpoint for the thresholds."""
+        numbers = {
+            name: {key: float(value) for key, value in one._asdict().items()} for name, one in self._asdict().items()
+        }
+        return {MERGING_ENTRY: numbers}
+
+    def in_force(
+        self, things: MergingThresholds, stuff: MergingThresholds
+    ) -> tuple[MergingThresholds, MergingThresholds]:
+        """Thresholds of things and stuff for a config that has `things` and `stuff`.
+
+        A number that the training's config had, or that the search found, becomes the tuned one. Any other number was
+        set by the user after the training, and stays.
+        """
+        return _choose(self.things, self.things_before, things), _choose(self.stuff, self.stuff_before, stuff)
+
+
+def _choose(tuned: MergingThresholds, before: MergingThresholds, config: MergingThresholds) -> MergingThresholds:
+    return MergingThresholds(
+        *(new if now in (old, new) else now for new, old, now in zip(tuned, before, config, strict=True))
+    )

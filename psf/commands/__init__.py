@@ -1,0 +1,77 @@
+"""The command `psf`: one module per sub-command.
+
+Each module has `build_parser()`, its arguments, and `main(words)`, which runs it and returns the exit code. A module is
+imported only when its command is used: `psf --help` and `psf doctor` need neither torch nor Detectron2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+from psf.errors import UserError
+
+__all__ = ["COMMANDS", "add_workers_flag", "command_parser", "load_command", "run_command"]
+
+# Name -> what it does; the module has "_" for "-".
+COMMANDS = {
+    "train": "train a model, and evaluate it at the end",
+    "evaluate": "evaluate a checkpoint on DATASETS.TEST",
+    "predict": "segment images, a video or a camera",
+    "validate": "validate a panoptic dataset",
+    "convert-dataset": "convert COCO instances or labelme annotations to a panoptic dataset",
+    "convert-weights": "convert published checkpoints and ImageNet backbones",
+    "tune-merging": "search the thresholds and exponents of mask-wise merging",
+    "robustness": "evaluate under image corruptions (COCO-C)",
+    "analyze": "count parameters and FLOPs",
+    "benchmark": "measure time per part of the model, images per second and memory",
+    "quickstart": "train on generated scenes, evaluate, and draw predictions",
+    "doctor": "check the environment and print the command that fixes each problem",
+}
+
+
+def load_command(name: str) -> ModuleType:
+    """The module of a sub-command, such as "convert-dataset"."""
+    return importlib.import_module(f"psf.commands.{name.replace('-', '_')}")
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """An empty parser for one sub-command, with the layout of its description kept."""
+    return argparse.ArgumentParser(
+        prog=f"psf {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_workers_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers`, the number of threads that read and write images."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
+        return int(text)
+
+    parser.add_argument(
+        "--workers",
+        type=number,
+        default=min(os.cpu_count() or 1, 16),
+        metavar="N",
+        help="images that are processed at a time (default: one per processor, at most 16)",
+    )
+
+
+def run_command(action: Callable[[], int | None]) -> int:
+    """Run what a command is for.
+
+    Returns:
+        Its exit code (None counts as 0); 2 after a mistake of the user or an error of the file system, which is one
+        line on stderr.
+    """
+    try:
+        return action() or 0
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2

@@ -1,0 +1,62 @@
+"""Convert a published checkpoint, or an ImageNet backbone in its authors' layout, for MODEL.WEIGHTS.
+
+    psf convert-weights IN.pth OUT.pth --config-file coco/released/psf_R50_24ep.yaml
+
+IN.pth is a released Panoptic SegFormer, or a classifier: ResNet of torchvision or timm, Swin or PVTv2 of their authors
+or of timm; its names tell which. Every entry is used or named as dropped, and the model of the config (its backbone, if
+IN.pth is a classifier) must be filled, name by name and shape by shape. Nothing in the file is executed. A mistake is
+one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+
+from psf.checkpoint import Conversion, convert_checkpoint
+from psf.commands import command_parser, run_command
+from psf.engine import add_import_flag, add_register_flag, build_config
+
+__all__ = ["build_parser", "main"]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(words)
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
+    report(convert_checkpoint(args.source, args.target, cfg, overwrite=args.force), args)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = command_parser("convert-weights", __doc__)
+    add = parser.add_argument
+    add("source", metavar="IN.pth", help="checkpoint of others")
+    add("target", metavar="OUT.pth", help="file to write")
+    add("--config-file", required=True, metavar="FILE", help="yaml of the model that it is for")
+    add("--force", action="store_true", help="overwrite OUT.pth")
+    add_register_flag(parser)
+    add_import_flag(parser)
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+    return parser
+
+
+def report(conversion: Conversion, args: argparse.Namespace) -> None:
+    """Say what was used, and what to do next."""
+    num_dropped = sum(conversion.dropped.values())
+    kind = "ImageNet backbone" if conversion.is_backbone else "released Panoptic SegFormer"
+    print(f"{kind}: {conversion.num_source - num_dropped} of {conversion.num_source} entries used")
+    for pattern, count in conversion.dropped.items():
+        print(f"  dropped on purpose: {count} of {pattern}")
+    for pattern, count in conversion.fresh.items():
+        print(f"  not in {args.source}, stay as they start: {count} of {pattern}")
+    print(f"{conversion.num_written} entries written to {args.target}. Next:")
+    words = ["psf", "train" if conversion.is_backbone else "evaluate", "--config-file", args.config_file]
+    words += [word for text in args.register for word in ("--register", text)]
+    words += [word for name in args.imports for word in ("--import", name)]
+    print(shlex.join([*words, *args.opts, "MODEL.WEIGHTS", args.target]))

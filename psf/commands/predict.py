@@ -1,0 +1,258 @@
+"""Segment images, a video or what a camera sees with a trained model, and write the results.
+
+    psf predict --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS model.pth
+
+An image NAME.* gives NAME.jpg (drawn), NAME_panoptic.png (segment ids, in COCO's encoding) and NAME.json (class, score,
+area and box of every segment); with --save also binary masks, or less. --task instance gives instances, which may
+overlap, with their masks in the JSON; --task semantic a class for each pixel, in NAME_semantic.png. A video or a camera
+gives a drawn video, without sound; Ctrl-C ends it properly. No input may lie in the folder of the results.
+Exit code: 0 all done; 1 an input could not be used, or not to its end (it is named, the others are done);
+2 the work could not be started, or the results not be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.video_visualizer import VideoVisualizer
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from psf.checkpoint import check_same_classes
+from psf.commands import command_parser, run_command
+from psf.engine import Predictor, add_import_flag, add_register_flag, build_config
+from psf.errors import UserError
+from psf.output import FILE_KINDS, TASKS, Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata, write_output
+
+__all__ = ["build_parser", "main"]
+
+logger = logging.getLogger("psf.predict")
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return run_command(lambda: segment_images(args) if args.input else segment_video(args))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = command_parser("predict", __doc__)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="yaml of the model")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
+    source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
+    source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, counted from 0")
+    add("--output", type=Path, default="output/demo", metavar="PATH", help="folder, or a video file [%(default)s]")
+    add("--task", choices=TASKS, default="panoptic", help="which of the model's results [%(default)s]")
+    add(
+        "--save",
+        type=_file_kinds,
+        metavar="KIND,KIND",
+        help="files of an image [picture,png,json]: " + "; ".join(map(": ".join, FILE_KINDS.items())),
+    )
+    add("--confidence-threshold", type=_confidence, metavar="T", help="leave out what is below it [config's T_CNF]")
+    add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu where there is no GPU]")
+    add_register_flag(parser)
+    add_import_flag(parser)
+    add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+    return parser
+
+
+def _confidence(text: str) -> float:
+    try:
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+
+
+def _file_kinds(text: str) -> list[str]:
+    kinds = text.split(",")
+    if unknown := [kind for kind in kinds if kind not in FILE_KINDS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FILE_KINDS)}")
+    return kinds
+
+
+def build_predictor(args: argparse.Namespace) -> Predictor:
+    """The model of --config-file and --opts, with what the other arguments say of it."""
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
+    if not cfg.DATASETS.TEST:
+        raise UserError(f"{args.config_file}: DATASETS.TEST is empty; class names come from its first dataset")
+    check_same_classes((*cfg.DATASETS.TRAIN, cfg.DATASETS.TEST[0]))
+
+    cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
+    _set_threshold(cfg, args.task, args.confidence_threshold)
+    # Of the three results the demo shows one; the semantic scores of one large photograph fill gigabytes.
+    for task in TASKS:
+        cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
+    predictor = Predictor(cfg)
+    processor = getattr(predictor.model, "post_processor", None)
+    if processor is not None and args.task == "instance" and args.confidence_threshold is None:
+        threshold = max(processor.things.t_cnf, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)  # of the checkpoint, if tuned
+        processor.instance = processor.instance._replace(score_thresh=threshold)
+    if processor is not None and args.confidence_threshold is not None:  # also if the checkpoint stores tuned ones
+        processor.things, processor.stuff = (
+            numbers._replace(t_cnf=args.confidence_threshold) for numbers in (processor.things, processor.stuff)
+        )
+    return predictor
+
+
+def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
+    """Of panoptic segments and instances."""
+    merging = cfg.MODEL.PSF.POST_PROCESSOR
+    if task == "semantic" and threshold is not None:
+        raise UserError("--confidence-threshold means nothing with --task semantic: a pixel gets its likeliest class")
+    if threshold is not None:
+        merging.THINGS.T_CNF = merging.STUFF.T_CNF = cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = threshold
+
+
+def _choose_device(asked: str | None, configured: str) -> str:
+    device = asked or configured
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if asked:
+            raise UserError(f"--device {asked}: torch sees no CUDA GPU here")
+        logger.info("no CUDA GPU found: running on the CPU")
+        return "cpu"
+    logger.info("running on %s", device)
+    return device
+
+
+def segment_images(args: argparse.Namespace) -> int:
+    """Write the files of every image of --input; an image that cannot be used is named and skipped."""
+    if args.max_frames is not None:
+        raise UserError("--max-frames is for a video or a camera: images are all used")
+    kinds = args.save or ["picture", "json"] + ["png"] * (args.task != "instance")
+    if args.task == "instance" and "png" in kinds:
+        raise UserError("--save png means nothing with --task instance: masks may overlap; --save masks writes each")
+    images, skipped = find_images(args.input)
+    check_apart(images, args.output, *args.output.glob("*_masks"))
+    args.output.mkdir(parents=True, exist_ok=True)
+    predictor = build_predictor(args)
+    num_written = 0
+    with logging_redirect_tqdm():
+        for path, name in tqdm(choose_names(images).items(), unit="image"):
+            try:
+                image, picture = predictor.read(str(path))
+                output = TASKS[args.task](predictor(image), predictor.metadata)
+                write_output(output, picture, source=path, folder=args.output, name=name, kinds=kinds)
+                num_written += 1
+            except ValueError as error:
+                logger.error("%s: skipped: %s", path, error)
+                skipped.append(str(path))
+    print(f"{num_written} of {len(images)} images written to {args.output}")
+    if skipped:
+        print(f"skipped: {', '.join(skipped)}")
+    return 1 if skipped else 0
+
+
+def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files that the patterns name, each once and in order; and the patterns that name none.
+
+    A folder stands for the files in it that end like an image, or for its .npy arrays where there are none; a file,
+    named or matched by a glob, for itself.
+
+    Raises:
+        UserError: if there is no file at all.
+    """
+    images: dict[Path, Path] = {}  # by the real path
+    unmatched = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            files = list(path.iterdir())
+            matches = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            matches = matches or [file for file in files if file.suffix.lower() == ".npy"]
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
+        if not matches:
+            hint = f"; sub-folders are not looked into, --input '{path}/**/*' does" if path.is_dir() else ""
+            logger.error("--input %s: no image found%s", pattern, hint)
+            unmatched.append(pattern)
+        for match in sorted(matches):
+            images.setdefault(match.resolve(), match)
+    if not images:
+        raise UserError(f"no image found; --input takes files, globs, and folders with {' '.join(IMAGE_SUFFIXES)}")
+    return list(images.values()), unmatched
+
+
+def choose_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A name for each image's output files: its stem, with a number where an earlier one has that stem."""
+    names: dict[Path, str] = {}
+    seen = set()
+    for image in images:
+        name, number = image.stem, 1
+        while name.lower() in seen:
+            number += 1
+            name = f"{image.stem}_{number}"
+        seen.add(name.lower())
+        names[image] = name
+    return names
+
+
+def check_apart(sources: Iterable[Path], *folders: Path) -> None:
+    """Refuse an input in a folder of results, which could overwrite it or what belongs to it (a.json of a.png)."""
+    taken = {folder.resolve() for folder in folders}
+    for source in sources:
+        if taken & {source.parent.resolve(), source.resolve().parent}:
+            raise UserError(f"{source} lies in the folder of the results, where it could be lost: change --output")
+
+
+def segment_video(args: argparse.Namespace) -> int:
+    """Write the drawn video of --video-input or --webcam; of a file damaged half-way, the frames before."""
+    if args.save is not None:
+        raise UserError("--save is of the files of an image: --video-input and --webcam give one drawn video")
+    source = Camera(args.webcam) if args.video_input is None else VideoFile(args.video_input)
+    target = _video_target(args)
+    num_written, is_complete = 0, True
+    with source as frames, VideoWriter(target, frames.rate) as writer:
+        predictor = build_predictor(args)
+        visualizer = VideoVisualizer(drawable_metadata(predictor.metadata))
+        known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
+        progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
+        try:
+            for image_rgb, seconds in progress:
+                output = TASKS[args.task](predictor(predictor.take_frame(image_rgb)), predictor.metadata)
+                writer.write(TimedFrame(output.frame(visualizer, image_rgb), seconds))
+                num_written += 1
+        except KeyboardInterrupt:
+            logger.info("stopped")
+        except ValueError as error:
+            if not num_written:
+                raise
+            logger.error("%s", error)
+            is_complete = False
+    if not num_written:
+        raise UserError(f"{args.video_input or 'the camera'}: gave no frame")
+    print(f"{num_written} frames written to {target}")
+    return 0 if is_complete else 1
+
+
+def _video_target(args: argparse.Namespace) -> Path:
+    """The file that --output means: itself, or one in the folder that it is."""
+    source: Path | None = args.video_input
+    target: Path = args.output
+    if target.is_dir() or not target.suffix:
+        check_apart([source] if source else [], target)
+        target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
+    if source is not None and target.resolve() == source.resolve():
+        raise UserError(f"{source} would be overwritten by the result: name another file with --output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target

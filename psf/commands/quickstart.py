@@ -1,0 +1,72 @@
+"""Train on generated scenes, evaluate on held-out scenes, and draw predictions of some of them.
+
+Writes output/quickstart/results.json, panel.png, model_final.pth and demo/. KEY VALUE pairs are passed on to the
+training, for example SEED 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from psf.commands import command_parser, run_command
+from psf.errors import UserError
+
+__all__ = ["build_parser", "main"]
+
+CONFIG = "shapes/psf_tiny.yaml"
+OUTPUT = Path("output/quickstart")
+NUM_DEMO_IMAGES = 6
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """KEY VALUE pairs alone."""
+    parser = command_parser("quickstart", __doc__)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options of the training")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(words)
+    return run_command(lambda: run(args.opts))
+
+
+def run(opts: Sequence[str]) -> int:
+    """Train, evaluate and draw, each by a command of psf in a process of its own."""
+    if "OUTPUT_DIR" in opts[::2]:
+        raise UserError(f"OUTPUT_DIR is always {OUTPUT} here; to train into another folder: psf train")
+    if code := psf("train", "--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(OUTPUT), *opts):
+        return code
+    held_out = held_out_images()
+    weights = ("--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth"))
+    output = str(OUTPUT / "demo")
+    if code := psf(
+        "predict", "--config-file", CONFIG, "--input", *held_out[:NUM_DEMO_IMAGES], "--output", output, *weights
+    ):
+        return code
+    results = json.loads((OUTPUT / "results.json").read_text(encoding="utf-8"))["panoptic_seg"]
+    metrics = ", ".join(f"{name} {results[name]:.1f}" for name in ("PQ", "PQ_th", "PQ_st"))
+    print(f"\nOn {len(held_out)} held-out scenes: {metrics}")
+    print(f"See {OUTPUT / 'panel.png'} (input | ground truth | prediction) and {OUTPUT / 'demo'}")
+    return 0
+
+
+def held_out_images() -> list[str]:
+    """Files of the scenes of psf_shapes_val."""
+    from detectron2.data import DatasetCatalog
+
+    import psf.data  # noqa: F401  (registers the dataset)
+
+    return [x["file_name"] for x in DatasetCatalog.get("psf_shapes_val")]
+
+
+def psf(*words: str) -> int:
+    """Print a command of psf, run it in a process of its own, and return its exit code."""
+    print(f"\n$ {shlex.join(['psf', *words])}", flush=True)
+    return subprocess.run([sys.executable, "-m", "psf", *words], check=False).returncode

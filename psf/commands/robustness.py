@@ -1,0 +1,118 @@
+"""Panoptic quality under 16 corruptions at 5 severities (COCO-C, table 11 of the paper).
+
+psf robustness --config-file coco/psf_R50_24ep.yaml --num-images 2000 \\
+    MODEL.WEIGHTS model_final.pth OUTPUT_DIR output/robustness
+
+Evaluates the first of DATASETS.TEST; of a model that knows no stuff PQ_th is shown, of one without things PQ_st. Writes
+OUTPUT_DIR/robustness.json, .md and .png after each evaluation; the same command again goes on where the last one
+stopped. Frost is of generated crystals, not of the published photographs: compare its figures among models that this
+tool has measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from psf.commands import run_command
+from psf.engine import (
+    Trainer,
+    add_num_images_flag,
+    argument_parser,
+    build_checkpointer,
+    build_config,
+    launch,
+    panoptic_test_set,
+    resolve_num_queries,
+    setup,
+)
+from psf.meta_arch import classes_from_config
+from psf.tools.robustness import (
+    CORRUPTIONS,
+    SEVERITIES,
+    RobustnessRecord,
+    describe_measurement,
+    evaluate_robustness,
+    write_report,
+)
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `psf train`, and which corruptions."""
+    parser = argument_parser()
+    parser.prog, parser.description, parser.epilog = "psf robustness", __doc__, None
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_num_images_flag(parser)
+    for flag, known in (("--corruptions", list(CORRUPTIONS)), ("--severities", [str(one) for one in SEVERITIES])):
+        choose = partial(some_of, known=known)
+        parser.add_argument(
+            flag, type=choose, default=known, metavar="NAMES", help="with commas between (default: all)"
+        )
+    return parser
+
+
+def some_of(text: str, known: Sequence[str]) -> list[str]:
+    """Names with commas between, each once."""
+    chosen = list(dict.fromkeys(text.split(",")))
+    unknown = [one for one in chosen if one not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; there are {', '.join(known)}")
+    return chosen
+
+
+def check_and_launch(args: argparse.Namespace) -> None:
+    """Refuse a record that does not fit, which in several processes would be a traceback; then start them."""
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
+    resolve_num_queries(cfg)
+    open_record(panoptic_alone(cfg), args)
+    launch(run, args, is_training=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    """One process of the evaluation."""
+    cfg = panoptic_alone(setup(args, is_training=False))
+    record, folder, metric = open_record(cfg, args), Path(cfg.OUTPUT_DIR), main_metric(cfg)
+    model = Trainer.build_model(cfg)
+    build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
+    report = partial(write_report, record, args.severities, folder, metric)
+    chosen = {"corruptions": args.corruptions, "severities": args.severities, "num_images": args.num_images}
+    evaluate_robustness(cfg, model, cfg.DATASETS.TEST[0], record, after_each=report, **chosen)
+    if comm.is_main_process():
+        title = f"{cfg.DATASETS.TEST[0]}, {cfg.MODEL.WEIGHTS}"
+        print(f"{title}\n\n{report()}\n\nAlso in {folder}: robustness.json, .md and .png")
+
+
+def panoptic_alone(cfg: CfgNode) -> CfgNode:
+    """The config of a model that makes what is measured here, and nothing else."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    asked = cfg.MODEL.PSF.TEST
+    asked.PANOPTIC_ON, asked.INSTANCE_ON, asked.SEMANTIC_ON = True, False, False
+    return cfg
+
+
+def open_record(cfg: CfgNode, args: argparse.Namespace) -> RobustnessRecord:
+    about = describe_measurement(cfg, panoptic_test_set(cfg), args.num_images)
+    return RobustnessRecord(Path(cfg.OUTPUT_DIR, "robustness.json"), about)
+
+
+def main_metric(cfg: CfgNode) -> str:
+    """PQ of what the model can find."""
+    classes = classes_from_config(cfg)
+    if not classes.stuff_ids:
+        return "PQ_th"
+    return "PQ" if classes.thing_ids else "PQ_st"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(words)
+    args.severities = [int(one) for one in args.severities]
+    return run_command(lambda: check_and_launch(args))

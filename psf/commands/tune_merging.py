@@ -1,0 +1,98 @@
+"""Search ALPHA, BETA, T_CNF and T_KEEP of things and of stuff for the best PQ on a validation set.
+
+psf tune-merging --config-file shapes/psf_tiny.yaml --num-gpus 0 MODEL.WEIGHTS model_final.pth \\
+    DATASETS.TEST "('psf_shapes_tune',)" OUTPUT_DIR output/tuning
+
+The model runs once over the first of DATASETS.TEST; what merging needs of each image is kept in memory, some kilobytes.
+Prints PQ over pairs of numbers around the best point, and that point as KEY VALUE options; OUTPUT_DIR/merging.md has
+the same. Numbers chosen on a dataset flatter it: choose them on one, and report on another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from psf.commands import run_command
+from psf.data import build_test_loader, load_dataset
+from psf.engine import (
+    Trainer,
+    add_num_images_flag,
+    argument_parser,
+    build_checkpointer,
+    panoptic_test_set,
+    setup,
+    spread_evenly,
+)
+from psf.evaluation import PanopticGroundTruth
+from psf.evaluation.merging_search.search import (
+    DEFAULT_GRID,
+    Grid,
+    Tuning,
+    cache_dataset,
+    check_can_be_tuned,
+    key_value_words,
+    surface_table,
+    tune,
+)
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `psf train`, and the values to try."""
+    parser = argument_parser()
+    parser.prog, parser.description, parser.epilog = "psf tune-merging", __doc__, None
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_num_images_flag(parser)
+    for name, values in DEFAULT_GRID._asdict().items():
+        flag, default = f"--{name.replace('_', '-')}", ",".join(f"{value:g}" for value in values)
+        help_text = f"values of {name.upper()} to try (default: {default})"
+        parser.add_argument(flag, type=numbers, default=values, metavar="NUMBERS", help=help_text)
+    return parser
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    values = tuple(float(part) for part in text.split(","))
+    if not all(0 <= value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(f"expected finite numbers from 0 on, found {text}")
+    return values
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = setup(args, is_training=False)
+    name = panoptic_test_set(cfg)
+    model = Trainer.build_model(cfg)
+    check_can_be_tuned(model)
+    build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
+    grid = Grid(args.alpha, args.beta, args.t_cnf, args.t_keep)
+    loader = build_test_loader(cfg, spread_evenly(load_dataset(name), args.num_images))
+    cached = cache_dataset(model, loader, name, grid)
+    size = sum(image.num_bytes for image in cached) / 2**20
+    print(f"{name}: {len(cached)} images, {size:.1f} MiB kept", flush=True)
+    categories = {key: bool(one["isthing"]) for key, one in PanopticGroundTruth(name).categories.items()}
+    processor = model.post_processor
+    report = "\n".join(report_lines(tune(cached, categories, processor.things, processor.stuff, grid)))
+    path = Path(cfg.OUTPUT_DIR, "merging.md")
+    path.write_text(f"{name}: {len(cached)} images, {cfg.MODEL.WEIGHTS}\n{report}\n", encoding="utf-8")
+    print(f"\nAlso in {path}:\n{report}")
+
+
+def report_lines(found: Tuning) -> Iterator[str]:
+    """Markdown: the surfaces, what was gained, and the numbers as options in the last line."""
+    for surface in found.surfaces:
+        yield f"\nPQ over {surface.kind.upper()}\n\n{surface_table(surface)}"
+    if not found.is_settled:
+        yield "\nThe search was ended while it still found better numbers: there may be better ones than these."
+    yield f"\nPQ {found.pq_at_start:.3f} with the config's numbers, {found.pq:.3f} with these:\n"
+    yield shlex.join(key_value_words(found))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(words)
+    return run_command(lambda: run(args))

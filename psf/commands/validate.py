@@ -1,0 +1,116 @@
+"""Validate a panoptic dataset: every image, PNG and annotation is read and checked.
+
+psf validate --json panoptic.json --png-root panoptic/ --image-root images/ --html report.html
+psf validate --register a=a.json,a_png/,images/ --register b=b.json,b_png/,images/
+psf validate --dataset coco_2017_val_panoptic
+
+Exit code: 0 if all is clean, 1 if a dataset has faults or two have different categories, 2 if one cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from psf.checkpoint import check_same_classes
+from psf.commands import add_workers_flag, command_parser, run_command
+from psf.data.registration import PanopticSet, register_panoptic
+from psf.errors import UserError
+from psf.tools.dataset_validation.html import write_html
+from psf.tools.dataset_validation.report import check_corrected_target, check_report_target
+from psf.tools.dataset_validation.validation import places_of_dataset, validate_panoptic, write_corrected
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments; which of them go together is checked by `main`."""
+    parser = command_parser("validate", __doc__)
+    parser.add_argument("--json", metavar="FILE", help="panoptic JSON in COCO's format")
+    parser.add_argument("--png-root", metavar="FOLDER", help="of the panoptic PNGs")
+    parser.add_argument("--image-root", metavar="FOLDER", help="of the images")
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="NAME=JSON,PNGS,IMAGES",
+        help="the three in one, as train_net.py has it; may be given again",
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="a registered dataset, in place of the three")
+    parser.add_argument("--fix", type=Path, metavar="FILE", help="write a corrected JSON here, where that is safe")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with drawn samples here")
+    parser.add_argument("--samples", type=int, default=12, metavar="N", help="drawn images (default: %(default)s)")
+    parser.add_argument("--show", type=int, default=3, metavar="N", help="faults of a kind (default: %(default)s)")
+    add_workers_flag(parser)
+    return parser
+
+
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    args = parser.parse_args(words)
+    places = (args.json, args.png_root, args.image_root)
+    if [bool(args.dataset), bool(args.register), any(places)].count(True) != 1 or any(places) != all(places):
+        parser.error("expected --json, --png-root and --image-root, or --register alone, or --dataset alone")
+    return args
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_arguments(words)
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    if len(args.register) > 1:
+        return run_several(args)
+    if args.register:
+        _, *places = PanopticSet.parse(args.register[0])
+    elif args.dataset:
+        places = [*places_of_dataset(args.dataset)]
+    else:
+        places = [args.json, args.png_root, args.image_root]
+    return 0 if validate(args, *places) else 1
+
+
+def run_several(args: argparse.Namespace) -> int:
+    """Validate each set, and whether one run can have all of them: they need the same categories."""
+    sets = [PanopticSet.parse(text) for text in args.register]
+    if args.fix or args.html:
+        raise UserError(f"--fix and --html are for one set, found {len(sets)} --register: give them one at a time")
+    for one in sets:
+        register_panoptic(*one)
+    is_clean = [validate(args, *places) for _, *places in sets]
+    try:
+        check_same_classes(one.name for one in sets)
+    except ValueError as error:
+        print(error)
+        return 1
+    return 0 if all(is_clean) else 1
+
+
+def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root: str) -> bool:
+    """Whether the set is clean, after the report on it; what may not be overwritten is refused before all the work."""
+    if args.html:
+        check_report_target(args.html)
+    if args.fix:
+        check_corrected_target(args.fix, json_file)
+    report = validate_panoptic(
+        json_file,
+        png_root,
+        image_root,
+        workers=args.workers,
+        show_progress=True,
+    )
+    print(f"{json_file}\n\n{report.text(num_examples=args.show)}\n")
+    if args.html:
+        write_html(report, args.html, png_root=png_root, image_root=image_root, num_samples=args.samples)
+        print(f"{args.html}: the report with drawn samples\n")
+    if args.fix:
+        fixed, left = write_corrected(report, args.fix), report.unfixed()
+        print(f"{args.fix}: corrected {count(fixed)}; left as it is: {count(left)}\n")
+    return report.is_clean
+
+
+def count(kinds: dict[str, int]) -> str:
+    return ", ".join(f"{number} x {kind}" for kind, number in kinds.items()) or "nothing"

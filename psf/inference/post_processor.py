@@ -1,0 +1,366 @@
+"""Post-processors: the candidates of an image -> panoptic segmentation and instances (section 3.5, table 7)."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+from detectron2.utils.registry import Registry
+from torch import Tensor
+
+from psf.errors import UserError
+from psf.inference.candidates import (
+    CandidateThresholds,
+    ImageGeometry,
+    MergingThresholds,
+    ScoredMasks,
+    per_candidate,
+    score_masks,
+    upper_bound,
+)
+from psf.inference.mask_wise_merging import mask_wise_merging
+from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
+from psf.inference.rejections import CandidateOutcomes, explain_rejections
+from psf.inference.results import InstanceSettings, instance_result, mask_nms, panoptic_result
+from psf.structures import Candidates, PanopticClasses, PanopticSegmentation
+
+__all__ = [
+    "POST_PROCESSOR_REGISTRY",
+    "ClassTimesMask",
+    "MaskWiseMerging",
+    "PixelArgmax",
+    "PostProcessor",
+    "ScoredCandidates",
+    "build_post_processor",
+]
+
+POST_PROCESSOR_REGISTRY = Registry("PSF_POST_PROCESSOR")
+POST_PROCESSOR_REGISTRY.__doc__ = (
+    "Classes built as (cfg): candidates -> panoptic map, as psf.inference.MaskWiseMerging."
+)
+
+
+class ScoredCandidates(NamedTuple):
+    """Some of the candidates of an image, at output size."""
+
+    positions: Tensor  # (M,) indices among all candidates, ascending
+    candidates: Candidates  # M
+    masks: ScoredMasks  # M
+
+
+class PostProcessor(abc.ABC):
+    """Base class: keys, scores of candidates, and instance results; subclasses assign the pixels.
+
+    A post-processor of your own is a subclass, registered with POST_PROCESSOR_REGISTRY and named in
+    MODEL.PSF.POST_PROCESSOR.NAME; the registry calls it with (cfg). It implements `panoptic_rows`, `panoptic` and
+    `is_kept`, and changes no candidate in place. Segment ids are 1, 2, ... in the order of the list of segments; 0 in
+    the map means no segment. `psf.testing.check_post_processor` checks all this.
+
+    Args:
+        things: exponents and thresholds of things.
+        stuff: exponents and thresholds of stuff.
+        mask_threshold: a pixel belongs to a mask where its score is above.
+        extra_pixels: added to the pixel count in the mean mask score.
+        instance: which instances are reported.
+        is_tuned: use the thresholds stored in the checkpoint (TUNE_IMAGES above 0), see `psf.engine.Checkpointer`.
+    """
+
+    last_obstacle: ClassVar[str] = "T_KEEP"  # what rejects a candidate that has a mask and reaches T_CNF
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        things: MergingThresholds,
+        stuff: MergingThresholds,
+        mask_threshold: float,
+        extra_pixels: float,
+        instance: InstanceSettings,
+        is_tuned: bool = False,
+    ):
+        self.things, self.stuff = things, stuff
+        self.configured, self.is_tuned = (things, stuff), is_tuned
+        self.mask_threshold, self.extra_pixels, self.instance = mask_threshold, extra_pixels, instance
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.PSF.POST_PROCESSOR
+        things, stuff = (
+            MergingThresholds(alpha=kind.ALPHA, beta=kind.BETA, t_cnf=kind.T_CNF, t_keep=kind.T_KEEP)
+            for kind in (node.THINGS, node.STUFF)
+        )
+        return {
+            "things": things,
+            "stuff": stuff,
+            "mask_threshold": node.MASK_THRESHOLD,
+            "extra_pixels": node.EXTRA_PIXELS,
+            "instance": _instance_settings(cfg),
+            "is_tuned": node.TUNE_IMAGES > 0,
+        }
+
+    def results(
+        self,
+        candidates: Candidates,
+        classes: PanopticClasses,
+        geometry: ImageGeometry,
+        *,
+        panoptic: bool,
+        instance: bool,
+    ) -> dict[str, Any]:
+        """Detectron2's `panoptic_seg` and `instances` of one image; each mask is resized once for both.
+
+        Args:
+            candidates: of the image.
+            classes: contiguous ids of the classes.
+            geometry: sizes of the padded batch, the image and the output.
+            panoptic: give `panoptic_seg`.
+            instance: give `instances`.
+        """
+        rows = torch.zeros_like(candidates.is_thing)
+        if panoptic:
+            rows |= self.panoptic_rows(candidates)
+        if instance:
+            rows |= self.instance_rows(candidates)
+        scored = self.score(candidates, rows, geometry)
+        results: dict[str, Any] = {}
+        if panoptic:
+            results["panoptic_seg"] = panoptic_result(self.panoptic(candidates, geometry, scored), candidates, classes)
+        if instance:
+            results["instances"] = self.instances(candidates, classes, geometry, scored)
+        return results
+
+    def explain(
+        self, candidates: Candidates, geometry: ImageGeometry, *, panoptic: bool, instance: bool
+    ) -> dict[str, CandidateOutcomes]:
+        """Why candidates of one image are, or are not, in its `results`; slower than `results`.
+
+        Args:
+            candidates: of the image.
+            geometry: sizes of the padded batch, the image and the output.
+            panoptic: explain `panoptic_seg`; all candidates compete.
+            instance: explain `instances`; the things compete, in their order.
+
+        Returns:
+            Under the keys of `results`; the reasons are "kept", "empty_mask", and names of keys: "T_CNF", "T_KEEP"
+            ("higher_scores" for PixelArgmax: other candidates have won all pixels), "SCORE_THRESH",
+            "DETECTIONS_PER_IMAGE or NMS_THRESH".
+        """
+        outcomes: dict[str, CandidateOutcomes] = {}
+        if panoptic:
+            scored = self.score(candidates, torch.ones_like(candidates.is_thing), geometry)
+            segments = self.panoptic(candidates, geometry, scored).segments
+            outcomes["panoptic_seg"] = explain_rejections(
+                candidates,
+                confidence=self.decisive_confidence(candidates, scored.masks.confidence),
+                has_mask=self.has_mask(scored.masks),
+                is_confident=self.is_kept(candidates, scored.masks.confidence),
+                is_kept=_among(len(candidates.is_thing), [one.candidate for one in segments]),
+                confidence_key="T_CNF",
+                last_key=self.last_obstacle,
+            )
+        if instance:
+            things = candidates.select(candidates.is_thing)
+            everything = self.score(things, torch.ones_like(things.is_thing), geometry)
+            order = self._instance_order(self.instance_rows(things), everything)
+            outcomes["instances"] = explain_rejections(
+                things,
+                confidence=everything.masks.confidence,
+                has_mask=everything.masks.area > 0,
+                is_confident=everything.masks.confidence >= self.instance.score_thresh,
+                is_kept=_among(len(things.is_thing), order.tolist()),
+                confidence_key="SCORE_THRESH",
+                last_key="DETECTIONS_PER_IMAGE or NMS_THRESH",
+            )
+        return outcomes
+
+    def decisive_confidence(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        """(N,) what `is_kept` compares with T_CNF, of candidates of this (N,) confidence."""
+        return confidence
+
+    def has_mask(self, masks: ScoredMasks) -> Tensor:
+        """(N,) bool, whether the candidate's own mask allows a segment."""
+        return masks.area > 0
+
+    @abc.abstractmethod
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, the candidates that `panoptic` needs the score of."""
+
+    @abc.abstractmethod
+    def panoptic(
+        self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        """Decide for each pixel of the output which candidate it belongs to, if any.
+
+        Args:
+            candidates: of one image.
+            geometry: sizes of the padded batch, the image and the output.
+            scored: `panoptic_rows` and maybe more, if they have been scored already.
+        """
+
+    @abc.abstractmethod
+    def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        """(N,) bool, whether candidates of this confidence, (N,), reach T_CNF."""
+
+    def instance_rows(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, the candidates that `instances` needs the score of.
+
+        The `max_per_image` most confident things by their masks before resizing, without those that must be empty or
+        cannot reach `score_thresh`.
+        """
+        thresholds = self._thresholds(candidates)
+        possible = upper_bound(candidates, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
+        size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
+        confidence = self._score_masks(candidates, thresholds, ImageGeometry(size, size, size)).confidence
+        confidence = confidence.masked_fill(~candidates.is_thing, -1.0)
+        best = confidence.argsort(descending=True, stable=True)[: self.instance.max_per_image]
+        return possible & candidates.is_thing & torch.zeros_like(possible).index_fill(0, best, True)
+
+    def instances(
+        self,
+        candidates: Candidates,
+        classes: PanopticClasses,
+        geometry: ImageGeometry,
+        scored: ScoredCandidates | None = None,
+    ) -> Instances:
+        """The thing candidates, best first, by the confidence that mask-wise merging sorts them by.
+
+        Args:
+            candidates: of one image.
+            classes: contiguous ids of the classes.
+            geometry: sizes of the padded batch, the image and the output.
+            scored: `instance_rows` and maybe more, if they have been scored already.
+
+        Returns:
+            Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
+            (contiguous ids). Within a class the mask IoU is at most `nms_thresh`; empty masks are dropped.
+        """
+        rows = self.instance_rows(candidates)
+        scored = scored or self.score(candidates, rows, geometry)
+        order, masks = self._instance_order(rows, scored), scored.masks
+        chosen, boxes = scored.candidates.select(order), self.instance.boxes
+        return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, geometry, boxes=boxes)
+
+    def _instance_order(self, rows: Tensor, scored: ScoredCandidates) -> Tensor:
+        """Positions, among the scored candidates, of those that become instances, best first."""
+        positions, things, masks = scored
+        wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
+        order = masks.confidence.argsort(descending=True, stable=True)
+        order = order[wanted[order]]
+        if self.instance.nms_thresh < 1:
+            order = order[mask_nms(masks.masks[order], things.class_indices[order], self.instance.nms_thresh)]
+        return order
+
+    def score(self, candidates: Candidates, rows: Tensor, geometry: ImageGeometry) -> ScoredCandidates:
+        """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence."""
+        positions = rows.nonzero()[:, 0]
+        chosen = candidates.select(positions)
+        return ScoredCandidates(positions, chosen, self._score_masks(chosen, self._thresholds(chosen), geometry))
+
+    def _thresholds(self, candidates: Candidates) -> CandidateThresholds:
+        return per_candidate(candidates.is_thing, self.things, self.stuff)
+
+    def _score_masks(
+        self, candidates: Candidates, thresholds: CandidateThresholds, geometry: ImageGeometry
+    ) -> ScoredMasks:
+        return score_masks(
+            candidates, geometry, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
+        )
+
+
+def _among(count: int, positions: list[int]) -> Tensor:
+    """(count,) bool, True at these positions."""
+    flags = torch.zeros(count, dtype=torch.bool)
+    flags[positions] = True
+    return flags
+
+
+@POST_PROCESSOR_REGISTRY.register()
+class MaskWiseMerging(PostProcessor):
+    """The paper's strategy (section 3.5, Algorithm 1): whole masks in order of confidence."""
+
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        """Candidates that can reach T_CNF; resizing cannot save the others."""
+        thresholds = self._thresholds(candidates)
+        return upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
+
+    def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        return confidence >= self._thresholds(candidates).t_cnf
+
+    def panoptic(
+        self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        positions, chosen, masks = scored or self.score(candidates, self.panoptic_rows(candidates), geometry)
+        thresholds = self._thresholds(chosen)
+        merged = mask_wise_merging(masks.confidence, masks.masks, masks.area, thresholds.t_cnf, thresholds.t_keep)
+        originals = positions.tolist()
+        return merged._replace(segments=[s._replace(candidate=originals[s.candidate]) for s in merged.segments])
+
+
+class _PixelWise(PostProcessor):
+    def panoptic_rows(self, candidates: Candidates) -> Tensor:
+        return torch.zeros_like(candidates.is_thing)  # pixels are compared, not masks
+
+    def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        return candidates.class_scores >= self._thresholds(candidates).t_cnf
+
+    def decisive_confidence(self, candidates: Candidates, confidence: Tensor) -> Tensor:
+        return candidates.class_scores
+
+
+@POST_PROCESSOR_REGISTRY.register()
+class PixelArgmax(_PixelWise):
+    """DETR's strategy (table 7, "p"): T_CNF bounds the class probability, the highest mask score wins a pixel."""
+
+    last_obstacle = "higher_scores"
+
+    def has_mask(self, masks: ScoredMasks) -> Tensor:
+        return torch.ones_like(masks.area, dtype=torch.bool)  # scores are compared with one another, not thresholded
+
+    def panoptic(
+        self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        return pixel_argmax(candidates, geometry, self._thresholds(candidates).t_cnf)
+
+
+@POST_PROCESSOR_REGISTRY.register()
+class ClassTimesMask(_PixelWise):
+    """MaskFormer's strategy (table 7, "p*"): T_CNF bounds the class probability, the highest product wins a pixel."""
+
+    def panoptic(
+        self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
+    ) -> PanopticSegmentation:
+        thresholds = self._thresholds(candidates)
+        return class_times_mask(candidates, geometry, thresholds.t_cnf, thresholds.t_keep, self.mask_threshold)
+
+
+def build_post_processor(cfg: CfgNode) -> PostProcessor:
+    """The post-processor that MODEL.PSF.POST_PROCESSOR.NAME names."""
+    return POST_PROCESSOR_REGISTRY.get(cfg.MODEL.PSF.POST_PROCESSOR.NAME)(cfg)
+
+
+def _instance_settings(cfg: CfgNode) -> InstanceSettings:
+    """Read MODEL.PSF.TEST.INSTANCE.
+
+    Raises:
+        UserError: naming the key with a value out of range.
+    """
+    node, activation = cfg.MODEL.PSF.TEST.INSTANCE, cfg.MODEL.PSF.MASK_DECODER.MASK_ACTIVATION
+    highest = math.inf if activation == "relu" else 1.0  # of the confidence
+    if not 0 <= node.SCORE_THRESH <= highest:
+        expected = "0 or more" if activation == "relu" else "a confidence from 0 to 1"
+        raise UserError(
+            f"MODEL.PSF.TEST.INSTANCE.SCORE_THRESH is {node.SCORE_THRESH}: expected {expected}, as "
+            f'MASK_DECODER.MASK_ACTIVATION is "{activation}"'
+        )
+    max_per_image = cfg.TEST.DETECTIONS_PER_IMAGE
+    if max_per_image < 1:
+        raise UserError(f"TEST.DETECTIONS_PER_IMAGE is {max_per_image}: expected 1 or more")
+    if not 0 <= node.NMS_THRESH <= 1:
+        raise UserError(
+            f"MODEL.PSF.TEST.INSTANCE.NMS_THRESH is {node.NMS_THRESH}: expected an IoU from 0 to 1; 1 keeps all"
+        )
+    return InstanceSettings(node.BOXES, node.SCORE_THRESH, max_per_image, node.NMS_THRESH)

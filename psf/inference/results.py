@@ -1,0 +1,198 @@
+"""Detectron2's result structures: panoptic_seg, instances, sem_seg."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from psf.inference.candidates import ImageGeometry, resize_masks
+from psf.ops.precision import at_least_float32
+from psf.structures import Candidates, PanopticClasses, PanopticSegmentation, Segment, tight_boxes
+
+__all__ = [
+    "InstanceSettings",
+    "instance_result",
+    "join_stuff_segments",
+    "mask_nms",
+    "panoptic_result",
+    "semantic_result",
+    "semantic_scores",
+]
+
+
+def semantic_scores(candidates: Candidates, channels: Tensor, num_channels: int, geometry: ImageGeometry) -> Tensor:
+    """For each class, the highest class probability times mask score of its candidates.
+
+    Args:
+        candidates: N of them.
+        channels: (N,) output channel of each candidate.
+        num_channels: channels of the output; one without candidate is 0.
+        geometry: sizes of the padded batch, the image and the output.
+
+    Returns:
+        (num_channels, H, W), float32 at least, >= 0. The maximum is taken before the masks are resized.
+    """
+    weighted = at_least_float32(candidates.mask_scores) * candidates.class_scores[:, None, None]
+    maps = weighted.new_zeros(num_channels, *weighted.shape[1:])
+    index = channels[:, None, None].expand_as(weighted)
+    maps = torch.scatter_reduce(maps, 0, index, weighted, reduce="amax")
+    return resize_masks(maps, geometry)
+
+
+def join_stuff_segments(segmentation: PanopticSegmentation, candidates: Candidates) -> PanopticSegmentation:
+    """Merge segments of the same stuff class; the result has the position of the first and the best score.
+
+    Args:
+        segmentation: with ids from 1, in the order of its segments.
+        candidates: the segments' candidates.
+
+    Returns:
+        The map with ids from 1; unchanged if no two segments have the same stuff class.
+    """
+    is_thing, classes = candidates.is_thing.tolist(), candidates.class_indices.tolist()
+    joined: list[Segment] = []
+    position_of: dict[int, int] = {}  # stuff class -> where its segment is among those joined
+    new_ids = [0]
+    for segment in segmentation.segments:
+        position = len(joined)
+        if not is_thing[segment.candidate]:
+            position = position_of.setdefault(classes[segment.candidate], position)
+        new_ids.append(position + 1)
+        if position == len(joined):
+            joined.append(segment._replace(id=position + 1))
+        else:
+            first = joined[position]
+            best = max(first, segment, key=lambda one: one.score)
+            joined[position] = best._replace(id=first.id, area=first.area + segment.area)
+    if len(joined) == len(segmentation.segments):
+        return segmentation
+    panoptic_seg = segmentation.panoptic_seg
+    return PanopticSegmentation(panoptic_seg.new_tensor(new_ids)[panoptic_seg.long()], joined)
+
+
+def panoptic_result(
+    segmentation: PanopticSegmentation, candidates: Candidates, classes: PanopticClasses
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Detectron2's `panoptic_seg`: the (H, W) int32 map and segments_info in plain numbers.
+
+    Stuff has one segment a class, also where several candidates are of that class.
+    """
+    segmentation = join_stuff_segments(segmentation, candidates)
+    is_thing, indices = candidates.is_thing.tolist(), candidates.class_indices.tolist()
+    segments_info = []
+    for segment in segmentation.segments:
+        ids = classes.thing_ids if is_thing[segment.candidate] else classes.stuff_ids
+        segments_info.append(
+            {
+                "id": segment.id,
+                "category_id": ids[indices[segment.candidate]],
+                "isthing": is_thing[segment.candidate],
+                "score": segment.score,
+                "area": segment.area,
+            }
+        )
+    return segmentation.panoptic_seg, segments_info
+
+
+def instance_result(
+    things: Candidates, masks: Tensor, scores: Tensor, classes: PanopticClasses, geometry: ImageGeometry, *, boxes: str
+) -> Instances:
+    """Detectron2's `instances`: pred_masks, pred_boxes (pixels), scores, pred_classes (contiguous ids).
+
+    Args:
+        things: N of them, in the order of the result.
+        masks: (N, H, W) bool, theirs at output size.
+        scores: (N,) theirs.
+        classes: contiguous ids of the classes.
+        geometry: with the output size.
+        boxes: "mask" | "location_decoder", as `InstanceSettings.boxes`.
+    """
+    result = Instances(geometry.output_size)
+    result.pred_masks, result.scores = masks, scores
+    result.pred_classes = things.class_indices.new_tensor(classes.thing_ids)[things.class_indices]
+    if boxes == "mask" or not len(masks):  # a model without things has no boxes at all
+        result.pred_boxes = Boxes(tight_boxes(masks)[0].float())
+    else:
+        result.pred_boxes = Boxes(_predicted_boxes(things, geometry))
+    return result
+
+
+def semantic_result(candidates: Candidates, classes: PanopticClasses, geometry: ImageGeometry) -> Tensor:
+    """Detectron2's `sem_seg`: (K, H, W) scores; K and the channels as the dataset's contiguous ids have them."""
+    things, stuff, num_channels = classes.semantic_channels
+    channels = [
+        (things if is_thing else stuff)[index]
+        for is_thing, index in zip(candidates.is_thing.tolist(), candidates.class_indices.tolist(), strict=True)
+    ]
+    return semantic_scores(candidates, candidates.class_indices.new_tensor(channels), num_channels, geometry)
+
+
+def _predicted_boxes(things: Candidates, geometry: ImageGeometry) -> Tensor:
+    """(N, 4) x0 y0 x1 y1 in output pixels."""
+    assert things.boxes_cxcywh_norm is not None
+    height, width = geometry.output_size
+    boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+class InstanceSettings(NamedTuple):
+    """Which instances are reported (MODEL.PSF.TEST.INSTANCE)."""
+
+    boxes: str  # "mask": tight around the mask; "location_decoder": as predicted
+    score_thresh: float  # lower bound of the confidence
+    max_per_image: int
+    # When two instances of a class overlap by more than this IoU, the less confident one is dropped; 1: none.
+    nms_thresh: float
+
+
+def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """Greedy suppression by mask IoU among masks of one class.
+
+    Two masks are compared inside the intersection of their boxes, and only if boxes and areas allow an IoU above the
+    threshold; so few pixels are compared where masks are apart.
+
+    Args:
+        masks: (N, H, W) bool, best first.
+        classes: (N,) masks of different classes never suppress each other.
+        threshold: a mask is dropped if its IoU with a kept mask before it is above; 1 keeps all.
+
+    Returns:
+        (M,) indices of the kept masks, ascending.
+    """
+    if threshold >= 1 or len(masks) < 2:
+        return torch.arange(len(masks), device=masks.device)
+    boxes, _ = tight_boxes(masks)
+    areas = masks.sum((1, 2))
+    pairs = _possible_pairs(boxes, areas, classes, threshold)
+    shared = _shared_pixels(masks, boxes, pairs).tolist()
+    sizes = areas.tolist()
+    dropped: set[int] = set()
+    for (better, worse), both in zip(pairs, shared, strict=True):  # by the better one, ascending
+        if better not in dropped and both > threshold * (sizes[better] + sizes[worse] - both):
+            dropped.add(worse)
+    return torch.tensor([one for one in range(len(masks)) if one not in dropped], device=masks.device)
+
+
+def _possible_pairs(boxes: Tensor, areas: Tensor, classes: Tensor, threshold: float) -> list[tuple[int, int]]:
+    """Pairs (better, worse) of one class: two masks share no more than their boxes do, nor than the smaller has."""
+    low, high = torch.max(boxes[:, None, :2], boxes[None, :, :2]), torch.min(boxes[:, None, 2:], boxes[None, :, 2:])
+    most_shared = (high - low).clamp(min=0).prod(-1).minimum(areas[:, None]).minimum(areas[None])
+    possible = most_shared > threshold * (areas[:, None] + areas[None] - most_shared)
+    possible &= classes[:, None] == classes[None]
+    return [(better, worse) for better, worse in possible.triu(1).nonzero().tolist()]
+
+
+def _shared_pixels(masks: Tensor, boxes: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """(P,) pixels that each pair has in common; the host does not wait for a device in between."""
+    corners = boxes.tolist()
+    counts = []
+    for one, other in pairs:
+        x0, y0, x1, y1 = corners[one]
+        left, top, right, bottom = corners[other]
+        window = (slice(max(y0, top), min(y1, bottom)), slice(max(x0, left), min(x1, right)))
+        counts.append((masks[one][window] & masks[other][window]).sum())
+    return torch.stack(counts) if counts else boxes.new_zeros(0)

@@ -1,0 +1,287 @@
+"""Tiled inference: candidates of overlapping tiles, fused to candidates of the image (MODEL.PSF.TEST.TILES)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from psf.inference.candidates import ImageGeometry, join_candidates
+from psf.inference.post_processor import PostProcessor
+from psf.structures import Candidates
+
+__all__ = [
+    "ScoredTile",
+    "Tile",
+    "TileSettings",
+    "fuse_tiles",
+    "tile_grid",
+    "tiled_candidates",
+]
+
+Images = TypeVar("Images")  # a preprocessed batch
+
+# Candidates of one class in two tiles are taken for the same thing if, where the tiles overlap, their mask IoU exceeds
+# this.
+SAME_THING = 0.4
+
+
+class Tile(NamedTuple):
+    """A part of an image, or of its masks' grid: rows top..bottom and columns left..right, the ends exclusive."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def __floordiv__(self, stride: int) -> Tile:
+        """In cells of a grid; a cell that it has a part of is its own."""
+        return Tile(self.top // stride, -(-self.bottom // stride), self.left // stride, -(-self.right // stride))
+
+    def __and__(self, other: Tile) -> Tile:
+        """What two tiles share; empty where a bottom or right is not beyond its top or left."""
+        return Tile(
+            max(self.top, other.top),
+            min(self.bottom, other.bottom),
+            max(self.left, other.left),
+            min(self.right, other.right),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        return self.bottom <= self.top or self.right <= self.left
+
+    def slices_in(self, outer: Tile) -> tuple[slice, slice]:
+        """Rows and columns of this tile in an array that has those of `outer`."""
+        return (
+            slice(self.top - outer.top, self.bottom - outer.top),
+            slice(self.left - outer.left, self.right - outer.left),
+        )
+
+
+class ScoredTile(NamedTuple):
+    """Candidates of one tile, with their confidence, and masks at the tile's size on the grid."""
+
+    candidates: Candidates
+    confidence: Tensor  # (N,)
+    masks: Tensor  # (N, h, w) bool
+    is_kept: Tensor  # (N,) bool, whether merging would keep it, were the tile an image
+    tile: Tile  # on the grid
+
+    def select(self, rows: Tensor) -> ScoredTile:
+        """The candidates of `rows`, (N,) bool, alone."""
+        return ScoredTile(
+            self.candidates.select(rows), self.confidence[rows], self.masks[rows], self.is_kept[rows], self.tile
+        )
+
+
+def tile_grid(size: tuple[int, int], side: int, overlap: float, step: int) -> list[Tile]:
+    """The tiles of an image: as few as cover it, evenly spread, row by row.
+
+    Args:
+        size: height and width of the image in pixels.
+        side: of a tile, in pixels; one at the right or lower border may be longer by less than `step`.
+        overlap: least share of `side` that neighbours have in common.
+        step: tiles begin at multiples of it, so that their masks lie on one grid.
+    """
+    rows, columns = (_spans(length, side, overlap, step) for length in size)
+    return [Tile(top, bottom, left, right) for top, bottom in rows for left, right in columns]
+
+
+def _spans(length: int, side: int, overlap: float, step: int) -> list[tuple[int, int]]:
+    if length < side + step:
+        return [(0, length)]
+    last = (length - side) // step * step  # where the last one begins
+    stride = max(int(side * (1 - overlap)) // step * step, step)
+    number = -(-last // stride)
+    starts = [last * i // number // step * step for i in range(number + 1)]
+    return [(start, start + side) for start in starts[:-1]] + [(last, length)]
+
+
+def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: bool, num_best: int) -> Candidates:
+    """One candidate for each thing, however many tiles have a part of it, and one for each stuff class.
+
+    Things are joined across tiles: in order of their mask IoU where two tiles overlap, two parts of one class become
+    one if it exceeds `SAME_THING`, unless that would join two things of one tile. Their masks are put side by side;
+    where the tiles overlap they are averaged, a tile's counting more the farther its border is. The probability is the
+    highest of the parts'. Most candidates of a tile are no things: a thing stays if its tile would keep one of its
+    parts, or if it is among the `num_best` with the most confident parts.
+
+    A stuff class has the same query in every tile: its masks are put together in the same way. Of a tile in which
+    merging would not keep the class, the mask counts by the share of the highest probability that the class has there:
+    the masks of absent classes mean nothing.
+
+    Args:
+        tiles: at least one; together they cover the grid. Boxes are those of the whole image.
+        grid: height and width that the masks shall have.
+        is_fixed: stuff classes have fixed queries, which all tiles have in the same order; if not, those of joint
+            queries are joined as things are.
+        num_best: number of things that stay, whatever their confidence.
+    """
+    is_part = [one.candidates.is_thing if is_fixed else torch.ones_like(one.candidates.is_thing) for one in tiles]
+    parts = [one.select(rows) for one, rows in zip(tiles, is_part, strict=True)]
+    groups = [
+        group
+        for rank, group in enumerate(_groups(parts))
+        if rank < num_best or any(parts[number].is_kept[i] for number, i in group)
+    ]
+    joined = _join(parts, groups, grid)
+    if not is_fixed:
+        return joined
+    stuff = [one.select(~rows) for one, rows in zip(tiles, is_part, strict=True)]
+    num_stuff = len(stuff[0].confidence)
+    everywhere = [[(number, row) for number in range(len(stuff))] for row in range(num_stuff)]
+    return join_candidates(joined, _join(stuff, everywhere, grid)._replace(boxes_cxcywh_norm=None))
+
+
+Part = tuple[int, int]  # number of a tile, position among its candidates
+
+
+def _groups(tiles: Sequence[ScoredTile]) -> list[list[Part]]:
+    """Parts that belong together, each part in one group; the most confident group first."""
+    group_of = {(number, i): [(number, i)] for number, one in enumerate(tiles) for i in range(len(one.confidence))}
+    for one, other in _links(tiles):
+        first, second = group_of[one], group_of[other]
+        if {number for number, _ in first}.isdisjoint(number for number, _ in second):
+            first += second
+            for part in second:
+                group_of[part] = first
+    groups = {id(group): group for group in group_of.values()}.values()
+    confidence = [one.confidence.tolist() for one in tiles]
+    return sorted(groups, key=lambda group: -max(confidence[number][i] for number, i in group))
+
+
+def _links(tiles: Sequence[ScoredTile]) -> list[tuple[Part, Part]]:
+    """Pairs of parts in two tiles that are alike where these overlap, the most alike first."""
+    found: list[tuple[float, Part, Part]] = []
+    for a, one in enumerate(tiles):
+        for b, other in enumerate(tiles[:a]):
+            shared = one.tile & other.tile
+            if shared.is_empty:
+                continue
+            masks, others = (x.masks[(slice(None), *shared.slices_in(x.tile))].flatten(1) for x in (one, other))
+            ious = _ious(masks, others)
+            is_alike = ious > SAME_THING
+            is_alike &= one.candidates.class_indices[:, None] == other.candidates.class_indices[None]
+            is_alike &= one.candidates.is_thing[:, None] == other.candidates.is_thing[None]
+            rows, columns = is_alike.nonzero(as_tuple=True)
+            for iou, i, j in zip(ious[rows, columns].tolist(), rows.tolist(), columns.tolist(), strict=True):
+                found.append((iou, (a, i), (b, j)))
+    return [(one, other) for _, one, other in sorted(found, key=lambda link: (-link[0], link[1:]))]
+
+
+def _ious(masks: Tensor, others: Tensor) -> Tensor:
+    """(N, P) and (M, P) bool -> (N, M) mask IoU, 0 of empty masks."""
+    masks, others = masks.float(), others.float()
+    shared = masks @ others.T
+    return shared / (masks.sum(1)[:, None] + others.sum(1)[None] - shared).clamp(min=1)
+
+
+def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: tuple[int, int]) -> Candidates:
+    """One candidate of each group."""
+    first = tiles[0].candidates
+    masks = first.mask_scores.new_zeros(len(groups), *grid)
+    weights = [_weights(one.masks.shape[1], one.masks.shape[2]).to(masks) for one in tiles]
+    tiny = torch.finfo(masks.dtype).tiny
+    best, boxes = first.class_scores.new_zeros(len(groups)), first.class_scores.new_zeros(len(groups), 4)
+    for row, group in enumerate(groups):
+        parts = [tiles[number].candidates.select(first.class_indices.new_tensor([i])) for number, i in group]
+        best[row] = torch.cat([part.class_scores for part in parts]).amax()
+        total = torch.zeros_like(masks[row])
+        for part, (number, i) in zip(parts, group, strict=True):
+            one = tiles[number]
+            place = one.tile.slices_in(Tile(0, grid[0], 0, grid[1]))
+            is_whole = part.is_thing[0] or one.is_kept[i]
+            share = 1.0 if is_whole else part.class_scores[0] / best[row].clamp(min=tiny)
+            masks[row][place] += weights[number] * share * part.mask_scores[0]
+            total[place] += weights[number]
+        masks[row] /= total.clamp(min=tiny)
+        if first.boxes_cxcywh_norm is not None:
+            boxes[row] = _enclosing_box(torch.cat([part.boxes_cxcywh_norm for part in parts]))  # type: ignore[misc]
+    return Candidates(
+        class_scores=best,
+        class_indices=_of_firsts([one.candidates.class_indices for one in tiles], groups),
+        is_thing=_of_firsts([one.candidates.is_thing for one in tiles], groups),
+        mask_scores=masks,
+        boxes_cxcywh_norm=None if first.boxes_cxcywh_norm is None else boxes,
+    )
+
+
+def _weights(height: int, width: int) -> Tensor:
+    """(h, w), growing with the distance from the border."""
+    rows, columns = (torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)) for n in (height, width))
+    return torch.minimum(rows[:, None], columns[None]).float()
+
+
+def _enclosing_box(boxes_cxcywh_norm: Tensor) -> Tensor:
+    center, half = boxes_cxcywh_norm[:, :2], boxes_cxcywh_norm[:, 2:] / 2
+    low, high = (center - half).amin(0), (center + half).amax(0)
+    return torch.cat(((low + high) / 2, high - low))
+
+
+def _of_firsts(values: Sequence[Tensor], groups: Sequence[Sequence[Part]]) -> Tensor:
+    """(G,) what the tiles' (N,) values are for the first part of each group."""
+    numbers = [values[group[0][0]][group[0][1]] for group in groups]
+    return torch.stack(numbers) if numbers else values[0][:0]
+
+
+class TileSettings(NamedTuple):
+    """MODEL.PSF.TEST.TILES."""
+
+    side: int = 0  # of a tile, in pixels of the model's input; 0: no tiles
+    overlap: float = 0.25  # least share of a tile's side that neighbours have in common
+
+
+def tiled_candidates(
+    x: dict[str, Any],
+    settings: TileSettings,
+    processor: PostProcessor,
+    preprocess: Callable[[list[dict[str, Any]]], Images],
+    candidates_of: Callable[[Images], Candidates],
+    *,
+    stride: int,
+    is_fixed: bool,
+) -> tuple[Candidates, ImageGeometry]:
+    """Candidates of one image out of those of its tiles, and the sizes that their masks have.
+
+    Args:
+        x: Detectron2's dict of the image.
+        settings: of the tiles.
+        processor: computes the confidence of candidates.
+        preprocess: the model's.
+        candidates_of: the candidates of a batch of one image.
+        stride: of the masks.
+        is_fixed: see `psf.inference.fuse_tiles`.
+    """
+    size = (x["image"].shape[1], x["image"].shape[2])
+    tiles = []
+    for tile in tile_grid(size, settings.side, settings.overlap, stride):
+        images = preprocess([{**x, "image": x["image"][:, tile.top : tile.bottom, tile.left : tile.right]}])
+        candidates = _in_image(candidates_of(images), tile, size, stride)
+        tiles.append(_score(candidates, tile // stride, processor))
+    grid = (-(-size[0] // stride), -(-size[1] // stride))
+    output_size = (x.get("height", size[0]), x.get("width", size[1]))
+    geometry = ImageGeometry((grid[0] * stride, grid[1] * stride), size, output_size)
+    return fuse_tiles(tiles, grid, is_fixed=is_fixed, num_best=processor.instance.max_per_image), geometry
+
+
+def _in_image(candidates: Candidates, tile: Tile, size: tuple[int, int], stride: int) -> Candidates:
+    """A tile's candidates without its padding, their boxes as those of the whole image."""
+    top, bottom, left, right = tile // stride
+    boxes = candidates.boxes_cxcywh_norm
+    if boxes is not None:
+        height, width = size
+        scale = boxes.new_tensor([tile.right - tile.left, tile.bottom - tile.top] * 2)
+        corner = boxes.new_tensor([tile.left, tile.top, 0, 0])
+        boxes = (boxes * scale + corner) / boxes.new_tensor([width, height] * 2)
+    masks = candidates.mask_scores[:, : bottom - top, : right - left]
+    return candidates._replace(mask_scores=masks, boxes_cxcywh_norm=boxes)
+
+
+def _score(candidates: Candidates, tile: Tile, processor: PostProcessor) -> ScoredTile:
+    size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
+    scored = processor.score(candidates, torch.ones_like(candidates.is_thing), ImageGeometry(size, size, size)).masks
+    is_kept = processor.is_kept(candidates, scored.confidence)
+    return ScoredTile(candidates, scored.confidence, scored.masks, is_kept, tile)

@@ -1,0 +1,315 @@
+"""Target assignment: which query is matched to which thing (section 3.4), and which queries the mask decoder learns on.
+
+`SharedAssigner` is the paper's assignment, `PerLayerAssigner` that of the released code; both use `HungarianMatcher`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from psf.errors import UserError
+from psf.ops.precision import at_least_float32
+from psf.structures import LocatedQueries, LocationLayer, PanopticTargets, TrainingPredictions
+
+__all__ = [
+    "TOKENS_PER_THING",
+    "Assignment",
+    "HungarianMatcher",
+    "MaskQueries",
+    "PerLayerAssigner",
+    "SharedAssigner",
+    "ThingAssignments",
+    "assign_proposals",
+    "dice_cost",
+    "focal_cost",
+    "image_scale",
+    "target_locations",
+]
+
+DICE_COST_EPS = 1e-3  # added to each of the two squared sums
+TOKENS_PER_THING = 4  # about so many tokens learn to propose each thing
+
+
+class Assignment(NamedTuple):
+    """Matched indices of one image: query `queries[i]` is matched to thing `things[i]`; ascending in the queries."""
+
+    queries: Tensor  # (M,) long
+    things: Tensor  # (M,) long
+
+
+class MaskQueries(NamedTuple):
+    """The thing queries that the mask decoder receives in training."""
+
+    queries: Tensor  # (B, M, D); an image with fewer queries than M is padded
+    query_pos: Tensor | None  # (B, M, D), their positional part
+    kept: list[Tensor] | None  # per image, the (M_b,) indices among all thing queries; None: all of them
+    location_assignments: list[list[Assignment]]  # per location layer and image, if they have been made already
+    boxes_cxcywh_norm: Tensor | None = None  # (B, M, 4), their predicted boxes
+
+
+class ThingAssignments(NamedTuple):
+    """All assignments of a batch."""
+
+    location: list[list[Assignment]]  # per location layer, per image; indices among all thing queries
+    masks: list[Assignment]  # per image; indices among the queries that the mask decoder received
+    proposals: Sequence[Assignment] = ()  # per image; indices among all tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedAssigner:
+    """The paper: all queries are decoded; one assignment, by the last layer's class, location and mask, serves all.
+
+    Args:
+        matcher: with class, location and mask weights.
+    """
+
+    matcher: HungarianMatcher
+
+    def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> MaskQueries:
+        """All thing queries."""
+        return MaskQueries(located.queries, located.query_pos, None, [], located.boxes_cxcywh_norm)
+
+    def assign(
+        self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
+    ) -> ThingAssignments:
+        """Match once; all layers have the same assignment."""
+        layers = predictions.location_layers
+        logits = predictions.thing_class_logits[-1] if predictions.thing_class_logits else layers[-1].class_logits
+        locations = layers[-1].locations if layers else None
+        matched = self.matcher(logits, locations, predictions.things.mask_scores[-1], targets)
+        proposals = assign_proposals(self.matcher, predictions.proposals, targets)
+        return ThingAssignments([matched] * len(layers), matched, proposals)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerLayerAssigner:
+    """The released code: each location layer is matched alone, and the mask decoder receives the matched queries.
+
+    Args:
+        matcher: for the location layers, without mask cost.
+        second_matcher: for the kept queries, with mask cost.
+        queries_per_thing: rounds of matching on the last location layer; each round keeps one more query per thing.
+    """
+
+    matcher: HungarianMatcher
+    second_matcher: HungarianMatcher
+    queries_per_thing: int
+
+    def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> MaskQueries:
+        """The matched queries of the last location layer, in ascending order; padded with the first query."""
+        assignments = [self.matcher(x.class_logits, x.locations, None, targets) for x in located.layers]
+        last = located.layers[-1]
+        kept = [
+            self._keep(matched, last.class_logits[b], last.locations[b], target)
+            for b, (matched, target) in enumerate(zip(assignments[-1], targets, strict=True))
+        ]
+        indices = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
+        if indices.shape[1] == 0:  # no thing in the batch: one padding query keeps the mask decoder in the graph
+            indices = indices.new_zeros(len(kept), 1)
+        chosen = located.pick(indices)
+        return MaskQueries(chosen.queries, chosen.query_pos, kept, assignments, chosen.boxes_cxcywh_norm)
+
+    def _keep(self, matched: Assignment, logits: Tensor, locations: Tensor, target: PanopticTargets) -> Tensor:
+        kept = [matched.queries]
+        if len(target.thing_classes) and self.queries_per_thing > 1:
+            cost = self.matcher.cost(logits, locations, None, target)
+            free = torch.ones(len(cost), dtype=torch.bool, device=cost.device)
+            for _ in range(self.queries_per_thing - 1):
+                free[kept[-1]] = False
+                remaining = free.nonzero()[:, 0]
+                kept.append(remaining[solve(cost[remaining]).queries])
+        return torch.cat(kept).sort().values
+
+    def assign(
+        self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
+    ) -> ThingAssignments:
+        """Match the kept queries again, with the cost of their masks."""
+        assert selected.kept is not None
+        last, masks = predictions.location_layers[-1], predictions.things.mask_scores[-1]
+        logits = [last.class_logits[b][kept] for b, kept in enumerate(selected.kept)]
+        locations = [last.locations[b][kept] for b, kept in enumerate(selected.kept)]
+        own_masks = [masks[b, : len(kept)] for b, kept in enumerate(selected.kept)]
+        matched = self.second_matcher(logits, locations, own_masks, targets)
+        proposals = assign_proposals(self.matcher, predictions.proposals, targets)
+        return ThingAssignments(selected.location_assignments, matched, proposals)
+
+
+def assign_proposals(
+    matcher: HungarianMatcher, proposals: LocationLayer | None, targets: list[PanopticTargets]
+) -> list[Assignment]:
+    """Match several tokens to each thing: one by the cheapest one-to-one assignment, and other cheap tokens.
+
+    The others are the thing's `TOKENS_PER_THING` cheapest tokens, without those that are assigned one-to-one or that
+    are cheaper for another thing with the same claim. So each thing in a crowd has a token.
+
+    Args:
+        matcher: defines the class, L1 and GIoU costs.
+        proposals: predictions of the T tokens; None: there are no proposals, and no assignments.
+        targets: one per image.
+    """
+    if proposals is None:
+        return []
+    assignments = []
+    for logits, boxes, target in zip(proposals.class_logits, proposals.locations, targets, strict=True):
+        if len(target.thing_classes) == 0:
+            none = target.thing_classes.new_zeros(0)
+            assignments.append(Assignment(none, none))
+            continue
+        cost = matcher.cost(logits, boxes, None, target)  # (T, G)
+        cheapest = cost.topk(min(TOKENS_PER_THING, len(cost)), dim=0, largest=False).indices
+        is_claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, True)
+        best, thing = cost.masked_fill(~is_claimed, torch.inf).min(dim=1)
+        assigned = solve(cost)
+        best[assigned.queries], thing[assigned.queries] = 0.0, assigned.things
+        tokens = torch.isfinite(best).nonzero()[:, 0]
+        assignments.append(Assignment(tokens, thing[tokens]))
+    return assignments
+
+
+class HungarianMatcher:
+    """Minimises class + location + mask cost over all one-to-one assignments of queries to things.
+
+    Args:
+        class_weight: of the focal class cost.
+        l1_weight: of the L1 distance of boxes, or of centers of mass, in units of the image.
+        giou_weight: of minus the generalised IoU; boxes only.
+        dice_weight: of the dice cost of masks.
+        focal_alpha: weight of the positive class in the focal cost.
+        focal_gamma: exponent of the focal cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_weight: float,
+        l1_weight: float,
+        giou_weight: float,
+        dice_weight: float,
+        focal_alpha: float,
+        focal_gamma: float,
+    ):
+        self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
+        self.dice_weight, self.focal_alpha, self.focal_gamma = dice_weight, focal_alpha, focal_gamma
+
+    @torch.no_grad()
+    def cost(
+        self, class_logits: Tensor, locations: Tensor | None, mask_scores: Tensor | None, target: PanopticTargets
+    ) -> Tensor:
+        """The cost of matching each query to each thing in one image.
+
+        Args:
+            class_logits: (N, K_things).
+            locations: (N, 4) boxes_cxcywh_norm or (N, 2) centres; None: no such cost.
+            mask_scores: (N, h, w); None: no such cost.
+            target: the ground truth, with G things.
+
+        Returns:
+            (N, G), float32 or as precise as the inputs.
+
+        Raises:
+            UserError: if a cost is not finite, naming the term.
+        """
+        terms = {
+            "class": self.class_weight
+            * focal_cost(at_least_float32(class_logits), self.focal_alpha, self.focal_gamma)[:, target.thing_classes]
+        }
+        if locations is not None:
+            locations = at_least_float32(locations)
+            gt = target_locations(target, locations.shape[-1]).to(locations.dtype)
+            terms["L1"] = self.l1_weight * torch.cdist(locations, gt, p=1)
+            if locations.shape[-1] == 4:
+                boxes = box_convert(locations, "cxcywh", "xyxy") * image_scale(target)
+                terms["GIoU"] = -self.giou_weight * generalized_box_iou(boxes, target.thing_boxes_xyxy_px)
+        if mask_scores is not None:
+            terms["dice"] = self.dice_weight * dice_cost(at_least_float32(mask_scores), target.thing_masks)
+        total = torch.stack(list(terms.values())).sum(0)
+        if not torch.isfinite(total).all():
+            bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
+            raise UserError(
+                f"the matching cost is not finite (in: {', '.join(bad)}): the model's outputs have become NaN or "
+                "infinite; look at the last losses, and lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.CLIP_VALUE"
+            )
+        return total
+
+    def __call__(
+        self,
+        class_logits: Tensor | list[Tensor],
+        locations: Tensor | list[Tensor] | None,
+        mask_scores: Tensor | list[Tensor] | None,
+        targets: list[PanopticTargets],
+    ) -> list[Assignment]:
+        """Match each image of a batch; inputs as in `cost`, with a leading B or as a list over images."""
+        assignments = []
+        for b, target in enumerate(targets):
+            if len(target.thing_classes) == 0:
+                none = target.thing_classes.new_zeros(0)
+                assignments.append(Assignment(none, none))
+                continue
+            cost = self.cost(
+                class_logits[b],
+                None if locations is None else locations[b],
+                None if mask_scores is None else mask_scores[b],
+                target,
+            )
+            assignments.append(solve(cost))
+        return assignments
+
+
+def solve(cost: Tensor) -> Assignment:
+    """The cheapest assignment for a cost matrix (N, G), of min(N, G) matched indices."""
+    queries, things = linear_sum_assignment(cost.cpu().numpy())
+    return Assignment(
+        torch.as_tensor(queries, dtype=torch.long, device=cost.device),
+        torch.as_tensor(things, dtype=torch.long, device=cost.device),
+    )
+
+
+def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float = 1e-12) -> Tensor:
+    """Focal loss of labelling a query with class k, minus that of not doing so: (N, K) -> (N, K)."""
+    p = logits.sigmoid()
+    positive = -(p + eps).log() * alpha * (1 - p) ** gamma
+    negative = -(1 - p + eps).log() * (1 - alpha) * p**gamma
+    return positive - negative
+
+
+def dice_cost(mask_scores: Tensor, masks: Tensor) -> Tensor:
+    """1 - dice of each query and thing, at the size of the scores: (N, h, w), (G, H, W) bool -> (N, G)."""
+    gt = masks[:, None].to(mask_scores.dtype)
+    gt = F.interpolate(gt, size=mask_scores.shape[-2:], mode="bilinear", align_corners=False)
+    scores, gt = mask_scores.flatten(1), gt.flatten(1)
+    squares = scores.square().sum(1)[:, None] + gt.square().sum(1)[None] + 2 * DICE_COST_EPS
+    return 1 - 2 * (scores @ gt.T) / squares
+
+
+def image_scale(target: PanopticTargets) -> Tensor:
+    """(4,) width, height, width, height of the unpadded image, in pixels."""
+    height, width = target.image_size
+    return target.thing_boxes_xyxy_px.new_tensor([width, height, width, height])
+
+
+def target_locations(target: PanopticTargets, location_dim: int) -> Tensor:
+    """Ground truth of the auxiliary head, for each thing.
+
+    Returns:
+        (G, 4) boxes_cxcywh_norm for `location_dim` 4, (G, 2) the masks' centres of mass for 2; in [0, 1].
+    """
+    if location_dim == 2:
+        return _mass_centres(target.thing_masks) / image_scale(target)[:2]
+    return box_convert(target.thing_boxes_xyxy_px, "xyxy", "cxcywh") / image_scale(target)
+
+
+def _mass_centres(masks: Tensor) -> Tensor:
+    """(G, H, W) bool -> (G, 2) x and y of the mean pixel centre, in pixels."""
+    columns, rows = masks.sum(1).float(), masks.sum(2).float()  # pixels per column, per row
+    x = torch.arange(columns.shape[1], device=masks.device) + 0.5
+    y = torch.arange(rows.shape[1], device=masks.device) + 0.5
+    area = columns.sum(1).clamp(min=1)
+    return torch.stack(((columns * x).sum(1) / area, (rows * y).sum(1) / area), dim=-1)

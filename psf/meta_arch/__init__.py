@@ -1,0 +1,6 @@
+"""Panoptic SegFormer as a Detectron2 meta-architecture: built from a config, on one view of an image or several."""
+
+from psf.meta_arch.build import classes_from_config
+from psf.meta_arch.panoptic_segformer import PanopticSegFormer, padded_pixels
+
+__all__ = ["PanopticSegFormer", "classes_from_config", "padded_pixels"]

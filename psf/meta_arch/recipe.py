@@ -1,0 +1,155 @@
+"""Which values and combinations of the keys under MODEL.PSF make a model, as a table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from detectron2.config import CfgNode
+
+from psf.errors import UserError
+from psf.inference import POST_PROCESSOR_REGISTRY
+from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY, MASK_DECODER_REGISTRY, PIXEL_ENCODER_REGISTRY
+
+__all__ = ["check_recipe"]
+
+CHOICES = {
+    "QUERIES": ("decoupled", "joint"),
+    "THING_CLASSIFIER": ("mask_decoder", "location_decoder"),
+    "MATCHER.MODE": ("shared", "per_layer"),
+    "TEST.CANDIDATES": ("best_class", "top_pairs"),
+    "TEST.INSTANCE.BOXES": ("mask", "location_decoder"),
+    "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
+    "MASK_DECODER.THING_POSITION": ("none", "located"),
+}
+AT_LEAST_ONE = ("MATCHER.QUERIES_PER_THING", "NUM_THING_QUERIES", "TEST.NUM_TOP_PAIRS")
+REGISTRIES = {
+    "PIXEL_ENCODER": PIXEL_ENCODER_REGISTRY,
+    "LOCATION_DECODER": LOCATION_DECODER_REGISTRY,
+    "MASK_DECODER": MASK_DECODER_REGISTRY,
+    "POST_PROCESSOR": POST_PROCESSOR_REGISTRY,
+}
+# Of each INPUT.FORMAT; None: of any, as many as MODEL.PIXEL_MEAN has numbers.
+NUM_CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "BANDS": None}
+
+
+class Rule(NamedTuple):
+    """A combination that makes no model; both take the node MODEL.PSF."""
+
+    is_broken: Callable[[CfgNode], bool]
+    message: str  # after "MODEL.PSF."; with {node.KEY} for values
+
+
+def _predicts_boxes(node: CfgNode) -> bool:
+    return bool(node.LOCATION_DECODER.NUM_LAYERS > 0 and node.LOCATION_DECODER.TARGET == "box")
+
+
+def _needs_head(node: CfgNode) -> bool:
+    """Whether a key asks for a class or a location from the location decoder's head at test."""
+    head_users = (node.THING_CLASSIFIER, node.TEST.INSTANCE.BOXES)
+    return "location_decoder" in head_users or bool(node.MASK_DECODER.THING_POSITION == "located")
+
+
+NEEDS_BOXES = (
+    "{key} is True, which needs predicted boxes; LOCATION_DECODER.NUM_LAYERS is {{node.LOCATION_DECODER.NUM_LAYERS}} "
+    'and TARGET "{{node.LOCATION_DECODER.TARGET}}": set them to 1 or more and "box", or {key} to False'
+)
+RULES = (
+    Rule(
+        lambda node: node.HIDDEN_DIM % node.NUM_HEADS != 0,
+        "HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {node.NUM_HEADS}",
+    ),
+    Rule(
+        lambda node: node.TEST_LAYER == 0 or node.TEST_LAYER < -1,
+        "TEST_LAYER is {node.TEST_LAYER}: expected a layer from 1, or -1 for the last",
+    ),
+    Rule(
+        lambda node: node.NUM_THING_QUERIES == -1,
+        "NUM_THING_QUERIES is -1 (from the data), which psf's trainer, predictor and tools replace by a number: call "
+        "psf.engine.resolve_num_queries(cfg) before you build a model, or set a number",
+    ),
+    Rule(
+        lambda node: node.POST_PROCESSOR.TUNE_IMAGES < 0,
+        "POST_PROCESSOR.TUNE_IMAGES is {node.POST_PROCESSOR.TUNE_IMAGES}: expected a number of training images, or 0 "
+        "to keep the thresholds of the config",
+    ),
+    Rule(
+        lambda node: not (node.TEST.PANOPTIC_ON or node.TEST.INSTANCE_ON or node.TEST.SEMANTIC_ON),
+        "TEST.PANOPTIC_ON, INSTANCE_ON and SEMANTIC_ON are all False: the model would give nothing; set one of them to "
+        "True",
+    ),
+    Rule(
+        lambda node: node.MATCHER.MODE == "per_layer" and node.THING_CLASSIFIER != "location_decoder",
+        'MATCHER.MODE "per_layer" gives the mask decoder matched queries alone, so it cannot learn which queries are '
+        'no thing: set MODEL.PSF.THING_CLASSIFIER to "location_decoder", or MODE to "shared"',
+    ),
+    Rule(
+        lambda node: node.MATCHER.MODE == "per_layer" and node.MASK_DECODER.THING_SELF_ATTENTION,
+        'MATCHER.MODE "per_layer" pads images with fewer matched queries, which must not be attended to: set '
+        "MODEL.PSF.MASK_DECODER.THING_SELF_ATTENTION to False",
+    ),
+    Rule(
+        lambda node: node.LOCATION_DECODER.NUM_LAYERS == 0 and _needs_head(node),
+        "LOCATION_DECODER.NUM_LAYERS is 0: there is no head that gives classes or boxes; set THING_CLASSIFIER to "
+        '"mask_decoder", TEST.INSTANCE.BOXES to "mask", MASK_DECODER.THING_POSITION to "none"',
+    ),
+    Rule(
+        lambda node: node.LOCATION_DECODER.TWO_STAGE and not _predicts_boxes(node),
+        NEEDS_BOXES.format(key="LOCATION_DECODER.TWO_STAGE"),
+    ),
+    Rule(
+        lambda node: node.MASK_DECODER.BOX_PRIOR and not _predicts_boxes(node),
+        NEEDS_BOXES.format(key="MASK_DECODER.BOX_PRIOR"),
+    ),
+    Rule(
+        lambda node: node.TEST.INSTANCE.BOXES == "location_decoder" and not _predicts_boxes(node),
+        'TEST.INSTANCE.BOXES is "location_decoder", which predicts no boxes with LOCATION_DECODER.TARGET '
+        '"{node.LOCATION_DECODER.TARGET}"',
+    ),
+)
+
+
+def check_recipe(cfg: CfgNode) -> None:
+    """Refuse unknown values, the combinations of `RULES`, and numbers of channels that disagree.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    _check_channels(cfg)
+    node = cfg.MODEL.PSF
+    for key, choices in CHOICES.items():
+        if (value := _value(node, key)) not in choices:
+            raise UserError(f'MODEL.PSF.{key} is "{value}": expected one of {list(choices)}')
+    for key, registry in REGISTRIES.items():
+        if node[key].NAME not in registry:
+            names = sorted(name for name, _ in registry)
+            raise UserError(
+                f'MODEL.PSF.{key}.NAME is "{node[key].NAME}": registered are {names}; --import MODULE or '
+                "MODEL.PSF.IMPORTS imports the module that registers a class of your own"
+            )
+    for rule in RULES:
+        if rule.is_broken(node):
+            raise UserError("MODEL.PSF." + rule.message.format(node=node))
+    for key in AT_LEAST_ONE:
+        if (value := _value(node, key)) < 1:
+            raise UserError(f"MODEL.PSF.{key} is {value}: expected 1 or more")
+
+
+def _value(node: CfgNode, key: str) -> CfgNode:
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    """INPUT.FORMAT is a known one, and MODEL.PIXEL_MEAN and PIXEL_STD have its number of channels."""
+    image_format, num_means, num_stds = cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    if image_format not in NUM_CHANNELS:
+        raise UserError(f'INPUT.FORMAT is "{image_format}": expected one of {list(NUM_CHANNELS)}')
+    num_channels = NUM_CHANNELS[image_format] or max(num_means, 1)
+    if not num_channels == num_means == num_stds:
+        raise UserError(
+            f"numbers of channels disagree: MODEL.PIXEL_MEAN has {num_means} numbers, MODEL.PIXEL_STD {num_stds}, and "
+            f'INPUT.FORMAT "{image_format}" means {NUM_CHANNELS[image_format] or "as many as PIXEL_MEAN has"}; with '
+            '"BANDS", files may have any number of them'
+        )

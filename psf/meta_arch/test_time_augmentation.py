@@ -1,0 +1,106 @@
+"""Results from several views of each image: flipped, and at other scales (TEST.AUG)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from psf.errors import UserError
+from psf.inference import ImageGeometry, ScoredView, fuse_views, on_common_grid
+from psf.meta_arch.panoptic_segformer import PanopticSegFormer, padded_pixels
+from psf.structures import Candidates
+
+__all__ = ["PanopticSegFormerWithTTA"]
+
+Size = tuple[int, int]
+
+
+class PanopticSegFormerWithTTA(nn.Module):
+    """The model run on each view of an image; the views' candidates are fused before anything is merged.
+
+    Panoptic map, instances and semantic scores then come from one set of candidates, as without views. Beside its
+    stuff classes a view brings as many things as an image may have instances (TEST.DETECTIONS_PER_IMAGE).
+
+    Args:
+        model: the model, as trained.
+        min_sizes: short sides of the views in pixels (TEST.AUG.MIN_SIZES).
+        max_size: most pixels of their long sides (TEST.AUG.MAX_SIZE).
+        flip: run the mirror image at each size, too (TEST.AUG.FLIP).
+
+    Raises:
+        UserError: if there are no sizes, or one is no number of pixels, or the model's queries are joint, or
+            it cuts images into tiles.
+    """
+
+    @configurable
+    def __init__(self, model: PanopticSegFormer, *, min_sizes: tuple[int, ...], max_size: int, flip: bool):
+        super().__init__()
+        if not min_sizes or min(*min_sizes, max_size) < 1:
+            raise UserError(
+                f"TEST.AUG.MIN_SIZES is {tuple(min_sizes)}, TEST.AUG.MAX_SIZE is {max_size}: expected short sides of "
+                "the views, and a longest side, in pixels"
+            )
+        if model.has_joint_queries:
+            raise UserError(
+                'MODEL.PSF.QUERIES is "joint": the views of a stuff class cannot be averaged without a query of its '
+                'own; set QUERIES to "decoupled", or TEST.AUG.ENABLED to False'
+            )
+        if model.has_tiles:
+            raise UserError(
+                "TEST.AUG.ENABLED is True and MODEL.PSF.TEST.TILES.SIZE is not 0: views are not cut into tiles; set "
+                "ENABLED to False, or SIZE to 0"
+            )
+        self.model, self.min_sizes, self.max_size, self.flip = model, tuple(min_sizes), max_size, flip
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: PanopticSegFormer) -> dict[str, Any]:
+        node = cfg.TEST.AUG
+        return {"model": model, "min_sizes": node.MIN_SIZES, "max_size": node.MAX_SIZE, "flip": node.FLIP}
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As the model at test. Views are made of `image`, so that one should be as large as the largest view."""
+        return [self._result(x) for x in batched_inputs]
+
+    def _result(self, x: dict[str, Any]) -> dict[str, Any]:
+        own_size = (x["image"].shape[1], x["image"].shape[2])
+        sizes = [view_size(own_size, short, self.max_size) for short in self.min_sizes]
+        grid = tuple(-(-max(sides) // self.model.mask_stride) for sides in zip(*sizes, strict=True))
+        views = []
+        for size in sizes:
+            image = resize_image(x["image"], size)
+            flips = (False, True) if self.flip else (False,)
+            images = self.model.preprocess([{**x, "image": image.flip(2) if is_flip else image} for is_flip in flips])
+            geometry = ImageGeometry((images.tensor.shape[-2], images.tensor.shape[-1]), size, grid)
+            by_flip = self.model.candidates(images.tensor, padded_pixels(images))
+            for candidates, is_flip in zip(by_flip, flips, strict=True):
+                views.append(self._score(on_common_grid(candidates, geometry, is_flip)))
+        output_size = (x.get("height", own_size[0]), x.get("width", own_size[1]))
+        return self.model.result(fuse_views(views), ImageGeometry(grid, grid, output_size))
+
+    def _score(self, candidates: Candidates) -> ScoredView:
+        """The most confident things and all stuff of a view."""
+        processor = self.model.post_processor
+        grid = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
+        everything = torch.ones_like(candidates.is_thing)
+        scored = processor.score(candidates, everything, ImageGeometry(grid, grid, grid)).masks
+        things = scored.confidence.masked_fill(~candidates.is_thing, -1.0)
+        best = things.argsort(descending=True, stable=True)[: processor.instance.max_per_image]
+        is_chosen = ~candidates.is_thing | (torch.zeros_like(everything).index_fill(0, best, True) & (scored.area > 0))
+        return ScoredView(candidates.select(is_chosen), scored.confidence[is_chosen], scored.masks[is_chosen])
+
+
+def view_size(size: Size, short_side: int, max_size: int) -> Size:
+    """Height and width with this short side, or with the long side `max_size` where that is less; at least 1."""
+    factor = min(short_side / min(size), max_size / max(size))
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+
+
+def resize_image(image: Tensor, size: Size) -> Tensor:
+    """(C, H, W) of any type -> (C, *size), bilinear and antialiased, in float32; itself at its own size."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    return F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False, antialias=True)[0]

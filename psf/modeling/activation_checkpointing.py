@@ -1,0 +1,114 @@
+"""Activation checkpointing: a block stores its inputs alone and runs again in backward; less memory, more time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from psf.errors import UserError
+
+__all__ = ["BACKBONE_BLOCKS", "checkpoint_activations"]
+
+PARTS = {
+    "backbone": ["backbone"],
+    "pixel_encoder": ["pixel_encoder"],
+    "location_decoder": ["location_decoder"],
+    "mask_decoder": ["thing_decoder", "stuff_decoder"],
+}
+# Ends of the class names of the blocks that backbones consist of, in Detectron2 and timm.
+BACKBONE_BLOCKS = ("Block", "Bottleneck", "InvertedResidual", "DepthwiseSeparableConv", "CondConvResidual", "BasicStem")
+
+
+def checkpoint_activations(model: nn.Module, parts: Iterable[str]) -> None:
+    """Turn on activation checkpointing for the blocks of some parts.
+
+    The blocks of encoder and decoders are their `layers`, those of a backbone are found by the names of their classes.
+    Parameters, their names and all results stay the same, as do dropout and the running statistics of norms. A module
+    in a block that checkpoints its own work (its attribute `activation_checkpointing` is True) stops doing so, so that
+    nothing runs more than twice.
+
+    Args:
+        model: has the parts as attributes; a part that is None is skipped.
+        parts: names of parts (MODEL.PSF.ACTIVATION_CHECKPOINTING).
+
+    Raises:
+        UserError: if a name is unknown or the part has no blocks.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f'MODEL.PSF.ACTIVATION_CHECKPOINTING holds "{part}": expected some of {list(PARTS)}')
+        for module in (getattr(model, name) for name in PARTS[part]):
+            if module is not None:
+                for block in _blocks(part, module):
+                    _checkpoint_block(block)
+
+
+def _blocks(part: str, module: nn.Module) -> list[nn.Module]:
+    blocks = _backbone_blocks(module) if part == "backbone" else getattr(module, "layers", None)
+    if blocks is None or (part == "backbone" and not blocks):
+        expected = "known blocks" if part == "backbone" else "attribute `layers` with its blocks"
+        raise UserError(
+            f'MODEL.PSF.ACTIVATION_CHECKPOINTING holds "{part}", and {type(module).__name__} has no {expected}: leave '
+            "the part out"
+        )
+    return list(blocks)
+
+
+def _backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The outermost modules whose class is named like a block."""
+    blocks: list[nn.Module] = []
+    for child in backbone.children():
+        is_block = type(child).__name__.endswith(BACKBONE_BLOCKS)
+        blocks.extend([child] if is_block else _backbone_blocks(child))
+    return blocks
+
+
+def _checkpoint_block(block: nn.Module) -> None:
+    """Replace `forward` of this one module: its class and the names of its parameters stay."""
+    block.forward = functools.partial(_checkpointed, block)
+    for module in block.modules():
+        if hasattr(module, "activation_checkpointing"):
+            setattr(module, "activation_checkpointing", False)  # noqa: B010 (of any module, which mypy cannot type)
+
+
+def _checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A module-level function, so that pickle and deepcopy carry it over to copies of the block."""
+    forward = functools.partial(type(block).forward, block)
+    is_frozen = not any(p.requires_grad for p in block.parameters())  # stores less than its inputs
+    if is_frozen or not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    norms = [m for m in block.modules() if m.training and getattr(m, "track_running_stats", False)]
+    if norms:  # else not an argument at all: torch.compile supports few kinds of context
+        kwargs["context_fn"] = functools.partial(_contexts, norms)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _contexts(norms: list[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """One context for forward, and one for the second forward in backward."""
+    return contextlib.nullcontext(), _UnchangedStatistics(norms)
+
+
+class _UnchangedStatistics:
+    """In this context, norms in training update copies of their running statistics, which are then dropped."""
+
+    def __init__(self, norms: list[nn.Module]):
+        self.norms = norms
+        self.originals: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self.originals = [dict(norm.named_buffers(recurse=False)) for norm in self.norms]
+        for norm, buffers in zip(self.norms, self.originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for norm, buffers in zip(self.norms, self.originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

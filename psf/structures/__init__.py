@@ -1,0 +1,37 @@
+"""Data that travels between the parts of psf: predictions, targets, classes and boxes."""
+
+from psf.structures.targets import all_as_things, panoptic_targets, stuff_as_things
+from psf.structures.types import (
+    Candidates,
+    CategoryIds,
+    DecodedMasks,
+    FeatureTokens,
+    LocatedQueries,
+    LocationLayer,
+    MaskFeatures,
+    PanopticClasses,
+    PanopticSegmentation,
+    PanopticTargets,
+    Segment,
+    TrainingPredictions,
+    tight_boxes,
+)
+
+__all__ = [
+    "Candidates",
+    "CategoryIds",
+    "DecodedMasks",
+    "FeatureTokens",
+    "LocatedQueries",
+    "LocationLayer",
+    "MaskFeatures",
+    "PanopticClasses",
+    "PanopticSegmentation",
+    "PanopticTargets",
+    "Segment",
+    "TrainingPredictions",
+    "all_as_things",
+    "panoptic_targets",
+    "stuff_as_things",
+    "tight_boxes",
+]

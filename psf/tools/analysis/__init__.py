@@ -1,0 +1,26 @@
+"""How large a model is, and what one image costs: the paper's "params" and "FLOPs", and time."""
+
+from psf.tools.analysis.flops import (
+    FlopCount,
+    PartSize,
+    count_flops,
+    count_image_flops,
+    count_parameters,
+    flop_tables,
+    parameter_table,
+)
+from psf.tools.analysis.stages import StageTimes, measure_stages, peak_memory, stage_table
+
+__all__ = [
+    "FlopCount",
+    "PartSize",
+    "StageTimes",
+    "count_flops",
+    "count_image_flops",
+    "count_parameters",
+    "flop_tables",
+    "measure_stages",
+    "parameter_table",
+    "peak_memory",
+    "stage_table",
+]

@@ -1,0 +1,1 @@
+"""Convert annotations of other formats to a COCO panoptic dataset."""

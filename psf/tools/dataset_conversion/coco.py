@@ -1,0 +1,149 @@
+"""Read an instances JSON in COCO's format, as CVAT and many other programs write it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from psf.data.files import read_json
+from psf.data.panoptic_format import FLAG, IMAGE_ID, INTEGER, LIST, SIDE, TEXT, image_key, shorten, take
+from psf.errors import UserError
+from psf.tools.dataset_conversion.conversion import png_name
+from psf.tools.dataset_conversion.labelme import check_polygons, check_rle
+from psf.tools.dataset_conversion.regions import Region, region_of_polygons
+from psf.tools.dataset_conversion.sources import Source, SourceImage, join_categories
+
+__all__ = ["read_instances"]
+
+_WITHOUT_AREA = "annotations without an area (boxes, points, lines), dropped"
+
+
+def read_instances(
+    json_file: Path, stuff_names: Mapping[int, str], *, crowds_as_things: bool = False
+) -> tuple[Source, dict[int, int]]:
+    """Read an instances JSON: every category is a thing, except those in `stuff_names`.
+
+    Args:
+        json_file: `images`, `annotations` with polygons or RLE, `categories`.
+        stuff_names: see `join_categories`.
+        crowds_as_things: whether annotations with iscrowd are single things all the same.
+
+    Returns:
+        The source, and id in `stuff_names` -> category id.
+
+    Raises:
+        UserError: naming the file and the entry, if the file is missing or damaged or not of this kind, lists no image
+            or an id twice, if an entry misses a key, has a value of another kind or refers to an unknown id.
+    """
+    content = _read(json_file)
+    own_categories = _read_categories(content["categories"], str(json_file))
+    categories, category_of = join_categories(own_categories, stuff_names)
+    known = {category["id"] for category in categories}
+    if not known:
+        raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
+    images = _read_images(content["images"], str(json_file))
+    for position, annotation in enumerate(content["annotations"]):
+        place = f"{json_file}: {_named('annotation', annotation, position)}"
+        image_id = take(annotation, "image_id", IMAGE_ID, place)
+        category_id = take(annotation, "category_id", INTEGER, place)
+        item = images.get(image_key(image_id))
+        if item is None:
+            raise UserError(f"{place} is of the image {image_id!r}, which `images` does not list")
+        if category_id not in known:
+            raise UserError(f"{place} has the category {category_id!r}, expected one of {sorted(known)}")
+        if "iscrowd" in annotation:
+            take(annotation, "iscrowd", FLAG, place)
+        _check_shape(annotation.get("segmentation"), (item.image["height"], item.image["width"]), place)
+        item.shapes.append(annotation)
+
+    def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
+        size = (item.image["height"], item.image["width"])
+        found = [_region(annotation, size, crowds_as_things) for annotation in item.shapes]
+        kept = [region for region in found if region is not None]
+        return kept, Counter({_WITHOUT_AREA: len(found) - len(kept)} if len(kept) < len(found) else {})
+
+    return Source(categories, list(images.values()), regions), category_of
+
+
+def _read(json_file: Path) -> dict[str, list[Any]]:
+    """The three lists of the JSON."""
+    content = read_json(json_file)
+    keys = ("images", "annotations", "categories")
+    missing = sorted(set(keys) - set(content if isinstance(content, dict) else ()))
+    if missing:
+        raise UserError(f"{json_file}: not an instances JSON in COCO's format, missing: {', '.join(missing)}")
+    lists = {key: take(content, key, LIST, str(json_file)) for key in keys}
+    if not lists["images"]:
+        raise UserError(f"{json_file}: `images` is empty, expected at least one image")
+    if any(isinstance(one, dict) and "segments_info" in one for one in lists["annotations"]):
+        raise UserError(
+            f"{json_file} is a panoptic JSON already (its annotations have segments_info): it needs no conversion; "
+            "check it with psf validate"
+        )
+    return lists
+
+
+def _read_categories(entries: list[Any], json_file: str) -> list[dict[str, Any]]:
+    categories: dict[int, dict[str, Any]] = {}
+    for position, entry in enumerate(entries):
+        place = f"{json_file}: {_named('category', entry, position)}"
+        number = take(entry, "id", INTEGER, place)
+        take(entry, "name", TEXT, place)
+        if number in categories:
+            raise UserError(f"{place}: an earlier category, {categories[number]['name']!r}, has this id, too")
+        categories[number] = {key: entry[key] for key in ("id", "name", "supercategory") if key in entry}
+    return list(categories.values())
+
+
+def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceImage]:
+    images: dict[int | str, SourceImage] = {}
+    for position, entry in enumerate(entries):
+        place = f"{json_file}: {_named('image', entry, position)}"
+        number = take(entry, "id", IMAGE_ID, place)
+        file_name = take(entry, "file_name", TEXT, place)
+        try:
+            png_name(file_name)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from error
+        if image_key(number) in images:
+            earlier = images[image_key(number)].image["file_name"]
+            raise UserError(f"{place}, {file_name!r}: an earlier image, {earlier!r}, has this id, too")
+        height, width = (int(take(entry, key, SIDE, place)) for key in ("height", "width"))
+        images[image_key(number)] = SourceImage(
+            {"id": number, "file_name": file_name, "height": height, "width": width}, []
+        )
+    return images
+
+
+def _named(kind: str, entry: Any, position: int) -> str:
+    """Name of an entry in messages: by its id if it has one, else by its place in the list."""
+    has_id = isinstance(entry, dict) and "id" in entry
+    return f"{kind} {shorten(entry['id'])}" if has_id else f"{kind} number {position + 1}"
+
+
+def _check_shape(shape: Any, size: tuple[int, int], place: str) -> None:
+    """Raise a UserError unless a `segmentation` is nothing, polygons or RLE in an image of (height, width)."""
+    if isinstance(shape, dict) and shape:
+        check_rle(shape, size, place)
+    elif isinstance(shape, list):
+        check_polygons(shape, place)
+    elif shape not in (None, {}):
+        raise UserError(f"{place}: 'segmentation' is {shorten(shape)}, expected a list of polygons, or RLE")
+
+
+def _region(annotation: dict[str, Any], size: tuple[int, int], crowds_as_things: bool) -> Region | None:
+    """Polygons, or RLE of either kind, of an image of (height, width); None if there is neither."""
+    shape, category_id = annotation.get("segmentation"), annotation["category_id"]
+    is_crowd = bool(annotation.get("iscrowd", 0)) and not crowds_as_things
+    if not shape:
+        return None
+    if isinstance(shape, list):
+        return region_of_polygons(shape, size, category_id, is_crowd)
+    rle = {"size": list(size), "counts": shape["counts"]}
+    if isinstance(shape["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *size)
+    return Region(rle, category_id, is_crowd)

@@ -1,0 +1,171 @@
+"""Write a panoptic set: PNGs and a JSON in COCO's format."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from panopticapi.utils import id2rgb
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
+
+from psf.data.files import atomic_path, read_json, write_text
+from psf.data.panoptic_labels import compact_with_boxes
+from psf.errors import UserError
+
+__all__ = ["Drawing", "PanopticFiles", "png_name", "write_panoptic_set"]
+
+Item = TypeVar("Item")
+
+# Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
+_ID_STEP = 0x9E3779
+# A text in every PNG written here. A file without it, perhaps an image of the set, is not overwritten.
+_SIGN = ("Software", "psf")
+
+
+class PanopticFiles(NamedTuple):
+    """Where a panoptic set is written: its JSON, and the folder of its PNGs."""
+
+    json_file: Path
+    png_root: Path
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raise a UserError if the JSON is there already and may not be overwritten, or is not a panoptic one."""
+        if not self.json_file.exists():
+            return
+        if not overwrite:
+            raise UserError(f"{self.json_file} exists; remove it, choose another place, or give --overwrite")
+        content = read_json(self.json_file)
+        annotations = content.get("annotations") if isinstance(content, dict) else None
+        if not isinstance(annotations, list) or not all(
+            isinstance(one, dict) and "segments_info" in one for one in annotations
+        ):
+            raise UserError(
+                f"{self.json_file} exists and is not a panoptic JSON, so it is not overwritten; move it away"
+            )
+
+
+class Drawing(NamedTuple):
+    """One image's segments.
+
+    image: its entry in the JSON: id, file_name, height and width.
+    labels: (H, W) non-negative integers; 0 is void, others are the `id` of a segment.
+    segments: {"id", "category_id", "iscrowd"}; one without a pixel is dropped.
+    notes: kinds of things to report -> how often.
+    """
+
+    image: dict[str, Any]
+    labels: np.ndarray
+    segments: list[dict[str, Any]]
+    notes: Counter[str]
+
+
+def png_name(file_name: str) -> str:
+    """Name of an image's panoptic PNG in the folder of the PNGs: that of the image with the suffix .png.
+
+    Raises:
+        UserError: if the image's name leads out of a folder. The message is the end of a sentence.
+    """
+    path = Path(file_name)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"the file name {file_name!r} is not below a folder of images, where it would be named such as 'city/1.jpg'"
+        )
+    return path.with_suffix(".png").as_posix()
+
+
+def write_panoptic_set(
+    items: Sequence[Item],
+    draw: Callable[[Item], Drawing],
+    categories: Sequence[dict[str, Any]],
+    files: PanopticFiles,
+    *,
+    workers: int | None = None,
+    show_progress: bool = False,
+) -> Counter[str]:
+    """Draw every item and write its PNG, then the JSON. If the JSON exists, the set is complete.
+
+    `png_name` names the PNGs. Only PNGs of an earlier run are replaced.
+
+    Args:
+        items: arguments of `draw`, which several threads call.
+        categories: of the JSON, as they are.
+        files: where to; folders are made.
+        workers: threads; None: as many as `ThreadPoolExecutor` has by default.
+        show_progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The sum of the drawings' notes, with counts of "images" and "segments".
+
+    Raises:
+        UserError: if two images share an id or the name of their PNG, if that leads out of the folder, or if there is
+            a file of that name which was not written here.
+    """
+    files.json_file.parent.mkdir(parents=True, exist_ok=True)
+    files.png_root.mkdir(parents=True, exist_ok=True)
+
+    def write(item: Item) -> tuple[dict[str, Any], dict[str, Any], Counter[str]]:
+        drawing = draw(item)
+        return drawing.image, _write_png(drawing, files.png_root), drawing.notes
+
+    images, annotations, notes = [], [], Counter[str]()
+    seen: dict[Any, str] = {}
+    for image, annotation, new_notes in thread_map(
+        write, items, tqdm_class=tqdm, max_workers=workers, disable=not show_progress, unit="image"
+    ):
+        for key in (("id", image["id"]), ("PNG", annotation["file_name"])):
+            if key in seen:
+                raise UserError(f"{seen[key]} and {image['file_name']} have the same {key[0]} {key[1]!r}")
+            seen[key] = image["file_name"]
+        images.append(image)
+        annotations.append(annotation)
+        notes += new_notes
+        notes["segments"] += len(annotation["segments_info"])
+    notes["images"] = len(images)
+    content = {"images": images, "annotations": annotations, "categories": list(categories)}
+    write_text(files.json_file, json.dumps(content))
+    return notes
+
+
+def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
+    """Write an image's PNG; its annotation for the JSON."""
+    (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
+    name = png_name(drawing.image["file_name"])
+    target = png_root / name
+    if target.exists() and not _is_signed(target):
+        raise UserError(
+            f"{target} exists and is not a panoptic PNG of psf, so it is not overwritten; choose another place"
+        )
+    sign = PngInfo()
+    sign.add_text(*_SIGN)
+    picture = Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF))
+    # Two images can have the same PNG name, and a thread that checks the sign must not read half a PNG.
+    with atomic_path(target) as path:
+        picture.save(path, format="PNG", pnginfo=sign)
+    areas = np.bincount(labels.ravel(), minlength=len(segments) + 1)
+    infos = [
+        {
+            "id": segment["id"] * _ID_STEP & 0xFFFFFF,
+            "category_id": segment["category_id"],
+            "iscrowd": int(segment["iscrowd"]),
+            "area": int(areas[segment["id"]]),
+            "bbox": [int(left), int(top), int(right - left), int(bottom - top)],
+        }
+        for segment, (left, top, right, bottom) in zip(segments, boxes)
+    ]
+    return {"image_id": drawing.image["id"], "file_name": name, "segments_info": infos}
+
+
+def _is_signed(path: Path) -> bool:
+    key, value = _SIGN
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG" and image.info.get(key) == value
+    except (OSError, SyntaxError, ValueError):  # damaged, or no image
+        return False

@@ -1,0 +1,219 @@
+"""Read a folder of labelme's JSON files, one per image."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from psf.data.files import read_json
+from psf.data.panoptic_format import LIST, SIDE, TEXT, are_coordinates, shorten, take
+from psf.errors import UserError
+from psf.tools.dataset_conversion.conversion import png_name
+from psf.tools.dataset_conversion.regions import Region, region_of_polygons
+from psf.tools.dataset_conversion.sources import Source, SourceImage, join_categories
+
+__all__ = [
+    "check_polygons",
+    "check_rle",
+    "read_labelme",
+]
+
+
+def check_polygons(polygons: Sequence[Any], place: str) -> None:
+    """Raise a UserError that begins with `place`, unless these are [[x, y, x, y, ...], ...].
+
+    Polygons of less than three points pass, but for a row of single points: [[x, y], [x, y], ...] is one polygon in a
+    form that COCO's is not.
+    """
+    wrong = [one for one in polygons if not are_coordinates(one) or len(one) % 2]
+    if not wrong and len(polygons) > 1 and all(len(one) == 2 for one in polygons):
+        wrong = [polygons]
+    if wrong:
+        raise UserError(
+            f"{place}: 'segmentation' has {shorten(wrong[0])} for a polygon; expected a list of polygons, each "
+            "[x, y, x, y, ...] of finite numbers"
+        )
+
+
+def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None:
+    """Raise a UserError that begins with `place`, unless this is RLE of a mask of (height, width)."""
+    if rle.get("size") != list(size):
+        raise UserError(f"{place} has a mask of {shorten(rle.get('size'))}, the image {list(size)} (height, width)")
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        runs = _decode_runs(counts)
+    else:
+        runs = counts if isinstance(counts, list) and all(type(run) is int for run in counts) else [-1]
+    if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
+        raise UserError(
+            f"{place}: the mask is damaged, its 'counts' are {shorten(counts)}; expected runs of {size[0] * size[1]} "
+            "pixels together"
+        )
+
+
+def _decode_runs(text: str) -> list[int]:
+    """Run lengths of compressed RLE: in digits of 5 bits, the lowest first; from the fourth on as differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64:
+            return []
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if not digit & 0x20:  # the number's last digit
+            if digit & 0x10:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+_CIRCLE_POINTS = 64
+_NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "mask": 2}
+_POLYGONS = ("polygon", "rectangle", "oriented_rectangle")  # a rectangle of more than two points is one
+
+
+def read_labelme(
+    folder: Path, stuff_names: Mapping[int, str], *, thing_names: Mapping[int, str], image_root: Path | None = None
+) -> tuple[Source, dict[int, int]]:
+    """Read all labelme files below a folder, sorted by name; image ids count from 1.
+
+    Polygons, rectangles, upright or not, circles and masks count; lines and points have no area. Shapes of one label
+    and one group_id are one region.
+
+    Args:
+        stuff_names: labels of stuff; see `join_categories`.
+        thing_names: labels of things, by id; empty: all labels that occur and are not stuff, in alphabetical order.
+        image_root: what file names are to be relative to; None: `folder`.
+
+    Returns:
+        The source, and id in `stuff_names` -> category id.
+
+    Raises:
+        UserError: if there is no labelme file, one is damaged, misses a key or has a value of another kind (naming file
+            and shape), or a label is not known.
+    """
+    contents = {path: _read(path) for path in sorted(folder.rglob("*.json"))}
+    if not any(contents.values()):
+        raise UserError(f"{folder}: no JSON file of labelme in it (expected the keys shapes and imagePath)")
+    labels = {shape["label"] for content in contents.values() if content for shape in content["shapes"]}
+    if thing_names:
+        unknown = sorted(labels - {*thing_names.values(), *stuff_names.values()})
+        if unknown:
+            raise UserError(
+                f"{folder}: the labels {', '.join(unknown)} are neither thing nor semantic labels; add them"
+            )
+    else:
+        thing_names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
+    if not thing_names and not stuff_names:
+        raise UserError(f"{folder}: no file has a shape in it, so there are no classes")
+    categories, category_of = join_categories(
+        [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
+    )
+    id_of = {category["name"]: category["id"] for category in categories}
+    images = [
+        SourceImage(_image(path, content, number, image_root or folder), content["shapes"])
+        for number, (path, content) in enumerate(((p, c) for p, c in contents.items() if c), 1)
+    ]
+
+    def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
+        return _regions(item.shapes, (item.image["height"], item.image["width"]), id_of)
+
+    return Source(categories, images, regions), category_of
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A labelme file without its image; None for a JSON of another kind."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"shapes", "imagePath"} <= content.keys():
+        return None
+    place = str(path)
+    for position, shape in enumerate(take(content, "shapes", LIST, place), 1):
+        _check_shape(shape, f"{path}: shape {position}")
+    missing = {"imageHeight", "imageWidth"} - {key for key, value in content.items() if value}
+    if missing:
+        raise UserError(f"{path}: {' and '.join(sorted(missing))} missing; save it with a recent labelme")
+    height, width = (int(take(content, key, SIDE, place)) for key in ("imageHeight", "imageWidth"))
+    image_path = take(content, "imagePath", TEXT, place)
+    return {"shapes": content["shapes"], "imagePath": image_path, "imageHeight": height, "imageWidth": width}
+
+
+def _check_shape(shape: Any, place: str) -> None:
+    """Raise a UserError that begins with `place`, unless the shape has a label and points."""
+    label, points = take(shape, "label", TEXT, place), take(shape, "points", LIST, place)
+    place = f"{place} ({shorten(label)})"
+    if not all(are_coordinates(point) and len(point) == 2 for point in points):
+        raise UserError(f"{place}: 'points' is {shorten(points)}, expected [[x, y], ...] of finite numbers")
+    if not isinstance(shape.get("group_id"), (int, str, type(None))):
+        raise UserError(f"{place}: 'group_id' is {shorten(shape['group_id'])}, expected a whole number or null")
+    kind, number = shape.get("shape_type"), _NUM_POINTS.get(str(shape.get("shape_type")), len(points))
+    if len(points) != number:
+        raise UserError(f"{place}: it is a {kind} with {len(points)} points, expected {number}")
+
+
+def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict[str, Any]:
+    file = path.parent / content["imagePath"].replace("\\", "/")
+    name = Path(os.path.relpath(file, root)).as_posix()
+    if name.split("/")[0] == "..":
+        raise UserError(f"{path}: its image {file} is not below {root}; give --image-root the folder of all images")
+    try:
+        png_name(name)
+    except ValueError as error:
+        raise UserError(f"{path}: imagePath {content['imagePath']!r}: {error}") from error
+    return {"id": number, "file_name": name, "height": content["imageHeight"], "width": content["imageWidth"]}
+
+
+def _regions(
+    shapes: list[dict[str, Any]], size: tuple[int, int], id_of: Mapping[str, int]
+) -> tuple[list[Region], Counter[str]]:
+    grouped: dict[Any, list[Region]] = {}
+    notes = Counter[str]()
+    for position, shape in enumerate(shapes):
+        region = _region(shape, size, id_of[shape["label"]])
+        if region is None:
+            notes[f"shapes without an area ({shape.get('shape_type')}), dropped"] += 1
+            continue
+        group = shape.get("group_id")
+        grouped.setdefault((shape["label"], group) if group is not None else position, []).append(region)
+    merged = [Region(coco_mask.merge([one.rle for one in group]), group[0].category_id) for group in grouped.values()]
+    return merged, notes
+
+
+def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> Region | None:
+    kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64).reshape(-1, 2)
+    if kind == "mask":
+        return Region(_mask_rle(shape, points, size), category_id)
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    elif kind == "circle":
+        angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
+        points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    elif kind not in _POLYGONS:
+        return None
+    return region_of_polygons([points.ravel().tolist()], size, category_id)
+
+
+def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """The mask is a PNG in base64 of the box that the two points span."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            part = np.asarray(image.convert("L")) > 0
+    except (KeyError, TypeError, ValueError, SyntaxError, OSError) as error:
+        raise UserError(f"a mask labelled {shape['label']!r} is damaged ({error})") from error
+    left, top = points.min(axis=0).round().astype(int).tolist()
+    whole: np.ndarray = np.zeros(size, dtype=np.uint8, order="F")
+    y, x = max(top, 0), max(left, 0)
+    part = part[y - top :, x - left :][: max(size[0] - y, 0), : max(size[1] - x, 0)]
+    whole[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return coco_mask.encode(whole)

@@ -1,0 +1,121 @@
+"""Compose masks that may overlap into one label map, by an overlap policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from psf.errors import UserError
+
+__all__ = ["OVERLAP_POLICIES", "Region", "compose", "region_of_polygons"]
+
+OVERLAP_POLICIES = ("smaller-on-top", "later-on-top", "error")
+
+
+class Region(NamedTuple):
+    """A mask before overlaps are resolved.
+
+    rle: of pycocotools, compressed.
+    category_id: its class.
+    is_crowd: whether it covers a group of things.
+    """
+
+    rle: dict[str, Any]
+    category_id: int
+    is_crowd: bool = False
+
+
+def region_of_polygons(
+    polygons: Sequence[Sequence[float]], size: tuple[int, int], category_id: int, is_crowd: bool = False
+) -> Region | None:
+    """The union of polygons [x, y, x, y, ...] in an image of (height, width); None if none has three points."""
+    real = [list(polygon) for polygon in polygons if len(polygon) >= 6]
+    if not real:
+        return None
+    return Region(coco_mask.merge(coco_mask.frPyObjects(real, *size)), category_id, is_crowd)
+
+
+def compose(
+    size: tuple[int, int],
+    regions: Sequence[Region],
+    *,
+    overlap: str,
+    stuff_ids: Collection[int],
+    background: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[dict[str, Any]], Counter[str]]:
+    """Paint the background's classes, then crowds, then the other regions in the order of the policy.
+
+    All regions of a stuff class, and its background, become one segment; every other region is a segment of its own.
+
+    Args:
+        size: (height, width).
+        overlap: "smaller-on-top": the region of less pixels keeps them; "later-on-top": the later one in `regions`;
+            "error": neither may have what the other has. Crowds and the background lie below in any case.
+        stuff_ids: category ids of stuff.
+        background: (H, W) category ids of stuff; below 0 is void.
+
+    Returns:
+        (H, W) int32 labels, the segments as in `Drawing`, and notes.
+
+    Raises:
+        UserError: if overlap is "error" and two regions overlap; the message is the end of a sentence.
+    """
+    canvas = _Canvas(size, stuff_ids)
+    if background is not None:
+        for category_id in np.unique(background[background >= 0]).tolist():
+            canvas.labels[background == category_id] = canvas.segment_of(category_id, is_crowd=False)
+    notes = Counter[str]()
+    taken: np.ndarray = np.zeros(size, dtype=bool)  # by regions that are no crowds
+    for region in _in_painting_order(regions, overlap):
+        mask = coco_mask.decode(region.rle).astype(bool)
+        is_crowd = region.is_crowd and region.category_id not in stuff_ids
+        own = canvas.segment_of(region.category_id, is_crowd)
+        contested = mask & taken & (canvas.labels != own)
+        if contested.any():
+            if overlap == "error":
+                other = canvas.segments[canvas.labels[contested][0] - 1]
+                raise UserError(
+                    f"a region of category {region.category_id} and one of category {other['category_id']} overlap in "
+                    f"{contested.sum()} pixels; correct them, or choose --overlap {' or '.join(OVERLAP_POLICIES[:2])}"
+                )
+            notes["overlapping regions"] += 1
+        canvas.labels[mask] = own
+        if not is_crowd:
+            taken |= mask
+    hidden = len(canvas.segments) - len(np.setdiff1d(canvas.labels, [0]))
+    if hidden:
+        notes["segments without a visible pixel, dropped"] = hidden
+    return canvas.labels, canvas.segments, notes
+
+
+class _Canvas:
+    """Labels that are being painted, void at first, and the segments that they are of, as in `Drawing`."""
+
+    def __init__(self, size: tuple[int, int], stuff_ids: Collection[int]) -> None:
+        self.labels: np.ndarray = np.zeros(size, dtype=np.int32)
+        self.segments: list[dict[str, Any]] = []
+        self._stuff_ids = stuff_ids
+        self._number_of: dict[int, int] = {}  # stuff class -> its segment
+
+    def segment_of(self, category_id: int, is_crowd: bool) -> int:
+        """The label of a new segment, or of the one that a stuff class has already."""
+        if category_id in self._number_of:
+            return self._number_of[category_id]
+        self.segments.append({"id": len(self.segments) + 1, "category_id": category_id, "iscrowd": is_crowd})
+        if category_id in self._stuff_ids:
+            self._number_of[category_id] = len(self.segments)
+        return len(self.segments)
+
+
+def _in_painting_order(regions: Sequence[Region], overlap: str) -> list[Region]:
+    """What is painted later lies on top."""
+    if overlap not in OVERLAP_POLICIES:
+        raise UserError(f"--overlap is {overlap!r}, expected one of: {', '.join(OVERLAP_POLICIES)}")
+    ordered = list(regions)
+    if overlap == "smaller-on-top":
+        ordered.sort(key=lambda region: -int(coco_mask.area(region.rle)))
+    return sorted(ordered, key=lambda region: not region.is_crowd)

@@ -1,0 +1,154 @@
+"""Convert instance annotations and semantic masks to a panoptic set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from psf.data.images import open_image
+from psf.errors import UserError
+from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
+from psf.tools.dataset_conversion.regions import Region, compose
+
+__all__ = ["SemanticMasks", "Source", "SourceImage", "convert_source", "join_categories", "read_labels"]
+
+
+class SourceImage(NamedTuple):
+    """image: id, file_name, height, width, as in the panoptic JSON. shapes: its annotations in the source."""
+
+    image: dict[str, Any]
+    shapes: list[dict[str, Any]]
+
+
+class Source(NamedTuple):
+    """The annotations of a dataset in another format.
+
+    categories: as in a panoptic JSON: id, name, isthing.
+    images: in the order of the output.
+    regions: the regions of an image, and notes; a UserError where a shape cannot be used.
+    """
+
+    categories: list[dict[str, Any]]
+    images: Sequence[SourceImage]
+    regions: Callable[[SourceImage], tuple[list[Region], Counter[str]]]
+
+
+class SemanticMasks(NamedTuple):
+    """A folder of masks, FILE.png for the image FILE.jpg, and the category of each value."""
+
+    folder: Path
+    category_of: Mapping[int, int]
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Read a file of lines `id,name`: names by id. Empty lines and lines that begin with # are skipped.
+
+    Raises:
+        UserError: naming file and line, if it is missing, a line has another form, or an id or a name comes twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected a file of lines id,name") from error
+    names: dict[int, str] = {}
+    for position, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        number, _, name = (part.strip() for part in line.partition(","))
+        if not number.isdecimal() or not name:
+            raise UserError(f"{path}, line {position}: found {line!r}, expected id,name such as 21,grass")
+        if int(number) in names or name in names.values():
+            raise UserError(f"{path}, line {position}: {line!r} has an id or a name that an earlier line has")
+        names[int(number)] = name
+    if not names:
+        raise UserError(f"{path}: no line id,name in it")
+    return names
+
+
+def join_categories(
+    instances: Sequence[Mapping[str, Any]], stuff_names: Mapping[int, str]
+) -> tuple[list[dict[str, Any]], dict[int, int]]:
+    """Categories of instances and names of stuff -> categories of a panoptic JSON, things first.
+
+    A category that `stuff_names` name, too, is stuff and keeps its id. The other stuff has the ids of `stuff_names` if
+    all of them are free; else those from the largest on, in order, which depends on nothing but the two lists.
+
+    Returns:
+        The categories, and id in `stuff_names` -> category id.
+    """
+    id_of = {category["name"]: category["id"] for category in instances}
+    named = set(stuff_names.values())
+    kept = [
+        {"supercategory": "", **category, "isthing": int(category["name"] not in named)}
+        for category in sorted(instances, key=lambda one: one["name"] in named)
+    ]
+    new = [number for number, name in stuff_names.items() if name not in id_of]
+    if set(new) & set(id_of.values()):
+        first = max(*id_of.values(), *stuff_names) + 1
+        id_of |= {stuff_names[number]: first + position for position, number in enumerate(new)}
+    else:
+        id_of |= {stuff_names[number]: number for number in new}
+    added = [
+        {"id": id_of[stuff_names[number]], "name": stuff_names[number], "supercategory": "", "isthing": 0}
+        for number in new
+    ]
+    return [*kept, *added], {number: id_of[name] for number, name in stuff_names.items()}
+
+
+def convert_source(
+    source: Source,
+    files: PanopticFiles,
+    *,
+    overlap: str,
+    semantic: SemanticMasks | None = None,
+    workers: int | None = None,
+    show_progress: bool = False,
+) -> Counter[str]:
+    """Compose every image of a source and write the set; see `compose` for overlaps.
+
+    Raises:
+        UserError: naming the image, if its shapes or its semantic mask cannot be used.
+    """
+    stuff_ids = {category["id"] for category in source.categories if not category["isthing"]}
+
+    def draw(item: SourceImage) -> Drawing:
+        size = (item.image["height"], item.image["width"])
+        try:
+            background, new_notes = _background(semantic, item.image["file_name"], size)
+            regions, notes = source.regions(item)
+            labels, segments, composing = compose(
+                size, regions, overlap=overlap, stuff_ids=stuff_ids, background=background
+            )
+        except ValueError as error:
+            raise UserError(f"{item.image['file_name']}: {error}") from error
+        return Drawing(item.image, labels, segments, notes + new_notes + composing)
+
+    return write_panoptic_set(
+        source.images, draw, source.categories, files, workers=workers, show_progress=show_progress
+    )
+
+
+def _background(
+    semantic: SemanticMasks | None, file_name: str, size: tuple[int, int]
+) -> tuple[np.ndarray | None, Counter[str]]:
+    """(H, W) category ids of an image's semantic mask, -1 is void; and values without a label, as notes."""
+    notes = Counter[str]()
+    if semantic is None:
+        return None, notes
+    path = semantic.folder / Path(file_name).with_suffix(".png")
+    with open_image(str(path)) as mask:
+        if mask.mode not in ("L", "P", "1") and not mask.mode.startswith("I"):
+            raise UserError(f"{path}: expected a mask with one number per pixel, found mode {mask.mode!r}")
+        values = np.asarray(mask).astype(np.int64)
+    if values.shape != size:
+        raise UserError(f"{path} is {values.shape[1]} x {values.shape[0]}, its image {size[1]} x {size[0]} pixels")
+    present, inverse = np.unique(values, return_inverse=True)
+    for value in present.tolist():
+        if value not in semantic.category_of:
+            notes[f"masks with the value {value}, which has no semantic label: void"] += 1
+    table = np.array([semantic.category_of.get(value, -1) for value in present.tolist()])
+    return table[inverse].reshape(size), notes

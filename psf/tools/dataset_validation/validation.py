@@ -1,0 +1,132 @@
+"""Validate a panoptic set, and correct its JSON where that is safe."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
+
+from psf.data.dataset_check import check_dataset
+from psf.data.files import write_text
+from psf.data.panoptic_format import image_key
+from psf.errors import UserError
+from psf.tools.dataset_validation.files import CheckedAnnotation, check_annotation
+from psf.tools.dataset_validation.lists import check_lists, read_panoptic_content
+from psf.tools.dataset_validation.report import (
+    ClassCount,
+    ValidationReport,
+    check_corrected_target,
+    corrected_text,
+    number_of,
+)
+
+__all__ = ["places_of_dataset", "validate_panoptic", "write_corrected"]
+
+
+def validate_panoptic(
+    json_file: str,
+    png_root: str,
+    image_root: str,
+    *,
+    workers: int | None = None,
+    show_progress: bool = False,
+) -> ValidationReport:
+    """Check a panoptic JSON, its PNGs and its images against each other.
+
+    Every PNG and every image is decoded, as in training. Crowds, void and the classes are counted.
+
+    Args:
+        json_file: JSON in COCO's panoptic format.
+        png_root: folder of the PNGs.
+        image_root: folder of the images.
+        workers: threads; None: as many as `ThreadPoolExecutor` has by default.
+        show_progress: whether to show a progress bar on stderr.
+
+    Raises:
+        UserError: if the JSON is missing, damaged or not a panoptic one; any other problem is a fault in the report.
+    """
+    content = read_panoptic_content(json_file)
+    lists = check_lists(content)
+    is_thing = {category["id"]: _as_bool(category["isthing"]) for category in lists.categories}
+    classes = {one["id"]: ClassCount(one["id"], one["name"], is_thing[one["id"]]) for one in lists.categories}
+    report = ValidationReport(
+        json_file, content, faults=list(lists.faults), classes=list(classes.values()), notes=list(lists.notes)
+    )
+
+    def check(annotation: dict[str, Any]) -> CheckedAnnotation:
+        image = lists.images[image_key(annotation["image_id"])]
+        return check_annotation(annotation, image, is_thing, png_root, image_root)
+
+    better: dict[int, dict[str, Any]] = {}  # by id() of an image's or an annotation's entry
+    num_all_void = 0
+    checked = thread_map(
+        check, lists.annotations, tqdm_class=tqdm, max_workers=workers, disable=not show_progress, unit="image"
+    )
+    for annotation, one in zip(lists.annotations, checked, strict=True):
+        if any(fault.is_fixable for fault in one.faults):
+            image = lists.images[image_key(annotation["image_id"])]
+            better[id(annotation)] = one.annotation
+            better[id(image)] = image if one.size is None else {**image, "height": one.size[0], "width": one.size[1]}
+        report.faults += one.faults
+        report.num_segments += len(one.annotation["segments_info"])
+        report.num_crowds += one.num_crowds
+        report.num_pixels += one.num_pixels
+        report.num_void += one.num_void
+        num_all_void += 0 < one.num_pixels == one.num_void
+        for category_id in one.segments.keys() & classes.keys():
+            classes[category_id].segments += one.segments[category_id]
+            classes[category_id].images += 1
+            classes[category_id].pixels += one.areas[category_id]
+    if num_all_void:
+        report.notes.append(number_of(num_all_void, "image is void all over", "images are void all over"))
+    if any(fault.is_fixable for fault in report.faults):
+        lists_of_json = ("images", "annotations", "categories")
+        report.corrected = {**content, **{key: _without_copies(content[key], better) for key in lists_of_json}}
+    return report
+
+
+def _as_bool(flag: int | None) -> bool | None:
+    return None if flag is None else bool(flag)
+
+
+def places_of_dataset(name: str) -> tuple[str, str, str]:
+    """JSON, PNG folder and image folder of a registered set.
+
+    Raises:
+        UserError: if there is no such set, it is not a panoptic one, or its files are not there.
+    """
+    check_dataset(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("panoptic_json"):
+        raise UserError(f"dataset {name!r} has no panoptic_json in its metadata, so there is nothing to validate")
+    if metadata.get("is_generated", False):
+        DatasetCatalog.get(name)  # writes it, where it was not yet
+    return metadata.panoptic_json, metadata.panoptic_root, metadata.image_root
+
+
+def write_corrected(report: ValidationReport, target: Path) -> Counter[str]:
+    """Write the corrected JSON to a file of its own.
+
+    Returns:
+        Kinds of what was corrected -> how often; `report.unfixed()` has the rest.
+
+    Raises:
+        UserError: if the target is there, and no earlier correction of the same JSON.
+    """
+    check_corrected_target(target, report.json_file)
+    write_text(target, corrected_text(report.corrected or report.content, report.json_file))
+    return Counter(fault.kind for fault in report.faults if fault.is_fixable)
+
+
+def _without_copies(entries: list[Any], better: Mapping[int, dict[str, Any]]) -> list[Any]:
+    """The entries, or their corrections; copies of an earlier entry are dropped."""
+    first: dict[str, Any] = {}
+    for entry in entries:
+        first.setdefault(json.dumps(entry, sort_keys=True), entry)
+    return [better.get(id(entry), entry) for entry in first.values()]

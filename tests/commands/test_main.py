@@ -1,0 +1,101 @@
+"""The command `psf`: its names, what it imports, its exit codes, completion."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import psf
+from psf.__main__ import main
+from psf.commands import COMMANDS, load_command, run_command
+from psf.errors import UserError
+from tests.conftest import RunPython
+
+
+def test_every_module_is_a_command(repository: Path) -> None:
+    modules = {path.stem for path in (repository / "psf" / "commands").glob("*.py")} - {"__init__"}
+    assert {name.replace("-", "_") for name in COMMANDS} == modules
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: psf {name} ")
+    assert load_command(name).build_parser().description
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_help_and_version_are_quick(run_python: RunPython, words: list[str]) -> None:
+    """Under a second of CPU time, whatever else runs, also where torch and Detectron2 are missing."""
+    before = os.times()
+    done = run_python("-m", "psf", *words, hidden=["torch", "detectron2"])
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
+    assert done.returncode == 0 and done.stderr == ""
+    assert (psf.__version__ if words == ["--version"] else "convert-dataset") in done.stdout
+
+
+def test_doctor_runs_without_torch(run_python: RunPython) -> None:
+    done = run_python("-m", "psf", "doctor", hidden=["torch", "torchvision", "detectron2"])
+    assert done.returncode == 1 and "pip install torch torchvision" in done.stdout, done.stderr
+
+
+def test_help_imports_nothing_heavy(run_python: RunPython) -> None:
+    done = run_python(
+        "-c", "import sys; sys.argv[0] = 'psf'; import psf.__main__; print({'torch', 'detectron2'} & {*sys.modules})"
+    )
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fly"])
+    assert stopped.value.code == 2 and "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+def test_use_without_detectron2_says_what_to_run(run_python: RunPython) -> None:
+    done = run_python("-c", "import psf; print(psf.__version__); psf.add_psf_config", hidden=["detectron2"])
+    assert done.stdout.strip() == psf.__version__
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"ImportError: psf\.add_psf_config needs detectron2, .*-m psf doctor` prints the .*", last)
+
+
+def test_unknown_name_of_the_package() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        psf.nothing  # noqa: B018
+
+
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise UserError("found a, expected b")
+
+    assert run_command(fail) == 2
+    assert capsys.readouterr().err == "error: found a, expected b\n"
+
+
+def test_faults_keep_their_traceback() -> None:
+    def fail() -> None:
+        raise ValueError("of a library")
+
+    with pytest.raises(ValueError, match="of a library"):
+        run_command(fail)
+
+
+@pytest.mark.parametrize(("line", "expected"), [("psf conv", "convert-weights"), ("psf doctor --", "--help")])
+def test_completion(line: str, expected: str, tmp_path: Path, repository: Path) -> None:
+    """As bash asks for it: the line in the environment, the answer on file descriptor 8."""
+    pytest.importorskip("argcomplete")
+    answer = tmp_path / "answer"
+    environment = {
+        **os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-m", "psf"], env=environment, cwd=repository, check=False, timeout=120)
+    assert expected in answer.read_text().split()

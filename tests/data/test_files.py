@@ -1,0 +1,81 @@
+"""Files: JSON is read in one place, files appear whole or not at all, and errors name the file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.utils.file_io import PathManager
+
+from psf.checkpoint import pretrained
+from psf.data.files import atomic_path, cache_path, read_json, write_text
+
+
+def test_a_file_appears_whole(tmp_path: Path):
+    target = tmp_path / "new" / "weights.pth"
+    for text in ("one", "two"):
+        write_text(target, text)
+        assert target.read_text() == text
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as draft:
+        draft.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "two" and list(target.parent.iterdir()) == [target]
+
+
+def test_weights_name_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PSF_CACHE", str(tmp_path / "file" / "psf"))
+    monkeypatch.setattr(pretrained, "_convert", lambda weights: {})
+    with pytest.raises(ValueError, match=r"cannot write .*tf_efficientnet_lite0\.pth .*PSF_CACHE"):
+        PathManager.get_local_path("psf://tf_efficientnet_lite0")
+
+
+def test_a_folder_appears_whole_and_the_first_one_stays(tmp_path: Path):
+    target = tmp_path / "set"
+    for text in ("one", "two"):
+        with cache_path(target) as draft:
+            draft.mkdir()
+            (draft / "a.txt").write_text(text)
+    assert (target / "a.txt").read_text() == "one" and list(tmp_path.iterdir()) == [target]
+    with pytest.raises(OSError, match="directory"):  # a file does not replace a folder, and is not lost without a word
+        write_text(target, "three")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_json_content(tmp_path: Path, kind: type):
+    (tmp_path / "a.json").write_bytes('{"id": "ä"}'.encode())
+    assert read_json(kind(tmp_path / "a.json")) == {"id": "ä"}
+
+
+@pytest.mark.parametrize("content", [b"[1, 2", b"", b'{"id": "\xe4"}'])
+def test_damaged_json_files_are_named(tmp_path: Path, content: bytes):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json: not a valid JSON file \(.+\)$"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["none.json", ""])
+def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str):
+    path = tmp_path / name
+    reason = "Is a directory" if path.is_dir() else "No such file or directory"
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: cannot be read as a JSON file \\({reason}\\)$"):
+        read_json(path)
+
+
+def test_there_is_no_second_json_reader(repository: Path):
+    """Beside it, only files of psf's own making are parsed: results of a measurement, derived instances."""
+    own = {
+        "psf/data/files.py",
+        "psf/evaluation/instances.py",
+        "psf/tools/robustness/record.py",
+        "psf/commands/quickstart.py",
+    }
+    folders = ("psf", "datasets", "demo")
+    found = {
+        file.relative_to(repository).as_posix()
+        for folder in folders
+        for file in (repository / folder).rglob("*.py")
+        if re.search(r"json\.loads?\(", file.read_text(encoding="utf-8"))
+    }
+    assert found == own

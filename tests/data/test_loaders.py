@@ -1,0 +1,75 @@
+"""Images for evaluation: each once, in batches of one size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.utils import comm
+from PIL import Image
+
+from psf.data import build_test_loader
+from psf.data.loaders import check_sampler, same_size_batches, without_empty_images
+from tests.models import tiny_config
+
+
+def images(*sizes: tuple[int, int]) -> list[dict]:
+    return [{"file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+
+
+def test_batches_of_one_size():
+    dataset = images((2, 3), (3, 2), (2, 3), (2, 3), (3, 2), (4, 4))
+    assert same_size_batches(dataset, 2) == [[0, 2], [3], [1, 4], [5]]
+    assert same_size_batches(dataset, 1) == [[0], [1], [2], [3], [4], [5]]
+
+
+def test_sizes_of_files(tmp_path: Path):
+    """Where the dicts have none; a picture that is to be turned has the sides that it will have."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, size, exif in (("a.jpg", (30, 20), None), ("b.jpg", (20, 30), None), ("c.jpg", (30, 20), turned)):
+        Image.new("RGB", size).save(tmp_path / name, **({} if exif is None else {"exif": exif}))
+    dataset = [{"file_name": str(tmp_path / name)} for name in ("a.jpg", "b.jpg", "c.jpg")]
+    assert same_size_batches(dataset, 2) == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_share_the_images(monkeypatch: pytest.MonkeyPatch, batch_size: int):
+    cfg = tiny_config({"TEST.BATCH_SIZE": batch_size}, DATALOADER__NUM_WORKERS=0)
+    dataset = images((2, 3), (3, 2), (2, 3), (2, 3), (3, 2))
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+        loader = build_test_loader(cfg, dataset, dict)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        found += [one["file_name"] for batch in batches for one in batch]
+    assert sorted(found) == [one["file_name"] for one in dataset]
+
+
+def test_empty_images_are_dropped_when_the_key_says_so():
+    thing, crowd = {"iscrowd": 0}, {"iscrowd": 1}
+    dicts = [
+        {"segments_info": [thing, crowd]},
+        {"segments_info": [crowd]},
+        {"segments_info": []},
+        {"annotations": [], "segments_info": [thing]},
+        {"annotations": []},
+        {"annotations": [thing]},
+        {"psf_scene": {}},
+    ]
+    kept = [dicts[position] for position in (0, 3, 5, 6)]
+    assert without_empty_images(tiny_config(DATALOADER__FILTER_EMPTY_ANNOTATIONS=True), dicts) == kept
+    assert without_empty_images(tiny_config(), dicts) == dicts
+    with pytest.raises(ValueError, match=r"DATALOADER\.FILTER_EMPTY_ANNOTATIONS to False"):
+        without_empty_images(tiny_config(DATALOADER__FILTER_EMPTY_ANNOTATIONS=True), dicts[1:3])
+
+
+def test_samplers_that_need_annotations():
+    cfg = tiny_config(DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler")
+    check_sampler(cfg, [{"annotations": []}])
+    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN is .*`annotations`.*set it to \"TrainingSampler\""):
+        check_sampler(cfg, [{"segments_info": []}])
+    with pytest.raises(ValueError, match=r'SAMPLER_TRAIN is "RandomSubsetTrainingSampler": expected one of'):
+        check_sampler(tiny_config(DATALOADER__SAMPLER_TRAIN="RandomSubsetTrainingSampler"), [])

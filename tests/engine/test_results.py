@@ -1,0 +1,139 @@
+"""An evaluation that finds nothing says why: in the log and in results.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import verify_results
+from detectron2.structures import Instances
+
+from psf.engine import Trainer
+from psf.engine.results import append_metrics, results_table
+from psf.evaluation import ResultCounter, result_counter
+from tests.models import tiny_config, tiny_model
+
+ALL_KEPT = {f"POST_PROCESSOR.{kind}.{key}": 0.0 for kind in ("THINGS", "STUFF") for key in ("T_CNF", "T_KEEP")}
+
+
+def evaluate(mini: str, output: Path, caplog: pytest.LogCaptureFixture, **psf: Any) -> tuple[dict[str, Any], list[str]]:
+    """Evaluate a random model; returns the results and the warnings that speak of predictions."""
+    keys = {"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1, **ALL_KEPT, **psf}
+    more = {"DATASETS__TEST": (mini,), "INPUT__MIN_SIZE_TEST": 32, "DATALOADER__NUM_WORKERS": 0}
+    cfg = tiny_config(keys, OUTPUT_DIR=str(output), **more)
+    output.mkdir(exist_ok=True)
+    with caplog.at_level(logging.WARNING):
+        results = Trainer.test(cfg, tiny_model(keys, **more))
+    assert results.keys() == json.loads((output / "results.json").read_text()).keys()
+    return results, [one.getMessage() for one in caplog.records if "were predicted" in one.getMessage()]
+
+
+def test_a_threshold_that_nothing_reaches(mini: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    results, [line] = evaluate(mini, tmp_path / "output", caplog, **{"POST_PROCESSOR.THINGS.T_CNF": 2.0})
+    things = json.loads((tmp_path / "output" / "results.json").read_text())["empty_result"]["things"]
+    assert list(results["empty_result"]) == ["things"]
+    # Five images with six thing queries each.
+    assert (things["images"], things["candidates"]) == (5, 30)
+    assert sum(things["rejected_by"].values()) == 30 and things["rejected_by"]["T_CNF"] > 0
+    assert 0 < things["largest_confidence"] < things["largest_class_score"] < 1
+    assert results["panoptic_seg"]["PQ_th"] == 0.0
+    assert line.startswith(f"{mini}: no things were predicted; of 30 candidates in 5 images these were rejected: ")
+    assert "MODEL.PSF.POST_PROCESSOR.THINGS.T_CNF (2; the largest confidence is 0." in line and "\n" not in line
+
+
+def test_programs_that_read_results_go_on(mini: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    keys = {"POST_PROCESSOR.MASK_THRESHOLD": 1.0}  # no sigmoid is above
+    results, [line] = evaluate(mini, tmp_path / "output", caplog, **keys)
+    assert list(results["empty_result"]) == ["things", "stuff", "instances"]
+    for kind, num_candidates in (("things", 30), ("stuff", 15), ("instances", 30)):
+        found = results["empty_result"][kind]
+        assert found["rejected_by"] == {"empty_mask": num_candidates} and found["largest_confidence"] == 0.0
+        assert 0 < found["largest_mask_score"] <= 1
+    assert line.count("MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD (1.0; the largest mask score is 0.") == 3
+    assert results["segm"]["AP"] == results["bbox"]["AP"] == results["panoptic_seg"]["PQ"] == 0.0
+
+    table = results_table(results)
+    assert "panoptic_seg" in table and "empty_result" not in table
+    assert table == results_table({key: value for key, value in results.items() if key != "empty_result"})
+    nested = results_table({"first_set": results})
+    assert "first_set panoptic_seg" in nested and "empty_result" not in nested
+    append_metrics(tmp_path / "metrics.json", results, 7)
+    line = json.loads((tmp_path / "metrics.json").read_text())
+    assert line["empty_result/things/rejected_by/empty_mask"] == 30 and line["panoptic_seg/PQ"] == 0.0
+    expected = SimpleNamespace(TEST=SimpleNamespace(EXPECTED_RESULTS=[["panoptic_seg", "PQ", 0.0, 0.1]]))
+    assert verify_results(expected, results)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kinds"),
+    [
+        ({}, []),
+        ({"TEST.INSTANCE.SCORE_THRESH": 1.0}, ["instances"]),
+        ({"POST_PROCESSOR.NAME": "PixelArgmax", "POST_PROCESSOR.STUFF.T_CNF": 2.0}, ["stuff"]),
+        ({"TEST.PANOPTIC_ON": False, "POST_PROCESSOR.THINGS.T_CNF": 2.0}, []),
+    ],
+)
+def test_only_what_is_empty_is_explained(
+    mini: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any], kinds: list[str]
+):
+    results, lines = evaluate(mini, tmp_path / "output", caplog, **keys)
+    assert list(results.get("empty_result", {})) == kinds and len(lines) == bool(kinds)
+
+
+class TestCounter:
+    IDS = torch.zeros(2, 2, dtype=torch.int32)
+
+    def output(self, *are_things: bool, num_instances: int = 0) -> dict[str, Any]:
+        segments = [{"id": i, "category_id": 0, "isthing": is_thing} for i, is_thing in enumerate(are_things, 1)]
+        instances = Instances((2, 2), scores=torch.zeros(num_instances))
+        return {"panoptic_seg": (self.IDS, segments), "instances": instances}
+
+    def count(self, mini: str, outputs: list[dict[str, Any]], **kinds: bool) -> ResultCounter:
+        counter = ResultCounter(mini, has_gt=True, **{"panoptic": True, "instance": True, **kinds})
+        counter.process(list(DatasetCatalog.get(mini))[: len(outputs)], outputs)
+        return counter
+
+    @pytest.mark.parametrize(
+        ("outputs", "empty"),
+        [
+            ([(), (), ()], ("things", "stuff", "instances")),
+            ([(True,), (), ()], ("stuff", "instances")),
+            ([(), (), (False,)], ("things", "instances")),
+        ],
+    )
+    def test_kinds(self, mini: str, outputs: list[tuple[bool, ...]], empty: tuple[str, ...]):
+        counter = self.count(mini, [self.output(*one) for one in outputs])
+        assert counter.evaluate() == {} and counter.empty_kinds == empty
+        only = self.count(mini, [self.output(*one) for one in outputs], instance=False)
+        only.evaluate()
+        assert only.empty_kinds == tuple(kind for kind in empty if kind != "instances")
+
+    def test_what_the_ground_truth_does_not_have_may_be_missing(self, mini: str):
+        counter = ResultCounter(mini, has_gt=True, panoptic=True, instance=True)
+        counter.process(list(DatasetCatalog.get(mini))[1:2], [self.output()])  # sky alone
+        counter.evaluate()
+        assert counter.empty_kinds == ("stuff",)
+
+    def test_a_crowd_need_not_be_found(self, mini: str):
+        """Crowds are no target."""
+        counter = ResultCounter(mini, has_gt=True, panoptic=True, instance=False)
+        counter._gt.annotations[1]["segments_info"][:] = [{"category_id": 3, "iscrowd": 1}]
+        counter.process(list(DatasetCatalog.get(mini))[:1], [self.output()])
+        counter.evaluate()
+        assert counter.empty_kinds == ()
+
+    def test_processes_count_together(self, mini: str, monkeypatch: pytest.MonkeyPatch):
+        other = self.count(mini, [self.output(True, num_instances=2)])
+        counter = self.count(mini, [self.output(False)])
+        comm = SimpleNamespace(
+            gather=lambda mine: [mine, (other._expected, other._predicted)], is_main_process=lambda: True
+        )
+        monkeypatch.setattr(result_counter, "comm", comm)
+        counter.evaluate()
+        assert counter.empty_kinds == ()

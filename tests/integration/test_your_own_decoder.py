@@ -1,0 +1,82 @@
+"""docs/your-own-decoder.md: its example, as a newcomer would copy it, is checked, trained and used again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psf.engine import Predictor, build_config
+from psf.modeling.interfaces import MASK_DECODER_REGISTRY
+from tests.conftest import RunPython
+from tests.mini_set import NAME, unregister_mini_set, write_mini_set
+
+SMALL = (
+    "MODEL.PSF.HIDDEN_DIM 64 MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES 0 "
+    "MODEL.PSF.NUM_THING_QUERIES 5 MODEL.PSF.PIXEL_ENCODER.NUM_LAYERS 1 "
+    "MODEL.PSF.LOCATION_DECODER.NUM_LAYERS 1 MODEL.PSF.MASK_DECODER.NUM_THING_LAYERS 1 "
+    "MODEL.PSF.MASK_DECODER.NUM_STUFF_LAYERS 1 SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 "
+    "INPUT.MIN_SIZE_TRAIN (32,) INPUT.MIN_SIZE_TEST 32 TEST.EVAL_PERIOD 0"
+)
+
+
+@pytest.fixture
+def page(repository: Path, tmp_path: Path) -> str:
+    """The text of the page, whose example is written to my_decoder.py."""
+    text = (repository / "docs" / "your-own-decoder.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(example.splitlines()) <= 50
+    (tmp_path / "my_decoder.py").write_text(example)
+    return text
+
+
+def test_it_meets_the_contract(page: str, run_python: RunPython, repository: Path, tmp_path: Path) -> None:
+    check, _ = re.findall(r"```sh\n(.*?)\n```", page, re.S)
+    _, flag, code = shlex.split(check)
+    assert flag == "-c"
+    done = run_python("-W", "ignore", "-c", code, path=[repository], cwd=tmp_path)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+
+
+@pytest.fixture
+def forget_decoder() -> Iterator[None]:
+    """The module and its class are gone after the test."""
+    yield
+    sys.modules.pop("my_decoder", None)
+    MASK_DECODER_REGISTRY._obj_map.pop("DotProductDecoder", None)
+
+
+def test_it_is_trained_and_used(
+    page: str,
+    forget_decoder: None,
+    run_python: RunPython,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes train, each of which imports the module; the config that they write needs no flag."""
+    _, command = re.findall(r"```sh\n(.*?)\n```", page, re.S)
+    program, train, *words = shlex.split(command)
+    assert (program, train) == ("psf", "train")
+    mini = tmp_path / "mini"
+    write_mini_set(mini)
+    data = ["--register", f"{NAME}={mini}/panoptic.json,{mini}/panoptic,{mini}/images"]
+    flags = [*data, "--num-gpus", "0", "--num-processes", "2"]
+    keys = ["DATASETS.TRAIN", NAME, "DATASETS.TEST", "()", "OUTPUT_DIR", "output", *SMALL.split()]
+    done = run_python("-W", "ignore", "-m", "psf", "train", *flags, *words, *keys, path=[repository], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = ["MODEL.WEIGHTS", "output/model_final.pth", "MODEL.DEVICE", "cpu"]
+    try:
+        predictor = Predictor(build_config("output/config.yaml", [*weights, "DATASETS.TEST", NAME]))
+    finally:
+        unregister_mini_set()
+    assert type(predictor.model.thing_decoder).__name__ == "DotProductDecoder"
+    panoptic_seg, _ = predictor(np.zeros((40, 60, 3), dtype=np.uint8))["panoptic_seg"]
+    assert panoptic_seg.shape == (40, 60)

@@ -1,0 +1,29 @@
+"""`UserError`: one class for mistakes of the user, also out of a worker of a data loader."""
+
+from __future__ import annotations
+
+import pytest
+import torch.utils.data as torch_data
+
+from psf.errors import UserError
+
+
+class Damaged(torch_data.Dataset):
+    """Its only item cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise UserError("a.png: empty\nor no image: expected a PNG")
+
+
+def test_it_is_a_value_error():
+    assert issubclass(UserError, ValueError) and str(UserError("found a")) == "found a"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_worker_hands_the_message_on(num_workers: int):
+    with pytest.raises(UserError) as caught:
+        list(torch_data.DataLoader(Damaged(), num_workers=num_workers))
+    assert str(caught.value) == "a.png: empty\nor no image: expected a PNG"

@@ -1,0 +1,267 @@
+"""What is wrong in files that people bring: one sentence with file, entry, what is there and what should be."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from psf.errors import UserError
+from psf.tools.dataset_conversion.coco import read_instances
+from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
+from psf.tools.dataset_conversion.labelme import check_rle, read_labelme
+from psf.tools.dataset_conversion.sources import convert_source
+
+SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
+POINTS = [[2, 2], [8, 2], [8, 8], [2, 8]]
+INSTANCES: dict[str, Any] = {
+    "images": [{"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}],
+    "annotations": [{"id": 5, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [SQUARE]}],
+    "categories": [{"id": 1, "name": "cat"}],
+}
+LABELME: dict[str, Any] = {
+    "shapes": [{"label": "cat", "points": POINTS, "shape_type": "polygon"}],
+    "imagePath": "a.jpg",
+    "imageHeight": 20,
+    "imageWidth": 30,
+}
+REMOVED = object()
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def changed(content: dict[str, Any], *keys: Any, to: Any) -> dict[str, Any]:
+    """A copy with the value at a path of keys replaced or removed."""
+    content = copy.deepcopy(content)
+    *way, last = keys
+    place: Any = content
+    for key in way:
+        place = place[key]
+    if to is REMOVED:
+        del place[last]
+    else:
+        place[last] = to
+    return content
+
+
+def areas(files: PanopticFiles) -> list[int]:
+    annotations = json.loads(files.json_file.read_text())["annotations"]
+    return [segment["area"] for one in annotations for segment in one["segments_info"]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PanopticFiles:
+    return PanopticFiles(tmp_path / "out" / "panoptic.json", tmp_path / "out" / "panoptic")
+
+
+# ------------------------------------------------------------------ COCO's instances
+
+
+POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["images"], [], r"`images` is empty"),
+        (["images"], {"1": {}}, r"'images' is \{'1': .*expected a list"),
+        (["images", 0], "a.jpg", r"image number 1: found 'a\.jpg', expected an object"),
+        (["images", 0, "id"], REMOVED, r"image number 1: 'id' is missing"),
+        (["images", 0, "height"], REMOVED, r"image 1: 'height' is missing, expected a whole number of pixels from 1"),
+        (["images", 0, "height"], "40", r"image 1: 'height' is '40', expected a whole number"),
+        (["images", 0, "width"], 0, r"image 1: 'width' is 0"),
+        (["images", 0, "width"], math.nan, r"image 1: 'width' is nan"),
+        (["images", 0, "file_name"], "/data/b.png", r"image 1: the file name '/data/b\.png' is not below a folder"),
+        (["images", 0, "file_name"], "x/../../b.png", r"image 1: the file name 'x/\.\./\.\./b\.png' is not below"),
+        (["annotations", 0, "image_id"], REMOVED, r"annotation 5: 'image_id' is missing"),
+        (["annotations", 0, "category_id"], REMOVED, r"annotation 5: 'category_id' is missing"),
+        (["annotations", 0, "category_id"], "cat", r"annotation 5: 'category_id' is 'cat'"),
+        (["annotations", 0, "iscrowd"], "0", r"annotation 5: 'iscrowd' is '0', expected 0 or 1"),
+        (["annotations", 0, "segments_info"], [], r"is a panoptic JSON already .*psf validate"),
+        (["annotations", 0, "segmentation"], SQUARE, rf"annotation 5: 'segmentation' has 2 {POLYGONS}"),
+        (["annotations", 0, "segmentation"], [POINTS], rf"annotation 5: .* has \[\[2, 2\].* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], POINTS, rf"annotation 5: .* has \[\[2, 2\].* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], [SQUARE[:-1]], rf"annotation 5: .* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], [[*SQUARE[:-1], math.nan]], rf"annotation 5: .*nan.* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], [[*SQUARE[:-1], 1e300]], rf"annotation 5: .*1e\+300.* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], "2,2,8,2", r"annotation 5: 'segmentation' is '2,2,8,2', expected a list"),
+        (["annotations", 0, "segmentation"], {"counts": "00"}, r"annotation 5 has a mask of None"),
+        (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": [25]}, r"annotation 5: the mask is damaged"),
+        (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": "00"}, r"'counts' are '00'; .* 600 pixels"),
+        (["categories", 0, "name"], REMOVED, r"category 1: 'name' is missing, expected a text"),
+        (["categories", 0, "id"], "1", r"category '1': 'id' is '1', expected a whole number"),
+    ],
+)
+def test_mistakes_in_instances(tmp_path, keys, value, message):
+    path = write(tmp_path / "mine.json", changed(INSTANCES, *keys, to=value))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_instances(path, {})
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["image", "category"])
+def test_ids_that_come_twice(tmp_path, kind):
+    key, name = {"image": ("images", "file_name"), "category": ("categories", "name")}[kind]
+    content = copy.deepcopy(INSTANCES)
+    content[key].append({**content[key][0], name: "other"})
+    earlier = content[key][0][name]
+    with pytest.raises(ValueError, match=rf"mine\.json: {kind} 1.*: an earlier {kind}, '{earlier}', has this id"):
+        read_instances(write(tmp_path / "mine.json", content), {})
+
+
+def test_without_any_class(tmp_path):
+    content = {**INSTANCES, "annotations": [], "categories": []}
+    with pytest.raises(ValueError, match="`categories` is empty"):
+        read_instances(write(tmp_path / "mine.json", content), {})
+    assert read_instances(write(tmp_path / "mine.json", content), {3: "sky"})[1] == {3: 3}
+
+
+def test_what_is_harmless_is_taken(tmp_path, files):
+    """Sizes as 20.0, ids as text, annotations without a shape, polygons of one or two points."""
+    content = changed(INSTANCES, "images", 0, "height", to=20.0)
+    content = changed(content, "annotations", 0, "image_id", to="1")
+    for shape in (None, [], {}, [[3, 3]], [[3, 3, 5, 5], SQUARE]):
+        content["annotations"].append({"id": 6, "image_id": 1, "category_id": 1, "segmentation": shape})
+    source, _ = read_instances(write(tmp_path / "mine.json", content), {})
+    notes = convert_source(source, files, overlap="later-on-top")
+    assert areas(files) == [36] and notes["annotations without an area (boxes, points, lines), dropped"] == 4
+    assert json.loads(files.json_file.read_text())["images"][0]["height"] == 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 90),
+    seed=st.integers(0, 999),
+    share=st.sampled_from([0, 0.1, 0.5, 1]),
+)
+def test_good_masks_pass_whatever_their_runs(height, width, seed, share):
+    mask = np.asfortranarray(np.random.default_rng(seed).random((height, width)) < share, dtype=np.uint8)
+    counts = coco_mask.encode(mask)["counts"].decode()
+    check_rle({"size": [height, width], "counts": counts}, (height, width), "here")
+    for size in ((height, width + 1), (height + 1, width)):
+        with pytest.raises(ValueError, match="here: the mask is damaged"):
+            check_rle({"size": list(size), "counts": counts}, size, "here")
+
+
+# ------------------------------------------------------------------ labelme
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["shapes"], None, r"'shapes' is None, expected a list"),
+        (["imagePath"], None, r"'imagePath' is None, expected a text"),
+        (["imagePath"], ".", r"imagePath '\.': the file name '\.' is not below a folder"),
+        (["imageWidth"], 1e30, r"'imageWidth' is 1e\+30, expected a whole number of pixels from 1 to 1000000"),
+        (["imageWidth"], 30.5, r"'imageWidth' is 30\.5, expected a whole number of pixels"),
+        (["imageHeight"], "20", r"'imageHeight' is '20'"),
+        (["shapes", 0], "cat", r"shape 1: found 'cat', expected an object"),
+        (["shapes", 0, "label"], REMOVED, r"shape 1: 'label' is missing"),
+        (["shapes", 0, "label"], None, r"shape 1: 'label' is None, expected a text"),
+        (["shapes", 0, "points"], REMOVED, r"shape 1: 'points' is missing"),
+        (["shapes", 0, "points"], SQUARE, r"shape 1 \('cat'\): 'points' is \[2, 2, .*expected \[\[x, y\]"),
+        (["shapes", 0, "points"], [[1, 2, 3], [4, 5, 6]], r"shape 1 \('cat'\): 'points' is \[\[1, 2, 3\]"),
+        (["shapes", 0, "points", 2, 1], math.nan, r"shape 1 \('cat'\): 'points' is .*nan.*finite"),
+        (["shapes", 0, "group_id"], [1], r"shape 1 \('cat'\): 'group_id' is \[1\]"),
+        (["shapes", 0, "shape_type"], "circle", r"shape 1 \('cat'\): it is a circle with 4 points, expected 2"),
+    ],
+)
+def test_mistakes_in_labelme(tmp_path, keys, value, message):
+    path = write(tmp_path / "in" / "a.json", changed(LABELME, *keys, to=value))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_labelme(path.parent, {}, thing_names={})
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_any_class(tmp_path):
+    write(tmp_path / "in" / "a.json", {**LABELME, "shapes": []})
+    with pytest.raises(ValueError, match="no file has a shape in it"):
+        read_labelme(tmp_path / "in", {}, thing_names={})
+
+
+def test_rectangles_that_are_turned_are_polygons(tmp_path, files):
+    content = changed(LABELME, "shapes", 0, "shape_type", to="oriented_rectangle")
+    content = changed(content, "imageHeight", to=20.0)
+    write(tmp_path / "in" / "a.json", content)
+    convert_source(read_labelme(tmp_path / "in", {}, thing_names={})[0], files, overlap="error")
+    assert areas(files) == [36]
+
+
+# ------------------------------------------------------------------ files that stay
+
+
+@pytest.mark.parametrize("name", ["/a/b.png", "../b.png", "a/../../b.png", "a/../b.png", "", ".."])
+def test_names_that_lead_out_of_a_folder(name):
+    with pytest.raises(ValueError, match="is not below a folder of images"):
+        png_name(name)
+    assert png_name("./a//b.tar.jpg") == "a/b.tar.png"
+
+
+def draw(file_name: str) -> Drawing:
+    image = {"id": 1, "file_name": file_name, "height": 4, "width": 6}
+    return Drawing(image, np.zeros((4, 6), np.int32), [], Counter())
+
+
+def test_no_image_is_overwritten(tmp_path, files):
+    """Whatever its name says; but what an earlier run wrote there is replaced, be that whole or not."""
+    image = tmp_path / "images" / "b.png"
+    image.parent.mkdir()
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(image)
+    before = image.read_bytes()
+    for name in (str(image), "../../images/b.png"):
+        with pytest.raises(ValueError, match="is not below a folder of images"):
+            write_panoptic_set([name], draw, [], files)
+    beside = PanopticFiles(tmp_path / "panoptic.json", image.parent)
+    for name in ("b.png", "b.jpg"):
+        with pytest.raises(ValueError, match=r"b\.png exists and is not a panoptic PNG of psf"):
+            write_panoptic_set([name], draw, [], beside)
+    assert image.read_bytes() == before and not files.json_file.exists() and not beside.json_file.exists()
+
+    write_panoptic_set(["b.jpg"], draw, [], files)
+    files.json_file.unlink()
+    write_panoptic_set(["b.jpg"], draw, [], files)
+    (files.png_root / "b.png").write_text("notes of mine")
+    with pytest.raises(ValueError, match="is not a panoptic PNG"):
+        write_panoptic_set(["b.jpg"], draw, [], files)
+
+
+@pytest.mark.parametrize("content", [INSTANCES, LABELME, {"annotations": [1]}, []])
+def test_only_a_panoptic_json_is_overwritten(files, content):
+    before = write(files.json_file, content).read_text()
+    with pytest.raises(ValueError, match="--overwrite"):
+        files.check_free(overwrite=False)
+    with pytest.raises(ValueError, match=r"panoptic\.json exists and is not a panoptic JSON"):
+        files.check_free(overwrite=True)
+    assert files.json_file.read_text() == before
+    write(files.json_file, {"annotations": []})
+    files.check_free(overwrite=True)
+
+
+def test_the_first_mistake_ends_the_conversion(files):
+    """The images that wait for a thread are not drawn any more."""
+    drawn = []
+
+    def fail(file_name: str) -> Drawing:
+        drawn.append(file_name)
+        time.sleep(0.005)
+        raise UserError(f"{file_name} is damaged")
+
+    with pytest.raises(UserError, match=r"^0\.jpg is damaged"):
+        write_panoptic_set([f"{number}.jpg" for number in range(400)], fail, [], files, workers=1)
+    assert len(drawn) < 400 and not files.json_file.exists()
