@@ -34,9 +34,7 @@ RELEASED: dict[str, Any] = {
 }
 # Those of configs/small, with what they add to either.
 SMALL: dict[str, Any] = {
-    "IN_FEATURES": ["res4", "res5"],
-    "FINE_FEATURE": "res3",
-    "MASK_FEATURE": "res2",
+    "FINE_FEATURE": "res2",
     "LOCATION_DECODER.BOX_REFINEMENT": True,
     "LOCATION_DECODER.TWO_STAGE": True,
     "THING_CLASSIFIER": "location_decoder",

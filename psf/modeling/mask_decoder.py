@@ -420,7 +420,8 @@ class MaskHead(nn.Module):
         assert self.mask_embed is not None
         fused = F.interpolate(fused, size=features.values.shape[2:], mode="bilinear", align_corners=False)
         queries = q.transpose(1, 2).flatten(2) * q.shape[-1] ** 0.5  # (B, heads, N, d) -> (B, N, D), without the scale
-        fused = fused + (self.mask_embed(queries) @ features.values.flatten(2)).view_as(fused)
+        product = self.mask_embed(queries) @ features.values.flatten(2)  # (B, N, h*w)
+        fused = fused + product.unflatten(-1, features.values.shape[2:])
         scores = self.activation(fused)
         if is_padded and features.padding_mask is not None:
             scores = scores.masked_fill(features.padding_mask[:, None], 0.0)

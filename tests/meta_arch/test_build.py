@@ -129,7 +129,8 @@ def test_criterion():
         "focal_gamma": 1.5,
     }
     criterion = build_criterion(tiny_config({f"LOSS.{name.upper()}": value for name, value in values.items()}))
-    assert vars(criterion) == values
+    assert vars(criterion) == {**values, "mask_upsampling": 2}
+    assert build_criterion(tiny_config({"MASK_FEATURE": "res2"})).mask_upsampling == 1
 
 
 @pytest.mark.parametrize("key", ["MATCHER.QUERIES_PER_THING", "NUM_THING_QUERIES", "TEST.NUM_TOP_PAIRS"])

@@ -35,7 +35,7 @@ class TestBuild:
         assert (model.thing_classifier is None) == (recipe != "paper")
         assert model.location_decoder.box_refinement == (recipe != "paper")
         assert (model.fine_level is None) == (model.location_decoder.proposals is None) == (recipe != "small")
-        assert len(model.neck.extra_input_proj) == (0 if recipe == "paper" else 1)
+        assert len(model.neck.extra_input_proj) == (1 if recipe == "released" else 0)
 
     @pytest.mark.parametrize(
         ("key", "value"),
