@@ -275,7 +275,7 @@ def _add_result_defaults(node: CN) -> None:
     # Mask decoder layer whose masks and classes are used, counted from 1; -1: the last (table 10).
     node.TEST_LAYER = -1
     node.TEST = CN()
-    # Images per forward pass in evaluation, all of one size; sizes of which there are few images make smaller batches.
+    # Images per forward pass in evaluation, all of one size; a size with few images gives smaller batches.
     node.TEST.BATCH_SIZE = 1
     # Images larger than this many pixels, as the model gets them (INPUT.MIN_SIZE_TEST), are run in overlapping square
     # tiles, and the tiles' segments joined; 0: none is. For many small things in large images.

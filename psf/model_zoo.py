@@ -17,7 +17,7 @@ def get_config_file(name: str) -> str:
         name: path below configs/, such as "coco/psf_R50_24ep.yaml" or "lazy/released.py".
 
     Raises:
-        UserError: if there is no such config; it names those that are spelled alike.
+        UserError: if there is no such config; it names configs with a similar spelling.
     """
     package = Path(__file__).resolve().parent
     shipped = package / "configs"  # in a wheel; elsewhere they lie beside the package

@@ -74,7 +74,9 @@ class TimmBackbone(Backbone):
             with torch.device("meta"):  # its outline: no memory, hardly any time
                 outline: Any = timm.create_model(name, pretrained=False, **arguments).eval()
         except RuntimeError as error:  # an unknown tag, or a model that has no maps to give
-            raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", of which timm makes no feature maps: {error}') from error
+            raise UserError(
+                f'MODEL.PSF.TIMM.NAME is "{name}", and timm makes no feature maps of it: {error}'
+            ) from error
         info = outline.feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
@@ -126,7 +128,7 @@ def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def _size_divisibility(outline: Any, name: str) -> int:
-    """The least of 0, the largest stride and the side of the pretraining's images, with multiples of which maps fit."""
+    """The smallest of 0, the largest stride and the pretraining image size whose multiples give maps that fit."""
     import timm
 
     pretraining = timm.get_pretrained_cfg(name)
@@ -188,7 +190,7 @@ def _announce_weights(name: str) -> None:
 
 
 def _create_model(name: str, drop_path: float, **arguments: Any) -> nn.Module:
-    """timm's model with this rate of drop path, be it 0 where timm's default is not; some models do not have it."""
+    """timm's model with this rate of drop path, also with 0 if timm's default differs; some models have none."""
     import timm
     from timm.layers import DropPath
 

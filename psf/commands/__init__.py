@@ -15,7 +15,7 @@ from types import ModuleType
 
 from psf.errors import UserError
 
-__all__ = ["COMMANDS", "add_workers_flag", "command_parser", "load_command", "run_command"]
+__all__ = ["COMMANDS", "add_workers_flag", "command_parser", "echo", "load_command", "run_command"]
 
 # Name -> what it does; the module has "_" for "-".
 COMMANDS = {
@@ -61,6 +61,12 @@ def add_workers_flag(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images that are processed at a time (default: one per processor, at most 16)",
     )
+
+
+def echo(text: object = "") -> None:
+    """Write one line of a command's result to standard output, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def run_command(action: Callable[[], int | None]) -> int:

@@ -14,7 +14,7 @@ from itertools import takewhile
 
 from detectron2.modeling import build_model
 
-from psf.commands import command_parser, run_command
+from psf.commands import command_parser, echo, run_command
 from psf.engine import add_import_flag, add_register_flag, build_config, resolve_num_queries
 from psf.tools.analysis import count_image_flops, count_parameters, flop_tables, parameter_table
 
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
     resolve_num_queries(cfg)
     model = build_model(cfg)
     if "params" in args.tasks:
-        print(f"Parameters of {args.config_file}\n\n{parameter_table(count_parameters(model))}\n")
+        echo(f"Parameters of {args.config_file}\n\n{parameter_table(count_parameters(model))}\n")
     if "flops" in args.tasks:
         height, width = args.input_size
         tables = flop_tables(count_image_flops(model, height, width))
-        print(f"One image of {height} x {width} at test, without post-processing\n\n{tables}")
+        echo(f"One image of {height} x {width} at test, without post-processing\n\n{tables}")

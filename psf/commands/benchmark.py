@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.modeling import build_model
 
-from psf.commands import command_parser, run_command
+from psf.commands import command_parser, echo, run_command
 from psf.engine import add_import_flag, add_register_flag, build_config, resolve_num_queries
 from psf.ops import describe_implementation
 from psf.tools.analysis import measure_stages, peak_memory, stage_table
@@ -77,6 +77,6 @@ def run(args: argparse.Namespace) -> None:
         peak = peak_memory(model.device, lambda: model(inputs))
         times = measure_stages(model, inputs, repeats=args.repeats, warm_ups=0)
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {args.threads} threads"
-    print(f"{args.config_file}, {args.batch_size} x {args.input_size[0]} x {args.input_size[1]}, {device}")
-    print(f"deformable attention: {describe_implementation(model.device.type)}\n")
-    print(f"{stage_table(times)}, peak memory {peak / 2**30:.2f} GiB")
+    echo(f"{args.config_file}, {args.batch_size} x {args.input_size[0]} x {args.input_size[1]}, {device}")
+    echo(f"deformable attention: {describe_implementation(model.device.type)}\n")
+    echo(f"{stage_table(times)}, peak memory {peak / 2**30:.2f} GiB")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from psf.commands import add_workers_flag, command_parser, run_command
+from psf.commands import add_workers_flag, command_parser, echo, run_command
 from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import PanopticFiles
 from psf.tools.dataset_conversion.labelme import read_labelme
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             args.labelme, stuff_names, thing_names=thing_names, image_root=args.image_root
         )
         if not thing_names:
-            print("The ids of things follow the labels in this folder; for sets that belong together, --thing-labels")
+            echo("The ids of things follow the labels in this folder; for sets that belong together, --thing-labels")
     notes = convert_source(
         source,
         files,
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> None:
     )
     kinds = ("stuff", "thing")
     rows = [(category["id"], category["name"], kinds[category["isthing"]]) for category in source.categories]
-    print(tabulate(rows, ("id", "category", "kind")))
-    print("\n".join(f"{number} {note}" for note, number in notes.items()))
+    echo(tabulate(rows, ("id", "category", "kind")))
+    echo("\n".join(f"{number} {note}" for note, number in notes.items()))
     images = args.image_root or args.labelme or "IMAGES"
     places = f"--json {files.json_file} --png-root {files.png_root} --image-root {images}"
-    print(f"\nNext, validate it: psf validate {places} --html report.html")
+    echo(f"\nNext, validate it: psf validate {places} --html report.html")

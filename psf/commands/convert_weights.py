@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 
 from psf.checkpoint import Conversion, convert_checkpoint
-from psf.commands import command_parser, run_command
+from psf.commands import command_parser, echo, run_command
 from psf.engine import add_import_flag, add_register_flag, build_config
 
 __all__ = ["build_parser", "main"]
@@ -50,13 +50,13 @@ def report(conversion: Conversion, args: argparse.Namespace) -> None:
     """Say what was used, and what to do next."""
     num_dropped = sum(conversion.dropped.values())
     kind = "ImageNet backbone" if conversion.is_backbone else "released Panoptic SegFormer"
-    print(f"{kind}: {conversion.num_source - num_dropped} of {conversion.num_source} entries used")
+    echo(f"{kind}: {conversion.num_source - num_dropped} of {conversion.num_source} entries used")
     for pattern, count in conversion.dropped.items():
-        print(f"  dropped on purpose: {count} of {pattern}")
+        echo(f"  dropped on purpose: {count} of {pattern}")
     for pattern, count in conversion.fresh.items():
-        print(f"  not in {args.source}, stay as they start: {count} of {pattern}")
-    print(f"{conversion.num_written} entries written to {args.target}. Next:")
+        echo(f"  not in {args.source}, stay as they start: {count} of {pattern}")
+    echo(f"{conversion.num_written} entries written to {args.target}. Next:")
     words = ["psf", "train" if conversion.is_backbone else "evaluate", "--config-file", args.config_file]
     words += [word for text in args.register for word in ("--register", text)]
     words += [word for name in args.imports for word in ("--import", name)]
-    print(shlex.join([*words, *args.opts, "MODEL.WEIGHTS", args.target]))
+    echo(shlex.join([*words, *args.opts, "MODEL.WEIGHTS", args.target]))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
-from psf.commands import command_parser, run_command
+from psf.commands import command_parser, echo, run_command
 from psf.engine import Predictor, add_import_flag, add_register_flag, build_config
 from psf.errors import UserError
 from psf.output import FILE_KINDS, TASKS, Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata, write_output
@@ -155,9 +155,9 @@ def segment_images(args: argparse.Namespace) -> int:
             except ValueError as error:
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
-    print(f"{num_written} of {len(images)} images written to {args.output}")
+    echo(f"{num_written} of {len(images)} images written to {args.output}")
     if skipped:
-        print(f"skipped: {', '.join(skipped)}")
+        echo(f"skipped: {', '.join(skipped)}")
     return 1 if skipped else 0
 
 
@@ -241,7 +241,7 @@ def segment_video(args: argparse.Namespace) -> int:
             is_complete = False
     if not num_written:
         raise UserError(f"{args.video_input or 'the camera'}: gave no frame")
-    print(f"{num_written} frames written to {target}")
+    echo(f"{num_written} frames written to {target}")
     return 0 if is_complete else 1
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psf.commands import command_parser, run_command
+from psf.commands import command_parser, echo, run_command
 from psf.errors import UserError
 
 __all__ = ["build_parser", "main"]
@@ -52,8 +52,8 @@ def run(opts: Sequence[str]) -> int:
         return code
     results = json.loads((OUTPUT / "results.json").read_text(encoding="utf-8"))["panoptic_seg"]
     metrics = ", ".join(f"{name} {results[name]:.1f}" for name in ("PQ", "PQ_th", "PQ_st"))
-    print(f"\nOn {len(held_out)} held-out scenes: {metrics}")
-    print(f"See {OUTPUT / 'panel.png'} (input | ground truth | prediction) and {OUTPUT / 'demo'}")
+    echo(f"\nOn {len(held_out)} held-out scenes: {metrics}")
+    echo(f"See {OUTPUT / 'panel.png'} (input | ground truth | prediction) and {OUTPUT / 'demo'}")
     return 0
 
 
@@ -68,5 +68,5 @@ def held_out_images() -> list[str]:
 
 def psf(*words: str) -> int:
     """Print a command of psf, run it in a process of its own, and return its exit code."""
-    print(f"\n$ {shlex.join(['psf', *words])}", flush=True)
+    echo(f"\n$ {shlex.join(['psf', *words])}")
     return subprocess.run([sys.executable, "-m", "psf", *words], check=False).returncode

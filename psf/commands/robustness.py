@@ -19,7 +19,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from psf.commands import run_command
+from psf.commands import echo, run_command
 from psf.engine import (
     Trainer,
     add_num_images_flag,
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     evaluate_robustness(cfg, model, cfg.DATASETS.TEST[0], record, after_each=report, **chosen)
     if comm.is_main_process():
         title = f"{cfg.DATASETS.TEST[0]}, {cfg.MODEL.WEIGHTS}"
-        print(f"{title}\n\n{report()}\n\nAlso in {folder}: robustness.json, .md and .png")
+        echo(f"{title}\n\n{report()}\n\nAlso in {folder}: robustness.json, .md and .png")
 
 
 def panoptic_alone(cfg: CfgNode) -> CfgNode:

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from psf.commands import run_command
+from psf.commands import echo, run_command
 from psf.data import build_test_loader, load_dataset
 from psf.engine import (
     Trainer,
@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> None:
     loader = build_test_loader(cfg, spread_evenly(load_dataset(name), args.num_images))
     cached = cache_dataset(model, loader, name, grid)
     size = sum(image.num_bytes for image in cached) / 2**20
-    print(f"{name}: {len(cached)} images, {size:.1f} MiB kept", flush=True)
+    echo(f"{name}: {len(cached)} images, {size:.1f} MiB kept")
     categories = {key: bool(one["isthing"]) for key, one in PanopticGroundTruth(name).categories.items()}
     processor = model.post_processor
     report = "\n".join(report_lines(tune(cached, categories, processor.things, processor.stuff, grid)))
     path = Path(cfg.OUTPUT_DIR, "merging.md")
     path.write_text(f"{name}: {len(cached)} images, {cfg.MODEL.WEIGHTS}\n{report}\n", encoding="utf-8")
-    print(f"\nAlso in {path}:\n{report}")
+    echo(f"\nAlso in {path}:\n{report}")
 
 
 def report_lines(found: Tuning) -> Iterator[str]:

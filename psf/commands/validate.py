@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psf.checkpoint import check_same_classes
-from psf.commands import add_workers_flag, command_parser, run_command
+from psf.commands import add_workers_flag, command_parser, echo, run_command
 from psf.data.registration import PanopticSet, register_panoptic
 from psf.errors import UserError
 from psf.tools.dataset_validation.html import write_html
@@ -84,7 +84,7 @@ def run_several(args: argparse.Namespace) -> int:
     try:
         check_same_classes(one.name for one in sets)
     except ValueError as error:
-        print(error)
+        echo(error)
         return 1
     return 0 if all(is_clean) else 1
 
@@ -102,13 +102,13 @@ def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root
         workers=args.workers,
         show_progress=True,
     )
-    print(f"{json_file}\n\n{report.text(num_examples=args.show)}\n")
+    echo(f"{json_file}\n\n{report.text(num_examples=args.show)}\n")
     if args.html:
         write_html(report, args.html, png_root=png_root, image_root=image_root, num_samples=args.samples)
-        print(f"{args.html}: the report with drawn samples\n")
+        echo(f"{args.html}: the report with drawn samples\n")
     if args.fix:
         fixed, left = write_corrected(report, args.fix), report.unfixed()
-        print(f"{args.fix}: corrected {count(fixed)}; left as it is: {count(left)}\n")
+        echo(f"{args.fix}: corrected {count(fixed)}; left as it is: {count(left)}\n")
     return report.is_clean
 
 

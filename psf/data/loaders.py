@@ -79,7 +79,7 @@ def _image_size(dataset_dict: dict[str, Any]) -> tuple[int, int]:
 
 
 def without_empty_images(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Training images, without those that have no annotation except crowds if FILTER_EMPTY_ANNOTATIONS is True.
+    """Training images; FILTER_EMPTY_ANNOTATIONS True drops images without any annotation except crowds.
 
     Detectron2 looks at `annotations` alone; here an image also counts as annotated if it has a segment in
     `segments_info`. Dicts with neither key, as those of the generated shapes, are kept.

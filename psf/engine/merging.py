@@ -36,6 +36,12 @@ __all__ = [
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
+KEY = "MODEL.PSF.POST_PROCESSOR"
+# PQ in percent. Smaller gains on some dozen images that the model has trained on do not carry over to others.
+LEAST_GAIN = 0.25
+
 
 def add_num_images_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--num-images`, 1 or more; None if it is not given."""
@@ -69,13 +75,6 @@ def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
     """`count` items at even distances, the first one included; all, if `count` is None or too large."""
     count = len(items) if count is None else min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
-
-
-logger = logging.getLogger(__name__)
-
-KEY = "MODEL.PSF.POST_PROCESSOR"
-# PQ in percent. Smaller gains on some dozen images that the model has trained on do not carry over to others.
-LEAST_GAIN = 0.25
 
 
 def apply_merging(model: nn.Module, merging: TunedMerging | None, *, is_new: bool = False) -> None:
@@ -198,7 +197,7 @@ def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -
 def _set_numbers(cfg: CfgNode, kind: str) -> set[str]:
     """Names of the thresholds of a kind, "things" or "stuff", that the user has set.
 
-    Their numbers are neither psf's defaults nor those that an earlier search has written.
+    Their numbers differ from psf's defaults and from what an earlier search has written.
     """
     defaults = get_cfg()
     add_psf_config(defaults)
@@ -214,7 +213,7 @@ def _tuned_entry(kind: str, name: str, value: float) -> str:
 
 
 def with_merging(cfg: CfgNode, things: MergingThresholds, stuff: MergingThresholds) -> CfgNode:
-    """A frozen copy of the config with these thresholds as plain keys; TUNED lists those that the search has chosen."""
+    """A frozen copy of the config with these thresholds as plain keys; TUNED lists the searched ones."""
     held = {kind: _set_numbers(cfg, kind) for kind in ("things", "stuff")}
     cfg = cfg.clone()
     cfg.defrost()

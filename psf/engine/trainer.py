@@ -58,6 +58,10 @@ __all__ = [
     "main",
 ]
 
+logger = logging.getLogger(__name__)
+
+FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
+
 
 class TrainStep(SimpleTrainer):
     """Detectron2's SimpleTrainer and AMPTrainer in one; the latter refuses to run without CUDA.
@@ -131,11 +135,6 @@ def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
             "with SOLVER.AMP.ENABLED False"
         )
     return getattr(torch, name)
-
-
-logger = logging.getLogger(__name__)
-
-FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -272,7 +271,7 @@ class Trainer(DefaultTrainer):
 
     def save_final(self) -> None:
         """Write the checkpoint of a finished training."""
-        self.checkpointer.save(FINAL_CHECKPOINT, iteration=self.max_iter - 1)
+        self.checkpointer.save(FINAL_CHECKPOINT, iteration=max(self.start_iter, self.max_iter) - 1)
 
     def _set_merging(self, merging: TunedMerging, *, is_new: bool = False) -> None:
         model = _without_ddp(self.model)

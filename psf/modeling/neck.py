@@ -92,7 +92,7 @@ class FineLevel(nn.Module):
 
         Args:
             feature: (B, C, h, w) of the backbone.
-            encoded: L levels, of which the first is added.
+            encoded: L levels; the first is added.
             padding_mask: (B, H, W) of the image batch; None if no image is padded.
 
         Returns:
@@ -137,7 +137,7 @@ class MaskFeatureMap(nn.Module):
 
         Args:
             feature: (B, C, h, w) of the backbone.
-            memory: levels for the mask decoders, of which the first is added.
+            memory: levels for the mask decoders; the first is added.
             padding_mask: (B, H, W) of the image batch; None if no image is padded.
 
         Returns:

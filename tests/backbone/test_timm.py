@@ -226,7 +226,7 @@ class TestErrors:
             backbone("no_such_net")
 
     def test_unknown_tag(self):
-        with pytest.raises(ValueError, match=r'TIMM\.NAME is "resnet18\.nonsense", of which timm makes no'):
+        with pytest.raises(ValueError, match=r'TIMM\.NAME is "resnet18\.nonsense", and timm makes no'):
             backbone("resnet18.nonsense")
 
     def test_a_typing_error(self):

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Grid(NamedTuple):
-    """The values that are tried; those that the search starts from are added."""
+    """The values that are tried; the start values are added."""
 
     alpha: tuple[float, ...]
     beta: tuple[float, ...]
