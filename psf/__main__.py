@@ -19,7 +19,14 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
     if words and words[0] in COMMANDS:
-        return int(load_command(words[0]).main(words[1:]))
+        try:
+            command = load_command(words[0])
+        except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
+            sys.stderr.write(
+                f"error: psf {words[0]} cannot start ({error}); `{sys.executable} -m psf doctor` prints the fix\n"
+            )
+            return 2
+        return int(command.main(words[1:]))
     build_parser().parse_args(words)  # --help, --version, or an unknown command: it exits
     return 0
 

@@ -47,6 +47,15 @@ def test_doctor_runs_without_torch(run_python: RunPython) -> None:
     assert done.returncode == 1 and "pip install torch torchvision" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("name", ["torch", "detectron2"])
+def test_other_commands_need_them(run_python: RunPython, name: str) -> None:
+    done = run_python("-m", "psf", "train", "--help", hidden=[name])
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(
+        rf"error: psf train cannot start \(.*{name}.*\); .* -m psf doctor` prints the fix\n", done.stderr
+    )
+
+
 def test_help_imports_nothing_heavy(run_python: RunPython) -> None:
     done = run_python(
         "-c", "import sys; sys.argv[0] = 'psf'; import psf.__main__; print({'torch', 'detectron2'} & {*sys.modules})"

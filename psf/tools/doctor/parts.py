@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 __all__ = ["PACKAGE_FOLDER", "PIP_INSTALL", "PYTHON", "Part", "all_parts"]
 
-PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 PYTHON = shlex.quote(sys.executable)
 PIP_INSTALL = f"{PYTHON} -m pip install"
 LEAST_TORCH = (2, 7)  # the first with torch.compiler.is_exporting

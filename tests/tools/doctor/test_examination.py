@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import psf
 from psf.tools import doctor
 from psf.tools.doctor import examination
 from psf.tools.doctor import examination as report
@@ -23,6 +26,7 @@ def test_everything_there(capsys: pytest.CaptureFixture[str]) -> None:
     rows = dict(line.split(maxsplit=1) for line in written.split("\n\n")[0].splitlines() if line[2] != " ")
     assert set(rows) > {"Python", "psf", "torch", "torchvision", "detectron2", "panopticapi", "timm", "triton", "GPU"}
     assert rows["torch"].startswith(sys.modules["torch"].__version__)
+    assert rows["psf"] == f"{psf.__version__}, {Path(psf.__file__).resolve().parent}"
     assert "_C" in rows["detectron2"]
     assert rows["deformable"].removeprefix("attention").strip()
 
@@ -55,6 +59,8 @@ def test_all_missing(run_python) -> None:
     assert process.returncode == 1
     for part in ("torch", "torchvision", "numpy", "scipy", "fvcore", "pycocotools", "panopticapi", "detectron2"):
         assert f"! {part} " in process.stdout, part
+    checkout = Path(psf.__file__).resolve().parents[1]  # psf is not installed there
+    assert f"{PIP_INSTALL} -e {shlex.quote(f'{checkout}[detectron2-needs]')} && " in process.stdout
     assert process.stderr == ""
 
 
