@@ -7,14 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.plain_mask_decoder import plain_decode
-from psf.modeling import MaskDecoder, QueryClassifier
-from psf.structures import DecodedMasks, FeatureTokens
+from psf.modeling import MaskDecoder, MaskFeatureMap, QueryClassifier
+from psf.modeling.interfaces import MaskDecoderDepth
+from psf.structures import DecodedMasks, FeatureTokens, MaskFeatures
 from tests.features import random_features
+from tests.models import tiny_config
 
 SHAPES = [(4, 5), (2, 3), (1, 1)]
+# Of the decoders that refine their masks.
+TWO_SHAPES = [(4, 6), (2, 3)]
+FINE = (8, 12)
+DIM, CHANNELS = 64, 32
 DEFAULTS: dict[str, Any] = {
     "dim": 16,
     "num_heads": 4,
@@ -184,3 +191,79 @@ class TestClassifier:
         classifier = QueryClassifier(16, 3, num_outputs=1).double()
         (logits,) = classifier(DecodedMasks([], [queries]), layer)
         torch.testing.assert_close(logits, classifier.layers[used](queries))
+
+
+def build_refining(*, mask_features: bool = True, activation: str = "sigmoid") -> MaskDecoder:
+    torch.manual_seed(0)
+    cfg = tiny_config({"MASK_DECODER.MASK_ACTIVATION": activation})
+    arguments = MaskDecoder.from_config(cfg, MaskDecoderDepth(num_layers=2, self_attention=False))
+    return MaskDecoder(**{**arguments, "num_levels": 2, "mask_features": mask_features}).double()
+
+
+def memory(padding: Tensor | None = None, shares: list[tuple[float, float]] | None = None) -> FeatureTokens:
+    features = random_features(TWO_SHAPES, dim=DIM, **({} if shares is None else {"own_shares": shares}))
+    values = torch.randn(2, CHANNELS, *FINE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return features._replace(mask_features=MaskFeatures(values, padding))
+
+
+def random_queries() -> Tensor:
+    return torch.randn(2, 3, DIM, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_refined_masks_start_as_those_of_the_levels(activation: str):
+    """Upsampled before the activation."""
+    refined, plain = build_refining(activation=activation), build_refining(mask_features=False, activation=activation)
+    plain.load_state_dict({name: x for name, x in refined.state_dict().items() if "mask_embed" not in name})
+    masks = refined(random_queries(), memory()).mask_scores
+    coarse = plain(random_queries(), memory()).mask_scores
+    assert [tuple(x.shape) for x in masks] == [(2, 3, *FINE)] * 3
+    inverse = torch.logit if activation == "sigmoid" else None
+    if inverse is not None:
+        for fine, one in zip(masks, coarse, strict=True):
+            expected = F.interpolate(inverse(one), size=FINE, mode="bilinear").sigmoid()
+            torch.testing.assert_close(fine, expected, rtol=0, atol=1e-9)
+
+
+def test_refinement_is_query_times_features():
+    """With a weight that picks the first channel, each logit gains the first number of the projected query times it."""
+    decoder = build_refining()
+    before = decoder(random_queries(), memory(), layer=1).mask_scores[0]
+    head, attention = decoder.layers[0].mask_head, decoder.layers[0].attention
+    with torch.no_grad():
+        head.mask_embed.weight[0, 0] = 1.0
+    after = decoder(random_queries(), memory(), layer=1).mask_scores[0]
+    projected = attention.query_proj(random_queries())[..., 0]  # (B, N)
+    gain = projected[..., None, None] * memory().mask_features.values[:, None, 0]
+    torch.testing.assert_close(torch.logit(after) - torch.logit(before), gain, rtol=0, atol=1e-9)
+
+
+def test_padding_of_refined_masks_is_zero_and_changes_nothing():
+    padding = torch.zeros(2, *FINE, dtype=torch.bool)
+    padding[1, 4:], padding[1, :, 6:] = True, True
+    decoder, shares = build_refining(), [(1.0, 1.0), (0.5, 0.5)]
+    with torch.no_grad():
+        for head in (*(layer.mask_head for layer in decoder.layers), decoder.tail_head):
+            torch.nn.init.normal_(head.mask_embed.weight)
+    features = memory(padding, shares)
+    masks = decoder(random_queries(), features).mask_scores
+    noise = torch.where(padding[:, None], torch.randn(2, CHANNELS, *FINE, dtype=torch.float64), 0.0)
+    noisy = features._replace(mask_features=MaskFeatures(features.mask_features.values + noise, padding))
+    for one, other in zip(masks, decoder(random_queries(), noisy).mask_scores, strict=True):
+        assert (one[1, :, 4:] == 0).all() and (one[1, :, :, 6:] == 0).all() and (one[0] > 0).all()
+        assert torch.equal(one, other)
+
+
+def test_features_and_refinement_learn():
+    one, decoder, features = (
+        MaskFeatureMap(in_channels=5, dim=DIM).double(),
+        build_refining(),
+        random_features(TWO_SHAPES, dim=DIM),
+    )
+    feature = torch.randn(2, 5, *FINE, dtype=torch.float64)
+    for step in range(2):  # the first step moves the products away from 0
+        loss = sum(x.square().sum() for x in decoder(random_queries(), one(feature, features, None)).mask_scores)
+        gradients = torch.autograd.grad(loss, [*one.parameters(), decoder.tail_head.mask_embed.weight])
+        assert gradients[-1].any() and all(gradient.any() for gradient in gradients) == (step == 1)
+        with torch.no_grad():
+            decoder.tail_head.mask_embed.weight -= 0.01 * gradients[-1]
