@@ -1,6 +1,6 @@
-# An environment of the project's own, or one that is there: `make test VENV=path`, `make test VENV=` (the active one).
+# The project's own environment, or an existing one: `make test VENV=path`, `make test VENV=` (the active environment).
 VENV ?= .venv
-# The interpreter that a new environment is made with.
+# The interpreter that creates a new environment.
 BASE_PYTHON ?= python3
 
 ifeq ($(strip $(VENV)),)
@@ -9,22 +9,22 @@ endif
 PYTHON := $(VENV)/bin/python3
 SETUP_DONE := $(VENV)/.psf-setup
 DOCS_DONE := $(VENV)/.psf-docs
-# One thread per test process, as the processes fill the cores.
+# One thread per test process, because the processes fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4
 
-# What `make bench` runs, each with few rounds.
+# Scripts of `make bench`, with their numbers of rounds.
 BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9
 
 .PHONY: help setup quickstart test test-all check lint types docs bench gpu-check clean
 
 help:
-	@echo "make setup       install everything into $(VENV) (VENV=path: there; VENV=: into the active environment)"
+	@echo "make setup       install everything into $(VENV) (VENV=path: into this environment; VENV=: into the active one)"
 	@echo "make quickstart  train on generated scenes, evaluate, draw: output/quickstart"
-	@echo "make test        all tests but the slow ones (make test-all: those too)"
+	@echo "make test        all tests except slow ones (make test-all: including them)"
 	@echo "make check       lint, types, test"
 	@echo "make docs        build the documentation: site/index.html"
-	@echo "make bench       each claim of speed, measured on the CPU: benchmarks/results (minutes)"
-	@echo "make gpu-check   on a GPU machine: tests marked gpu, then the benchmarks (at most 8 minutes)"
+	@echo "make bench       run all benchmarks on the CPU, in minutes: benchmarks/results"
+	@echo "make gpu-check   on a GPU machine: run tests marked gpu, then the benchmarks (at most 8 minutes)"
 	@echo "make clean       remove builds and caches"
 
 setup: $(SETUP_DONE)
@@ -68,7 +68,7 @@ bench: setup
 		PYTHONWARNINGS=ignore $(PYTHON) benchmarks/$${benchmark%:*}.py $$device --rounds $${benchmark#*:} || exit 1; \
 	done
 
-# No `setup`: that machine may have no package index (benchmarks/collect_wheels.sh) and no .venv.
+# No `setup`: a GPU machine may have no package index (benchmarks/collect_wheels.sh) and no .venv.
 gpu-check:
 	@bash benchmarks/gpu_check.sh $$(test -x $(PYTHON) && echo $(PYTHON) || echo $(BASE_PYTHON))
 

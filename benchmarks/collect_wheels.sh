@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Collect what a GPU machine without a package index lacks, where there is one:
+# Collect the packages for a GPU machine without a package index; run this on a machine with an index:
 #
 #     benchmarks/collect_wheels.sh [FOLDER [PYTHON_VERSION]]       default: .whl 3.12, about 10 MB
 #
-# The other machine is taken to have torch, torchvision, triton, numpy, scipy, opencv, pillow, matplotlib, tensorboard,
-# pytest and hypothesis. It gets Detectron2's Python code, what that and psf import besides, and two peers to measure
-# against, which benchmarks do without where they are missing. The folder has to travel with the checkout (git ignores
-# it); benchmarks/gpu_check.sh installs from it.
+# The GPU machine needs torch, torchvision, triton, numpy, scipy, opencv, pillow, matplotlib, tensorboard, pytest and
+# hypothesis. It gets Detectron2's Python code, the other packages that Detectron2 and psf import, and two optional
+# baselines of the benchmarks. Copy the folder with the checkout (git ignores it); benchmarks/gpu_check.sh installs from
+# it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-.whl} version=${2:-3.12} python=${PYTHON:-python3}
 mkdir -p "$folder/unpack" "$folder/peers"
 echo '*' >"$folder/.gitignore"
 
-# The versions that are tested together are those of constraints.txt.
+# constraints.txt has the versions that are tested together.
 pinned() { grep -E "^$1==" constraints.txt | head -1 | sed 's/;.*//'; }
 platforms=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64)
 for_there=(--no-deps --only-binary=:all: --python-version "$version" --implementation cp "${platforms[@]/#/--platform=}")
@@ -23,15 +23,15 @@ names=(pycocotools yacs termcolor tabulate cloudpickle portalocker omegaconf hyd
 requirements=()
 for name in "${names[@]}"; do requirements+=("$(pinned "$name")"); done
 "${pip[@]}" download "${for_there[@]}" --dest "$folder" "${requirements[@]}"
-# These come as source; they are pure Python, so a wheel made here serves there.
+# Source packages of pure Python: a wheel that is built here works there.
 "${pip[@]}" wheel --no-deps --wheel-dir "$folder" \
     "$(pinned fvcore)" "$(pinned iopath)" "$(pinned antlr4-python3-runtime)"
-# Detectron2's wheel is tagged for CPython 3.10 because of one compiled module, which stays unused: it is unpacked there.
+# Detectron2's wheel is tagged for CPython 3.10 because of one compiled module, which is not used; it is unpacked there.
 "${pip[@]}" download --no-deps --only-binary=:all: --python-version 3.10 --dest "$folder/unpack" \
     --requirement setup/detectron2.txt
 
 "${pip[@]}" download "${for_there[@]}" --dest "$folder/peers" deformops==3.0.1 ||
     echo "collect_wheels: no deformops for Python $version"
 "${pip[@]}" download --no-deps --no-build-isolation --no-binary=:all: --dest "$folder/peers" torch-ms-deform-attn==0.1.1 ||
-    echo "collect_wheels: no torch-ms-deform-attn (its source asks for torch in $python)"
+    echo "collect_wheels: no torch-ms-deform-attn (building its source needs torch in $python)"
 du -sh "$folder"

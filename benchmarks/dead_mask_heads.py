@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How often mask heads die at the start of training, with either gradient of ReLU masks and with sigmoid masks.
+"""How often mask heads die at the start of training, with both gradients of ReLU masks and with sigmoid masks.
 
-Each run trains configs/shapes/psf_tiny.yaml, without what makes its things learn quickly, for a few iterations on one
-thread of the CPU, in this process: learned queries and masks at stride 8, as in the released recipe. A head is dead if
-none of its masks of the queries in training had a score above 0 in the last 10 iterations. Losses are loss_seg_things
-of each layer and the tail, the mean of those iterations; with empty masks it is 2 times the things' share of the
-segments (MODEL.PSF.LOSS.BALANCE). "Above 0.5" is the share of pixels of the thing masks with such a score.
+Each run trains configs/shapes/psf_tiny.yaml without its keys for short training: with learned queries and masks at
+stride 8, as in the released recipe. It takes a few iterations on one CPU thread in this process. A head is dead if all
+of its masks had scores of 0 in the last 10 iterations. Losses are loss_seg_things of each layer and the tail, averaged
+over these iterations; with empty masks, the loss is 2 times the things' share of the segments
+(MODEL.PSF.LOSS.BALANCE). "Above 0.5" is the share of pixels of the thing masks with such a score.
 
     python benchmarks/dead_mask_heads.py                                        # psf_shapes_tune
     python benchmarks/dead_mask_heads.py --dataset nuclei_train --register nuclei_train=JSON,PNGS,IMAGES
@@ -37,15 +37,15 @@ from psf.engine import Checkpointer, Trainer, add_register_flag, build_config, b
 from psf.modeling.mask_decoder import MaskHead
 
 VARIANTS = {"relu, plain": ("relu", "plain"), "relu, revive": ("relu", "revive"), "sigmoid": ("sigmoid", "revive")}
-WINDOW = 10  # iterations at the end that are looked at
+WINDOW = 10  # iterations at the end that are evaluated
 
 
 class Run(NamedTuple):
-    """What the last iterations of a training showed."""
+    """Measurements of the last iterations of a training."""
 
     dead: list[str]  # names of heads
     losses: dict[str, float]  # loss_seg_things of each layer
-    share_above: float  # of the pixels of all thing masks, in [0, 1]
+    share_above: float  # share of the pixels of all thing masks with a score above 0.5, in [0, 1]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -79,22 +79,22 @@ def main(words: Sequence[str] | None = None) -> None:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_register_flag(parser)
-    parser.add_argument("--dataset", default="psf_shapes_tune", help="to train on [%(default)s]")
-    parser.add_argument("--num-images", type=int, default=64, help="of it, chosen at random [%(default)s]")
+    parser.add_argument("--dataset", default="psf_shapes_tune", help="training dataset [%(default)s]")
+    parser.add_argument("--num-images", type=int, default=64, help="images chosen at random [%(default)s]")
     parser.add_argument("--size", type=int, default=96, help="short side of an image in pixels [%(default)s]")
     parser.add_argument("--batch", type=int, default=4, help="images per iteration [%(default)s]")
     parser.add_argument("--iterations", type=int, default=80, help="per run [%(default)s]")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant [%(default)s]")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.002], help="learning rates [%(default)s]")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     options = parser.parse_args(words)
     if options.iterations < WINDOW:
-        parser.error(f"--iterations is {options.iterations}: expected {WINDOW} or more, the number that is looked at")
+        parser.error(f"--iterations is {options.iterations}: expected {WINDOW} or more, which are evaluated")
     return options
 
 
 def config(options: argparse.Namespace) -> CfgNode:
-    """psf_tiny.yaml for small images of the dataset, which is registered; with learned queries and no box prior."""
+    """psf_tiny.yaml with learned queries and no box prior, for small images; registers the dataset."""
     keys: dict[str, Any] = {
         "MODEL.PSF.NUM_THING_QUERIES": 200,
         "MODEL.PSF.LOCATION_DECODER.NUM_LAYERS": 2,
@@ -122,7 +122,7 @@ def variant_config(cfg: CfgNode, variant: str, rate: float) -> CfgNode:
 
 
 def read_images(cfg: CfgNode, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """As the loader gives them. Read and flipped once: all runs see the same images, in an order of their own."""
+    """Images as the loader gives them, read and flipped once: all runs get the same images, in different orders."""
     dataset, mapper = load_dataset(options.dataset), build_mapper(cfg, True)
     seed_all_rng(0)  # of flips
     chosen = random.Random(0).sample(range(len(dataset)), min(options.num_images, len(dataset)))
@@ -173,7 +173,7 @@ def describe(run: Run) -> str:
 
 
 def row(variant: str, rate: float, runs: list[Run]) -> list[Any]:
-    """The numbers of runs and heads, and medians of the rest."""
+    """A row of the table: numbers of runs with dead heads and of dead heads, and medians of the other numbers."""
     num_dead = sum(bool(run.dead) for run in runs)
     losses = [statistics.median(run.losses[name] for run in runs) for name in runs[0].losses]
     share = statistics.median(run.share_above for run in runs)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Preparing ground truth in the loader: psf's label map and boxes against masks made in the loader, on one core.
+"""Time to prepare ground truth in the loader: psf's label map and boxes against masks made in the loader, on one core.
 
-The peer does what mappers in the style of Mask2Former's do: it transforms the PNG in three channels, compares it with
-each segment's id, and stacks the masks and their boxes. The masks are checked to be the same, after psf's label map has
-been expanded as on the device; the time for that is in a row of its own.
+The baseline works like Mask2Former's mappers: it transforms the PNG in three channels, compares it with each segment's
+id, and stacks the masks and their boxes. The script first expands psf's label map, as the model does on the device, and
+checks that the masks are identical; a separate row has the time of this expansion.
 
     python benchmarks/loader.py
 """
@@ -30,8 +30,8 @@ from psf.data import read_panoptic_labels
 from psf.data.mappers import transform_gt
 from psf.structures import PanopticClasses, panoptic_targets
 
-BAR = 0.15
-SOURCE, TARGET = (480, 730), (800, 1216)  # height, width
+TARGET_RATIO = 0.15
+SOURCE_SIZE, TARGET_SIZE = (480, 730), (800, 1216)  # height, width
 
 
 GroundTruth = tuple[torch.Tensor, torch.Tensor]  # masks (G, H, W) bool, boxes (G, 4)
@@ -49,20 +49,20 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
-    """Compare the masks and boxes, then the times, and report the latter."""
-    transforms = T.TransformList([T.HFlipTransform(SOURCE[1]), T.ResizeTransform(*SOURCE, *TARGET)])
+    """Compare masks and boxes, then measure and report the times."""
+    transforms = T.TransformList([T.HFlipTransform(SOURCE_SIZE[1]), T.ResizeTransform(*SOURCE_SIZE, *TARGET_SIZE)])
     classes = PanopticClasses(thing_ids=tuple(range(len(segments))), stuff_ids=(len(segments),))
     mapped = as_label_map(path, segments, transforms)
 
     def expand() -> GroundTruth:
-        [targets] = panoptic_targets([mapped], classes, TARGET, "cpu")
+        [targets] = panoptic_targets([mapped], classes, TARGET_SIZE, "cpu")
         return targets.thing_masks, targets.thing_boxes_xyxy_px
 
     for name, found, expected in zip(("masks", "boxes"), expand(), as_masks(path, segments, transforms), strict=True):
         if not torch.equal(found, expected):
             sys.exit(f"the {name} differ")
 
-    peer, ours, decoding, on_device = time_in_turns(
+    baseline, ours, decoding, on_device = time_in_turns(
         [
             lambda: as_masks(path, segments, transforms),
             lambda: as_label_map(path, segments, transforms),
@@ -72,22 +72,22 @@ def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
         rounds,
     )
     rows = [
-        ["masks in the loader", peer, 1.0, 1.0],
-        ["psf: label map and boxes", ours, ours / peer, (ours - decoding) / (peer - decoding)],
-        ["decoding the PNG, in both of them", decoding, decoding / peer, None],
-        ["psf: masks of the map, later, on a CPU", on_device, on_device / peer, None],
+        ["masks in the loader", baseline, 1.0, 1.0],
+        ["psf: label map and boxes", ours, ours / baseline, (ours - decoding) / (baseline - decoding)],
+        ["decoding the PNG, part of both", decoding, decoding / baseline, None],
+        ["psf: expanding the map to masks later, on a CPU", on_device, on_device / baseline, None],
     ]
     headers = ["", "ms per image", "ratio", "ratio without decoding"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
-    size = f"{len(segments)} segments at {TARGET[0]} x {TARGET[1]}"
-    report("loader", f"Ground truth of an image, {size}: masks and boxes identical. Bar {BAR}.\n\n{table}")
+    size = f"{len(segments)} segments at {TARGET_SIZE[0]} x {TARGET_SIZE[1]}"
+    report("loader", f"Ground truth of an image, {size}: masks and boxes identical. Target {TARGET_RATIO}.\n\n{table}")
 
 
 def as_label_map(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> dict[str, Any]:
     """psf's mapper, without the image."""
     gt, boxes = transform_gt(transforms, read_panoptic_labels(path, segments))
     return {
-        "image": torch.empty(3, *TARGET, dtype=torch.uint8),
+        "image": torch.empty(3, *TARGET_SIZE, dtype=torch.uint8),
         "panoptic_labels": torch.from_numpy(gt.labels),
         "panoptic_boxes_xyxy_px": torch.from_numpy(boxes),
         "segments_info": gt.segments,
@@ -95,7 +95,7 @@ def as_label_map(path: str, segments: list[dict[str, Any]], transforms: T.Transf
 
 
 def as_masks(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> GroundTruth:
-    """The peer: three channels through the transforms, then one mask per segment."""
+    """The baseline: three channels through the transforms, then one mask per segment."""
     ids = rgb2id(transforms.apply_segmentation(np.asarray(Image.open(path))))
     masks = BitMasks(torch.stack([torch.from_numpy(ids == segment["id"]) for segment in segments]))
     return masks.tensor, masks.get_bounding_boxes().tensor
@@ -104,12 +104,12 @@ def as_masks(path: str, segments: list[dict[str, Any]], transforms: T.TransformL
 def write_gt(path: str, num_segments: int) -> list[dict[str, Any]]:
     """Write a PNG of cells around random points, and return its segments, by id."""
     rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[: SOURCE[0], : SOURCE[1]]
-    centers = rng.random((num_segments, 2)) * SOURCE
+    rows, columns = np.mgrid[: SOURCE_SIZE[0], : SOURCE_SIZE[1]]
+    centers = rng.random((num_segments, 2)) * SOURCE_SIZE
     cells = ((rows - centers[:, :1, None]) ** 2 + (columns - centers[:, 1:, None]) ** 2).argmin(axis=0)
     ids = np.sort(rng.choice(2**24 - 1, num_segments, replace=False) + 1)
     Image.fromarray(id2rgb(ids[cells])).save(path)
-    return [{"id": one, "category_id": number, "isthing": True} for number, one in enumerate(ids.tolist())]
+    return [{"id": i, "category_id": number, "isthing": True} for number, i in enumerate(ids.tolist())]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""psf's mask decoder against the plain one: same masks, queries and gradients first, then time and memory.
+"""Time and memory of psf's mask decoder against the plain decoder, after a comparison of masks, queries and gradients.
 
-The plain decoder (plain_mask_decoder.py) has the same weights, and does what the released code does: it writes out the
-attention maps of each block, upsamples all heads of each level, and makes the masks of all layers. At test: the last
+The plain decoder (plain_mask_decoder.py) has the same weights, and works like the released code: it materializes the
+attention maps of each block, upsamples all heads of each level, and computes the masks of all layers. At test: the last
 masks of 100 things and 53 stuff classes at 800 x 1216. In training: all masks of 7 and 53 at 512 x 768, and backward.
 
-Memory is, on a GPU, what the allocator gave out at the peak beyond what was there before. "Kept" are the bytes that are
-alive between forward and backward, outputs included, whoever holds them; that is counted on any device.
+On a GPU, memory is the growth of allocated memory at its peak. "Kept" are all bytes that are alive between forward and
+backward, outputs included; they are counted on any device.
 
     python benchmarks/mask_decoder.py --device cpu --threads 2
 """
@@ -30,16 +30,16 @@ from torch.utils._pytree import tree_leaves
 from psf.modeling import MaskDecoder
 from psf.structures import FeatureTokens
 
-TEST_TIME_BAR, TEST_MEMORY_BAR = 0.35, 0.25  # on a GPU
-TRAINING_TIME_BAR, TRAINING_MEMORY_BAR = 0.5, 0.35
-KEPT_BAR = 0.35
-# Of each tensor. A ReLU whose input is a rounding error away from 0 passes its gradient in the one decoder and not in
-# the other: hence no less in float32, where millions of them are.
+TEST_TIME_TARGET, TEST_MEMORY_TARGET = 0.35, 0.25  # on a GPU
+TRAINING_TIME_TARGET, TRAINING_MEMORY_TARGET = 0.5, 0.35
+KEPT_TARGET = 0.35
+# Of each tensor. If the input of a ReLU is a rounding error away from 0, its gradient may differ between the decoders.
+# Among millions of inputs in float32 there are such cases, so the tolerance is large.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class Kind(NamedTuple):
-    """Queries of one kind and their decoder in the released R50 model."""
+    """Things or stuff: the decoder of the released R50 model, and its numbers of queries."""
 
     name: str
     num_layers: int
@@ -69,23 +69,23 @@ def main(words: Sequence[str] | None = None) -> None:
     rows: list[list[Any]] = []
     for dtype in (torch.float32, torch.bfloat16) if on_gpu else (torch.float32,):
         for which, run, shapes in (("test", test, AT_TEST), ("training", train, IN_TRAINING)):
-            figures = []
+            measurements = []
             for kind in KINDS:
                 queries = kind.at_test if run is test else kind.in_training
                 inputs = problem(kind, SMALL if options.quick else shapes, queries, options.device, torch.float32)
                 case = f"{which}, {queries} {kind.name}"
                 check(f"{case}, {dtype}", dtype, inputs, run)
-                figures.append(measure(dtype, inputs, run, options.rounds))
-                rows += table_rows(case, dtype, figures[-1:])
-            rows += table_rows(f"{which}, both", dtype, figures, bars=True, on_gpu=on_gpu)
-    headers = ["case", "type", "", "plain", "psf", "psf / plain", "bar"]
+                measurements.append(measure(dtype, inputs, run, options.rounds))
+                rows += table_rows(case, dtype, measurements[-1:])
+            rows += table_rows(f"{which}, both", dtype, measurements, with_targets=True, on_gpu=on_gpu)
+    headers = ["case", "type", "", "plain", "psf", "psf / plain", "target"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", "", ".1f", ".1f", ".3f"))
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads"
     report("mask_decoder", f"{where}; masks, queries, gradients equal; median of {options.rounds} rounds\n\n{table}")
 
 
 class Inputs(NamedTuple):
-    """A decoder and what it is called with."""
+    """A decoder and its arguments."""
 
     decoder: MaskDecoder
     queries: Tensor  # (1, N, D)
@@ -94,7 +94,7 @@ class Inputs(NamedTuple):
 
 
 def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device: str, dtype: torch.dtype) -> Inputs:
-    """The released model's decoder with random weights, and random tokens as LayerNorm leaves them."""
+    """The released model's decoder with random weights, and random tokens distributed as after LayerNorm."""
     torch.manual_seed(0)
     dim = 256
     decoder = MaskDecoder(
@@ -113,7 +113,7 @@ def problem(kind: Kind, shapes: list[tuple[int, int]], num_queries: int, device:
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if name.endswith("fuse.bias"):
-                parameter += 0.1  # a ReLU of nothing but negative numbers would hide any mistake
+                parameter += 0.1  # with negative inputs only, the ReLU would hide all errors
     tokens = torch.randn(1, sum(h * w for h, w in shapes), dim)
     like: dict[str, Any] = {"device": device, "dtype": dtype}
     features = FeatureTokens(
@@ -144,14 +144,14 @@ def train(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def with_type(dtype: torch.dtype, run: Callable[..., Any], decoder: nn.Module, inputs: Inputs) -> Any:
-    """Under autocast where the type is a half one."""
+    """Call `run`, under autocast for bfloat16."""
     enabled = dtype == torch.bfloat16
     with torch.autocast(inputs.queries.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
         return run(decoder, inputs)
 
 
 def check(name: str, dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any]) -> None:
-    """End the script where psf's decoder says anything else than the plain one."""
+    """End the script if the outputs of psf's decoder and of the plain decoder differ."""
     plain = run(PlainMaskDecoder(inputs.decoder), inputs)
     ours = with_type(dtype, run, inputs.decoder, inputs)
     worst = max(difference(x, y) for x, y in zip(ours, plain, strict=True))
@@ -159,15 +159,15 @@ def check(name: str, dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any]
         sys.exit(f"{name}: psf and the plain decoder differ by {worst:.1e}")
 
 
-class Figures(NamedTuple):
-    """Plain, then psf's."""
+class Measurements(NamedTuple):
+    """Measurements of the plain decoder, then of psf's."""
 
     milliseconds: list[float]
     kept: list[int] | None  # bytes between forward and backward
     peak: list[int] | None  # bytes on a GPU
 
 
-def measure(dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any], rounds: int) -> Figures:
+def measure(dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any], rounds: int) -> Measurements:
     decoders = [PlainMaskDecoder(inputs.decoder), inputs.decoder]
     runs = [partial(with_type, dtype, run, decoder, inputs) for decoder in decoders]
     kept = peak = None
@@ -175,11 +175,11 @@ def measure(dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any], rounds:
         kept = [with_type(dtype, kept_bytes, decoder, inputs) for decoder in decoders]
     if inputs.queries.is_cuda:
         peak = [peak_bytes(one) for one in runs]
-    return Figures(time_in_turns(runs, rounds), kept, peak)
+    return Measurements(time_in_turns(runs, rounds), kept, peak)
 
 
 def kept_bytes(decoder: nn.Module, inputs: Inputs) -> int:
-    """Bytes of what forward made and what is alive after it.
+    """Bytes of the storages that forward allocates and that are alive after it.
 
     Hooks on saved tensors would not see what a checkpoint or a closure holds.
     """
@@ -191,7 +191,7 @@ def kept_bytes(decoder: nn.Module, inputs: Inputs) -> int:
 
 
 class _Made(TorchDispatchMode):
-    """Remembers each new storage, without keeping it."""
+    """Records each new storage, without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class _Made(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """What tensors on the GPU took at the peak, beyond what they took before."""
+    """Growth of the allocated GPU memory at its peak, in bytes."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -222,27 +222,27 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 def table_rows(
-    case: str, dtype: torch.dtype, figures: list[Figures], *, bars: bool = False, on_gpu: bool = False
+    case: str, dtype: torch.dtype, measurements: list[Measurements], *, with_targets: bool = False, on_gpu: bool = False
 ) -> list[list[Any]]:
-    """Time and memory of one decoder, or of several that run one after the other."""
-    in_training = figures[0].kept is not None
-    time_bar = TRAINING_TIME_BAR if in_training else TEST_TIME_BAR
-    peak_bar = TRAINING_MEMORY_BAR if in_training else TEST_MEMORY_BAR
+    """Rows for time and memory of one decoder, or of several that run one after the other."""
+    in_training = measurements[0].kept is not None
+    time_target = TRAINING_TIME_TARGET if in_training else TEST_TIME_TARGET
+    peak_target = TRAINING_MEMORY_TARGET if in_training else TEST_MEMORY_TARGET
     lines: list[tuple[str, list[float], float | None]] = []
-    times = [sum(x) for x in zip(*(f.milliseconds for f in figures), strict=True)]
-    lines.append(("ms", times, time_bar if on_gpu else None))
-    kept = [f.kept for f in figures if f.kept]
+    times = [sum(x) for x in zip(*(f.milliseconds for f in measurements), strict=True)]
+    lines.append(("ms", times, time_target if on_gpu else None))
+    kept = [f.kept for f in measurements if f.kept]
     if kept:
-        lines.append(("kept, MB", [sum(x) / 1e6 for x in zip(*kept, strict=True)], KEPT_BAR))
-    peaks = [f.peak for f in figures if f.peak]
+        lines.append(("kept, MB", [sum(x) / 1e6 for x in zip(*kept, strict=True)], KEPT_TARGET))
+    peaks = [f.peak for f in measurements if f.peak]
     if peaks:
-        # At test one decoder's memory is free again when the other begins; in training what is kept adds up.
+        # At test, one decoder's memory is free before the next starts; in training, the kept memory adds up.
         together = sum if in_training else max
-        lines.append(("peak, MB", [together(x) / 1e6 for x in zip(*peaks, strict=True)], peak_bar))
+        lines.append(("peak, MB", [together(x) / 1e6 for x in zip(*peaks, strict=True)], peak_target))
     rows: list[list[Any]] = []
-    for what, (plain, ours), bar in lines:
+    for what, (plain, ours), target in lines:
         ratio = ours / plain
-        cell = against(bar, ratio) if bars and bar is not None else ""
+        cell = against(target, ratio) if with_targets and target is not None else ""
         rows.append([case, str(dtype).removeprefix("torch."), what, plain, ours, ratio, cell])
     return rows
 

@@ -1,4 +1,4 @@
-"""Detectron2's Mask R-CNN over psf's timm backbone, and the panoptic ground truth as instances for it.
+"""Parts of Detectron2's Mask R-CNN baseline: FPN over psf's timm backbone, and a mapper from panoptic GT to instances.
 
 Importing this registers MODEL.BACKBONE.NAME "build_benchmark_timm_fpn_backbone" and INPUT.DATASET_MAPPER_NAME
 "benchmark_instances".
@@ -28,7 +28,7 @@ __all__ = ["InstanceMapper", "benchmark_instances", "build_benchmark_timm_fpn_ba
 
 
 def build_benchmark_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """MODEL.BACKBONE.NAME: Detectron2's FPN, as of its ResNets, over psf's timm backbone."""
+    """MODEL.BACKBONE.NAME: Detectron2's FPN, as for its ResNets, over psf's timm backbone."""
     return FPN(
         build_psf_timm_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -40,7 +40,7 @@ def build_benchmark_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
 
 
 class InstanceMapper:
-    """psf's mapper for training, with `instances` as Detectron2's models want them in place of the panoptic map.
+    """psf's training mapper, with Detectron2's `instances` instead of the panoptic map.
 
     Args:
         cfg: the config.
@@ -52,12 +52,12 @@ class InstanceMapper:
         self._class_of = {thing: k for k, thing in enumerate(thing_ids)}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """image, height, width, file_name, image_id, and instances: the things that are left, without crowds."""
+        """image, height, width, file_name, image_id, and instances: the things after augmentation, without crowds."""
         mapped = self._mapper(dataset_dict)
         labels, segments, boxes = (
             mapped.pop(key) for key in ("panoptic_labels", "segments_info", "panoptic_boxes_xyxy_px")
         )
-        kept = [i for i, one in enumerate(segments) if one["isthing"] and not one["iscrowd"]]
+        kept = [i for i, segment in enumerate(segments) if segment["isthing"] and not segment["iscrowd"]]
         values = torch.tensor([segments[i]["id"] for i in kept], dtype=labels.dtype)
         instances = Instances((labels.shape[0], labels.shape[1]))
         instances.gt_masks = BitMasks(labels[None] == values[:, None, None])  # (N, H, W)
@@ -75,10 +75,10 @@ def benchmark_instances(cfg: CfgNode, is_train: bool) -> Any:
 
 
 def load_backbone(model: nn.Module, path: str) -> None:
-    """Load the backbone of a checkpoint of psf into the one under the FPN.
+    """Load the backbone of a psf checkpoint into the backbone under the FPN.
 
     Raises:
-        ValueError: if it lacks entries of that backbone.
+        ValueError: if the checkpoint lacks entries of this backbone.
     """
     prefix = "backbone."
     weights = read_state_dict(PathManager.get_local_path(path))
@@ -97,5 +97,5 @@ for _registry, _builder in (
     (BACKBONE_REGISTRY, build_benchmark_timm_fpn_backbone),
     (DATASET_MAPPER_REGISTRY, benchmark_instances),
 ):
-    if _builder.__name__ not in _registry:  # the file may be loaded twice in a process
+    if _builder.__name__ not in _registry:  # a process may import this file twice
         _registry.register(_builder)

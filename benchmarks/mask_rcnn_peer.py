@@ -6,9 +6,10 @@
         DATASETS.TRAIN my_train DATASETS.TEST my_val OUTPUT_DIR output/mask_rcnn
 
 Network, losses and optimizer (SGD with momentum) are Detectron2's, unchanged, with the settings of mask_rcnn_peer.yaml.
-The panoptic ground truth becomes instances: things are masks with boxes, crowds are left out. With --minutes, some
-iterations of a model that is then thrown away measure the time per iteration, which gives SOLVER.MAX_ITER; neither they
-nor the evaluation count. The score threshold of the panoptic map is chosen on training images.
+The panoptic ground truth becomes instances: things are masks with boxes, crowds are dropped. With --minutes, a
+temporary model runs a few iterations to measure the time per iteration, which determines SOLVER.MAX_ITER. These
+iterations and the evaluation do not count as training time. The score threshold of the panoptic map is chosen on
+training images.
 
 Prints a row of a table, appends it to benchmarks/results, and writes OUTPUT_DIR/results.json.
 """
@@ -45,11 +46,11 @@ from psf.errors import UserError
 from psf.evaluation import has_panoptic_gt
 
 CONFIG = Path(__file__).with_suffix(".yaml")
-BASE_LR_PER_IMAGE = 0.02 / 16  # the linear rule, with which Detectron2's Mask R-CNN models were trained
-# Iterations that measure the time, and those before them, which are slower.
+BASE_LR_PER_IMAGE = 0.02 / 16  # the linear scaling rule of Detectron2's Mask R-CNN models
+# Timed iterations, and slower ones before them.
 TIMED, UNTIMED = 20, 5
-THRESHOLD_IMAGES = 60  # training images on which the score threshold is chosen, at even distances
-# Keys that a flag sets, and the flag.
+THRESHOLD_IMAGES = 60  # training images for choosing the score threshold, spread evenly
+# Config key -> the flag that sets it.
 FLAGS = {"SOLVER.MAX_ITER": "--iterations or --minutes", "SOLVER.BASE_LR": "--lr", "SEED": "--seed"}
 COLUMNS = ("model", "seed", "iterations", "seconds", "s/iteration", "AP", "AP50", "box AP", "PQ", "PQ_th", "lr")
 
@@ -71,7 +72,7 @@ class MaskRCNNTrainer(Trainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The detector, with MODEL.WEIGHTS in its backbone and its convolutions in the memory format of the config."""
+        """Build the detector, load MODEL.WEIGHTS into its backbone, and set the memory format of the config."""
         model = super().build_model(cfg)
         if cfg.MODEL.WEIGHTS:
             load_backbone(model, cfg.MODEL.WEIGHTS)
@@ -86,7 +87,7 @@ class MaskRCNNTrainer(Trainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Choose the score threshold on training images, evaluate DATASETS.TEST; {} outside the main process."""
+        """Choose the score threshold on training images and evaluate DATASETS.TEST; {} outside the main process."""
         [train], [test] = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
         classes = panoptic_classes(train)
         plain = model.module if isinstance(model, DistributedDataParallel) else model
@@ -99,7 +100,7 @@ class MaskRCNNTrainer(Trainer):
 
 
 class _Probe(MaskRCNNTrainer):
-    """Without hooks: it writes no files."""
+    """A trainer without hooks, which writes no files."""
 
     def build_hooks(self) -> list[HookBase]:
         return []
@@ -110,9 +111,9 @@ def _test_loader(cfg: CfgNode, images: Sequence[dict[str, Any]]) -> Iterable[Any
 
 
 def seconds_per_iteration(cfg: CfgNode) -> float:
-    """Mean wall time of TIMED training iterations, after UNTIMED ones, of a model that is thrown away; in seconds.
+    """Mean wall time in seconds of TIMED training iterations of a temporary model, after UNTIMED ones.
 
-    All processes call this together, and all get the longest of their times.
+    All processes call this together, and get the longest of their times.
     """
     trainer = _Probe(cfg)
     times = []
@@ -125,8 +126,8 @@ def seconds_per_iteration(cfg: CfgNode) -> float:
     return max(comm.all_gather(sum(times[UNTIMED:]) / TIMED))
 
 
-def peer_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """The config of a run: with the number of classes of its dataset, and what the flags say."""
+def baseline_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """The config of a run, with the number of classes of its dataset and the values of the flags."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(panoptic_classes(cfg.DATASETS.TRAIN[0]).thing_ids)
@@ -138,13 +139,13 @@ def peer_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
 def run(args: argparse.Namespace) -> None:
     """One process: train, evaluate, report."""
-    cfg = peer_config(setup(args), args)
+    cfg = baseline_config(setup(args), args)
     if args.minutes is not None:
         iterations = max(round(60 * args.minutes / seconds_per_iteration(cfg)), 1)
         cfg.defrost()
         cfg.SOLVER.MAX_ITER = iterations
         cfg.freeze()
-        seed_all_rng(cfg.SEED + comm.get_rank())  # as a run with --iterations begins
+        seed_all_rng(cfg.SEED + comm.get_rank())  # same state as a run with --iterations
     write_config(cfg)
     trainer = MaskRCNNTrainer(cfg)
     results = trainer.train()
@@ -155,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
 def _report(cfg: CfgNode, results: dict[str, Any], seconds: float) -> None:
     panoptic = results["panoptic_seg"]
     iterations = cfg.SOLVER.MAX_ITER
-    has_rest = len(panoptic_classes(cfg.DATASETS.TRAIN[0]).stuff_ids) <= 1  # else no stuff is predicted, see `paint`
+    has_rest = len(panoptic_classes(cfg.DATASETS.TRAIN[0]).stuff_ids) <= 1  # otherwise no stuff, see `paint`
     pq = panoptic["PQ"] if has_rest else None
     segm, box_ap = results["segm"], results["bbox"]["AP"]
     row = (
@@ -176,7 +177,7 @@ def _report(cfg: CfgNode, results: dict[str, Any], seconds: float) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN, which JSON does not have, becomes null."""
+    """Replace NaN by None, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -217,7 +218,11 @@ def _positive(kind: type) -> Any:
 
 
 def check_datasets(args: argparse.Namespace) -> None:
-    """Raise a UserError, before processes are started, unless there is one dataset with things for each purpose."""
+    """Check, before processes start, that DATASETS.TRAIN and TEST each have one dataset with things.
+
+    Raises:
+        UserError: if not.
+    """
     cfg = build_config(args.config_file, args.opts, args.register)
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
@@ -225,14 +230,11 @@ def check_datasets(args: argparse.Namespace) -> None:
             raise UserError(f"DATASETS.{key}: found {list(names)}, expected one dataset")
         panoptic_classes(names[0])
         if not has_panoptic_gt(names[0]):
-            raise UserError(
-                f"DATASETS.{key}: {names[0]} has no panoptic JSON and PNGs, which the panoptic map is compared with: "
-                "--register one"
-            )
+            raise UserError(f"DATASETS.{key}: {names[0]} has no panoptic JSON and PNGs as ground truth: use --register")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The exit code: 2 after a mistake of the user's."""
+    """Run the script; returns the exit code, 2 after a user's mistake."""
     args = parse_arguments(words)
 
     def check_and_launch() -> None:

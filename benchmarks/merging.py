@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Post-processing against the plain loop of Algorithm 1: the same maps, ids and instances first, then times.
+"""Time of post-processing against the plain loop of Algorithm 1, after a comparison of maps, ids and instances.
 
-The plain way does what the released code does: it brings every candidate to the image's size, scores all of them, and
-then asks the device twice per mask, for its area and for what is taken of it, each time about the whole image.
-100 things and 53 stuff classes, of which about a third is confident (scenes.py), in an image of 800 x 1216.
+The plain loop works like the released code: it resizes every candidate to the image's size and scores it. Then it
+synchronizes with the device twice per mask, for the mask's area and for its occupied pixels, each over the whole image.
+The input has 100 things and 53 stuff classes, about a third of them confident (scenes.py), at 800 x 1216.
 
     python benchmarks/merging.py --device cpu --threads 2
 """
@@ -26,10 +26,10 @@ from psf.engine import build_config
 from psf.inference import ImageGeometry, PostProcessor, build_post_processor, mask_wise_merging, per_candidate
 from psf.structures import Candidates, PanopticClasses
 
-CPU_BAR, GPU_BAR = 0.6, 0.3
+CPU_TARGET, GPU_TARGET = 0.6, 0.3
 CONFIG = "coco/released/psf_R50_24ep.yaml"
 CLASSES = PanopticClasses(tuple(range(80)), tuple(range(80, 133)))
-TOLERANCE = 1e-4  # of scores, whose sums run over up to a million pixels
+TOLERANCE = 1e-4  # of scores, which sum over up to a million pixels
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with torch.no_grad():
         kept = compare(candidates, processor, geometry)
         rows = measure(candidates, processor, geometry, options.rounds)
-    headers = ["", "plain ms", "psf ms", "psf / plain", "bar", "plain syncs", "psf syncs"]
+    headers = ["", "plain ms", "psf ms", "psf / plain", "target", "plain syncs", "psf syncs"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", ".2f", ".2f", ".3f"))
     where = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {options.threads} threads"
     report(
@@ -66,7 +66,7 @@ class Scored(NamedTuple):
 
 
 def plain_scored(candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry) -> Scored:
-    """s = p^alpha * (sum of m over m > 0.5 / (area + extra pixels))^beta, of every candidate."""
+    """s = p^alpha * (sum of m over m > 0.5 / (area + extra pixels))^beta for every candidate."""
     scores = F.interpolate(candidates.mask_scores[:, None], size=geometry.output_size, mode="bilinear")[:, 0]
     masks = scores > processor.mask_threshold
     area = masks.sum((1, 2))
@@ -77,7 +77,7 @@ def plain_scored(candidates: Candidates, processor: PostProcessor, geometry: Ima
 
 
 def plain_merging(scored: Scored) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """The (H, W) map, and (id, candidate, pixels) of its segments."""
+    """Algorithm 1 as a plain loop: the (H, W) map, and (id, candidate, pixels) of its segments."""
     panoptic_seg = torch.zeros(scored.masks.shape[1:], dtype=torch.int32, device=scored.masks.device)
     taken = torch.zeros_like(panoptic_seg, dtype=torch.bool)
     order = scored.confidence.argsort(descending=True, stable=True).tolist()
@@ -118,7 +118,7 @@ def psf_results(
 
 
 def compare(candidates: Candidates, processor: PostProcessor, geometry: ImageGeometry) -> int:
-    """End the script where anything differs; the number of segments."""
+    """End the script if any result differs; returns the number of segments."""
     plain, ours = plain_results(candidates, processor, geometry), psf_results(candidates, processor, geometry)
     (panoptic_seg, segments), (our_map, our_segments) = plain["panoptic"], ours["panoptic_seg"]
     classes = candidates.class_indices + (~candidates.is_thing) * len(CLASSES.thing_ids)
@@ -135,7 +135,7 @@ def compare(candidates: Candidates, processor: PostProcessor, geometry: ImageGeo
         if not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE):
             sys.exit("the instances' scores or boxes differ")
     if len(segments) < 5:
-        sys.exit(f"{len(segments)} segments: too few to show anything")
+        sys.exit(f"{len(segments)} segments: too few for a comparison")
     return len(segments)
 
 
@@ -164,14 +164,14 @@ def measure(candidates: Candidates, processor: PostProcessor, geometry: ImageGeo
     for name, (plain, ours) in cases.items():
         plain_ms, our_ms = time_in_turns([plain, ours], rounds)
         ratio = our_ms / plain_ms
-        cell = against(GPU_BAR if on_gpu else CPU_BAR, ratio)
+        cell = against(GPU_TARGET if on_gpu else CPU_TARGET, ratio)
         syncs = [count_syncs(plain), count_syncs(ours)] if on_gpu else ["", ""]
         rows.append([name, plain_ms, our_ms, ratio, cell, *syncs])
     return rows
 
 
 def count_syncs(run: Callable[[], Any]) -> int:
-    """How often the host waits for the GPU, as torch tells; 1 is as few as there can be."""
+    """Number of times that the host waits for the GPU, as reported by torch; at least 1."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -180,7 +180,7 @@ def count_syncs(run: Callable[[], Any]) -> int:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(one.message) for one in caught)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Deformable attention against grid_sample and against other packages: errors against float64 first, then times.
+"""Time of deformable attention against grid_sample and other packages, after a comparison with float64.
 
-Each row of a CPU is measured on one thread. Peers are those that can be imported: torch-ms-deform-attn (the official
-kernels, built from source) and deformops (Triton; a GPU only).
+On a CPU, each row is measured on one thread. Baselines from other packages are used if they are installed:
+torch-ms-deform-attn (the official kernels, built from source) and deformops (Triton; GPUs only).
 
     python benchmarks/ms_deform_attn.py                     this machine's GPU if it has one, else its CPU
     python benchmarks/ms_deform_attn.py --device cpu --rounds 11
-    python benchmarks/ms_deform_attn.py --memory bag        only the peak memory of a forward pass, in this process
+    python benchmarks/ms_deform_attn.py --memory bag        peak memory of a forward pass in this process, no times
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OFFICIAL, DEFORMOPS = "torch-ms-deform-attn", "deformops"
 
 
 class Case(NamedTuple):
-    """Sizes of a call, the one of a model at some image size."""
+    """Sizes of a call in a model at one image size."""
 
     name: str
     shapes: Shapes
@@ -87,7 +87,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def measure(
     case: Case, device: str, dtype: torch.dtype, which: str, rounds: int, spread: float | None = 2.0
 ) -> list[list[object]]:
-    """Rows of the table; the script ends where one of psf's implementations is wrong."""
+    """Rows of the table; the script ends if one of psf's implementations is wrong."""
     inputs = problem(case, device, spread)
     exact = run(ms_deform_attn_reference, inputs, which)
     typed = (inputs[0].to(dtype), inputs[1], inputs[2].float(), inputs[3].to(dtype))
@@ -108,7 +108,7 @@ def measure(
 
 
 def problem(case: Case, device: str, spread: float | None) -> tuple[Tensor, Shapes, Tensor, Tensor]:
-    """float64 inputs: points normal around the query's place with this deviation in pixels; None: anywhere."""
+    """float64 inputs; sampling points are normal around the query, with deviation `spread` in pixels; None: uniform."""
     generator = torch.Generator().manual_seed(0)
     random = partial(torch.randn, generator=generator, dtype=torch.float64)
     heads, points = 8, 4
@@ -126,8 +126,8 @@ def problem(case: Case, device: str, spread: float | None) -> tuple[Tensor, Shap
         locations = torch.rand(*size, 2, generator=generator, dtype=torch.float64)
     else:
         locations = centres[:, None, None, None] + random(*size, 2) * spread / sizes
-    # Gradients of the locations jump where a coordinate passes a pixel's centre: nobody is to be blamed for rounding it
-    # to the other side. And all types are to mean the same points.
+    # Gradients of the locations jump where a coordinate passes a pixel's center, and rounding may move it to the other
+    # side: keep a distance. Round to float32, so that all types have the same points.
     pixels = locations * sizes - 0.5
     pixels = pixels.floor() + pixels.frac().remainder(1).clamp(0.01, 0.99)
     locations = ((pixels + 0.5) / sizes).float().double()
@@ -136,7 +136,7 @@ def problem(case: Case, device: str, spread: float | None) -> tuple[Tensor, Shap
 
 
 def run(attend: Attend, inputs: tuple[Tensor, Shapes, Tensor, Tensor], which: str) -> list[Tensor]:
-    """The output, or the output and the three gradients."""
+    """Run a pass: the output, or the output and the three gradients."""
     value, shapes, locations, weights = inputs
     if which == "forward":
         with torch.no_grad():
@@ -151,33 +151,33 @@ def run(attend: Attend, inputs: tuple[Tensor, Shapes, Tensor, Tensor], which: st
 
 
 def implementations(device: str, dtype: torch.dtype) -> dict[str, Attend]:
-    """By name, the reference first; of other packages those that are there."""
-    found: dict[str, Attend] = {"reference": ms_deform_attn_reference, "what psf takes": ms_deform_attn}
+    """Implementations by name, the reference first; other packages if they are installed."""
+    found: dict[str, Attend] = {"reference": ms_deform_attn_reference, "psf's choice": ms_deform_attn}
     found["bag"] = partial(ms_deform_attn, implementation="bag")
     if device == "cuda":
         found["triton"] = partial(ms_deform_attn, implementation="triton")
     others = other_implementations(device)
     if dtype != torch.float32:
-        others.pop(OFFICIAL, None)  # it knows no other type
+        others.pop(OFFICIAL, None)  # supports float32 only
     return {**found, **others}
 
 
 def print_memory(name: str) -> None:
-    """By how much a forward pass of the encoder at 800 x 1216 raises this process's memory at its peak (Linux)."""
+    """Print the growth of peak memory in a forward pass of the encoder at 800 x 1216, in this process (Linux)."""
     value, shapes, locations, weights = problem(ENCODER, "cpu", 2.0)
     inputs = (value.float(), shapes, locations.float(), weights.float())
     del value, locations, weights
     run(partial(ms_deform_attn, implementation=name), problem(TRAINING[-1], "cpu", 2.0), "forward")  # loads libraries
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already must not be counted as there
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is already free must not count as used
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _memory("VmRSS")
     output = run(partial(ms_deform_attn, implementation=name), inputs, "forward")[0]
     growth = _memory("VmHWM") - before
-    print(f"{name}: {growth / 1024:.0f} MiB, of which the output {output.numel() * 4 / 2**20:.0f} MiB")
+    print(f"{name}: {growth / 1024:.0f} MiB, including the output of {output.numel() * 4 / 2**20:.0f} MiB")
 
 
 def _memory(kind: str) -> int:
-    """KiB, from what the kernel says of this process."""
+    """KiB, from the kernel's statistics of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind))
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How much a newcomer reads: files and lines of one training step and of one image at test, and the package's shape.
+"""Amount of code to read: files and lines of one training step and of one image at test, and the package's structure.
 
     python benchmarks/newcomer.py [--config-file FILE] [KEY VALUE ...]      a minute on a CPU
 
-A file counts if one of its functions runs between the start and the end of one training step (the batch is loaded, the
-losses computed, gradients computed), or of one image at test. The image is a small generated scene, the weights are
-random. "Model" is what has to be read: psf's files without psf/ops (the operators), psf/data (loading) and psf/engine.
-"All" has these too, and Detectron2's files. Code that runs at import or while the model is built does not count.
+A file counts if one of its functions runs during one training step (loading the batch, losses, gradients) or during
+inference on one image. The image is a small generated scene, the weights are random. "Model" counts psf's files without
+psf/ops (the operators), psf/data (loading) and psf/engine. "All" includes these, and Detectron2's files. Code that runs
+at import or while the model is built does not count.
 
-For another mask decoder, the files count that define what the example of docs/your-own-decoder.md imports from psf;
-psf.testing is only called. The page itself is no file of the package. Modules are files of psf/ but for __init__.py.
+For another mask decoder, the script counts the files that define the imports from psf in the example of
+docs/your-own-decoder.md, without psf.testing, which is only called. Modules are the files of psf/ except __init__.py.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ["... all", size(image), ""],
         *shape_rows(),
     ]
-    table = tabulate(rows, ["figure", "psf", "goal"], tablefmt="pipe", disable_numparse=True)
+    table = tabulate(rows, ["metric", "psf", "target"], tablefmt="pipe", disable_numparse=True)
     names = "\n".join(
         f"* {title}: {', '.join(f'`{path.relative_to(PACKAGE)}`' for path in sorted(model_files(files)))}"
         for title, files in (("training step", step), ("image at test", image))
@@ -76,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def trace_files(config_file: str, opts: Sequence[str]) -> tuple[set[Path], set[Path]]:
-    """Files that run in one training step, and at one image; those of psf and of Detectron2."""
+    """Files of psf and of Detectron2 that run in one training step, and for one image."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = build_config(config_file, [*SMALL_SCENES, "OUTPUT_DIR", folder, *opts])
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def trace_files(config_file: str, opts: Sequence[str]) -> tuple[set[Path], set[P
 
 @contextmanager
 def running_files() -> Iterator[set[Path]]:
-    """Yields a set that is filled at the end, with the files whose functions ran."""
+    """Yields a set that gets, at the end, the files whose functions ran."""
     names: set[str] = set()
     files: set[Path] = set()
 
@@ -118,7 +118,7 @@ def model_files(files: set[Path]) -> set[Path]:
 
 
 def shape_rows() -> list[list[str]]:
-    """What does not need to be run: the example of the page, and the package's folders and layers."""
+    """Rows without running code: the files for another decoder, and the package's folders and layers."""
     modules = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     entries = [path for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"]
     entries = [path for path in entries if path.name not in ("__init__.py", "__pycache__")]
@@ -140,7 +140,7 @@ def shape_rows() -> list[list[str]]:
 
 
 def decoder_files() -> set[Path]:
-    """The files that define what the example of a mask decoder of one's own imports from psf."""
+    """The files that define what the example in docs/your-own-decoder.md imports from psf."""
     files: set[Path] = set()
     (example, *_) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     for node in ast.walk(ast.parse(example)):
@@ -150,7 +150,7 @@ def decoder_files() -> set[Path]:
 
 
 def defining_file(module: str, name: str) -> Path:
-    """The file of psf that defines `module.name`, which the module may only import."""
+    """The file of psf that defines `module.name`, even if the module only imports it."""
     value = getattr(importlib.import_module(module), name)
     if callable(value) and (file := inspect.getsourcefile(value)):
         return Path(file).resolve()
@@ -167,9 +167,9 @@ def size(files: set[Path]) -> str:
     return f"{len(files)} files, {sum(map(count_lines, files)):,} lines"
 
 
-def at_most(goal: int, figure: float) -> str:
-    """A cell with the goal, and whether the figure reaches it."""
-    return f"<= {goal}: {'met' if figure <= goal else 'MISSED'}"
+def at_most(target: int, value: float) -> str:
+    """A cell with the target, and whether the value meets it."""
+    return f"<= {target}: {'met' if value <= target else 'MISSED'}"
 
 
 if __name__ == "__main__":

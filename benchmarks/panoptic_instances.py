@@ -1,4 +1,4 @@
-"""Panoptic results of a model that detects instances alone: painting, its score threshold, and the metrics."""
+"""Panoptic results of an instance detector: painting, its score threshold, and the metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from psf.structures import PanopticClasses
 
 __all__ = ["THRESHOLDS", "JointClasses", "choose_threshold", "evaluate", "main_quality", "paint", "panoptic_classes"]
 
-# Scores that are tried as the least one of an instance in the panoptic map.
+# Candidates for the minimum score of an instance in the panoptic map.
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# An instance is left out where more of it than this share lies under more confident ones (Detectron2's default).
+# An instance is dropped if more confident ones cover a larger share of it than this (Detectron2's default).
 OVERLAP = 0.5
 
 PanopticSeg = tuple[Tensor, list[dict[str, Any]]]
@@ -42,7 +42,7 @@ def panoptic_classes(dataset_name: str) -> PanopticClasses:
 
 
 class JointClasses(nn.Module):
-    """A detector whose class k is the k-th thing class -> `instances` on the CPU with joint contiguous classes.
+    """Wraps a detector whose class k is the k-th thing class: `instances` on the CPU with joint contiguous classes.
 
     Args:
         model: at test, a batch of dicts -> dicts with `instances`.
@@ -62,21 +62,21 @@ class JointClasses(nn.Module):
 
 
 def paint(instances: Instances, classes: PanopticClasses, threshold: float) -> PanopticSeg:
-    """Instances -> a panoptic map by Detectron2's rule for Panoptic FPN.
+    """Paint instances into a panoptic map by Detectron2's rule for Panoptic FPN.
 
     By descending score, an instance gets the pixels that are still free. If the dataset has exactly one stuff class,
-    it gets the rest; otherwise the rest is void, and only the quality of the things means anything.
+    it gets the rest; otherwise the rest is void, and only the quality of the things is meaningful.
 
     Args:
         instances: N with pred_masks (N, H, W) bool, scores (N,) and pred_classes (N,), joint contiguous ids.
         classes: of the dataset.
-        threshold: instances with a lower score are left out.
+        threshold: instances with a lower score are dropped.
 
     Returns:
         (H, W) int32 segment ids, 0 is void, and their dicts with `id`, `category_id` (contiguous) and `isthing`.
     """
     fills_rest = len(classes.stuff_ids) == 1
-    rest = torch.full(instances.image_size, int(fills_rest))  # Detectron2 takes 0 for no stuff
+    rest = torch.full(instances.image_size, int(fills_rest))  # 0 means no stuff in Detectron2
     ids, segments = combine_semantic_and_instance_outputs(instances, rest, OVERLAP, 1, threshold)
     for segment in segments:
         if not segment["isthing"]:
@@ -85,7 +85,7 @@ def paint(instances: Instances, classes: PanopticClasses, threshold: float) -> P
 
 
 def main_quality(quality: dict[str, float], classes: PanopticClasses) -> float:
-    """PQ where the dataset has exactly one stuff class, which `paint` fills in; otherwise PQ_th. In percent."""
+    """PQ if the dataset has exactly one stuff class, which `paint` fills in; otherwise PQ_th. In percent."""
     return quality["PQ" if len(classes.stuff_ids) == 1 else "PQ_th"]
 
 
@@ -100,7 +100,7 @@ class _Painted(DatasetEvaluator):
         self._evaluator.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        painted = [{"panoptic_seg": paint(one["instances"], self._classes, self._threshold)} for one in outputs]
+        painted = [{"panoptic_seg": paint(x["instances"], self._classes, self._threshold)} for x in outputs]
         self._evaluator.process(inputs, painted)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
@@ -111,11 +111,11 @@ class _Painted(DatasetEvaluator):
 def choose_threshold(
     model: JointClasses, batches: Iterable[list[dict[str, Any]]], dataset_name: str, classes: PanopticClasses
 ) -> float:
-    """The one of THRESHOLDS with the best `main_quality` on these images of a dataset, the lowest such one.
+    """The lowest of THRESHOLDS with the best `main_quality` on these images of a dataset.
 
-    All processes call this together, each with its share of the images, and all get the same value.
+    All processes call this together, each with its share of the images, and get the same value.
     """
-    with _quiet("psf.evaluation"):  # tables of each threshold, and of the images that are not among these
+    with _quiet("psf.evaluation"):  # tables of each threshold, and warnings about missing images
         evaluators = [_Painted(dataset_name, classes, threshold, str(threshold)) for threshold in THRESHOLDS]
         found = inference_on_dataset(model, batches, DatasetEvaluators(evaluators))
     best = max(THRESHOLDS, key=lambda threshold: main_quality(found[str(threshold)], classes)) if found else None
@@ -130,12 +130,12 @@ def evaluate(
     threshold: float,
     folder: Path,
 ) -> dict[str, Any]:
-    """AP of masks ("segm") and boxes ("bbox") of all instances, and panoptic quality ("panoptic_seg") of the painted.
+    """Compute mask AP ("segm") and box AP ("bbox") of all instances, and panoptic quality ("panoptic_seg") of the map.
 
     Args:
         model: the detector.
         batches: of this process's share of the dataset.
-        dataset_name: a registered panoptic set.
+        dataset_name: a registered panoptic dataset.
         classes: of the dataset.
         threshold: of `paint`.
         folder: gets the instances of the ground truth as a JSON.

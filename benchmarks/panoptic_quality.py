@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Panoptic quality in memory against Detectron2's COCOPanopticEvaluator, on one core: same counts, then time per image.
+"""Time per image of psf's panoptic quality evaluator against Detectron2's COCOPanopticEvaluator, on one core.
 
-Predictions are the ground truth moved by a few pixels, some segments left out and some of another class. The peer is
-spared its pool of processes: panopticapi matches its images in this one. Each run reads the ground truth's JSON and
-PNGs anew.
+The script first checks that the counts are equal. Predictions are the ground truth moved by a few pixels, without some
+segments and with some wrong classes. The baseline runs without its pool of processes: panopticapi matches its images in
+this process. Each run reads the ground truth's JSON and PNGs again.
 
     python benchmarks/panoptic_quality.py                                 generated maps of 480 x 640 pixels
     DETECTRON2_DATASETS=folder python benchmarks/panoptic_quality.py --dataset coco_2017_val_panoptic
@@ -36,7 +36,7 @@ from tabulate import tabulate
 from psf.data import panoptic_metadata
 from psf.evaluation import PanopticGroundTruth, PanopticQualityEvaluator
 
-BAR = 0.25
+TARGET_RATIO = 0.25
 GENERATED = "psf_benchmark_maps"
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(dataset: str, rounds: int) -> None:
-    """Compare the counts, then the times, and report both."""
+    """Compare the counts, then measure and report the times."""
     pairs = perturbed(dataset)
     stats: list[PQStat] = []
 
@@ -86,7 +86,7 @@ def measure(dataset: str, rounds: int) -> None:
     report(
         "panoptic_quality",
         f"{dataset}, {len(pairs)} images, PQ {results['panoptic_seg']['PQ']:.3f}: counts and IoU sums identical. "
-        f"Bar {BAR}.\n\n{table}",
+        f"Target {TARGET_RATIO}.\n\n{table}",
     )
 
 
@@ -127,7 +127,7 @@ def perturbed(dataset: str) -> list[Pair]:
 
 
 def register_generated(folder: Path, num_images: int, num_segments: int = 18) -> None:
-    """Write and register maps of cells around random points, one in twelve of them void."""
+    """Write and register maps of cells around random points; one cell in twelve is void."""
     categories = [{"id": 3 * i + 1, "name": f"class {i}", "isthing": i % 2} for i in range(20)]
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:480, :640]

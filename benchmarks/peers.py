@@ -1,4 +1,4 @@
-"""Deformable attention of other packages, with the interface of psf's operator; what is not installed is left out."""
+"""Deformable attention of installed other packages, with the interface of psf's operator."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _tables: dict[tuple[tuple[tuple[int, int], ...], torch.device], tuple[Tensor, Te
 
 
 def other_implementations(device: str) -> dict[str, Attend]:
-    """By name of the package, those that can be imported and run there.
+    """Functions by name of the package, of the packages that are installed and support the device.
 
-    torch-ms-deform-attn has the official kernels, which know float32 alone; deformops is Triton's, for GPUs.
+    torch-ms-deform-attn has the official kernels, for float32 only; deformops has Triton kernels, for GPUs.
     """
     found: dict[str, Attend] = {}
     if importlib.util.find_spec("torch_ms_deform_attn"):
@@ -44,7 +44,7 @@ def other_implementations(device: str) -> dict[str, Attend]:
 
 
 def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Shapes and first tokens of the levels as tensors; made once, as models with these operators do."""
+    """Shapes and first tokens of the levels as tensors; cached, as in models with these operators."""
     key = (tuple(shapes), device)
     if key not in _tables:
         sizes = torch.tensor(shapes)

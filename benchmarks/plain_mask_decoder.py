@@ -1,7 +1,7 @@
-"""The mask decoder written down step by step as the paper's section 3.3.3 and the released model have it.
+"""A plain mask decoder that follows the paper's section 3.3.3 and the released model step by step.
 
-Nothing is rearranged for speed: every attention map is written out, split into levels, upsampled whole and fused. It
-serves as an oracle for the tests, and as the peer for the benchmarks.
+Nothing is optimized for speed: every attention map is materialized, split into levels, upsampled and fused. The tests
+use it as an oracle, the benchmarks as a baseline.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def plain_logits(attention: MaskAttention, queries: Tensor, key_input: Tensor) -> Tensor:
-    """(B, N, heads, T) scaled logits, all of them written out."""
+    """(B, N, heads, T) scaled attention logits."""
     q = _heads(attention.query_proj(queries), attention.num_heads)
     k = _heads(attention.key_proj(key_input), attention.num_heads)
     return (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).transpose(1, 2)
 
 
 def plain_attention(attention: MaskAttention, logits: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """What the queries gather with the softmax of the logits over all tokens that are not padding."""
+    """Attention output: the values weighted by the softmax of the logits over all tokens that are not padding."""
     if padding is not None:
         logits = logits.masked_fill(padding[:, None, None], float("-inf"))
     values = _heads(attention.value_proj(tokens), attention.num_heads)
@@ -63,7 +63,7 @@ def plain_mask(head: MaskHead, logits: Tensor, shapes: list[tuple[int, int]], pa
 
 
 class PlainResult(NamedTuple):
-    """All that a decoder can be asked for."""
+    """All outputs of a decoder."""
 
     block_masks: list[Tensor]
     queries: list[Tensor]
@@ -79,7 +79,7 @@ def plain_decode(decoder: MaskDecoder, x: Tensor, features: FeatureTokens, query
     def with_position(x: Tensor) -> Tensor:
         return x if query_pos is None else x + query_pos
 
-    block: Any  # a layer of ours; nn.ModuleList does not keep the type
+    block: Any  # a layer of MaskDecoder; nn.ModuleList loses the type
     for block in decoder.layers:
         if decoder.position_in_stream:
             x = with_position(x)
@@ -109,9 +109,9 @@ def plain_self_attention(attention: nn.MultiheadAttention, placed: Tensor, value
 
 
 class PlainMaskDecoder(nn.Module):
-    """The plain way with a MaskDecoder's weights and interface: what a model is given to be a peer of itself.
+    """The plain decoder with a MaskDecoder's weights and interface, which turns a model into its own baseline.
 
-    Like the released code it makes all masks, also where the last one alone is asked for.
+    Like the released code, it computes all masks even if only the last one is requested.
     """
 
     def __init__(self, decoder: MaskDecoder):
@@ -129,7 +129,7 @@ class PlainMaskDecoder(nn.Module):
     ) -> DecodedMasks:
         """As MaskDecoder's, with `layer` None or -1, and without boxes."""
         if layer not in (None, -1):
-            raise ValueError(f"layer is {layer}: the plain decoder knows None (all) and -1 (the last)")
+            raise ValueError(f"layer is {layer}: the plain decoder supports None (all) and -1 (the last)")
         plain = plain_decode(self.decoder, queries, features, query_pos)
         decoded = DecodedMasks([*plain.block_masks, plain.tail_mask], plain.queries)
         return decoded if layer is None else DecodedMasks(decoded.mask_scores[-1:], decoded.refined_queries[-1:])

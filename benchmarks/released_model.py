@@ -1,4 +1,4 @@
-"""The released R50 model for benchmarks: random weights that behave like trained ones, and a peer of plain parts."""
+"""The released R50 model for benchmarks: random weights that act like trained ones, and a baseline of plain parts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = [
     "CONFIG",
     "given_candidates",
     "make_plausible",
+    "plain_baselines",
     "plain_parts",
-    "plain_peers",
     "released_model",
 ]
 
 CONFIG = "coco/released/psf_R50_24ep.yaml"
-HIGH = 1e3  # no mask score comes near
+HIGH = 1e3  # far above all mask scores
 
 
 def released_model(device: str, *options: str) -> PanopticSegFormer:
-    """With random weights; panoptic maps and instances alone, as the released code gives. `options`: KEY, VALUE, ..."""
+    """The model with random weights, without semantic results as in the released code. `options`: KEY, VALUE, ..."""
     torch.manual_seed(0)
     cfg = build_config(CONFIG, ["MODEL.PSF.TEST.SEMANTIC_ON", "False", "MODEL.DEVICE", device, *options])
     return build_model(cfg)
@@ -40,7 +40,7 @@ def released_model(device: str, *options: str) -> PanopticSegFormer:
 
 @torch.no_grad()
 def make_plausible(model: PanopticSegFormer, inputs: list[dict[str, Any]], *, confident: int = 40) -> None:
-    """Change weights so that nothing can be left out: with fresh ones all masks are empty and nobody is confident.
+    """Change weights so that no work is skipped: with random weights, all masks are empty and no class is confident.
 
     The last fusing layer of each mask decoder is scaled and shifted until a fifth of its mask scores is above 0.5. The
     class layers are scaled and shifted until `confident` of the thing candidates and a quarter of the stuff classes
@@ -49,7 +49,7 @@ def make_plausible(model: PanopticSegFormer, inputs: list[dict[str, Any]], *, co
     Args:
         model: in eval mode.
         inputs: of one image.
-        confident: of the best pairs of query and class.
+        confident: number of confident pairs of query and class.
     """
 
     def outputs(module: nn.Module) -> Any:
@@ -61,7 +61,7 @@ def make_plausible(model: PanopticSegFormer, inputs: list[dict[str, Any]], *, co
 
     for decoder in (model.thing_decoder, model.stuff_decoder):
         fuse = decoder.tail_head.fuse
-        fuse.bias += HIGH  # no ReLU in the way
+        fuse.bias += HIGH  # all inputs of the ReLU are positive
         scores = outputs(decoder).mask_scores[-1] - HIGH
         fuse.bias -= HIGH
         _rescale(fuse, scores, share=0.2, threshold=0.5, deviation=0.4)
@@ -72,7 +72,7 @@ def make_plausible(model: PanopticSegFormer, inputs: list[dict[str, Any]], *, co
 
 
 def _rescale(linear: nn.Linear, outputs: Tensor, *, share: float, threshold: float, deviation: float = 1.0) -> None:
-    """Make the outputs of a linear layer have this deviation, and this share of them lie above the threshold."""
+    """Rescale a linear layer so that its outputs have this deviation, and this share of them exceeds the threshold."""
     ordered = outputs.double().flatten().sort(descending=True).values
     scale = deviation / ordered.std()
     shift = threshold - scale * ordered[int(share * len(ordered))]
@@ -83,9 +83,9 @@ def _rescale(linear: nn.Linear, outputs: Tensor, *, share: float, threshold: flo
 
 @contextmanager
 def given_candidates(model: PanopticSegFormer, scene: Candidates) -> Iterator[list[Candidates]]:
-    """Inside, post-processing works on `scene` in the place of the model's own candidates, which are yielded.
+    """Context in which post-processing gets `scene` instead of the model's own candidates, which are yielded.
 
-    With random weights the masks of all things look alike, and one segment would be left of them.
+    With random weights the masks of all things are alike, and merging would keep only one segment of them.
     """
     own: list[Candidates] = []
     results = model.post_processor.results
@@ -104,9 +104,9 @@ def given_candidates(model: PanopticSegFormer, scene: Candidates) -> Iterator[li
 
 @contextmanager
 def plain_parts(model: PanopticSegFormer, attend: Attend | None = None) -> Iterator[None]:
-    """Inside, the model decodes its masks the plain way, and samples with grid_sample or `attend`; same weights."""
+    """Context in which the model has plain mask decoders, and samples with grid_sample or `attend`; same weights."""
     decoders = {name: getattr(model, name) for name in ("thing_decoder", "stuff_decoder")}
-    module: Any = deformable_attention  # whose function is exchanged for one of the same arguments
+    module: Any = deformable_attention  # its function is replaced by one with the same arguments
     ours, variable = module.ms_deform_attn, os.environ.get("PSF_MSDA")
     try:
         for name, decoder in decoders.items():
@@ -124,12 +124,12 @@ def plain_parts(model: PanopticSegFormer, attend: Attend | None = None) -> Itera
             os.environ["PSF_MSDA"] = variable
 
 
-def plain_peers(device: str) -> dict[str, Attend | None]:
-    """What `plain_parts` is to sample with, by name of the peer; the official kernels on a GPU alone."""
-    peers: dict[str, Attend | None] = {"grid_sample and plain decoder": None}
+def plain_baselines(device: str) -> dict[str, Attend | None]:
+    """Arguments `attend` of `plain_parts`, by name of the baseline; the official kernels only on a GPU."""
+    baselines: dict[str, Attend | None] = {"grid_sample and plain decoder": None}
     official = other_implementations(device).get("torch-ms-deform-attn")
     if device != "cpu" and official is not None:
-        peers["official op and plain decoder"] = official
+        baselines["official op and plain decoder"] = official
     elif device != "cpu":
         print("torch-ms-deform-attn is not installed: no rows with the official op")
-    return peers
+    return baselines

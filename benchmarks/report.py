@@ -1,4 +1,4 @@
-"""What benchmarks share: their options, timing in turns, bars, and a dated file of the figures."""
+"""Shared code of the benchmarks: options, alternating timing, targets, and a dated file of results."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ HERE = Path(__file__).parent
 
 
 def argument_parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that each benchmark has; `description` is the script's docstring.
+    """Make a parser with the options of all benchmarks; `description` is the script's docstring.
 
-    What each needs besides is done here, too: float32 is float32 on a GPU, not TF32, which cuDNN would take by default.
+    Also disables TF32, which cuDNN would use by default, so that float32 has full precision on a GPU.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of each, in turns")
-    parser.add_argument("--quick", action="store_true", help="sizes so small that only the checks mean anything")
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of each function, alternating")
+    parser.add_argument("--quick", action="store_true", help="small sizes, only for the checks")
     return parser
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device, for what runs on a GPU too."""
+    """Add --device, for benchmarks that also run on a GPU."""
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
 
 
 def time_in_turns(functions: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median milliseconds of each function: A B A B ..., after one round that is not counted. A GPU is waited for."""
+    """Median milliseconds of each function, alternating (A B A B ...), after one warm-up round; synchronizes a GPU."""
     times: list[list[float]] = [[] for _ in functions]
     for number in range(rounds + 1):
         for function, own in zip(functions, times, strict=True):
@@ -54,13 +54,13 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def against(bar: float, figure: float) -> str:
-    """A table's cell: the bar, and whether the figure is within it."""
-    return f"{bar:g} {'met' if figure <= bar else 'MISSED'}"
+def against(target: float, value: float) -> str:
+    """A cell of a table: the target, and whether the value meets it."""
+    return f"{target:g} {'met' if value <= target else 'MISSED'}"
 
 
 def difference(ours: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm of what is expected; infinite where that is 0, in which nothing shows."""
+    """Norm of the difference over the norm of `expected`; infinite if `expected` is 0, because zeros prove nothing."""
     norm = expected.double().norm()
     return ((ours.double() - expected.double()).norm() / norm).item() if norm else float("inf")
 
@@ -68,7 +68,7 @@ def difference(ours: torch.Tensor, expected: torch.Tensor) -> float:
 def report(name: str, text: str) -> None:
     """Print a table, and append it with time, machine, versions and commit to <date>_<name>.md.
 
-    The files lie in results/, or in the folder that the environment variable PSF_BENCHMARK_RESULTS names.
+    The files are in results/, or in the folder of the environment variable PSF_BENCHMARK_RESULTS.
     """
     now = datetime.datetime.now(datetime.timezone.utc)
     commit = _run("git", "rev-parse", "--short", "HEAD") + ("-dirty" if _changes() else "")
@@ -84,7 +84,7 @@ def report(name: str, text: str) -> None:
 
 
 def _changes() -> str:
-    """What differs from the commit; the results themselves do not count."""
+    """Changes since the commit, without the results."""
     return _run("git", "status", "--porcelain", "--", ":/", ":(exclude)results")
 
 

@@ -1,4 +1,4 @@
-"""Made-up images, ground truth and candidate masks of the sizes that real ones have."""
+"""Synthetic images, ground truth and candidate masks with realistic sizes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["blob_candidates", "training_input"]
 def blob_candidates(
     size: tuple[int, int], *, num_things: int = 100, num_stuff: int = 53, device: str = "cpu"
 ) -> Candidates:
-    """What the released model hands to post-processing for an image: its 100 best pairs, and all stuff classes.
+    """Candidates like those of the released model for an image: its 100 best pairs, and all stuff classes.
 
-    Things are ellipses from three cells to half the image, with soft and wavy borders; every fourth is the mask of an
-    earlier one again, as a query comes with several classes. A third of them is confident. Eight stuff classes share
-    the image in smooth regions, the others are faint everywhere.
+    Things are ellipses from three cells to half the image, with soft and wavy borders. Every fourth thing repeats an
+    earlier mask, because a query may occur with several classes. A third of the things is confident. Eight stuff
+    classes divide the image into smooth regions; the others have low scores everywhere.
 
     Args:
         size: height and width of the masks, 1/8 of the image's.
@@ -61,20 +61,20 @@ def _ellipses(size: tuple[int, int], number: int, generator: torch.Generator) ->
     along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
     distance = ((along / (radius * (1 + random[:, 4]))) ** 2 + (across / radius) ** 2).sqrt()
     distance = distance + 0.2 * _waves(size, number, 20, generator)
-    # A ReLU leaves exact zeros in most places.
+    # A ReLU gives exact zeros in most places.
     return ((0.7 + 0.4 * random[:, 5]) * (1.1 * torch.sigmoid(6 * (1 - distance)) - 0.1)).clamp(min=0)
 
 
 def _waves(size: tuple[int, int], number: int, cells: int, generator: torch.Generator) -> Tensor:
-    """(number, h, w) smooth noise of deviation about 1, with this many cells across."""
+    """(number, h, w) smooth noise with deviation about 1, from a grid of cells x cells."""
     noise = torch.randn(1, number, cells, cells, generator=generator)
     return F.interpolate(noise, size=size, mode="bicubic", align_corners=False)[0]
 
 
 def training_input(height: int, width: int, *, things: int = 7, stuff: int = 8) -> dict[str, Any]:
-    """An image of smooth noise with its ground truth, as psf's mapper gives it: stuff in cells, things as boxes on top.
+    """An image of smooth noise with ground truth in the format of psf's mapper: stuff in cells, boxes of things on top.
 
-    The ids are those of COCO's panoptic metadata: things from 0, stuff from 80.
+    Ids follow COCO's panoptic metadata: things from 0, stuff from 80.
     """
     generator = torch.Generator().manual_seed(0)
     image = 128 + 60 * _waves((height, width), 3, 24, generator) + 10 * torch.randn(3, 1, 1, generator=generator)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What each key of the small recipe gains: trainings with one of them taken away, several seeds each.
+"""Effect of each key of the small recipe: trainings with one key changed, several seeds each.
 
     python benchmarks/small_recipe.py    # psf_shapes_train, evaluated on psf_shapes_tune
     python benchmarks/small_recipe.py --config small/psf_small.yaml --train mine_train --test mine_tune \\
         --register mine_train=JSON,PNGS,IMAGES --register mine_tune=JSON,PNGS,IMAGES
 
-Every run is train_net.py on the CPU, in a folder of its own; a run whose results.json is there is not repeated, so that
-a study that was stopped goes on where it was. Figures are the mean over the seeds, with the smallest and the largest.
+Every run calls train_net.py on the CPU and has its own folder. A run with a results.json is not repeated, so the script
+resumes an interrupted study. The table has the mean, the smallest and the largest value over the seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VARIANTS = {
     "ReLU masks": ["MODEL.PSF.MASK_DECODER.MASK_ACTIVATION", "relu"],
     "half the learning rate": ["SOLVER.BASE_LR", "0.001"],
 }
-FIGURES = {
+METRICS = {
     "PQ": ("panoptic_seg", "PQ"),
     "PQ_th": ("panoptic_seg", "PQ_th"),
     "PQ_st": ("panoptic_seg", "PQ_st"),
@@ -44,7 +44,7 @@ FIGURES = {
     "mask AP50": ("segm", "AP50"),
 }
 
-Results = dict[str, dict[str, float]]  # task -> figure -> value
+Results = dict[str, dict[str, float]]  # task -> metric -> value
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -53,9 +53,9 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = []
     for variant in options.variants:
         results = [results_of(variant, seed, options) for seed in range(1, options.seeds + 1)]
-        rows.append([variant, *(spread([one[task][name] for one in results]) for task, name in FIGURES.values())])
+        rows.append([variant, *(spread([result[task][name] for result in results]) for task, name in METRICS.values())])
         print(*rows[-1], sep="  ", flush=True)
-    table = tabulate(rows, ["", *FIGURES], tablefmt="pipe")
+    table = tabulate(rows, ["", *METRICS], tablefmt="pipe")
     report(
         "small_recipe",
         f"`python benchmarks/small_recipe.py {shlex.join(words)}`\n\n{options.config}, {options.iterations} iterations "
@@ -78,14 +78,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def results_of(variant: str, seed: int, options: argparse.Namespace) -> Results:
-    """results.json of one run, which is trained if it is not there."""
+    """results.json of one run; trains the run if the file is missing."""
     what = json.dumps([options.config, options.register, options.train, options.test, options.iterations, options.opts])
-    study = hashlib.sha256(what.encode()).hexdigest()[:8]  # runs of another study have a folder of their own
+    study = hashlib.sha256(what.encode()).hexdigest()[:8]  # each study has its own folder of runs
     folder = options.output / study / f"{variant.replace(' ', '_')}_{seed}"
     results = folder / "results.json"
     if not results.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        register = [word for one in options.register for word in ("--register", one)]
+        register = [word for value in options.register for word in ("--register", value)]
         keys = ["DATASETS.TRAIN", options.train, "DATASETS.TEST", options.test, "OUTPUT_DIR", str(folder)]
         keys += ["SOLVER.MAX_ITER", str(options.iterations), "SEED", str(seed), *VARIANTS[variant], *options.opts]
         train(["--config-file", options.config, "--num-gpus", "0", *register, *keys], folder / "stdout.txt")
@@ -94,7 +94,7 @@ def results_of(variant: str, seed: int, options: argparse.Namespace) -> Results:
 
 
 def train(words: Sequence[str], log: Path) -> None:
-    """Run train_net.py; what it prints goes to `log`."""
+    """Run train_net.py with its output in `log`."""
     with log.open("w") as file:
         command = [sys.executable, str(HERE.parent / "train_net.py"), *words]
         subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)

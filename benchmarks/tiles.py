@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What tiles do for small things in large images: a shapes model on mosaics of scenes.
+"""Effect of tiled inference on small things in large images: a shapes model on mosaics of scenes.
 
 python benchmarks/tiles.py --weights output/quickstart/model_final.pth
 
-A mosaic is SIDE x SIDE held-out scenes of 128 x 128 pixels. The model sees each mosaic shrunk to the size that it was
-trained at, whole at full resolution, and at full resolution in tiles of about a scene.
+A mosaic is SIDE x SIDE held-out scenes of 128 x 128 pixels. The model gets each mosaic shrunk to its training
+size, whole at full resolution, and at full resolution in tiles of about one scene.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from psf.evaluation import PanopticQualityEvaluator
 
 SOURCE, MOSAICS = "psf_shapes_val", "psf_mosaics"  # datasets
 SCENE = 128  # pixels of a scene's sides
-TRAINED_SIZE = 160  # at which the model sees a scene, INPUT.MIN_SIZE_TEST of its config
+TRAINED_SIZE = 160  # size of a scene in the model's input, INPUT.MIN_SIZE_TEST of its config
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="of configs/shapes/psf_tiny.yaml")
+    parser.add_argument("--weights", required=True, help="checkpoint of configs/shapes/psf_tiny.yaml")
     parser.add_argument("--side", type=int, default=3, help="scenes along a side of a mosaic [%(default)s]")
     parser.add_argument("--num-images", type=int, default=12, help="mosaics [%(default)s]")
     args = parser.parse_args(words)
@@ -48,14 +48,14 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def sizes(side: int) -> list[tuple[int, int]]:
-    """Side of the model's input, and of its tiles; 0: none."""
+    """Pairs: side of the model's input, and side of its tiles; 0: no tiles."""
     full = side * TRAINED_SIZE
     return [(TRAINED_SIZE, 0), (full, 0), (full, TRAINED_SIZE), (full, TRAINED_SIZE * 3 // 2)]
 
 
 def write_mosaics(folder: Path, side: int, number: int) -> None:
-    """Write and register MOSAICS; stuff of one class is one segment of a mosaic."""
-    scenes = [one for one in load_dataset(SOURCE) if (one["height"], one["width"]) == (SCENE, SCENE)]
+    """Write and register the dataset MOSAICS; a stuff class is one segment of a mosaic."""
+    scenes = [image for image in load_dataset(SOURCE) if (image["height"], image["width"]) == (SCENE, SCENE)]
     choose = random.Random(0)
     content: dict[str, Any] = {"images": [], "annotations": []}
     content["categories"] = read_categories(MetadataCatalog.get(SOURCE).panoptic_json)
@@ -63,7 +63,7 @@ def write_mosaics(folder: Path, side: int, number: int) -> None:
     for number_here in range(number):
         image = np.zeros((side * SCENE, side * SCENE, 3), np.uint8)
         labels = np.zeros(image.shape[:2], np.int32)
-        segments: dict[tuple[int, int], int] = {}  # of a class and a scene, which is 0 for stuff: the label
+        segments: dict[tuple[int, int], int] = {}  # (class, scene or 0 for stuff) -> label
         for place in range(side * side):
             scene = choose.choice(scenes)
             rows, columns = (slice(SCENE * i, SCENE * (i + 1)) for i in divmod(place, side))

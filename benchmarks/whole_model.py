@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The released R50 model at test, 800 x 1216: time in units of its own backbone's, and memory.
+"""Time and memory of the released R50 model at test, 800 x 1216, relative to its own backbone.
 
-Weights are random, and then changed until 40 of the 100 things and 13 of the 53 stuff classes are confident and a fifth
-of the mask scores is above the threshold, so that nothing can be left out; post-processing is handed the candidates of
-a made-up scene in the place of the model's, whose masks look too much alike (scenes.py, released_model.py). First the
-model's own candidates are compared with those of a peer of the same weights: grid_sample and the plain mask decoder.
+The random weights are changed until 40 of the 100 things and 13 of the 53 stuff classes are confident and a fifth of
+the mask scores is above the threshold, so that no work is skipped. Post-processing gets the candidates of a synthetic
+scene, because the model's own masks are too similar (scenes.py, released_model.py). The script first compares the
+model's own candidates with a baseline that has the same weights, grid_sample and the plain mask decoder.
 
-On a CPU: total time, and the peak of resident memory of a process that builds the model and runs it once. On a GPU:
-the time under bfloat16 over that of the peer with the official kernels (torch-ms-deform-attn, where it is installed).
+On a CPU: total time, and peak resident memory of a process that builds the model and runs it once. On a GPU: time under
+bfloat16 over the baseline with the official kernels, if torch-ms-deform-attn is installed.
 
     python benchmarks/whole_model.py --device cpu --threads 2
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from peers import Attend
-from released_model import given_candidates, make_plausible, plain_parts, plain_peers, released_model
+from released_model import given_candidates, make_plausible, plain_baselines, plain_parts, released_model
 from report import add_device, against, argument_parser, difference, report, time_in_turns
 from scenes import blob_candidates, training_input
 from tabulate import tabulate
@@ -33,9 +33,9 @@ from psf import PanopticSegFormer
 from psf.structures import Candidates
 from psf.tools.analysis import measure_stages, peak_memory
 
-BACKBONE_BAR, MEMORY_BAR = 3.5, 1.6  # CPU: times the backbone; GB (stretch of the former: 3.0)
-OFFICIAL_BAR = 0.6  # GPU
-TOLERANCE = 2e-2  # rounding may swap two things that are as confident; the masks of both then count as wrong
+BACKBONE_TARGET, MEMORY_TARGET = 3.5, 1.6  # CPU: times the backbone; GB (stretch of the former: 3.0)
+OFFICIAL_TARGET = 0.6  # GPU
+TOLERANCE = 2e-2  # rounding may swap two equally confident things, whose masks then count as wrong
 
 Inputs = list[dict[str, Any]]
 
@@ -66,7 +66,7 @@ def run(model: PanopticSegFormer, inputs: Inputs, *, half: bool = False) -> dict
 
 
 def compare(model: PanopticSegFormer, inputs: Inputs, own: list[Candidates]) -> str:
-    """End the script where the peer's candidates are others; say what is seen. `own`: from `given_candidates`."""
+    """End the script if the baseline's candidates differ; returns a summary. `own`: from `given_candidates`."""
     result = run(model, inputs)
     [ours] = own
     with plain_parts(model):
@@ -82,10 +82,10 @@ def compare(model: PanopticSegFormer, inputs: Inputs, own: list[Candidates]) -> 
         sys.exit(f"the candidates of psf and of the plain parts differ by {worst:.1e}")
     segments = len(result["panoptic_seg"][1])
     if segments < 3:
-        sys.exit(f"{segments} segments: post-processing has no work, the times would mean nothing")
+        sys.exit(f"{segments} segments: too few for meaningful times of post-processing")
     return (
-        f"{segments} segments, {len(result['instances'])} instances; candidates beside the plain parts: {worst:.0e} "
-        f"off, under bfloat16 {worst_half:.0e}"
+        f"{segments} segments, {len(result['instances'])} instances; deviation of the candidates from the plain parts: "
+        f"{worst:.0e}, under bfloat16 {worst_half:.0e}"
     )
 
 
@@ -98,27 +98,27 @@ def measure_cpu(model: PanopticSegFormer, inputs: Inputs, options: argparse.Name
         own = times.parts["backbone"]
         backbone = backbone or own
         gigabytes = peak_of_fresh_process(name, options)
-        bars = [against(BACKBONE_BAR, times.total / own), against(MEMORY_BAR, gigabytes)]
+        targets = [against(BACKBONE_TARGET, times.total / own), against(MEMORY_TARGET, gigabytes)]
         if name != "float32":
-            bars = ["", ""]
-        rows.append([name, 1e3 * own, 1e3 * times.total, times.total / own, bars[0], times.total / backbone])
-        rows[-1] += [gigabytes, bars[1]]
+            targets = ["", ""]
+        rows.append([name, 1e3 * own, 1e3 * times.total, times.total / own, targets[0], times.total / backbone])
+        rows[-1] += [gigabytes, targets[1]]
         parts = ", ".join(f"{part} {seconds / own:.2f}" for part, seconds in times.parts.items())
         print(f"{name}, in units of its backbone: {parts}")
-    headers = ["type", "backbone ms", "total ms", "x own backbone", "bar", "x float32 backbone", "peak GB", "bar"]
+    headers = ["type", "backbone ms", "total ms", "x own backbone", "target", "x float32 backbone", "peak GB", "target"]
     return f"CPU, {options.threads} threads\n\n" + tabulate(
         rows, headers, tablefmt="pipe", floatfmt=("", ".0f", ".0f", ".2f", "", ".2f", ".2f")
     )
 
 
 def peak_of_fresh_process(name: str, options: argparse.Namespace) -> float:
-    """GB (10^9 bytes), Python and libraries included."""
+    """Peak memory of a new process in GB (10^9 bytes), Python and libraries included."""
     command = [sys.executable, str(Path(__file__).resolve()), "--device", "cpu", "--peak", name]
     command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     finished = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"peak ([\d.]+) GB", finished.stdout)
     if finished.returncode or not found:
-        sys.exit(f"the process for the peak of memory failed:\n{finished.stderr}")
+        sys.exit(f"the process for the peak memory failed:\n{finished.stderr}")
     return float(found[1])
 
 
@@ -127,23 +127,24 @@ def print_peak(model: PanopticSegFormer, inputs: Inputs, half: bool) -> None:
 
 
 def measure_gpu(model: PanopticSegFormer, inputs: Inputs, options: argparse.Namespace) -> str:
-    peers = plain_peers(options.device)
+    baselines = plain_baselines(options.device)
     rows = []
     for half in (False, True):
-        for name, attend in peers.items():
+        for name, attend in baselines.items():
 
-            def peer(attend: Attend | None = attend, half: bool = half) -> None:
+            def baseline(attend: Attend | None = attend, half: bool = half) -> None:
                 with plain_parts(model, attend):
                     run(model, inputs, half=half)
 
             def ours(half: bool = half) -> None:
                 run(model, inputs, half=half)
 
-            peer_ms, our_ms = time_in_turns([peer, ours], options.rounds)
-            peaks = [peak_memory(model.device, x) / 1e9 for x in (peer, ours)]
-            bar = against(OFFICIAL_BAR, our_ms / peer_ms) if half and attend is not None else ""
-            rows.append(["bfloat16" if half else "float32", name, peer_ms, our_ms, our_ms / peer_ms, bar, *peaks])
-    headers = ["type", "peer", "peer ms", "psf ms", "psf / peer", "bar", "peer GB", "psf GB"]
+            baseline_ms, our_ms = time_in_turns([baseline, ours], options.rounds)
+            peaks = [peak_memory(model.device, x) / 1e9 for x in (baseline, ours)]
+            target = against(OFFICIAL_TARGET, our_ms / baseline_ms) if half and attend is not None else ""
+            times = [baseline_ms, our_ms, our_ms / baseline_ms]
+            rows.append(["bfloat16" if half else "float32", name, *times, target, *peaks])
+    headers = ["type", "baseline", "baseline ms", "psf ms", "psf / baseline", "target", "baseline GB", "psf GB"]
     return f"{torch.cuda.get_device_name()}\n\n" + tabulate(
         rows, headers, tablefmt="pipe", floatfmt=("", "", ".1f", ".1f", ".3f", "", ".2f", ".2f")
     )

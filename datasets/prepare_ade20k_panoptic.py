@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""ADE20K as it is downloaded -> the panoptic sets psf_ade20k_panoptic_{train,val}; datasets/README.md has the folders.
+"""Convert ADE20K to the datasets psf_ade20k_panoptic_{train,val}; datasets/README.md shows the folders.
 
 python datasets/prepare_ade20k_panoptic.py
 """

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Cityscapes as it is downloaded -> the panoptic sets psf_cityscapes_panoptic_{train,val}; datasets/README.md has the
-folders.
+"""Convert Cityscapes to the datasets psf_cityscapes_panoptic_{train,val}; datasets/README.md shows the folders.
 
 python datasets/prepare_cityscapes_panoptic.py
 """

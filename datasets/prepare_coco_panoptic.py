@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""COCO's official archives -> the folders of coco_2017_{train,val}_panoptic; datasets/README.md shows them.
+"""Unpack COCO's archives to the folders of coco_2017_{train,val}_panoptic; datasets/README.md shows the folders.
 
 python datasets/prepare_coco_panoptic.py --zips ~/Downloads
 
-Unpacks {train,val}2017.zip and panoptic_annotations_trainval2017.zip, with the archives of PNGs inside, and checks that
-every image and PNG of the JSON is there. What is unpacked already stays. No folder beyond these is needed: semantic
-and instance ground truth are read from the panoptic PNGs.
+Unpacks {train,val}2017.zip and panoptic_annotations_trainval2017.zip with the archives of PNGs inside it, and checks
+that every image and PNG of the JSON exists. Keeps files that are unpacked already. No other folders are needed, because
+semantic and instance ground truth are read from the panoptic PNGs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from tqdm import tqdm
 from psf.data.files import read_json
 
 ANNOTATIONS = "panoptic_annotations_trainval2017.zip"
+DOWNLOADS = "https://cocodataset.org/#download"
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     datasets = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=datasets / "coco", metavar="FOLDER", help="(%(default)s)")
-    parser.add_argument("--zips", type=Path, metavar="FOLDER", help="of the archives (default: the root)")
+    parser.add_argument("--zips", type=Path, metavar="FOLDER", help="folder of the archives (default: the root)")
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"))
     return parser.parse_args(words)
 
@@ -48,13 +49,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def prepare(root: Path, zips: Path, name: str) -> None:
-    """Unpack what a split lacks, and check it."""
+    """Unpack the missing files of a split, and check that it is complete."""
     unpack(zips / f"{name}.zip", f"{name}/", root / name)
     json_file, png_zip = root / "annotations" / f"panoptic_{name}.json", f"panoptic_{name}.zip"
     unpack(zips / ANNOTATIONS, f"annotations/{json_file.name}", json_file)
     pngs = root / f"panoptic_{name}"
     if not pngs.exists():
-        # Whoever unpacked the outer archive by hand has the inner one.
+        # The inner archive exists if the outer one was unpacked by hand.
         inner = next((folder / png_zip for folder in (json_file.parent, zips) if (folder / png_zip).exists()), None)
         with tempfile.TemporaryDirectory(dir=root) as temporary:
             if inner is None:
@@ -73,24 +74,24 @@ def prepare(root: Path, zips: Path, name: str) -> None:
 
 
 def unpack(archive: Path, member: str, target: Path) -> None:
-    """Unpack a file, or a folder that ends in "/", to `target`: it appears there whole, or not at all."""
+    """Unpack a file, or a folder whose name ends in "/", to `target`. A failure leaves no partial `target`."""
     if target.exists():
         return
     if not archive.is_file():
-        raise ValueError(f"neither {target} nor {archive} is there; download it from https://cocodataset.org/#download")
+        raise ValueError(f"found neither {target} nor {archive}; download the archive from {DOWNLOADS}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            every = opened.namelist()
-            names = [one for one in every if one == member or (member.endswith("/") and one.startswith(member))]
+            all_names = opened.namelist()
+            names = [name for name in all_names if name == member or (member.endswith("/") and name.startswith(member))]
             if not names:
-                raise ValueError(f"{archive} has no {member} in it: it is not the official archive of that name")
-            for one in tqdm(names, desc=archive.name, unit="file"):
-                opened.extract(one, temporary)
+                raise ValueError(f"{archive} contains no {member}: expected the official archive of this name")
+            for name in tqdm(names, desc=archive.name, unit="file"):
+                opened.extract(name, temporary)
             shutil.move(Path(temporary, member), target)
     except (BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{archive} is damaged or was not downloaded to its end ({error}); download it again"
+            f"{archive} is damaged or was not downloaded completely ({error}); download it again"
         ) from error
 
 

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Nuclei of the 2018 Data Science Bowl, one folder per image -> a panoptic set; datasets/README.md has the folders.
+"""Convert the nuclei of the 2018 Data Science Bowl to a panoptic dataset; datasets/README.md shows the folders.
 
 python datasets/prepare_nuclei.py --archive ~/Downloads/stage1_train
 
 The things are nuclei, the stuff is background: every pixel without a nucleus. Masks are drawn in the order of their
-file names. Where two overlap, the earlier one keeps its pixels and the later one gets only those that are still free.
-An image belongs to the split val if int(sha1(ID), 16) % 5 == 0, and to train otherwise. Images of more than 360 x 360
-pixels are skipped.
+file names. Where two masks overlap, the earlier one keeps the shared pixels. An image belongs to the split val if
+int(sha1(ID), 16) % 5 == 0, and to train otherwise. Images of more than 360 x 360 pixels are skipped.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ MAX_SIDE = 360  # pixels; the few larger images are many times larger
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     datasets = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archive", type=Path, required=True, metavar="FOLDER", help="of one folder per image")
+    parser.add_argument("--archive", type=Path, required=True, metavar="FOLDER", help="has one folder per image")
     parser.add_argument(
-        "--output", type=Path, default=datasets / "nuclei", metavar="FOLDER", help="gets the panoptic set (%(default)s)"
+        "--output", type=Path, default=datasets / "nuclei", metavar="FOLDER", help="for the dataset (%(default)s)"
     )
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"))
-    parser.add_argument("--overwrite", action="store_true", help="what an earlier run has written")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite the output of an earlier run")
     add_workers_flag(parser)
     return parser.parse_args(words)
 
@@ -74,15 +73,15 @@ def prepare(
         archive: has ID/images/ID.png and a binary mask per nucleus, ID/masks/*.png.
         output: gets the folders SPLIT and panoptic_SPLIT, and the JSON.
         split: "train" or "val".
-        overwrite: replace what an earlier run has written.
+        overwrite: replace the output of an earlier run.
         workers: see `write_panoptic_set`.
 
     Returns:
-        Counts of "images", "segments", "larger" images, pixels of "overlap", and "hidden" masks, which have no pixel.
+        Counts of "images", "segments", "larger" images, pixels of "overlap", and "hidden" masks, which keep no pixel.
 
     Raises:
-        ValueError: if a file is missing or damaged, or has another size than its image, if no image is left, or if a
-            file is in the way that this script has not written.
+        ValueError: if a file is missing or damaged, or differs in size from its image, if no image remains, or if an
+            output file exists that this script has not written.
     """
     files = PanopticFiles(output / f"panoptic_{split}.json", output / f"panoptic_{split}")
     files.check_free(overwrite=overwrite)
@@ -109,7 +108,7 @@ def prepare(
 
 
 def split_of(image_id: str) -> str:
-    """Which split an image belongs to: about one of five to "val"."""
+    """The split of an image: "val" for about one in five, else "train"."""
     return "val" if int(hashlib.sha1(image_id.encode()).hexdigest(), 16) % 5 == 0 else "train"
 
 
@@ -151,7 +150,7 @@ def _draw(folder: Path) -> Drawing:
 
 
 def _write_image(source: Path, target: Path) -> None:
-    """Write an image in RGB, without the transparency that the archive's files have."""
+    """Write an image in RGB, without the transparency of the archive's files."""
     pixels = read_image(str(source), "RGB")
     if not target.exists():
         Image.fromarray(pixels).save(target)

@@ -15,7 +15,7 @@ from psf.commands import add_workers_flag
 def main(
     description: str, folder: str, prepare: Callable[..., Counter[str]], words: Sequence[str] | None = None
 ) -> int:
-    """Prepare the splits of a set that lies in `folder` below DETECTRON2_DATASETS; the exit status."""
+    """Prepare the splits of a dataset in `folder` below DETECTRON2_DATASETS; returns the exit status."""
     datasets = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=datasets / folder, metavar="FOLDER", help="(%(default)s)")

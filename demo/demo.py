@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment images, a video or a camera: `psf predict`, under the name that Detectron2 users know."""
+"""Segment images, a video or a camera stream: `psf predict` under Detectron2's usual name."""
 
 import sys
 

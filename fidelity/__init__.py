@@ -1,4 +1,4 @@
-"""Reference numbers of the released model, and how far psf is from them."""
+"""Comparison of psf with reference numbers of the released model."""
 
 from fidelity.compare import check_folder
 from fidelity.record import record_folder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package is found beside psf
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # as a script: import from the root of the repository
 
 from fidelity import Comparison, check_folder, record_folder  # noqa: E402
 from psf.commands import run_command  # noqa: E402
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(folder: Path, dtype: torch.dtype) -> int:
-    """Compare, print a table and a summary; returns 1 if a number is beyond its tolerance, or unknown, else 0."""
+    """Compare, print a table and a summary; returns 1 if a deviation exceeds its tolerance or if none is compared."""
     print(f"{'case':<20} {'tensor':<58} {'largest':>9} {'rms':>9} {'tolerance':>9}")
     comparisons: list[Comparison] = []
     skipped: dict[str, list[str]] = {}  # by reason
@@ -68,7 +68,7 @@ def check(folder: Path, dtype: torch.dtype) -> int:
 
 
 def line(comparison: Comparison) -> str:
-    """Deviations relative to the largest reference value; of maps and masks, the share of elements that differ."""
+    """A row: deviations relative to the largest reference value; for maps and masks, the share that differs."""
     rms = "-" if math.isnan(comparison.rms) else f"{comparison.rms:.1e}"
     verdict = "" if comparison.passed else "  BEYOND"
     return (

@@ -22,13 +22,12 @@ __all__ = ["check_folder"]
 
 
 def check_folder(path: Path, dtype: torch.dtype = torch.float32) -> Iterator[Report]:
-    """Compare all cases of cases.json, and the files of known names beside it.
+    """Compare all cases of cases.json, and the optional files in its folder.
 
     Args:
-        path: folder with cases.json, whose `eval` and `train` name manifests and files of reference numbers. Read where
-            they are there: ops_msda.npz, ops_merge.npz, init_stats_*.json, optimizer_*.json, and *_costs.npz beside a
-            training file.
-        dtype: of psf's computation; in float64, references in float64 are used where there are any.
+        path: folder with cases.json, whose `eval` and `train` name manifests and files of reference numbers. Optional
+            files: ops_msda.npz, ops_merge.npz, init_stats_*.json, optimizer_*.json, and *_costs.npz of a training file.
+        dtype: of psf's computation. In float64, float64 references are preferred.
 
     Yields:
         A report after each case.

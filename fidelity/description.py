@@ -1,4 +1,4 @@
-"""JSON files that describe cases; errors name the place of a missing key."""
+"""JSON files that describe cases. Errors name the place of a missing key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Described(dict[str, Any]):
 
     Args:
         entries: of the object.
-        place: the file and the keys that lead here.
+        place: the file and the path of keys to this object.
     """
 
     def __init__(self, entries: dict[str, Any], place: str):

@@ -1,4 +1,4 @@
-"""A test run, tensor by tensor, under the names and in the shapes of the reference numbers."""
+"""Compare the tensors of a test run with the reference, under its names and in its shapes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["Tensors", "compare_evaluation", "evaluation_tensors"]
 
 TOLERANCE = 2e-4  # of real tensors, of the largest value
 PIXEL_TOLERANCE = 2e-4  # share of pixels of maps and masks
-# Why something is not compared.
+# Reasons for not comparing a tensor.
 SQUEEZED = "the released code squeezes the results of padded images"
-PAIR_TIE = "the last of the best pairs score nearly the same: either may be in"
-INSTANCE_TIE = "a score of (nearly) nothing: in any order, or missing"
+PAIR_TIE = "the last of the best pairs have nearly equal scores: either may be included"
+INSTANCE_TIE = "scores near 0: any order, or missing"
 Tensors = dict[str, Tensor]
 
 
 @torch.no_grad()
 def evaluation_tensors(model: PanopticSegFormer, inputs: list[dict[str, Any]], dataset_ids: dict[int, int]) -> Tensors:
-    """Run the model on a batch and keep what the reference numbers keep.
+    """Run the model on a batch; returns the tensors that the reference numbers contain.
 
     Args:
         model: of the released recipe, in eval mode.
         inputs: Detectron2's input dicts.
-        dataset_ids: contiguous category id -> the dataset's.
+        dataset_ids: contiguous category id -> the dataset's id.
     """
     assert model.location_decoder is not None and model.thing_decoder is not None and model.stuff_decoder is not None
     kept: dict[str, Any] = {"queries": []}
@@ -51,7 +51,7 @@ def evaluation_tensors(model: PanopticSegFormer, inputs: list[dict[str, Any]], d
     decoders = {"things": model.get_submodule("thing_decoder"), "stuff": model.get_submodule("stuff_decoder")}
     for name, decoder in decoders.items():
         handles.append(decoder.register_forward_pre_hook(_keep_arguments(kept, name), with_kwargs=True))
-    location_decoder.training = True  # itself, not its parts: its head then speaks of every layer
+    location_decoder.training = True  # the module alone, not its submodules: its head then runs at every layer
     try:
         results = model(inputs)
     finally:
@@ -80,7 +80,7 @@ def _append_output(kept: list[Tensor]) -> Callable[..., None]:
 
 
 def _keep_arguments(kept: dict[str, Any], name: str) -> Callable[..., None]:
-    """But `layer`, as all of them are decoded again."""
+    """Keep the arguments without `layer`, because all layers are decoded again."""
     return lambda module, arguments, named: kept.update(
         {name: (arguments, {key: value for key, value in named.items() if key != "layer"})}
     )
@@ -95,7 +95,7 @@ def _of_batch(kept: dict[str, Any]) -> Tensors:
         **{f"neck_p{i}": value for i, value in enumerate(kept["neck"])},
         "encoder_memory": tokens.tokens,
         "decoder_hs": torch.stack(kept["queries"]),
-        "decoder_refs": locations,  # with box refinement, what the head says is the next layer's reference
+        "decoder_refs": locations,  # with box refinement, the head's boxes are the next layer's reference points
         "all_cls_scores": torch.stack([layer.class_logits for layer in located.layers]),
         "all_bbox_preds": locations,
         "last_reference_unsigmoid": (before_last.clamp(min=1e-5) / (1 - before_last).clamp(min=1e-5)).log(),
@@ -151,20 +151,20 @@ def _results(result: dict[str, Any], model: PanopticSegFormer, dataset_ids: dict
 def compare_evaluation(
     case: str, found: Tensors, stored: StoredTensors, squeezed: list[int]
 ) -> tuple[list[Comparison], dict[str, str]]:
-    """Hold a test run against the reference.
+    """Compare a test run with the reference.
 
     Args:
         case: for the report.
         found: `evaluation_tensors` of the same images.
-        stored: the reference; its tensors of unknown names stay `left`.
-        squeezed: positions of images whose results the released code squeezed, as they were padded.
+        stored: the reference; its tensors with unknown names stay in `left`.
+        squeezed: positions of images whose results the released code squeezed because of padding.
 
     Returns:
-        Comparisons, and by name why a tensor was not compared.
+        The comparisons, and the reason for each tensor that was not compared, by name.
     """
     ours = {name: x.double().numpy() if x.is_floating_point() else x.numpy() for name, x in found.items()}
     skipped: dict[str, str] = {}
-    counts: dict[str, np.ndarray] = {}  # by name, the elements that are compared, if not all
+    counts: dict[str, np.ndarray] = {}  # by name, the compared elements, if not all
     for b in range(sum(name.endswith("_panoptic_category") for name in ours)):
         image = f"img{b}_"
         if image + "topk_query" in stored:
@@ -198,7 +198,7 @@ def _listed(rows: np.ndarray) -> str:
 
 
 def _elements(rows: np.ndarray, ours: dict[str, np.ndarray], prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """(N,) bool, rows -> bool in the shape of each tensor whose name begins so; of blocks the second axis has rows."""
+    """Expand (N,) bool rows to the shape of each tensor with these prefixes; `_block_` tensors have rows on axis 1."""
     elements = {name: np.zeros(x.shape, bool) for name, x in ours.items() if name.startswith(prefixes)}
     for name, x in elements.items():
         x.swapaxes(0, 1 if "_block_" in name else 0)[rows] = True

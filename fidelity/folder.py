@@ -1,4 +1,4 @@
-"""A folder of reference numbers: runs the cases of its cases.json with psf."""
+"""Run the cases of a folder of reference numbers with psf."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class GoldenFolder:
     def __init__(self, path: Path, dtype: torch.dtype):
         self.path, self.dtype = path, dtype
         self.cases = read_described(path / "cases.json")
-        config = self.cases.get("config")  # a yaml in the folder, where the model is not a released one
+        config = self.cases.get("config")  # a yaml in the folder, unless the model is a released one
         self.config_file = None if config is None else str(path / config)
         self._models: dict[str, FilledModel] = {}
 
     def model(self, manifest: str) -> FilledModel:
-        """The model of a manifest; kept for the next case."""
+        """The model of a manifest; cached for the next case."""
         if manifest not in self._models:
             self._models.clear()  # the largest has 221 million parameters
             shapes = read_manifest(self.path / manifest)
@@ -60,7 +60,7 @@ class GoldenFolder:
         return self._models[manifest]
 
     def evaluate(self, case: Described) -> Tensors:
-        """A test run of one batch.
+        """Run the model on the batch of a case; returns its tensors.
 
         Raises:
             UserError: if the case lacks a key, or its scale factors contradict its sizes.
@@ -88,13 +88,13 @@ class GoldenFolder:
 
 
 def _expect_sizes(case: Described) -> None:
-    """An output size for each image; `scale_factors`, an image's width and height over those, say the same."""
+    """Check that each image has an output size and that `scale_factors`, image size over output size, agree."""
     images, sizes, factors = case["images"], case["output_sizes"], case.get("scale_factors")
     if len(sizes) != len(images):
         raise UserError(f"{case.place}: output_sizes: expected {len(images)}, one per image, found {sizes}")
     if factors is None:
         return
-    rows = factors if len(factors) == len(images) else [factors]  # of one image maybe without its brackets
+    rows = factors if len(factors) == len(images) else [factors]  # a single image may lack the outer brackets
     for image, (height, width), found in zip(images, sizes, rows, strict=True):
         scale = np.array([image["width"] / width, image["height"] / height] * 2)  # as boxes: x y x y
         if found is not None and not np.allclose(np.ravel(found), scale[: np.size(found)], rtol=1e-3):
@@ -105,7 +105,7 @@ def _expect_sizes(case: Described) -> None:
 
 
 def _dataset_ids(cfg: CfgNode, model: PanopticSegFormer) -> dict[int, int]:
-    """Contiguous category id -> the dataset's; without a dataset, one more, as 0 is void."""
+    """Contiguous category id -> the dataset's id; without a dataset, the id plus 1, because 0 is void."""
     if not cfg.DATASETS.TEST:
         return {i: i + 1 for i in model.classes.thing_ids + model.classes.stuff_ids}
     ids = CategoryIds.from_metadata(MetadataCatalog.get(cfg.DATASETS.TEST[0]))

@@ -1,7 +1,7 @@
-"""Weights, images and ground truth made by formula, so that two implementations can be given the same numbers.
+"""Weights, images and ground truth made by formula, so that two implementations get the same numbers.
 
-Everything comes from `numpy.random.RandomState`, whose streams numpy promises not to change, is computed in float64 and
-rounded to float32 once. Weights are told apart by the name that they have in the released model.
+All numbers come from `numpy.random.RandomState`, whose streams are stable across numpy versions. They are computed in
+float64 and rounded to float32 once. The name of a weight in the released model determines its values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["FormulaGroundTruth", "formula_gt", "formula_image", "formula_weights
 
 
 class Rule(NamedTuple):
-    """How the weights whose names `pattern` is found in are made."""
+    """How to make the weights whose names match `pattern`."""
 
     pattern: str
     kind: str  # "normal" | "uniform" | "fan" | "zero_sum" | "positive" | "zeros" | "swin_index", see `_values`
@@ -25,8 +25,8 @@ class Rule(NamedTuple):
     offset: float = 0.0
 
 
-# The first rule that fits counts. Scales keep the numbers of the untrained model apart: residual branches are small,
-# rows that read mostly positive features sum to zero, mask scores lie on both sides of 0.5.
+# The first matching rule applies. The scales keep the outputs of the untrained model distinct: residual branches are
+# small, rows with mostly positive inputs sum to zero, and mask scores lie on both sides of 0.5.
 RULES = (
     Rule(r"num_batches_tracked$", "zeros"),
     Rule(r"relative_position_index$", "swin_index"),
@@ -62,12 +62,12 @@ RULES = (
     Rule(r"stuff_mask_head\.attnen\.linear\.0\.bias$", "normal", 0.02, -0.5),
     Rule(r"\bbias$|_bias$", "normal", 0.02),
 )
-VECTOR = Rule("", "normal", 0.05, 1.0)  # what is left of vectors are the weights of norms
+VECTOR = Rule("", "normal", 0.05, 1.0)  # the remaining vectors are weights of norms
 MATRIX = Rule("", "fan")
 
 
 def formula_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Shapes by name -> float32 arrays by name; int64 for counters and indices."""
+    """Make weights: shapes by name -> float32 arrays by name; int64 for counters and indices."""
     return {name: _weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
@@ -82,8 +82,10 @@ def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _values(rule: Rule, shape: tuple[int, ...], random: np.random.RandomState) -> np.ndarray:
-    """`offset` plus `scale` times: N(0, 1), U(0, 1), or N(0, 1) over the root of the number of inputs of a row, there
-    as it is, without its row's mean, or without its sign.
+    """`offset` plus `scale` times random values.
+
+    The values are N(0, 1) ("normal"), U(0, 1) ("uniform"), or N(0, 1) over the root of the number of inputs of a row:
+    unchanged ("fan"), minus the mean of the row ("zero_sum"), or absolute ("positive").
     """
     if rule.kind == "uniform":
         return rule.offset + rule.scale * random.random_sample(shape)
@@ -98,7 +100,7 @@ def _values(rule: Rule, shape: tuple[int, ...], random: np.random.RandomState) -
 
 
 def _relative_positions(window: int) -> np.ndarray:
-    """Swin's (window^2, window^2) row numbers of its table of relative position biases."""
+    """(window^2, window^2) indices into Swin's table of relative position biases."""
     place = np.indices((window, window)).reshape(2, -1)
     dy, dx = place[:, :, None] - place[:, None, :] + window - 1
     return (dy * (2 * window - 1) + dx).astype(np.int64)
@@ -125,7 +127,7 @@ def formula_image(height: int, width: int, seed: int) -> np.ndarray:
 class FormulaGroundTruth(NamedTuple):
     """The ground truth of one image: things, then stuff."""
 
-    labels: np.ndarray  # (G,) class; stuff classes count on from the thing classes
+    labels: np.ndarray  # (G,) classes; stuff classes follow the thing classes
     masks: np.ndarray  # (G, H, W) bool, disjoint
 
 
@@ -139,9 +141,9 @@ def formula_gt(
     num_thing_classes: int,
     num_stuff_classes: int,
 ) -> FormulaGroundTruth:
-    """Ellipses for things, each in front of the later ones; upright bands for stuff in what they leave free.
+    """Ellipses for things, each in front of the later ones; vertical bands for stuff in the remaining pixels.
 
-    A thing that is hidden wholly is left out.
+    A fully hidden thing is dropped.
     """
     random = np.random.RandomState(seed)
     y, x = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")

@@ -1,4 +1,4 @@
-"""How training starts: the distribution of every parameter, and what the optimizer does with it."""
+"""Compare the start of training: the distribution of every parameter, and its optimizer settings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ STD_TOLERANCE = 0.05  # relative
 def compare_initialisation(
     model: PanopticSegFormer, parts: dict[str, list[str]], expected: dict[str, dict[str, Any]]
 ) -> tuple[list[Comparison], dict[str, str]]:
-    """Mean, standard deviation and bounds of the parameters outside the backbone, in units of what chance allows.
+    """Compare mean, standard deviation and bounds of the parameters outside the backbone, up to random variation.
 
     Args:
         model: freshly built.
         parts: released name -> psf's names.
-        expected: per released name `shape`, `mean`, `std`, `min`, `max` of another draw.
+        expected: by released name, `shape`, `mean`, `std`, `min`, `max` of another random initialization.
 
     Returns:
-        Comparisons, and by name why a parameter was not compared.
+        The comparisons, and the reason for each parameter that was not compared, by name.
     """
     parameters = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     comparisons, skipped = [], {}
@@ -49,7 +49,7 @@ def compare_initialisation(
 
 
 def _away_one(found: float, expected: float, num_inputs: int) -> float:
-    """A bias of one number: torch draws it from +-1 / root of the inputs; beyond that it was set to a value."""
+    """Deviation of a bias with one element: torch draws it from +-1 / root(inputs); beyond that, it is a constant."""
     bound = num_inputs**-0.5
     if abs(expected) > bound:
         return 0.0 if np.isclose(found, expected) else np.inf
@@ -57,17 +57,17 @@ def _away_one(found: float, expected: float, num_inputs: int) -> float:
 
 
 def _away(found: np.ndarray, statistics: dict[str, Any]) -> float:
-    """1 is as far as two draws from one distribution may be apart."""
+    """Deviation of the statistics; 1 is the largest that two draws from one distribution may have."""
     number, mean, std = found.size, statistics["mean"], statistics["std"]
     if number != np.prod(statistics["shape"]):
         return np.inf
     values = (statistics["min"], statistics["max"])
     if std == 0 or (set(np.unique(found)) <= set(values) and number > 2):
-        # Constants, and the biases that start at fixed places.
+        # Constants, and biases with fixed initial values.
         same = np.allclose([found.mean(), found.std(ddof=1), found.min(), found.max()], [mean, std, *values], atol=1e-6)
         return 0.0 if same else np.inf
     error = std * (2 / number) ** 0.5  # of the difference of two means
-    std_error = std / number**0.5  # of the difference of two standard deviations, of normal or uniform numbers at most
+    std_error = std / number**0.5  # of the difference of two standard deviations; upper bound
     return max(
         abs(found.mean() - mean) / (STANDARD_ERRORS * error),
         abs(found.std(ddof=1) - std) / (STD_TOLERANCE * std + STANDARD_ERRORS * std_error),
@@ -77,7 +77,7 @@ def _away(found: np.ndarray, statistics: dict[str, Any]) -> float:
 def compare_optimizer(
     cfg: CfgNode, model: PanopticSegFormer, parts: dict[str, list[str]], expected: dict[str, Any]
 ) -> list[Comparison]:
-    """Type and settings of the optimizer, learning rate and weight decay of every parameter that is trained."""
+    """Compare type and settings of the optimizer, and learning rate and weight decay of every trained parameter."""
     optimizer = build_optimizer(cfg, model)
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -93,6 +93,6 @@ def compare_optimizer(
     is_other = float(expected["type"] not in kinds)
     return [
         Comparison("optimizer", "type and settings", is_other + len(different) / len(settings), np.nan, 0.0),
-        # What was not popped is in no group of the reference.
+        # The parameters that remain are in no group of the reference.
         Comparison("optimizer", "groups", (len(wrong) + len(found)) / len(expected["groups"]), np.nan, 0.0),
     ]

@@ -1,4 +1,4 @@
-"""The model that a folder of reference numbers is about, filled by formula."""
+"""The model of a folder of reference numbers, with weights made by formula."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ CONFIGS = {
 
 
 def read_manifest(file: Path) -> Shapes:
-    """Shapes by released name.
+    """Read the shapes of the weights, by released name.
 
     Raises:
-        UserError: if the file is missing or no such list.
+        UserError: if the file is missing or has another format.
     """
     content = read_json(file)
     try:
@@ -50,19 +50,19 @@ def read_manifest(file: Path) -> Shapes:
 
 
 def config_for(names: Iterable[str], config_file: str | None) -> CfgNode:
-    """The config of a released model, told by the names of its parameters, or of `config_file`; on the CPU.
+    """The config of `config_file`, or of the released model with these parameter names; on the CPU.
 
     Raises:
-        UserError: if the names are of none of the released models.
+        UserError: if no released model has these names.
     """
     if config_file is None:
         known = set(names)
         config_file = next((config for marker, config in CONFIGS.items() if marker in known), None)
         if config_file is None:
-            raise UserError(f"the parameters are of none of {list(CONFIGS.values())}: name a config in cases.json")
+            raise UserError(f"no model of {list(CONFIGS.values())} has these parameters: set `config` in cases.json")
     cfg = build_config(config_file)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
-    cfg.MODEL.PSF.TEST.SEMANTIC_ON = False  # there are no reference numbers of it
+    cfg.MODEL.PSF.TEST.SEMANTIC_ON = False  # no reference numbers
     cfg.MODEL.PSF.MASK_DECODER.RELU_GRADIENT = "plain"  # as the reference computed its gradients
     return cfg
 
@@ -78,15 +78,15 @@ def filled_model(cfg: CfgNode, shapes: Shapes, dtype: torch.dtype) -> PanopticSe
     own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     wrong = sorted({name for name, x in weights.items() if own.get(name) != tuple(x.shape)} | (own.keys() - weights))
     if wrong:
-        raise UserError(f"{len(wrong)} parameters of model and manifest do not fit: {', '.join(wrong[:10])}")
+        raise UserError(f"{len(wrong)} parameters of model and manifest differ: {', '.join(wrong[:10])}")
     model.load_state_dict(weights)
     return model.to(dtype).eval()
 
 
 def released_names(names: Iterable[str]) -> dict[str, list[str]]:
-    """Released name -> psf's names of its parts; nothing for what is dropped on purpose."""
+    """Released name -> psf's names of its parts; empty if the parameter is dropped on purpose."""
     numbered = {name: i for i, name in enumerate(names)}
-    # Each entry carries its number, so that it is known again under its new names.
+    # The value of each entry is its index, which identifies it under its new names.
     converted = convert_released({name: torch.full((1, 2), float(i)) for name, i in numbered.items()})
     parts: dict[str, list[str]] = {name: [] for name in numbered}
     old_names = list(numbered)
@@ -99,16 +99,16 @@ def released_names(names: Iterable[str]) -> dict[str, list[str]]:
 def given_images(
     model: PanopticSegFormer, images: Sequence[np.ndarray], padded_size: Sequence[int]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Input dicts of uint8 RGB images, which the model sees normalised in float64 and at a given padded size.
+    """Input dicts of uint8 RGB images. The model gets them normalized in float64 and padded to the given size.
 
-    Reference numbers begin at the normalised tensor, whoever normalised it and to whatever multiple it was padded.
+    The reference numbers start from the normalized and padded tensor.
     """
-    # The config's decimals, which float32 has rounded.
+    # Undo the rounding of the config's decimals to float32.
     mean, std = (x.double().numpy().round(3) for x in (model.pixel_mean, model.pixel_std))
     batch = torch.zeros(len(images), 3, *padded_size, dtype=model.pixel_mean.dtype)
     for slot, image in zip(batch, images, strict=True):
-        normalised = ((image.transpose(2, 0, 1) - mean) / std).astype(np.float32)
-        slot[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(normalised)
+        normalized = ((image.transpose(2, 0, 1) - mean) / std).astype(np.float32)
+        slot[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(normalized)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     inputs = [{"image": torch.from_numpy(image.transpose(2, 0, 1).copy())} for image in images]
     with patch.object(model, "preprocess", return_value=ImageList(batch, sizes)):
@@ -116,7 +116,7 @@ def given_images(
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The model in training mode, with every dropout and drop path at probability 0."""
+    """Put the model in training mode, and set every dropout and drop path to probability 0."""
     for module in model.modules():
         if isinstance(module, (nn.Dropout, StochasticDepth)):
             module.p = 0.0

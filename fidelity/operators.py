@@ -1,4 +1,4 @@
-"""Deformable attention and mask-wise merging on their own, against stored problems."""
+"""Compare deformable attention and mask-wise merging separately, on stored problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOAT64_TOLERANCE = 1e-9
 
 
 def compare_deformable_attention(stored: StoredTensors, dtype: torch.dtype) -> list[Comparison]:
-    """Outputs and gradients of the problems p0, p1, ... in `dtype`."""
+    """Compare outputs and gradients of the problems p0, p1, ... in `dtype`."""
     tolerance = TOLERANCE if dtype == torch.float32 else FLOAT64_TOLERANCE
     comparisons = []
     for case in sorted(
@@ -39,19 +39,19 @@ def compare_deformable_attention(stored: StoredTensors, dtype: torch.dtype) -> l
 
 
 def compare_merging(stored: StoredTensors, cfg: CfgNode, dataset_ids: list[int]) -> list[Comparison]:
-    """Final scores, maps and instances of each problem, with equal scores in the order given.
+    """Compare final scores, maps and instances of each problem, with equal scores in the given order.
 
     Args:
         stored: `PROBLEM_in_masks`, ... and the results.
         cfg: of the released recipe.
-        dataset_ids: the dataset's ids of things, then stuff.
+        dataset_ids: the dataset's category ids, things before stuff.
     """
     processor = build_post_processor(cfg)
     assert isinstance(processor, MaskWiseMerging)
     comparisons = []
     for problem in [name.removesuffix("_in_masks") for name in stored.names if name.endswith("_in_masks")]:
         found = _merge(problem, stored, processor, dataset_ids)
-        # torch's sort, which the released code uses, leaves ties in any order: only the stable order can be compared.
+        # The released code uses torch's unstable sort; with ties, only the stable order can be compared.
         for name in ("category", "instance", "order"):
             stored[f"{problem}_{name}"]
         for name, x in found.items():
@@ -96,9 +96,9 @@ def _merge(
 def _compare(problem: str, name: str, found: np.ndarray, stored: StoredTensors) -> Comparison:
     expected = stored[f"{problem}_{name}"]
     if name in ("inst_labels", "inst_masks"):
-        # Rows of one score may be in any order.
+        # Rows with equal scores may be in any order.
         scores = stored[f"{problem}_inst_scores"]
-        told_apart = np.array([(scores == score).sum() == 1 for score in scores])
-        found, expected = found[told_apart], expected[told_apart]
+        is_unique = np.array([(scores == score).sum() == 1 for score in scores])
+        found, expected = found[is_unique], expected[is_unique]
     tolerance = TOLERANCE if expected.dtype.kind == "f" else 0.0
     return compare_arrays("merging", f"{problem}_{name}", found, expected, tolerance)

@@ -1,7 +1,7 @@
-"""Put our rankings into the reference's order where scores are nearly equal: both orders are right there.
+"""Put our rankings into the reference's order where scores are nearly equal, because both orders are correct there.
 
 Rows that a near-tie moved out of a ranking are not compared. Each function changes our tensors in place; two of them
-return which rows count.
+return the rows to compare.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ OTHER = 1e6  # pixels; instances that are farther apart are not the same
 
 
 def put_pairs_in_order(ours: dict[str, np.ndarray], stored: StoredTensors, image: str) -> np.ndarray:
-    """Order the best pairs of query and class, and all that is decoded from them.
+    """Order the best pairs of query and class, and the tensors decoded from them.
 
     Returns:
-        (N,) bool, the rows that count: not those of pairs that only one side has, if each scores like the last pair.
+        (N,) bool, the rows to compare: without pairs that only one side has, if each scores like the last pair.
     """
     wanted = list(zip(stored[image + "topk_query"].tolist(), stored[image + "topk_labels"].tolist(), strict=True))
     found = list(zip(ours[image + "topk_query"].tolist(), ours[image + "topk_labels"].tolist(), strict=True))
@@ -44,11 +44,11 @@ def put_pairs_in_order(ours: dict[str, np.ndarray], stored: StoredTensors, image
 
 
 def put_instances_in_order(ours: dict[str, np.ndarray], stored: StoredTensors, image: str) -> np.ndarray:
-    """Give each instance, known again by label, score and box, its row of the reference.
+    """Move each instance to its row of the reference, which has the same label, score and box.
 
     Returns:
-        (N,) bool, the rows that count: not those that only the reference has, if they score (nearly) nothing. It ends
-        in empty masks, whose order means nothing, and which are none here. Ours may have such rows, too.
+        (N,) bool, the rows to compare: without rows that only the reference has, if their scores are near 0. The
+        reference ends with empty masks in arbitrary order, which psf drops. Ours may have such rows, too.
     """
     boxes, labels = stored[image + "inst_boxes"], stored[image + "inst_labels"]
     found, found_labels = ours[image + "inst_boxes"], ours[image + "inst_labels"]
@@ -71,9 +71,9 @@ def put_instances_in_order(ours: dict[str, np.ndarray], stored: StoredTensors, i
 
 
 def name_instances_alike(ours: dict[str, np.ndarray], stored: StoredTensors, image: str) -> None:
-    """Give the things of the panoptic map the reference's ids, which count them as they were painted.
+    """Give the things of the panoptic map the reference's ids, which follow the order of painting.
 
-    Only where the two maps pair the things one to one, and those that change their number have nearly equal scores.
+    Only if the two maps match the things one to one, and things that change their id have nearly equal scores.
     """
     found, expected = ours[image + "panoptic_instance"], stored[image + "panoptic_instance"]
     scores = ours[image + "panoptic_scores"]

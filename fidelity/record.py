@@ -1,4 +1,4 @@
-"""Record what psf computes, as reference numbers for later versions."""
+"""Record psf's outputs as reference numbers for later versions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fidelity.folder import GoldenFolder
 
 __all__ = ["record_folder"]
 
-LARGE = 4000  # of more elements only every STRIDE-th is kept
+LARGE = 4000  # elements; of larger tensors only every STRIDE-th element is kept
 STRIDE = 7
 
 
 def record_folder(path: Path) -> list[Path]:
     """Run the `eval` and `train` cases of a folder and write their results over the files that cases.json names.
 
-    An `eval` case must name one file. What a training case says of its images is kept.
+    An `eval` case must name one file. The `images` and `pad` of a training case are kept.
 
     Returns:
-        The files.
+        Paths of the written files.
 
     Raises:
-        UserError: if a file is missing or is not what it should be.
+        UserError: if a file is missing or invalid.
     """
     folder = GoldenFolder(path, torch.float32)
     written = []

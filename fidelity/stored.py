@@ -1,4 +1,4 @@
-"""Stored reference tensors, and how far a tensor of ours is from one.
+"""Stored reference tensors, and the deviation of our tensors from them.
 
 In an .npz a tensor `x` is stored whole; as every k-th element (`x__flat`, `x__stride`, `x__shape`); or, a mask, as bits
 (`x__packed`, `x__shape`). `x__stats` are mean, standard deviation and sum of absolute values of the whole tensor.
@@ -30,22 +30,22 @@ class Comparison(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        return self.largest <= self.tolerance  # not so for NaN
+        return self.largest <= self.tolerance  # False for NaN
 
 
 class Report(NamedTuple):
-    """What a check found. Names are "case: tensor"."""
+    """Results of a check. Names are "case: tensor"."""
 
     comparisons: list[Comparison]
-    skipped: dict[str, str]  # what was not compared on purpose, and why
-    unknown: list[str]  # what the folder has and psf does not know
+    skipped: dict[str, str]  # name -> reason for not comparing it
+    unknown: list[str]  # in the folder, but unknown to psf
 
 
 class StoredTensors:
-    """The tensors of some .npz files, and which of them have been compared.
+    """The tensors of .npz files, with a record of the compared ones.
 
     Args:
-        files: paths of the files; no name may be in two of them.
+        files: paths of the files; no tensor name may occur in two of them.
 
     Raises:
         UserError: if a file is missing or cannot be read.
@@ -58,7 +58,7 @@ class StoredTensors:
             try:
                 with file.open("rb") as stream, np.load(stream) as arrays:
                     self._arrays.update(arrays)
-            except Exception as error:  # there is no saying what a torn file makes numpy raise
+            except Exception as error:  # numpy raises various exceptions for damaged files
                 found = f"{type(error).__name__}: {error}"
                 raise UserError(f"{file}: expected an .npz file of reference tensors; {found}") from error
         self._compared: set[str] = set()
@@ -70,7 +70,7 @@ class StoredTensors:
 
     @property
     def left(self) -> list[str]:
-        """Names of the tensors that nothing was compared with."""
+        """Names of the tensors that have not been compared."""
         return [name for name in self.names if name not in self._compared]
 
     def __contains__(self, name: str) -> bool:
@@ -80,7 +80,7 @@ class StoredTensors:
         """A tensor that is stored whole, or as bits.
 
         Raises:
-            UserError: if it is not.
+            UserError: if it is missing or stored in parts.
         """
         self._compared.add(name)
         if name + "__packed" in self._arrays:
@@ -97,14 +97,14 @@ class StoredTensors:
     def compare(
         self, case: str, name: str, found: Any, tolerance: float, counts: np.ndarray | None = None
     ) -> Comparison:
-        """Hold a whole tensor of ours against what is stored of it, and against its statistics.
+        """Compare a whole tensor of ours with the stored elements, and with the stored statistics.
 
         Args:
             case: for the report.
             name: of the tensor.
             found: the whole tensor.
             tolerance: of the largest deviation.
-            counts: bool, in the shape of the tensor: which elements are compared; None: all. Statistics are of all.
+            counts: bool, in the shape of the tensor: elements to compare; None: all elements and the statistics.
         """
         found = np.asarray(found)
         expected, shape, stride = self._stored(name)
@@ -118,7 +118,7 @@ class StoredTensors:
         return result
 
     def _stored(self, name: str) -> tuple[np.ndarray, tuple[int, ...], int]:
-        """What is stored of a tensor, flattened; the tensor's shape; and which multiples of the place are stored."""
+        """The stored elements of a tensor, flattened; the tensor's shape; and the stride of the stored elements."""
         if name + "__flat" not in self._arrays:
             return self[name].reshape(-1), self[name].shape, 1
         self._compared.add(name)
@@ -127,7 +127,7 @@ class StoredTensors:
 
 
 def compare_arrays(case: str, name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:
-    """Element by element; another shape is infinitely far away."""
+    """Compare element by element; the deviation of another shape is infinite."""
     if found.shape != expected.shape:
         return Comparison(case, name, np.inf, np.inf, tolerance)
     if expected.dtype.kind in "iub":
@@ -142,7 +142,7 @@ def compare_arrays(case: str, name: str, found: np.ndarray, expected: np.ndarray
 def compare_numbers(
     case: str, name: str, found: dict[str, float], expected: dict[str, float], tolerance: float, floor: float
 ) -> Comparison:
-    """Numbers by name, each relative to its own size or `floor`; a name that only one side has is infinitely far."""
+    """Compare numbers by name, relative to their size or `floor`; the deviation is infinite if the names differ."""
     if found.keys() != expected.keys() or not expected:
         return Comparison(case, name, np.inf, np.inf, tolerance)
     away = np.array([abs(found[key] - value) / max(abs(value), floor) for key, value in expected.items()])
@@ -150,7 +150,7 @@ def compare_numbers(
 
 
 def _statistics_away(found: np.ndarray, statistics: np.ndarray) -> float:
-    """Largest difference of mean, standard deviation and mean absolute value."""
+    """Largest deviation of mean, standard deviation and mean absolute value."""
     own = np.array([found.mean(), found.std(), np.abs(found).sum()])
     scale = np.array([1.0, 1.0, 1.0 / found.size])
     return float((np.abs(own - statistics) * scale).max())

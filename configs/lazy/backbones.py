@@ -1,4 +1,4 @@
-"""Other backbones for a model, as its config names them."""
+"""Replace the backbone of a LazyConfig model with Swin or a timm model."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
@@ -7,7 +7,7 @@ from psf.backbone import SwinBackbone, TimmBackbone
 
 
 def use_swin(model, embed_dim, depths, num_heads, drop_path, freeze=()):
-    """Windows of 7 x 7; `embed_dim` channels in the first stage, in each further one twice as many."""
+    """Use Swin with windows of 7 x 7 and `embed_dim` channels in the first stage, doubled in each further stage."""
     model.backbone = L(SwinBackbone)(
         embed_dim=embed_dim,
         depths=depths,
@@ -22,7 +22,7 @@ def use_swin(model, embed_dim, depths, num_heads, drop_path, freeze=()):
 
 
 def use_timm(model, name, channels, drop_path=0.0, freeze=()):
-    """timm's model of this name, whose maps at strides 8, 16 and 32 have these channels."""
+    """Use the timm model of this name, whose maps at strides 8, 16 and 32 have these numbers of channels."""
     model.backbone = L(TimmBackbone)(
         name=name,
         out_features="${..neck.in_features}",

@@ -1,9 +1,9 @@
-"""Panoptic SegFormer as the paper's text has it (configs/Base-PSF.yaml), with ResNet-50 and COCO's classes.
+"""Panoptic SegFormer as in the paper's text (configs/Base-PSF.yaml), with ResNet-50 and COCO's classes.
 
     from detectron2.config import LazyConfig, instantiate
     model = instantiate(LazyConfig.load("configs/lazy/panoptic_segformer.py").model)
 
-Sizes that parts share are written once, and referred to from there.
+Sizes that several parts share are set once and referenced elsewhere.
 """
 
 from detectron2.config import LazyCall as L
@@ -42,7 +42,7 @@ model = L(PanopticSegFormer)(
     size_divisibility=-1,
     channels_last=False,
     activation_checkpointing=[],
-    # Section 3.2: maps of the backbone, projected, become tokens that attend to one another.
+    # Section 3.2: projected backbone maps become tokens, which the pixel encoder refines.
     backbone=L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
         stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=False, norm="FrozenBN"),
@@ -80,7 +80,7 @@ model = L(PanopticSegFormer)(
         head_at_test=False,
         encode_location=False,
     ),
-    # Section 3.3.3: queries of either kind become masks and classes.
+    # Section 3.3.3: thing and stuff queries become masks and classes.
     num_mask_levels=3,
     thing_decoder=mask_decoder(num_layers=4, self_attention=False),
     thing_classifier=L(QueryClassifier)(

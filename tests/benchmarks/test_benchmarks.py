@@ -90,7 +90,7 @@ class TestTheyRun:
         assert "| training, both" in table and "kept, MB" in table
 
     def test_ms_deform_attn(self, benchmarks: Benchmarks):
-        assert "what psf takes" in benchmarks.run("ms_deform_attn")
+        assert "psf's choice" in benchmarks.run("ms_deform_attn")
 
     def test_loader(self, benchmarks: Benchmarks):
         assert "masks and boxes identical" in benchmarks.run("loader")
@@ -195,7 +195,7 @@ class TestTheirChecks:
         module = benchmarks.module("ms_deform_attn")
         ours = module.ms_deform_attn
         monkeypatch.setattr(module, "ms_deform_attn", lambda *args, **kwargs: 1.001 * ours(*args, **kwargs))
-        self.assert_ends(benchmarks, "ms_deform_attn", "the error of what psf takes")
+        self.assert_ends(benchmarks, "ms_deform_attn", "the error of psf's choice")
 
 
 class TestKeptBytes:
@@ -226,7 +226,7 @@ class TestReport:
         assert text.index("a table") < text.index("another")
         assert str(path) in capsys.readouterr().out
 
-    def test_bars(self, benchmarks: Benchmarks):
+    def test_targets(self, benchmarks: Benchmarks):
         module = benchmarks.module("report")
         assert (module.against(0.6, 0.6), module.against(0.6, 0.61)) == ("0.6 met", "0.6 MISSED")
 

@@ -72,7 +72,7 @@ def words(tmp_path: Path) -> Iterator[list[str]]:
 
 def config(module: ModuleType, words: list[str]) -> Any:
     args = module.parse_arguments(["--iterations", "1", *words])
-    return module.peer_config(build_config(args.config_file, args.opts, args.register), args)
+    return module.baseline_config(build_config(args.config_file, args.opts, args.register), args)
 
 
 def _mapper(cfg: Any) -> Any:

@@ -66,5 +66,5 @@ def test_where_a_name_is_defined(newcomer: ModuleType):
     assert newcomer.defining_file("psf.data", "DATASET_MAPPER_REGISTRY").name == "mappers.py"
 
 
-def test_goal(newcomer: ModuleType):
+def test_targets(newcomer: ModuleType):
     assert newcomer.at_most(8, 8) == "<= 8: met" and newcomer.at_most(8, 8.1) == "<= 8: MISSED"

@@ -220,7 +220,7 @@ def test_coco_from_the_official_archives_alone(coco_zips, repository, tmp_path):
 def test_coco_without_its_archives_says_where_they_are(coco_zips, repository, tmp_path):
     root = tmp_path / "data"
     done = run_script(repository, "prepare_coco_panoptic.py", root, "--zips", str(coco_zips))
-    assert done.returncode == 2 and "train2017.zip is there; download it from https://cocodataset.org" in done.stderr
+    assert done.returncode == 2 and "train2017.zip; download the archive from https://cocodataset.org" in done.stderr
     with zipfile.ZipFile(coco_zips / "panoptic_annotations_trainval2017.zip") as archive:
         archive.extractall(root / "coco")  # by hand
     (coco_zips / "panoptic_annotations_trainval2017.zip").unlink()
