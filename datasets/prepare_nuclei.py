@@ -50,17 +50,20 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     args = parse_arguments(words)
-    for split in args.splits:
-        try:
+    try:
+        for split in args.splits:  # all are checked before the first is written
+            find_images(args.archive, split)
+            _panoptic_files(args.output, split).check_free(overwrite=args.overwrite)
+        for split in args.splits:
             notes = prepare(args.archive, args.output, split, overwrite=args.overwrite, workers=args.workers)
-        except (ValueError, OSError) as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 2
-        print(
-            f"{split}: {notes['images']} images, {notes['segments']} segments; skipped {notes['larger']} larger "
-            f"images; {notes['overlap']} pixels of overlapping masks went to the earlier one, "
-            f"{notes['hidden']} masks kept none"
-        )
+            print(
+                f"{split}: {notes['images']} images, {notes['segments']} segments; skipped {notes['larger']} larger "
+                f"images; {notes['overlap']} pixels of overlapping masks went to the earlier one, "
+                f"{notes['hidden']} masks kept none"
+            )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     return 0
 
 
@@ -83,8 +86,27 @@ def prepare(
         ValueError: if a file is missing or damaged, or differs in size from its image, if no image remains, or if an
             output file exists that this script has not written.
     """
-    files = PanopticFiles(output / f"panoptic_{split}.json", output / f"panoptic_{split}")
+    files = _panoptic_files(output, split)
     files.check_free(overwrite=overwrite)
+    kept, num_larger = find_images(archive, split)
+
+    def draw(folder: Path) -> Drawing:
+        drawing = _draw(folder)
+        _write_image(_image_file(folder), output / split / drawing.image["file_name"])
+        return drawing
+
+    (output / split).mkdir(parents=True, exist_ok=True)
+    notes = write_panoptic_set(kept, draw, CATEGORIES, files, workers=workers, show_progress=True)
+    notes["larger"] = num_larger
+    return notes
+
+
+def find_images(archive: Path, split: str) -> tuple[list[Path], int]:
+    """The folders of the images of a split, and the number of images that are skipped because they are larger.
+
+    Raises:
+        ValueError: if there is no image, or none that is small enough.
+    """
     folders = sorted(path.parent.parent for path in archive.glob("*/images/*.png"))
     if not folders:
         raise ValueError(f"{archive}: found no file ID/images/ID.png; datasets/README.md shows the expected folders")
@@ -95,21 +117,16 @@ def prepare(
             f"{archive}: found no image of the split {split} with at most {MAX_SIDE} x {MAX_SIDE} pixels, expected "
             "some; name the other split alone with --splits"
         )
-
-    def draw(folder: Path) -> Drawing:
-        drawing = _draw(folder)
-        _write_image(_image_file(folder), output / split / drawing.image["file_name"])
-        return drawing
-
-    (output / split).mkdir(parents=True, exist_ok=True)
-    notes = write_panoptic_set(kept, draw, CATEGORIES, files, workers=workers, show_progress=True)
-    notes["larger"] = len(own) - len(kept)
-    return notes
+    return kept, len(own) - len(kept)
 
 
 def split_of(image_id: str) -> str:
     """The split of an image: "val" for about one in five, else "train"."""
     return "val" if int(hashlib.sha1(image_id.encode()).hexdigest(), 16) % 5 == 0 else "train"
+
+
+def _panoptic_files(output: Path, split: str) -> PanopticFiles:
+    return PanopticFiles(output / f"panoptic_{split}.json", output / f"panoptic_{split}")
 
 
 def _image_file(folder: Path) -> Path:

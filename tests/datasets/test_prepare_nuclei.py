@@ -125,3 +125,10 @@ class TestMistakes:
     def test_a_split_without_images(self, script: ModuleType, archive: Path):
         shutil.rmtree(archive / IN_TRAIN)
         self.assert_refused(script, archive, "no image of the split train with at most 360 x 360", "train")
+
+    def test_nothing_is_written_if_the_second_split_is_wrong(
+        self, script: ModuleType, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        shutil.rmtree(archive / IN_VAL)
+        assert script.main(["--archive", str(archive), "--output", str(tmp_path / "nuclei")]) == 2
+        assert "no image of the split val" in capsys.readouterr().err and not (tmp_path / "nuclei").exists()
