@@ -134,8 +134,8 @@ class TestRobustness:
     @pytest.mark.parametrize(
         ("chosen", "message"),
         [
-            (("--corruptions", "rain"), "no such rain; there are motion_blur"),
-            (("--severities", "0"), "no such 0; there are 1, 2"),
+            (("--corruptions", "rain"), "found rain, expected some of motion_blur"),
+            (("--severities", "0"), "found 0, expected some of 1, 2"),
             (("--num-images", "0"), "expected 1 or more"),
         ],
     )
@@ -207,7 +207,7 @@ class TestTuning:
         [
             (("--num-images", "0"), "expected 1 or more, found 0"),
             (("--num-images", "-1"), "expected 1 or more, found -1"),
-            (("--t-cnf", "nan,0.1"), "expected finite numbers from 0 on, found nan,0.1"),
+            (("--t-cnf", "nan,0.1"), "expected finite numbers >= 0, found nan,0.1"),
             (("--alpha", "1,inf"), "expected finite numbers"),
             (("--beta=-1",), "expected finite numbers"),
         ],
