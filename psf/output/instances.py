@@ -19,7 +19,7 @@ __all__ = ["InstanceOutput"]
 
 
 class InstanceOutput(TaskOutput):
-    """`instances`."""
+    """The task "instance": `instances` of a prediction."""
 
     task, result, records_key = "instance", "instances", "instances"
 

@@ -155,7 +155,7 @@ class TestTuning:
         assert "4 images" in text and "PQ over THINGS" in text and "PQ over STUFF" in text
         report = (tmp_path / "output" / "merging.md").read_text()
         assert text.endswith(report.partition("\n")[2]) and "4 images" in report.splitlines()[0]
-        assert "search was ended" not in report
+        assert "search stopped" not in report
         options = report.splitlines()[-1].split()
         cfg = tiny_config()
         cfg.merge_from_list(options)
@@ -179,7 +179,7 @@ class TestTuning:
     ):
         monkeypatch.setattr(tuning, "MAX_ROUNDS", 0)
         assert load("tune-merging")(["--num-images", "1", *words]) == 0
-        assert "The search was ended" in (tmp_path / "output" / "merging.md").read_text()
+        assert "The search stopped" in (tmp_path / "output" / "merging.md").read_text()
 
     @pytest.mark.parametrize(
         ("keys", "message"),

@@ -134,7 +134,7 @@ def test_earlier_outputs_are_replaced(tmp_path, capsys):
     assert "is the JSON that was read" in capsys.readouterr().err
     (root / "panoptic.json").rename(root / "val.json")
     assert tool.main([words(root)[0], str(root / "val.json"), *words(root)[2:], "--fix", str(fixed)]) == 2
-    assert "is not what an earlier --fix made of val.json: it is not overwritten" in capsys.readouterr().err
+    assert "is not an earlier correction of val.json, so it is not overwritten" in capsys.readouterr().err
 
 
 @pytest.fixture

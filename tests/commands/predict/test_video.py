@@ -72,7 +72,7 @@ def test_video_that_cannot_be_read_or_written(run, video, tmp_path, out, capsys)
     for source, target, message in (
         (tmp_path / "none.mp4", out, "none.mp4"),
         (text, out, "text.mp4"),
-        (video, video, "overwritten"),
+        (video, video, "would overwrite"),
         (video, video.parent, "is in the output folder"),
         (video, out / "drawn.txt", "drawn.txt"),
     ):
