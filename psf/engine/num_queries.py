@@ -46,7 +46,7 @@ class NumQueries(NamedTuple):
 
 
 def queries_for(num_things: int) -> int:
-    """Number of queries for up to `num_things` things per image: 1.5 times as many, rounded up to fifties, at least 100."""
+    """Number of queries for up to `num_things` things: 1.5 times as many, rounded up to fifties, at least 100."""
     return max(math.ceil(SPARE * num_things / MULTIPLE) * MULTIPLE, LEAST)
 
 
