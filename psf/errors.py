@@ -8,7 +8,7 @@ __all__ = ["UserError"]
 class UserError(ValueError):
     """A user error: wrong keys, files or data.
 
-    The message is one line that says what was found, what was expected, and which key or file to change. Commands
+    The message is one line with what was found, what was expected, and which key or file to change. Commands
     print it without a traceback. Every other exception is a bug in psf or in a library.
 
     A data loader re-raises a worker's error in the main process: same class, with one text argument that ends with

@@ -24,7 +24,7 @@ TASKS = ("params", "flops")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; `main` checks their values."""
+    """Build the argument parser; `main` checks the values."""
     parser = command_parser("analyze", __doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="params, flops (default: both)")

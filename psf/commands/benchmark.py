@@ -23,7 +23,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; `main` checks their values."""
+    """Build the argument parser; `main` checks the values."""
     parser = command_parser("benchmark", __doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -28,7 +28,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; `main` checks their combination."""
+    """Build the argument parser; `main` checks the combination of arguments."""
     parser = command_parser("convert-dataset", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--instances", type=Path, metavar="FILE", help="instances JSON in COCO's format")

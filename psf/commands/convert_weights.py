@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Build the argument parser."""
     parser = command_parser("convert-weights", __doc__)
     add = parser.add_argument
     add("source", metavar="IN.pth", help="checkpoint to convert")

@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Build the argument parser."""
     parser = command_parser("predict", __doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="yaml of the model")

@@ -25,7 +25,7 @@ NUM_DEMO_IMAGES = 6
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments: only KEY VALUE pairs."""
+    """Build the parser; the only arguments are KEY VALUE pairs."""
     parser = command_parser("quickstart", __doc__)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options of the training")
     return parser

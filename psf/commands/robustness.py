@@ -45,7 +45,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `psf train`, and those that select images and corruptions."""
+    """Build the parser of `psf train`, with arguments to select images and corruptions."""
     parser = argument_parser()
     parser.prog, parser.description, parser.epilog = "psf robustness", __doc__, None
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

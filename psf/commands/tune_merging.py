@@ -43,7 +43,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `psf train`, and the values to try."""
+    """Build the parser of `psf train`, with arguments for the values to try."""
     parser = argument_parser()
     parser.prog, parser.description, parser.epilog = "psf tune-merging", __doc__, None
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

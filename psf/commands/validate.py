@@ -25,7 +25,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; `main` checks their combination."""
+    """Build the argument parser; `main` checks the combination of arguments."""
     parser = command_parser("validate", __doc__)
     parser.add_argument("--json", metavar="FILE", help="panoptic JSON in COCO's format")
     parser.add_argument("--png-root", metavar="FOLDER", help="of the panoptic PNGs")

@@ -58,8 +58,8 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
         bands = _read_bands(path)
         if num_channels not in (None, bands.shape[2]):
             raise UserError(
-                f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, as many as MODEL.PIXEL_MEAN "
-                'has numbers (INPUT.FORMAT is "BANDS")'
+                f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, the length of "
+                'MODEL.PIXEL_MEAN (INPUT.FORMAT is "BANDS")'
             )
         return bands
     with open_image(path) as image:

@@ -124,8 +124,8 @@ class PanopticMapper:
             return image, None
         if "pan_seg_file_name" not in dataset_dict or "segments_info" not in dataset_dict:
             raise UserError(
-                f"{file_name}: no panoptic ground truth (pan_seg_file_name, segments_info) in its dataset dict; give "
-                'DATASETS.TRAIN a panoptic set with annotations, such as "coco_2017_train_panoptic", or use another '
+                f"{file_name}: no panoptic ground truth (pan_seg_file_name, segments_info) in its dataset dict; set "
+                'DATASETS.TRAIN to a panoptic set with annotations, such as "coco_2017_train_panoptic", or use another '
                 "INPUT.DATASET_MAPPER_NAME"
             )
         require_file(dataset_dict["pan_seg_file_name"])

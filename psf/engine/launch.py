@@ -134,7 +134,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     if args.num_processes is None:
         if args.num_machines > 1:
             raise UserError(
-                f"--num-machines is {args.num_machines}: give --num-processes, the same number on every machine"
+                f"--num-machines is {args.num_machines}: set --num-processes to the same number on every machine"
             )
         chosen = _choose(args, is_training=is_training and not args.eval_only)
         args.num_processes, args.process_choice = chosen.processes, f"{chosen}; --num-processes N to choose"
@@ -182,7 +182,7 @@ def _check_gpus(num_gpus: int, source: str) -> None:
     present = torch.cuda.device_count()
     if not 0 <= num_gpus <= present:
         raise UserError(
-            f"{source} needs {num_gpus} GPUs, this machine has {present}; give --num-gpus {present}"
+            f"{source} needs {num_gpus} GPUs, this machine has {present}; use --num-gpus {present}"
             + ("" if present else ", which runs on the CPU")
         )
 

@@ -112,16 +112,16 @@ class MaskHealthHook(HookBase):
             start = f"{start} been zero for {PATIENCE} iterations: {it}"
             if self._relu_gradient == "plain":
                 return (
-                    f"{start} get{'' if several else 's'} no gradient and will give no masks; set "
+                    f"{start} get{'' if several else 's'} no gradient and will predict no masks; set "
                     'MODEL.PSF.MASK_DECODER.RELU_GRADIENT to "revive" or MASK_ACTIVATION to "sigmoid", or lower '
                     "SOLVER.BASE_LR"
                 )
             return (
-                f'{start} will give no masks; set MODEL.PSF.MASK_DECODER.MASK_ACTIVATION to "sigmoid", or lower '
+                f'{start} will predict no masks; set MODEL.PSF.MASK_DECODER.MASK_ACTIVATION to "sigmoid", or lower '
                 "SOLVER.BASE_LR"
             )
         return (
             f"{start} had no score above MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD ({self._mask_threshold}) for "
-            f"{PATIENCE} iterations: so far {it} will give no masks; if loss_seg in metrics.json does not fall, lower "
-            "SOLVER.BASE_LR"
+            f"{PATIENCE} iterations: so far {it} will predict no masks; if loss_seg in metrics.json does not fall, "
+            "lower SOLVER.BASE_LR"
         )

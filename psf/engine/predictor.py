@@ -31,7 +31,7 @@ class Predictor(DefaultPredictor):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        import_user_modules(cfg)  # before build_model, whose META_ARCHITECTURE may be the user's
+        import_user_modules(cfg)  # before build_model: META_ARCHITECTURE may be a user's class
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg

@@ -28,7 +28,7 @@ __all__ = [
     "write_results",
 ]
 
-EMPTY_RESULT = "empty_result"  # key of the explanation beside the tasks of an evaluation
+EMPTY_RESULT = "empty_result"  # key of the explanation, next to the tasks of an evaluation
 NUM_IMAGES = 16  # that the model runs on again
 FREQUENT = 0.25  # least share of candidates that a reason rejects for the message to have advice on it
 

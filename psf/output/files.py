@@ -39,7 +39,7 @@ def write_output(
         source: the image file.
         folder: an existing folder.
         name: NAME in FILE_KINDS.
-        kinds: some of FILE_KINDS; `png` gives nothing for instances.
+        kinds: some of FILE_KINDS; `png` has no effect for instances.
 
     Raises:
         UserError: if the results do not allow one of the files; then no file is written.

@@ -72,7 +72,7 @@ class TaskOutput(abc.ABC):
         """The same result with empty columns at the right side."""
 
     def picture(self, image_rgb: np.ndarray) -> np.ndarray:
-        """Draw masks over an image, with classes and scores of things where they fit; see `draw_regions`.
+        """Draw masks over an image, with class names, and scores of things, if they fit; see `draw_regions`.
 
         Args:
             image_rgb: (H, W, 3) uint8, the image of the prediction.

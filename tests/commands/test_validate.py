@@ -131,7 +131,7 @@ def test_earlier_outputs_are_replaced(tmp_path, capsys):
     assert json.loads((tmp_path / "fixed_again.json").read_text())["psf_corrected_from"] == "fixed.json"
     capsys.readouterr()
     assert tool.main([*again, "--fix", str(fixed)]) == 2
-    assert "is the JSON that was read" in capsys.readouterr().err
+    assert "is the source JSON" in capsys.readouterr().err
     (root / "panoptic.json").rename(root / "val.json")
     assert tool.main([words(root)[0], str(root / "val.json"), *words(root)[2:], "--fix", str(fixed)]) == 2
     assert "is not an earlier correction of val.json, so it is not overwritten" in capsys.readouterr().err

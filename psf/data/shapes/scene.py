@@ -174,7 +174,7 @@ class _Painter:
         return np.array(cv2.mean(self.image[max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5])[:3])
 
     def _paint_thing(self, kind: str, center: np.ndarray, radius: float, segment: int, background: np.ndarray) -> None:
-        """Paint one thing over what is there: in one colour if small, else in two, with a dark rim."""
+        """Paint one thing on top: in one colour if small, otherwise in two colours with a dark rim."""
         rng = self.rng
         polygons = place(OUTLINES[kind](rng), center, radius, rng.uniform(0, 2 * np.pi))
         paint(self.labels, polygons, segment)

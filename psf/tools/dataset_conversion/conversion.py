@@ -40,7 +40,7 @@ class PanopticFiles(NamedTuple):
         if not self.json_file.exists():
             return
         if not overwrite:
-            raise UserError(f"{self.json_file} exists; remove it, choose another place, or give --overwrite")
+            raise UserError(f"{self.json_file} exists; remove it, choose another folder, or use --overwrite")
         content = read_json(self.json_file)
         annotations = content.get("annotations") if isinstance(content, dict) else None
         if not isinstance(annotations, list) or not all(

@@ -167,7 +167,7 @@ def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict
     file = path.parent / content["imagePath"].replace("\\", "/")
     name = Path(os.path.relpath(file, root)).as_posix()
     if name.split("/")[0] == "..":
-        raise UserError(f"{path}: its image {file} is not below {root}; give --image-root the folder of all images")
+        raise UserError(f"{path}: its image {file} is not below {root}; set --image-root to the folder of all images")
     try:
         png_name(name)
     except ValueError as error:

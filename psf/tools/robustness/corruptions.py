@@ -1,7 +1,7 @@
 """The sixteen corruptions of the paper's table 11, at five severities each.
 
-Kinds and strengths are those of Hendrycks and Dietterich (Benchmarking Neural Network Robustness to Common Corruptions
-and Perturbations, ICLR 2019, arXiv 1903.12261), as Michaelis et al. (arXiv 1907.07484) use them on COCO ("COCO-C").
+Kinds and strengths follow Hendrycks and Dietterich (Benchmarking Neural Network Robustness to Common Corruptions
+and Perturbations, ICLR 2019, arXiv 1903.12261), as used on COCO ("COCO-C") by Michaelis et al. (arXiv 1907.07484).
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class RobustnessRecord:
         if different:
             others = f" and {len(different) - MOST_NAMED} others" if len(different) > MOST_NAMED else ""
             raise UserError(
-                f"{self.path} was measured with {', '.join(different[:MOST_NAMED])}{others}; give another OUTPUT_DIR, "
+                f"{self.path} was measured with {', '.join(different[:MOST_NAMED])}{others}; use another OUTPUT_DIR, "
                 "or remove the file to start again"
             )
         return results

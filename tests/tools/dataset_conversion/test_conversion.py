@@ -409,7 +409,7 @@ def test_thing_labels_fix_the_ids(tmp_path):
 
 
 def test_mistakes_in_labelme_are_named(tmp_path, files):
-    with pytest.raises(ValueError, match="no JSON file of labelme"):
+    with pytest.raises(ValueError, match="found no labelme JSON"):
         read_labelme(tmp_path, {}, thing_names={})
     write_labelme(tmp_path / "in" / "a.json", [], imagePath="..\\elsewhere\\a.jpg")
     with pytest.raises(ValueError, match=r"is not below .*--image-root"):

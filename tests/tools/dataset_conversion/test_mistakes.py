@@ -86,8 +86,12 @@ POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
         (["images", 0, "height"], "40", r"image 1: 'height' is '40', expected a whole number"),
         (["images", 0, "width"], 0, r"image 1: 'width' is 0"),
         (["images", 0, "width"], math.nan, r"image 1: 'width' is nan"),
-        (["images", 0, "file_name"], "/data/b.png", r"image 1: the file name '/data/b\.png' is not below a folder"),
-        (["images", 0, "file_name"], "x/../../b.png", r"image 1: the file name 'x/\.\./\.\./b\.png' is not below"),
+        (
+            ["images", 0, "file_name"],
+            "/data/b.png",
+            r"image 1: the file name '/data/b\.png' is not relative to the image folder",
+        ),
+        (["images", 0, "file_name"], "x/../../b.png", r"image 1: the file name 'x/\.\./\.\./b\.png' is not relative"),
         (["annotations", 0, "image_id"], REMOVED, r"annotation 5: 'image_id' is missing"),
         (["annotations", 0, "category_id"], REMOVED, r"annotation 5: 'category_id' is missing"),
         (["annotations", 0, "category_id"], "cat", r"annotation 5: 'category_id' is 'cat'"),
@@ -120,7 +124,7 @@ def test_ids_that_come_twice(tmp_path, kind):
     content = copy.deepcopy(INSTANCES)
     content[key].append({**content[key][0], name: "other"})
     earlier = content[key][0][name]
-    with pytest.raises(ValueError, match=rf"mine\.json: {kind} 1.*: an earlier {kind}, '{earlier}', has this id"):
+    with pytest.raises(ValueError, match=rf"mine\.json: {kind} 1.*: an earlier {kind}, '{earlier}', has the same id"):
         read_instances(write(tmp_path / "mine.json", content), {})
 
 
@@ -167,7 +171,7 @@ def test_good_masks_pass_whatever_their_runs(height, width, seed, share):
     [
         (["shapes"], None, r"'shapes' is None, expected a list"),
         (["imagePath"], None, r"'imagePath' is None, expected a text"),
-        (["imagePath"], ".", r"imagePath '\.': the file name '\.' is not below a folder"),
+        (["imagePath"], ".", r"imagePath '\.': the file name '\.' is not relative to the image folder"),
         (["imageWidth"], 1e30, r"'imageWidth' is 1e\+30, expected a whole number of pixels from 1 to 1000000"),
         (["imageWidth"], 30.5, r"'imageWidth' is 30\.5, expected a whole number of pixels"),
         (["imageHeight"], "20", r"'imageHeight' is '20'"),
