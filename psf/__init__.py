@@ -1,8 +1,8 @@
 """Panoptic SegFormer (Li et al., CVPR 2022, arXiv 2109.03814) as a Detectron2 plugin.
 
 `import psf` registers the model, its parts, its data mappers and its datasets with Detectron2's registries and
-catalogs; `psf.add_psf_config(cfg)` adds its config keys. Where torch or Detectron2 are missing, the first use of a name
-raises an ImportError with the command that fixes it. The command `psf` imports what it needs when it needs it.
+catalogs; `psf.add_psf_config(cfg)` adds its config keys. If torch or Detectron2 is missing, the first use of a name
+raises an ImportError with the command that fixes it. The command `psf` imports modules only when it needs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module that has it; "" stands for the module psf.NAME itself.
+# Public name -> module that defines it; "" stands for the module psf.NAME itself.
 _NAMES = {
     "PanopticSegFormer": "psf.meta_arch",
     "UserError": "psf.errors",
@@ -48,7 +48,7 @@ def __dir__() -> list[str]:
 
 
 def _is_command() -> bool:
-    """Whether this process runs the command `psf`, whose --help must be quick and whose doctor runs without torch."""
+    """Whether this process runs the command `psf`: its --help must be quick, and its doctor must run without torch."""
     program = Path(sys.argv[0]).name if sys.argv else ""
     return program in ("psf", "psf.exe") or ("-m", "psf") in zip(sys.orig_argv, sys.orig_argv[1:])
 

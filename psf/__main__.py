@@ -27,12 +27,12 @@ def main(words: Sequence[str] | None = None) -> int:
             )
             return 2
         return int(command.main(words[1:]))
-    build_parser().parse_args(words)  # --help, --version, or an unknown command: it exits
+    build_parser().parse_args(words)  # exits: --help, --version, or an unknown command
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The names of the commands, with one line each; their arguments are their own parsers'."""
+    """Build the parser of the command names; each command parses its own arguments."""
     names = "\n".join(f"  {name:<17}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="psf",
@@ -47,9 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def complete() -> None:
-    """Answer a shell that asks for completions (argcomplete), and exit.
+    """Print completions for the shell (argcomplete), and exit.
 
-    The parser of a command is loaded only when the line names it.
+    A command's parser is loaded only if the command line contains the command.
     """
     try:
         import argcomplete

@@ -16,11 +16,11 @@ __all__ = ["SHARED_KEYS", "add_psf_config", "backbone_maps", "import_user_module
 def add_psf_config(cfg: CN) -> None:
     """Add psf's keys to a Detectron2 config, in place.
 
-    May be called more than once, and before or after the same function of a sibling project: keys that siblings
-    also define (INPUT.DATASET_MAPPER_NAME, SOLVER.BACKBONE_MULTIPLIER, ...) are set only where they are absent.
+    Can be called repeatedly, and before or after the same function of another project. Keys that other projects also
+    define (INPUT.DATASET_MAPPER_NAME, SOLVER.BACKBONE_MULTIPLIER, ...) are set only if absent.
 
     Args:
-        cfg: what `detectron2.config.get_cfg()` returns.
+        cfg: a config from `detectron2.config.get_cfg()`.
     """
     if "PSF" not in cfg.MODEL:
         cfg.MODEL.PSF = _model_defaults()
@@ -36,7 +36,7 @@ def add_psf_config(cfg: CN) -> None:
 
 
 def backbone_maps(cfg: CN) -> list[str]:
-    """Names of the backbone's maps that the model reads, finest first: MASK_FEATURE, FINE_FEATURE and IN_FEATURES."""
+    """Names of the backbone maps that the model reads, finest first: MASK_FEATURE, FINE_FEATURE and IN_FEATURES."""
     node = cfg.MODEL.PSF
     return [*(name for name in (node.MASK_FEATURE, node.FINE_FEATURE) if name), *node.IN_FEATURES]
 
@@ -44,12 +44,12 @@ def backbone_maps(cfg: CN) -> list[str]:
 def import_user_modules(cfg: CN) -> None:
     """Import the modules of MODEL.PSF.IMPORTS, whose classes register themselves.
 
-    They are found as in an `import` statement, in the current folder last. A name is a dotted name of a module, never a
-    path; checkpoints name none.
+    Modules are found as in an `import` statement; the current folder is searched last. A name is a dotted module name,
+    never a path. Checkpoints contain no module names.
 
     Raises:
-        UserError: if a name is not the dotted name of a module, or there is no such module. Errors inside the module
-            are raised as they are.
+        UserError: if a name is not a dotted module name, or the module does not exist. Errors inside the module are
+            raised unchanged.
     """
     for name in cfg.MODEL.PSF.IMPORTS:
         if not all(part.isidentifier() for part in str(name).split(".")):
@@ -57,7 +57,7 @@ def import_user_modules(cfg: CN) -> None:
                 f"MODEL.PSF.IMPORTS or --import has {name!r}: expected the dotted name of a module, such as "
                 "my_package.my_decoder"
             )
-        if not {"", os.getcwd()} & set(sys.path):  # the command `psf` starts with the folder of its script alone
+        if not {"", os.getcwd()} & set(sys.path):  # the command `psf` does not add it to sys.path
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(name)
@@ -70,25 +70,25 @@ def import_user_modules(cfg: CN) -> None:
             ) from None
 
 
-# Keys outside MODEL.PSF: shared names that other Detectron2 projects use for the same thing, and one beside TRAIN and
-# TEST.
+# Keys outside MODEL.PSF: names that other Detectron2 projects use for the same purpose, and DATASETS.PSF_REGISTER.
 SHARED_KEYS = {
     "INPUT.DATASET_MAPPER_NAME": "psf_panoptic",  # name in psf.data.DATASET_MAPPER_REGISTRY
     "INPUT.IMAGE_SIZE": 1024,  # psf_panoptic_lsj: side of the square that it crops or pads to, in pixels
-    "INPUT.MIN_SCALE": 0.1,  # psf_panoptic_lsj: scales before that; at 1 the image just fits
+    "INPUT.MIN_SCALE": 0.1,  # psf_panoptic_lsj: least scale before the crop; at 1 the image just fits
     "INPUT.MAX_SCALE": 2.0,
-    "INPUT.COLOR_AUG_SSD": False,  # psf_panoptic_lsj and psf_panoptic_cityscapes: change colours
-    # psf_panoptic_cityscapes: the largest share of the labelled pixels of a crop that a class may take; 1.0: no limit
+    "INPUT.COLOR_AUG_SSD": False,  # psf_panoptic_lsj and psf_panoptic_cityscapes: colour augmentation
+    # psf_panoptic_cityscapes: the largest share of a crop's labelled pixels that one class may have; 1.0: no limit
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
-    # Panoptic sets to register, "NAME=JSON,PNGS,IMAGES", as --register does; psf.engine.build_config makes the paths
-    # absolute, so that config.yaml serves anywhere.
+    # Panoptic sets to register, as "NAME=JSON,PNGS,IMAGES" (see --register). psf.engine.build_config makes the paths
+    # absolute, so that config.yaml works from any folder.
     "DATASETS.PSF_REGISTER": [],
     "SOLVER.OPTIMIZER": "ADAMW",  # "ADAMW" | "SGD", read by psf.engine.Trainer
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone, as a factor of BASE_LR
-    # Learning rate of a backbone's block, as a factor of the next block's; the stem's, of the first's. 1.0: all equal.
+    # Layer-wise decay: learning rate of a backbone block as a factor of the next block's, and of the stem as a factor
+    # of the first block's. 1.0: off.
     "SOLVER.BACKBONE_LAYER_DECAY": 1.0,
-    "SOLVER.SAMPLING_MULTIPLIER": 0.1,  # the same of sampling offsets and reference points
-    "SOLVER.AMP.DTYPE": "float16",  # type of autocast where SOLVER.AMP.ENABLED: "float16" | "bfloat16"
+    "SOLVER.SAMPLING_MULTIPLIER": 0.1,  # the same for sampling offsets and reference points
+    "SOLVER.AMP.DTYPE": "float16",  # dtype of autocast if SOLVER.AMP.ENABLED: "float16" | "bfloat16"
 }
 
 
@@ -100,65 +100,65 @@ def _model_defaults() -> CN:
 
 
 def _add_input_defaults(node: CN) -> None:
-    # Modules with classes of your own, such as "my_package.my_decoder". They are imported before the model is built, so
-    # that their classes are registered (docs/your-own-decoder.md). `--import` of the command line adds to them.
+    # Modules with your own classes, such as "my_package.my_decoder". They are imported before the model is built, so
+    # that their classes are registered (docs/your-own-decoder.md). `--import` adds modules to this list.
     node.IMPORTS = []
 
-    # ------------------------------------------------------------------ backbone (build_psf_timm_backbone alone)
+    # ------------------------------------------------------------------ backbone (build_psf_timm_backbone only)
     node.TIMM = CN()
-    node.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that gives features
-    # True: timm's weights, which timm fetches from the network, each time the model is built and they are not in its
-    # cache; the log says what and where from. False: those of MODEL.WEIGHTS.
+    node.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model that returns features
+    # True: timm's pretrained weights. When the model is built, timm downloads them if they are not in its cache; the
+    # log contains their source. False: the weights come from MODEL.WEIGHTS.
     node.TIMM.PRETRAINED = False
     node.TIMM.FROZEN_NORM = True  # batch norms keep their statistics and affine parameters
-    node.TIMM.DROP_PATH = 0.0  # rate at the last block, from 0 at the first
+    node.TIMM.DROP_PATH = 0.0  # stochastic depth rate of the last block, rising from 0 at the first
     node.TIMM.FREEZE = []  # names of parameters and modules that are not trained
 
-    # ------------------------------------------------------------------ backbone (build_psf_swin_backbone alone)
-    # Swin-T by default, with its usual drop path in detection.
+    # ------------------------------------------------------------------ backbone (build_psf_swin_backbone only)
+    # The default is Swin-T with its usual drop path rate for detection.
     node.SWIN = CN()
-    node.SWIN.EMBED_DIM = 96  # channels of the first stage; each further one has twice as many
+    node.SWIN.EMBED_DIM = 96  # channels of the first stage; each later stage has twice as many
     node.SWIN.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
     node.SWIN.NUM_HEADS = [3, 6, 12, 24]
     node.SWIN.WINDOW_SIZE = 7
     node.SWIN.DROP_PATH = 0.2
-    node.SWIN.FREEZE = []  # as TIMM.FREEZE; "patch_embed" and "layers.0" are where the network begins
+    node.SWIN.FREEZE = []  # as TIMM.FREEZE; the first layers are "patch_embed" and "layers.0"
 
     # ------------------------------------------------------------------ tokens (section 3.2)
     # Backbone features C3, C4, C5, finest first. The mask decoder attends to these levels.
     node.IN_FEATURES = ["res3", "res4", "res5"]
-    # Levels that encoder and location decoder see: len(IN_FEATURES) as in the paper, or more; each one beyond is a
-    # strided 3x3 convolution on the backbone's last map, which the mask decoder does not see (released: 4).
+    # Number of levels in the pixel encoder and the location decoder: len(IN_FEATURES) as in the paper, or more. Each
+    # extra level is a strided 3x3 convolution on the backbone's last map; the mask decoder ignores it (released: 4).
     node.NUM_FEATURE_LEVELS = 3
-    # A finer map than these for the mask decoders alone, which the encoder does not see, such as "res2": masks of small
-    # things at stride 4. "": none, as in both recipes.
+    # A finer map that only the mask decoders use, not the encoder, such as "res2": masks of small things at stride 4.
+    # "": none, as in both recipes.
     node.FINE_FEATURE = ""
-    # A map finer than all of these, such as "res1": each mask is refined at its stride by the product of the query with
-    # features of this map, which no query attends to. Boundaries of small things get sharper, and the dice loss is
-    # computed at this size. "": none, as in both recipes.
+    # A map finer than all of these, such as "res1". Each mask is refined at the stride of this map by the product of
+    # the query with its features; no query attends to them. This sharpens the boundaries of small things.
+    # The dice loss is computed at this size. "": none, as in both recipes.
     node.MASK_FEATURE = ""
     node.HIDDEN_DIM = 256  # D, channels of tokens and queries
     node.NUM_HEADS = 8  # h, heads of every attention; the mask head fuses h maps per level
-    # Memory format of images and backbone: channels last makes most convolutional backbones faster, also on CPUs.
+    # Channels-last memory format of images and backbone: makes most convolutional backbones faster, also on CPUs.
     node.CHANNELS_LAST = False
-    # Activation checkpointing: parts whose blocks store their inputs alone and run again in backward, for less memory
-    # in training; some of "backbone", "pixel_encoder", "location_decoder", "mask_decoder".
+    # Activation checkpointing: the blocks of these parts store only their inputs and run again in backward, which saves
+    # memory in training. Any of "backbone", "pixel_encoder", "location_decoder", "mask_decoder".
     node.ACTIVATION_CHECKPOINTING = []
-    # Images are padded to a multiple of this many pixels; -1: what the backbone asks for.
+    # Images are padded to a multiple of this many pixels; -1: the backbone's size_divisibility.
     node.SIZE_DIVISIBILITY = -1
 
     # ------------------------------------------------------------------ classes and queries (section 3.3.1)
-    # -1: counted in the metadata of the dataset. A number must agree with the metadata, where there is any.
+    # -1: from the metadata of the dataset. Any other number must match the metadata, if there is any.
     node.NUM_THING_CLASSES = -1
-    # = N_stuff, the number of stuff queries. 0: none, whatever the metadata say, and stuff is void: an instance
-    # segmentation model (table 4).
+    # N_stuff, also the number of stuff queries. 0: an instance segmentation model (table 4): stuff is void, whatever
+    # the metadata contain.
     node.NUM_STUFF_CLASSES = -1
-    # N_things; with QUERIES "joint", all queries. -1: from the data, when psf's trainer starts; a trained model keeps
-    # the number that its checkpoint stores (psf.engine.num_queries).
+    # N_things; with QUERIES "joint", the number of all queries. -1: the trainer computes it from the training data, and
+    # a trained model uses the number in its checkpoint (psf.engine.num_queries).
     node.NUM_THING_QUERIES = 300
-    # "decoupled": thing queries are matched, and each stuff class has a query of its own. "joint": one set of queries,
-    # all of them matched, serves things and stuff through the thing queries' mask decoder (table 8); the keys of the
-    # stuff queries, their mask decoder and their losses mean nothing then.
+    # "decoupled": thing queries are matched, and each stuff class has its own query. "joint": one set of matched
+    # queries predicts things and stuff with the mask decoder of the thing queries (table 8); the keys of the
+    # stuff queries, their mask decoder and their losses have no effect.
     node.QUERIES = "decoupled"
 
 
@@ -174,17 +174,17 @@ def _add_network_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ location decoder (section 3.3.2)
     node.LOCATION_DECODER = CN()
     node.LOCATION_DECODER.NAME = "LocationDecoder"
-    node.LOCATION_DECODER.NUM_LAYERS = 6  # 0: thing queries go straight to the mask decoder (table 6)
+    node.LOCATION_DECODER.NUM_LAYERS = 6  # 0: thing queries go directly to the mask decoder (table 6)
     node.LOCATION_DECODER.FEEDFORWARD_DIM = 1024
     node.LOCATION_DECODER.NUM_POINTS = 4
     node.LOCATION_DECODER.DROPOUT = 0.1
-    # What the auxiliary head learns to locate: "box", or "mass_center" of the mask (the box-free variant).
+    # Target of the auxiliary head: "box", or "mass_center" of the mask (the box-free variant).
     node.LOCATION_DECODER.TARGET = "box"
-    # True: each layer refines the boxes of the one before and attends around them, also at test (released recipe).
+    # True: each layer refines the boxes of the previous layer and attends around them, also at test (released recipe).
     node.LOCATION_DECODER.BOX_REFINEMENT = False
 
-    # True: the queries are the encoder's best proposals, not learned ones (two-stage Deformable DETR; in neither
-    # recipe, for quick learning). TARGET must be "box".
+    # True: the queries are the encoder's best proposals instead of learned embeddings (two-stage Deformable DETR; in
+    # neither recipe; for faster convergence). TARGET must be "box".
     node.LOCATION_DECODER.TWO_STAGE = False
 
     # ------------------------------------------------------------------ mask decoder (section 3.3.3)
@@ -197,34 +197,35 @@ def _add_network_defaults(node: CN) -> None:
     node.MASK_DECODER.FEEDFORWARD_DIM = 1024
     # Mask scores from the fused attention maps: "sigmoid", in [0, 1], or "relu", unbounded (released recipe).
     node.MASK_DECODER.MASK_ACTIVATION = "sigmoid"
-    # Gradient of "relu" in training; outputs do not depend on it, and "sigmoid" ignores it. "plain": the derivative,
-    # as the released code has it. "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a
-    # mask head whose masks are all empty recovers (docs/fidelity.md).
+    # Gradient of "relu" in training; has no effect on outputs or on "sigmoid". "plain": the derivative, as in the
+    # released code. "revive": scores of 0 also get 1 % of a gradient that would raise them, so that a mask head whose
+    # masks are all empty recovers (docs/fidelity.md).
     node.MASK_DECODER.RELU_GRADIENT = "revive"
-    # True: padded tokens are left out of the softmax and are 0 in the maps. False: they take part (released recipe).
+    # True: padded tokens are excluded from the softmax and are 0 in the maps. False: included (released recipe).
     node.MASK_DECODER.IGNORE_PADDING = True
-    # Where the stuff queries' position goes: into the "query" of each layer, or into the residual "stream", where it
-    # accumulates (released recipe). The position of thing queries, where they have one, is added in the same place.
+    # Where query_pos of the stuff queries is added: to the "query" of each layer, or to the residual "stream", where it
+    # accumulates (released recipe). query_pos of the thing queries, if any, is added in the same place.
     node.MASK_DECODER.STUFF_POSITION = "query"
-    # Two keys in neither recipe, for quick learning: the position encoding of the tokens is added to the keys; and
-    # the thing queries' position is "none", or "located": the encoding of the location decoder's predicted location.
+    # Two keys for faster convergence, in neither recipe. KEY_POSITION: whether the tokens' position encoding is added
+    # to the keys. THING_POSITION: query_pos of the thing queries, "none" or "located" (encoding of the predicted
+    # location).
     node.MASK_DECODER.KEY_POSITION = False
     node.MASK_DECODER.THING_POSITION = "none"
-    # True: a thing query attends first to the box that the location decoder's last layer predicts, and its mask starts
-    # as the ellipse in it (in neither recipe, for quick learning).
+    # True: the attention of a thing query starts from the box that the location decoder's last layer predicts, and its
+    # mask starts from the ellipse in this box (in neither recipe; for faster convergence).
     node.MASK_DECODER.BOX_PRIOR = False
 
-    # Which FC layer names the class of a thing, in training and at test: that of the "mask_decoder" on the refined
-    # query (section 3.3.3), or that of the "location_decoder"'s last layer (released recipe).
+    # The FC layer that classifies things, in training and at test: that of the "mask_decoder" on the refined query
+    # (section 3.3.3), or that of the last layer of the "location_decoder" (released recipe).
     node.THING_CLASSIFIER = "mask_decoder"
 
 
 def _add_learning_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ matching (section 3.4)
     node.MATCHER = CN()
-    # "shared": one assignment, on the last layer's class + box + mask cost, serves all layers. "per_layer": each
-    # location layer has its own on class + box cost, and the mask decoder receives the matched queries alone, which are
-    # matched again with the mask cost and twice the class weight (released recipe).
+    # "shared": one assignment for all layers, by the class + box + mask cost of the last layer. "per_layer": each layer
+    # of the location decoder has its own assignment, by class + box cost; the mask decoder receives only the matched
+    # queries, which are matched again with the mask cost and twice the class weight (released recipe).
     node.MATCHER.MODE = "shared"
     node.MATCHER.CLASS_WEIGHT = 2.0
     node.MATCHER.L1_WEIGHT = 5.0
@@ -235,8 +236,8 @@ def _add_learning_defaults(node: CN) -> None:
 
     # ------------------------------------------------------------------ losses (section 3.4)
     node.LOSS = CN()
-    # Weights of things and stuff: "fixed" to lambda_things and lambda_stuff, or these times each kind's "share" of the
-    # segments in the batch (released recipe).
+    # Weights of things and stuff: "fixed", lambda_things and lambda_stuff; or "share", these times the share of things
+    # and of stuff among the segments of the batch (released recipe).
     node.LOSS.BALANCE = "fixed"
     node.LOSS.THINGS_WEIGHT = 1.0  # lambda_things
     node.LOSS.STUFF_WEIGHT = 1.0  # lambda_stuff
@@ -252,51 +253,52 @@ def _add_learning_defaults(node: CN) -> None:
 
 def _add_result_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ merging (section 3.5)
-    # In MODEL.PSF.POST_PROCESSOR: "MaskWiseMerging" (Algorithm 1), "PixelArgmax" or "ClassTimesMask".
+    # NAME is "MaskWiseMerging" (Algorithm 1), "PixelArgmax" or "ClassTimesMask".
     node.POST_PROCESSOR = CN()
     node.POST_PROCESSOR.NAME = "MaskWiseMerging"
-    node.POST_PROCESSOR.MASK_THRESHOLD = 0.5  # a pixel belongs to a mask where its score is above
-    # Pixels added to the count in the mean mask score: 0, the mean, or 1 (released recipe).
+    node.POST_PROCESSOR.MASK_THRESHOLD = 0.5  # a pixel belongs to a mask if its score is higher
+    # Number added to the pixel count in the mean mask score: 0, the plain mean, or 1 (released recipe).
     node.POST_PROCESSOR.EXTRA_PIXELS = 0.0
-    # Training images on which psf's trainer searches the numbers below, after the last iteration. The checkpoint stores
-    # them and they are used wherever it is loaded, unless a config has others; 0: off, the numbers below are used.
+    # Number of training images on which the trainer tunes ALPHA, BETA, T_CNF and T_KEEP after the last iteration. The
+    # checkpoint stores the tuned values. A model that loads it uses them, except where the config sets other values.
+    # 0: off, the config's values are used.
     node.POST_PROCESSOR.TUNE_IMAGES = 0
-    # Numbers below that the search wrote into config.yaml, such as "THINGS.T_CNF 0.05": another training with that file
-    # searches them again. The search does not touch other numbers that differ from these defaults.
+    # Values that tuning wrote into config.yaml, such as "THINGS.T_CNF 0.05": another training with that file tunes them
+    # again. Tuning keeps all other values that differ from the defaults below.
     node.POST_PROCESSOR.TUNED = []
     for kind, t_keep in (("THINGS", 0.6), ("STUFF", 0.8)):
         thresholds = node.POST_PROCESSOR[kind] = CN()
         thresholds.ALPHA = 1.0  # exponent of the class probability in the confidence
         thresholds.BETA = 2.0  # exponent of the mean mask score in the confidence
-        thresholds.T_CNF = 0.25  # a mask of less confidence is discarded
-        thresholds.T_KEEP = t_keep  # a mask that keeps a smaller share of its pixels is discarded
+        thresholds.T_CNF = 0.25  # masks with a lower confidence are discarded
+        thresholds.T_KEEP = t_keep  # masks that keep a smaller share of their pixels are discarded
 
     # ------------------------------------------------------------------ test
     # Mask decoder layer whose masks and classes are used, counted from 1; -1: the last (table 10).
     node.TEST_LAYER = -1
     node.TEST = CN()
-    # Images per forward pass in evaluation, all of one size; a size with few images gives smaller batches.
+    # Images per forward pass in evaluation. All images of a batch have one size; rare sizes give smaller batches.
     node.TEST.BATCH_SIZE = 1
-    # Images larger than this many pixels, as the model gets them (INPUT.MIN_SIZE_TEST), are run in overlapping square
-    # tiles, and the tiles' segments joined; 0: none is. For many small things in large images.
+    # Tiled inference, for many small things in large images: images that are larger than SIZE pixels after the resize
+    # to INPUT.MIN_SIZE_TEST are split into overlapping square tiles, and the segments of the tiles are joined. 0: off.
     node.TEST.TILES = CN()
     node.TEST.TILES.SIZE = 0
-    node.TEST.TILES.OVERLAP = 0.25  # least share of a tile's side that neighbours have in common
+    node.TEST.TILES.OVERLAP = 0.25  # minimum overlap of neighbouring tiles, as a share of a tile's side
     # Thing candidates: each query with its "best_class", or the "top_pairs" of query and class (released recipe).
     node.TEST.CANDIDATES = "best_class"
     node.TEST.NUM_TOP_PAIRS = 100
     node.TEST.PANOPTIC_ON = True
     node.TEST.INSTANCE_ON = True
     node.TEST.SEMANTIC_ON = True
-    # Beside PQ: Boundary PQ (table 7), which takes half as long again; and PQ of small, medium and large segments.
+    # Metrics in addition to PQ: Boundary PQ (table 7), which takes half as long again, and PQ by segment size (small,
+    # medium, large).
     node.TEST.BOUNDARY_PQ = True
     node.TEST.PQ_BY_SIZE = False
-    # Write panoptic predictions in COCO's format to OUTPUT_DIR/inference/<dataset>, also where there is no ground
-    # truth.
+    # Write panoptic predictions in COCO's format to OUTPUT_DIR/inference/<dataset>, also without ground truth.
     node.TEST.WRITE_PANOPTIC = False
     node.TEST.INSTANCE = CN()
     # Boxes of `instances`: around the "mask", or the "location_decoder"'s (released recipe).
     node.TEST.INSTANCE.BOXES = "mask"
-    node.TEST.INSTANCE.SCORE_THRESH = 0.0  # an instance of less confidence is left out
-    # Of two instances of a class whose masks have an IoU above this, the less confident is left out; 1.0: none is.
+    node.TEST.INSTANCE.SCORE_THRESH = 0.0  # instances with a lower confidence are dropped
+    # Mask NMS: when two instances of a class overlap by more than this IoU, the less confident is dropped; 1.0: off.
     node.TEST.INSTANCE.NMS_THRESH = 1.0

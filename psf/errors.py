@@ -1,4 +1,4 @@
-"""The one exception class for mistakes of the user."""
+"""The exception class for user errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ __all__ = ["UserError"]
 
 
 class UserError(ValueError):
-    """A mistake of the user: wrong keys, files or data.
+    """A user error: wrong keys, files or data.
 
-    The message is one line that says what was found, what was expected, and which key or file to change. Commands
-    print it without a traceback. Every other exception is a fault of psf or of a library.
+    The message is one line with what was found, what was expected, and which key or file to change. Commands
+    print it without a traceback. Every other exception is a bug in psf or in a library.
 
-    A data loader raises an error of a worker again in the main process: an exception of the same class, whose only
-    argument is a text that ends with "NAME: message". The message is taken out of it.
+    A data loader re-raises a worker's error in the main process: same class, with one text argument that ends with
+    "NAME: message". The constructor extracts the message.
     """
 
     def __init__(self, message: object = ""):

@@ -17,10 +17,10 @@ def get_config_file(name: str) -> str:
         name: path below configs/, such as "coco/psf_R50_24ep.yaml" or "lazy/released.py".
 
     Raises:
-        UserError: if there is no such config; it names configs with a similar spelling.
+        UserError: if there is no such config; the message lists configs with similar names.
     """
     package = Path(__file__).resolve().parent
-    shipped = package / "configs"  # in a wheel; elsewhere they lie beside the package
+    shipped = package / "configs"  # in a wheel; otherwise configs/ is next to the package
     root = shipped if shipped.is_dir() else package.parent / "configs"
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in (".yaml", ".py"))
     if name not in names:

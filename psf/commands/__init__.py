@@ -17,7 +17,7 @@ from psf.errors import UserError
 
 __all__ = ["COMMANDS", "add_workers_flag", "command_parser", "echo", "load_command", "run_command"]
 
-# Name -> what it does; the module has "_" for "-".
+# Name -> help text. Module names have "_" instead of "-".
 COMMANDS = {
     "train": "train a model, and evaluate it at the end",
     "evaluate": "evaluate a checkpoint on DATASETS.TEST",
@@ -40,7 +40,7 @@ def load_command(name: str) -> ModuleType:
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """An empty parser for one sub-command, with the layout of its description kept."""
+    """An empty parser for one sub-command, which keeps the line breaks of its description."""
     return argparse.ArgumentParser(
         prog=f"psf {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,7 @@ def add_workers_flag(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=min(os.cpu_count() or 1, 16),
         metavar="N",
-        help="images that are processed at a time (default: one per processor, at most 16)",
+        help="images processed in parallel (default: one per processor, at most 16)",
     )
 
 
@@ -70,10 +70,10 @@ def echo(text: object = "") -> None:
 
 
 def run_command(action: Callable[[], int | None]) -> int:
-    """Run what a command is for.
+    """Run a command's action, and report user errors.
 
     Returns:
-        Its exit code (None counts as 0); 2 after a mistake of the user or an error of the file system, which is one
+        The action's exit code (None counts as 0); 2 after a user error or a file system error, which is printed as one
         line on stderr.
     """
     try:

@@ -2,8 +2,8 @@
 
 psf analyze --config-file coco/released/psf_R50_24ep.yaml --tasks params flops
 
-Runs on the CPU, with random weights: no checkpoint, no dataset, no file is read but the config. The default input size
-is the one that gives the paper's figures, see docs/fidelity.md.
+Runs on the CPU with random weights, and reads no file except the config. The default input size gives the paper's
+numbers, see docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TASKS = ("params", "flops")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; their values are checked by `main`."""
+    """Build the argument parser; `main` checks the values."""
     parser = command_parser("analyze", __doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one of psf's own")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="params, flops (default: both)")
     parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1200), metavar=("HEIGHT", "WIDTH"))
     add_register_flag(parser)
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(words)
-    # argparse hands all words after --tasks to it, the options too.
+    # argparse assigns all words after --tasks to it, including the config options.
     tasks = list(takewhile(TASKS.__contains__, args.tasks))
     args.tasks, args.opts = tasks, [*args.tasks[len(tasks) :], *args.opts]
     if not tasks:

@@ -2,8 +2,8 @@
 
 psf benchmark --config-file coco/released/psf_R50_24ep.yaml --device cpu
 
-Random weights and random images, without dataset or checkpoint. On a CPU the peak is that of the whole process, Python
-and libraries included.
+Uses random weights and random images; needs no dataset and no checkpoint. On a CPU, peak memory is that of the whole
+process, including Python and libraries.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; their values are checked by `main`."""
+    """Build the argument parser; `main` checks the values."""
     parser = command_parser("benchmark", __doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one of psf's own")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default_device, help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--amp", choices=("float16", "bfloat16"), help="autocast to this type")
     add_register_flag(parser)
     add_import_flag(parser)
@@ -50,7 +50,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     if args.device not in ("cpu", "cuda"):
         parser.error(f"--device: expected cpu or cuda, found {args.device!r}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', and torch sees no GPU here; expected cpu (psf doctor says why)")
+        parser.error("--device: found 'cuda', but torch finds no GPU; expected cpu (psf doctor shows the reason)")
     if args.device == "cpu" and args.amp == "float16":
         parser.error("--amp: found float16 with --device cpu; expected bfloat16 there")
     return args

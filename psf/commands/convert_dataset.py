@@ -1,11 +1,12 @@
-"""Convert COCO instances or labelme annotations, with semantic masks if there are any, to a panoptic dataset.
+"""Convert COCO instances or labelme annotations, optionally with semantic masks, to a panoptic dataset.
 
 psf convert-dataset --instances instances.json --overlap smaller-on-top --output mine/
 psf convert-dataset --labelme folder/ --semantic-labels stuff.txt --overlap later-on-top --output mine/
 
-Takes COCO's instances JSON, as CVAT's "COCO 1.0" export and many other programs write it, or a folder of labelme's
-files. Everything is a thing but for what --semantic-labels lists, one `id,name` per line: these are stuff, drawn by
-hand, or given by the masks of --semantic, whose values they explain. Writes OUTPUT/panoptic.json and OUTPUT/panoptic/.
+Reads an instances JSON in COCO's format, as written by CVAT ("COCO 1.0") and many other programs, or a folder of
+labelme files. All classes are things, except the stuff classes in the file --semantic-labels (lines `id,name`). Stuff
+regions are annotations, or the pixels with these ids in the masks of --semantic. Writes OUTPUT/panoptic.json and
+OUTPUT/panoptic/.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; which of them go together is checked by `main`."""
+    """Build the argument parser; `main` checks the combination of arguments."""
     parser = command_parser("convert-dataset", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--instances", type=Path, metavar="FILE", help="instances JSON in COCO's format")
-    source.add_argument("--labelme", type=Path, metavar="FOLDER", help="with a JSON of labelme for each image")
+    source.add_argument("--labelme", type=Path, metavar="FOLDER", help="labelme files, one for each image")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
-        "--overlap", required=True, choices=OVERLAP_POLICIES, help="who has the pixels that two regions claim"
+        "--overlap", required=True, choices=OVERLAP_POLICIES, help="which of two overlapping regions gets the pixels"
     )
-    parser.add_argument("--semantic-labels", type=Path, metavar="FILE", help="lines id,name: stuff")
+    parser.add_argument("--semantic-labels", type=Path, metavar="FILE", help="stuff classes, lines id,name")
     parser.add_argument("--semantic", type=Path, metavar="FOLDER", help="masks with these ids, FILE.png for FILE.jpg")
-    parser.add_argument("--thing-labels", type=Path, metavar="FILE", help="lines id,name: the things of --labelme")
-    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="of the images of --labelme, if elsewhere")
+    parser.add_argument("--thing-labels", type=Path, metavar="FILE", help="thing classes of --labelme, lines id,name")
+    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="images of --labelme, if in another folder")
     parser.add_argument(
         "--crowds-as-things",
         action="store_true",
-        help="annotations with iscrowd are single things: some programs mark every mask that is no polygon so",
+        help="treat iscrowd annotations as single things: some programs set iscrowd for all masks but polygons",
     )
-    parser.add_argument("--overwrite", action="store_true", help="an existing OUTPUT/panoptic.json")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite an existing OUTPUT/panoptic.json")
     add_workers_flag(parser)
     return parser
 
@@ -54,11 +55,11 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(words)
     if args.semantic and not args.semantic_labels:
-        parser.error("--semantic needs --semantic-labels, which say what the values of the masks mean")
+        parser.error("--semantic needs --semantic-labels, which defines the values of the masks")
     if args.instances and (args.thing_labels or args.image_root):
-        parser.error("--thing-labels and --image-root belong to --labelme; an instances JSON has its own")
+        parser.error("--thing-labels and --image-root need --labelme; an instances JSON contains both")
     if args.labelme and args.crowds_as_things:
-        parser.error("--crowds-as-things belongs to --instances; labelme knows no crowds")
+        parser.error("--crowds-as-things needs --instances; labelme has no crowds")
     return args
 
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
             args.labelme, stuff_names, thing_names=thing_names, image_root=args.image_root
         )
         if not thing_names:
-            echo("The ids of things follow the labels in this folder; for sets that belong together, --thing-labels")
+            echo("Thing ids depend on the labels in this folder; for the same ids in several sets, use --thing-labels")
     notes = convert_source(
         source,
         files,

@@ -2,10 +2,10 @@
 
     psf convert-weights IN.pth OUT.pth --config-file coco/released/psf_R50_24ep.yaml
 
-IN.pth is a released Panoptic SegFormer, or a classifier: ResNet of torchvision or timm, Swin or PVTv2 of their authors
-or of timm; its names tell which. Every entry is used or named as dropped, and the model of the config (its backbone, if
-IN.pth is a classifier) must be filled, name by name and shape by shape. Nothing in the file is executed. A mistake is
-one line and exit code 2.
+IN.pth is a released Panoptic SegFormer, or a classifier: ResNet from torchvision or timm, Swin or PVTv2 from their
+authors or timm. Its parameter names determine the kind. Every entry is used or reported as dropped. The entries used
+must match the model of the config (its backbone, if IN.pth is a classifier) in all names and shapes. Code in the file
+is not executed. Errors are one line, with exit code 2.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Build the argument parser."""
     parser = command_parser("convert-weights", __doc__)
     add = parser.add_argument
-    add("source", metavar="IN.pth", help="checkpoint of others")
+    add("source", metavar="IN.pth", help="checkpoint to convert")
     add("target", metavar="OUT.pth", help="file to write")
-    add("--config-file", required=True, metavar="FILE", help="yaml of the model that it is for")
+    add("--config-file", required=True, metavar="FILE", help="config of the target model")
     add("--force", action="store_true", help="overwrite OUT.pth")
     add_register_flag(parser)
     add_import_flag(parser)
@@ -47,14 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report(conversion: Conversion, args: argparse.Namespace) -> None:
-    """Say what was used, and what to do next."""
+    """Print which entries were used, and the next command."""
     num_dropped = sum(conversion.dropped.values())
     kind = "ImageNet backbone" if conversion.is_backbone else "released Panoptic SegFormer"
     echo(f"{kind}: {conversion.num_source - num_dropped} of {conversion.num_source} entries used")
     for pattern, count in conversion.dropped.items():
         echo(f"  dropped on purpose: {count} of {pattern}")
     for pattern, count in conversion.fresh.items():
-        echo(f"  not in {args.source}, stay as they start: {count} of {pattern}")
+        echo(f"  not in {args.source}, keep their initial values: {count} of {pattern}")
     echo(f"{conversion.num_written} entries written to {args.target}. Next:")
     words = ["psf", "train" if conversion.is_backbone else "evaluate", "--config-file", args.config_file]
     words += [word for text in args.register for word in ("--register", text)]

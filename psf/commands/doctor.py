@@ -15,7 +15,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """No arguments but --help."""
+    """Build a parser without arguments."""
     return command_parser("doctor", __doc__)
 
 

@@ -16,7 +16,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `psf train`, with --eval-only on."""
+    """Build the parser of `psf train`, with --eval-only on."""
     parser = train.build_parser("evaluate", __doc__)
     parser.set_defaults(eval_only=True)
     return parser

@@ -1,13 +1,14 @@
-"""Segment images, a video or what a camera sees with a trained model, and write the results.
+"""Segment images, a video or a camera stream with a trained model, and write the results.
 
     psf predict --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS model.pth
 
-An image NAME.* gives NAME.jpg (drawn), NAME_panoptic.png (segment ids, in COCO's encoding) and NAME.json (class, score,
-area and box of every segment); with --save also binary masks, or less. --task instance gives instances, which may
-overlap, with their masks in the JSON; --task semantic a class for each pixel, in NAME_semantic.png. A video or a camera
-gives a drawn video, without sound; Ctrl-C ends it properly. No input may lie in the folder of the results.
-Exit code: 0 all done; 1 an input could not be used, or not to its end (it is named, the others are done);
-2 the work could not be started, or the results not be written.
+For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segment ids in COCO's encoding) and NAME.json
+(class, score, area and box of each segment). --save selects these files or binary masks. --task instance writes
+instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
+NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
+be in the output folder.
+Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
+2 the command could not start, or could not write the results.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Build the argument parser."""
     parser = command_parser("predict", __doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="yaml of the model")
@@ -55,15 +56,15 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
     source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, counted from 0")
     add("--output", type=Path, default="output/demo", metavar="PATH", help="folder, or a video file [%(default)s]")
-    add("--task", choices=TASKS, default="panoptic", help="which of the model's results [%(default)s]")
+    add("--task", choices=TASKS, default="panoptic", help="kind of results [%(default)s]")
     add(
         "--save",
         type=_file_kinds,
         metavar="KIND,KIND",
         help="files of an image [picture,png,json]: " + "; ".join(map(": ".join, FILE_KINDS.items())),
     )
-    add("--confidence-threshold", type=_confidence, metavar="T", help="leave out what is below it [config's T_CNF]")
-    add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu where there is no GPU]")
+    add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
+    add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
     add_register_flag(parser)
     add_import_flag(parser)
     add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
@@ -88,7 +89,7 @@ def _file_kinds(text: str) -> list[str]:
 
 
 def build_predictor(args: argparse.Namespace) -> Predictor:
-    """The model of --config-file and --opts, with what the other arguments say of it."""
+    """Build a predictor from --config-file and --opts, with the given device, task and threshold."""
     cfg = build_config(args.config_file, args.opts, args.register, args.imports)
     if not cfg.DATASETS.TEST:
         raise UserError(f"{args.config_file}: DATASETS.TEST is empty; class names come from its first dataset")
@@ -96,7 +97,7 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
 
     cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
     _set_threshold(cfg, args.task, args.confidence_threshold)
-    # Of the three results the demo shows one; the semantic scores of one large photograph fill gigabytes.
+    # Enable only the requested result: the semantic scores of one large photograph take gigabytes.
     for task in TASKS:
         cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
     if not cfg.MODEL.WEIGHTS:
@@ -114,19 +115,21 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
-    """Of panoptic segments and instances."""
+    """Set the confidence threshold of panoptic segments and instances."""
     merging = cfg.MODEL.PSF.POST_PROCESSOR
     if task == "semantic" and threshold is not None:
-        raise UserError("--confidence-threshold means nothing with --task semantic: a pixel gets its likeliest class")
+        raise UserError(
+            "--confidence-threshold has no effect with --task semantic: each pixel gets its most likely class"
+        )
     if threshold is not None:
         merging.THINGS.T_CNF = merging.STUFF.T_CNF = cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH = threshold
 
 
-def _choose_device(asked: str | None, configured: str) -> str:
-    device = asked or configured
+def _choose_device(requested: str | None, configured: str) -> str:
+    device = requested or configured
     if device.startswith("cuda") and not torch.cuda.is_available():
-        if asked:
-            raise UserError(f"--device {asked}: torch sees no CUDA GPU here")
+        if requested:
+            raise UserError(f"--device {requested}: torch finds no CUDA GPU")
         logger.info("no CUDA GPU found: running on the CPU")
         return "cpu"
     logger.info("running on %s", device)
@@ -136,10 +139,10 @@ def _choose_device(asked: str | None, configured: str) -> str:
 def segment_images(args: argparse.Namespace) -> int:
     """Write the files of every image of --input; an image that cannot be used is named and skipped."""
     if args.max_frames is not None:
-        raise UserError("--max-frames is for a video or a camera: images are all used")
+        raise UserError("--max-frames needs --video-input or --webcam: --input uses all images")
     kinds = args.save or ["picture", "json"] + ["png"] * (args.task != "instance")
     if args.task == "instance" and "png" in kinds:
-        raise UserError("--save png means nothing with --task instance: masks may overlap; --save masks writes each")
+        raise UserError("--save png has no effect with --task instance: masks may overlap; use --save masks")
     images, skipped = find_images(args.input)
     check_apart(images, args.output, *args.output.glob("*_masks"))
     args.output.mkdir(parents=True, exist_ok=True)
@@ -162,13 +165,13 @@ def segment_images(args: argparse.Namespace) -> int:
 
 
 def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files that the patterns name, each once and in order; and the patterns that name none.
+    """Find the files that match the patterns, each once and in order; also return the patterns without a match.
 
-    A folder stands for the files in it that end like an image, or for its .npy arrays where there are none; a file,
-    named or matched by a glob, for itself.
+    A folder matches its files with an image suffix or, if there are none, its .npy arrays. A path or a glob matches
+    files with any suffix.
 
     Raises:
-        UserError: if there is no file at all.
+        UserError: if no pattern has a match.
     """
     images: dict[Path, Path] = {}  # by the real path
     unmatched = []
@@ -183,7 +186,7 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
         else:
             matches = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
         if not matches:
-            hint = f"; sub-folders are not looked into, --input '{path}/**/*' does" if path.is_dir() else ""
+            hint = f"; sub-folders are not searched; use --input '{path}/**/*'" if path.is_dir() else ""
             logger.error("--input %s: no image found%s", pattern, hint)
             unmatched.append(pattern)
         for match in sorted(matches):
@@ -194,7 +197,7 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def choose_names(images: Sequence[Path]) -> dict[Path, str]:
-    """A name for each image's output files: its stem, with a number where an earlier one has that stem."""
+    """A name for each image's output files: its stem, with a number if an earlier image has this stem."""
     names: dict[Path, str] = {}
     seen = set()
     for image in images:
@@ -208,17 +211,17 @@ def choose_names(images: Sequence[Path]) -> dict[Path, str]:
 
 
 def check_apart(sources: Iterable[Path], *folders: Path) -> None:
-    """Refuse an input in a folder of results, which could overwrite it or what belongs to it (a.json of a.png)."""
+    """Refuse an input in an output folder: results could overwrite it or a related file (a.json of a.png)."""
     taken = {folder.resolve() for folder in folders}
     for source in sources:
         if taken & {source.parent.resolve(), source.resolve().parent}:
-            raise UserError(f"{source} lies in the folder of the results, where it could be lost: change --output")
+            raise UserError(f"{source} is in the output folder, where it could be overwritten: change --output")
 
 
 def segment_video(args: argparse.Namespace) -> int:
-    """Write the drawn video of --video-input or --webcam; of a file damaged half-way, the frames before."""
+    """Write the drawn video of --video-input or --webcam; of a damaged file, the frames before the damage."""
     if args.save is not None:
-        raise UserError("--save is of the files of an image: --video-input and --webcam give one drawn video")
+        raise UserError("--save needs --input: --video-input and --webcam write one drawn video")
     source = Camera(args.webcam) if args.video_input is None else VideoFile(args.video_input)
     target = _video_target(args)
     num_written, is_complete = 0, True
@@ -240,19 +243,19 @@ def segment_video(args: argparse.Namespace) -> int:
             logger.error("%s", error)
             is_complete = False
     if not num_written:
-        raise UserError(f"{args.video_input or 'the camera'}: gave no frame")
+        raise UserError(f"{args.video_input or 'the camera'}: no frame could be read")
     echo(f"{num_written} frames written to {target}")
     return 0 if is_complete else 1
 
 
 def _video_target(args: argparse.Namespace) -> Path:
-    """The file that --output means: itself, or one in the folder that it is."""
+    """The output file: --output itself or, if it is a folder, a file in it."""
     source: Path | None = args.video_input
     target: Path = args.output
     if target.is_dir() or not target.suffix:
         check_apart([source] if source else [], target)
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
     if source is not None and target.resolve() == source.resolve():
-        raise UserError(f"{source} would be overwritten by the result: name another file with --output")
+        raise UserError(f"the result would overwrite {source}: change --output")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target

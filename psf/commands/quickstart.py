@@ -25,7 +25,7 @@ NUM_DEMO_IMAGES = 6
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """KEY VALUE pairs alone."""
+    """Build the parser; the only arguments are KEY VALUE pairs."""
     parser = command_parser("quickstart", __doc__)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options of the training")
     return parser
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(opts: Sequence[str]) -> int:
-    """Train, evaluate and draw, each by a command of psf in a process of its own."""
+    """Train, evaluate and draw, each with a command of psf in its own process."""
     if "OUTPUT_DIR" in opts[::2]:
         raise UserError(f"OUTPUT_DIR is always {OUTPUT} here; to train into another folder: psf train")
     if code := psf("train", "--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(OUTPUT), *opts):
@@ -67,6 +67,6 @@ def held_out_images() -> list[str]:
 
 
 def psf(*words: str) -> int:
-    """Print a command of psf, run it in a process of its own, and return its exit code."""
+    """Print a command of psf, run it in its own process, and return its exit code."""
     echo(f"\n$ {shlex.join(['psf', *words])}")
     return subprocess.run([sys.executable, "-m", "psf", *words], check=False).returncode

@@ -1,12 +1,12 @@
-"""Panoptic quality under 16 corruptions at 5 severities (COCO-C, table 11 of the paper).
+"""Measure panoptic quality under 16 corruptions at 5 severities (COCO-C, table 11 of the paper).
 
 psf robustness --config-file coco/psf_R50_24ep.yaml --num-images 2000 \\
     MODEL.WEIGHTS model_final.pth OUTPUT_DIR output/robustness
 
-Evaluates the first of DATASETS.TEST; of a model that knows no stuff PQ_th is shown, of one without things PQ_st. Writes
-OUTPUT_DIR/robustness.json, .md and .png after each evaluation; the same command again goes on where the last one
-stopped. Frost is of generated crystals, not of the published photographs: compare its figures among models that this
-tool has measured.
+Evaluates on the first dataset of DATASETS.TEST. Reports PQ, or PQ_th for a model without stuff and PQ_st for a model
+without things. Writes OUTPUT_DIR/robustness.json, .md and .png after each evaluation; the same command continues an
+interrupted run. Frost uses generated crystals instead of the published photographs: compare it only with other results
+of this command.
 """
 
 from __future__ import annotations
@@ -45,30 +45,28 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `psf train`, and which corruptions."""
+    """Build the parser of `psf train`, with arguments to select images and corruptions."""
     parser = argument_parser()
     parser.prog, parser.description, parser.epilog = "psf robustness", __doc__, None
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_num_images_flag(parser)
     for flag, known in (("--corruptions", list(CORRUPTIONS)), ("--severities", [str(one) for one in SEVERITIES])):
         choose = partial(some_of, known=known)
-        parser.add_argument(
-            flag, type=choose, default=known, metavar="NAMES", help="with commas between (default: all)"
-        )
+        parser.add_argument(flag, type=choose, default=known, metavar="NAMES", help="comma-separated (default: all)")
     return parser
 
 
 def some_of(text: str, known: Sequence[str]) -> list[str]:
-    """Names with commas between, each once."""
+    """Parse comma-separated names; repeated names count once."""
     chosen = list(dict.fromkeys(text.split(",")))
     unknown = [one for one in chosen if one not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; there are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}, expected some of {', '.join(known)}")
     return chosen
 
 
 def check_and_launch(args: argparse.Namespace) -> None:
-    """Refuse a record that does not fit, which in several processes would be a traceback; then start them."""
+    """Check the record before several processes start, so that a mismatch is one line and not a traceback."""
     cfg = build_config(args.config_file, args.opts, args.register, args.imports)
     resolve_num_queries(cfg)
     open_record(panoptic_alone(cfg), args)
@@ -90,11 +88,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def panoptic_alone(cfg: CfgNode) -> CfgNode:
-    """The config of a model that makes what is measured here, and nothing else."""
+    """A copy of the config that enables only panoptic results."""
     cfg = cfg.clone()
     cfg.defrost()
-    asked = cfg.MODEL.PSF.TEST
-    asked.PANOPTIC_ON, asked.INSTANCE_ON, asked.SEMANTIC_ON = True, False, False
+    test = cfg.MODEL.PSF.TEST
+    test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = True, False, False
     return cfg
 
 
@@ -104,7 +102,7 @@ def open_record(cfg: CfgNode, args: argparse.Namespace) -> RobustnessRecord:
 
 
 def main_metric(cfg: CfgNode) -> str:
-    """PQ of what the model can find."""
+    """PQ; PQ_th or PQ_st if the model has only things or only stuff."""
     classes = classes_from_config(cfg)
     if not classes.stuff_ids:
         return "PQ_th"

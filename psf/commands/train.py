@@ -18,7 +18,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser(name: str = "train", description: str | None = __doc__) -> argparse.ArgumentParser:
-    """The arguments of train_net.py."""
+    """Build the parser of train_net.py."""
     parser = argument_parser()
     parser.prog, parser.description, parser.epilog = f"psf {name}", description, None
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

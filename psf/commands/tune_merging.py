@@ -3,9 +3,9 @@
 psf tune-merging --config-file shapes/psf_tiny.yaml --num-gpus 0 MODEL.WEIGHTS model_final.pth \\
     DATASETS.TEST "('psf_shapes_tune',)" OUTPUT_DIR output/tuning
 
-The model runs once over the first of DATASETS.TEST; what merging needs of each image is kept in memory, some kilobytes.
-Prints PQ over pairs of numbers around the best point, and that point as KEY VALUE options; OUTPUT_DIR/merging.md has
-the same. Numbers chosen on a dataset flatter it: choose them on one, and report on another.
+Runs the model once over the first dataset of DATASETS.TEST, and keeps the input of merging in memory (some kilobytes
+per image). Prints tables of PQ around the best values, and the best values as KEY VALUE options; OUTPUT_DIR/merging.md
+contains the same. PQ on the dataset of the search is optimistic: report PQ on another dataset.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `psf train`, and the values to try."""
+    """Build the parser of `psf train`, with arguments for the values to try."""
     parser = argument_parser()
     parser.prog, parser.description, parser.epilog = "psf tune-merging", __doc__, None
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -56,10 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between."""
+    """Parse comma-separated numbers."""
     values = tuple(float(part) for part in text.split(","))
     if not all(0 <= value < math.inf for value in values):
-        raise argparse.ArgumentTypeError(f"expected finite numbers from 0 on, found {text}")
+        raise argparse.ArgumentTypeError(f"expected finite numbers >= 0, found {text}")
     return values
 
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     loader = build_test_loader(cfg, spread_evenly(load_dataset(name), args.num_images))
     cached = cache_dataset(model, loader, name, grid)
     size = sum(image.num_bytes for image in cached) / 2**20
-    echo(f"{name}: {len(cached)} images, {size:.1f} MiB kept")
+    echo(f"{name}: {len(cached)} images, {size:.1f} MiB cached")
     categories = {key: bool(one["isthing"]) for key, one in PanopticGroundTruth(name).categories.items()}
     processor = model.post_processor
     report = "\n".join(report_lines(tune(cached, categories, processor.things, processor.stuff, grid)))
@@ -83,12 +83,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def report_lines(found: Tuning) -> Iterator[str]:
-    """Markdown: the surfaces, what was gained, and the numbers as options in the last line."""
+    """Markdown: tables of PQ, the gain, and the best values as options in the last line."""
     for surface in found.surfaces:
         yield f"\nPQ over {surface.kind.upper()}\n\n{surface_table(surface)}"
     if not found.is_settled:
-        yield "\nThe search was ended while it still found better numbers: there may be better ones than these."
-    yield f"\nPQ {found.pq_at_start:.3f} with the config's numbers, {found.pq:.3f} with these:\n"
+        yield "\nThe search stopped while PQ was still improving: better values may exist."
+    yield f"\nPQ {found.pq_at_start:.3f} with the config's values, {found.pq:.3f} with these:\n"
     yield shlex.join(key_value_words(found))
 
 

@@ -1,10 +1,10 @@
-"""Validate a panoptic dataset: every image, PNG and annotation is read and checked.
+"""Validate a panoptic dataset: read and check every image, PNG and annotation.
 
 psf validate --json panoptic.json --png-root panoptic/ --image-root images/ --html report.html
 psf validate --register a=a.json,a_png/,images/ --register b=b.json,b_png/,images/
 psf validate --dataset coco_2017_val_panoptic
 
-Exit code: 0 if all is clean, 1 if a dataset has faults or two have different categories, 2 if one cannot be read.
+Exit code: 0 no faults; 1 a dataset has faults, or categories of datasets differ; 2 a dataset cannot be read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; which of them go together is checked by `main`."""
+    """Build the argument parser; `main` checks the combination of arguments."""
     parser = command_parser("validate", __doc__)
     parser.add_argument("--json", metavar="FILE", help="panoptic JSON in COCO's format")
     parser.add_argument("--png-root", metavar="FOLDER", help="of the panoptic PNGs")
@@ -35,13 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=JSON,PNGS,IMAGES",
-        help="the three in one, as train_net.py has it; may be given again",
+        help="the three paths in one flag, as for psf train; can be repeated",
     )
-    parser.add_argument("--dataset", metavar="NAME", help="a registered dataset, in place of the three")
-    parser.add_argument("--fix", type=Path, metavar="FILE", help="write a corrected JSON here, where that is safe")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with drawn samples here")
-    parser.add_argument("--samples", type=int, default=12, metavar="N", help="drawn images (default: %(default)s)")
-    parser.add_argument("--show", type=int, default=3, metavar="N", help="faults of a kind (default: %(default)s)")
+    parser.add_argument("--dataset", metavar="NAME", help="a registered dataset, instead of the three paths")
+    parser.add_argument("--fix", type=Path, metavar="FILE", help="write a JSON with all safe corrections")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with drawn samples")
+    parser.add_argument(
+        "--samples", type=int, default=12, metavar="N", help="number of drawn images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--show", type=int, default=3, metavar="N", help="examples per kind of fault (default: %(default)s)"
+    )
     add_workers_flag(parser)
     return parser
 
@@ -74,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_several(args: argparse.Namespace) -> int:
-    """Validate each set, and whether one run can have all of them: they need the same categories."""
+    """Validate each set, and check that all have the same categories, as one training requires."""
     sets = [PanopticSet.parse(text) for text in args.register]
     if args.fix or args.html:
-        raise UserError(f"--fix and --html are for one set, found {len(sets)} --register: give them one at a time")
+        raise UserError(f"--fix and --html need a single set, found {len(sets)} --register: validate one set at a time")
     for one in sets:
         register_panoptic(*one)
     is_clean = [validate(args, *places) for _, *places in sets]
@@ -90,7 +94,7 @@ def run_several(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root: str) -> bool:
-    """Whether the set is clean, after the report on it; what may not be overwritten is refused before all the work."""
+    """Print the report on a set; returns whether it is clean. Checks first that the output files may be written."""
     if args.html:
         check_report_target(args.html)
     if args.fix:
@@ -108,7 +112,7 @@ def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root
         echo(f"{args.html}: the report with drawn samples\n")
     if args.fix:
         fixed, left = write_corrected(report, args.fix), report.unfixed()
-        echo(f"{args.fix}: corrected {count(fixed)}; left as it is: {count(left)}\n")
+        echo(f"{args.fix}: corrected {count(fixed)}; not corrected: {count(left)}\n")
     return report.is_clean
 
 

@@ -21,11 +21,11 @@ _SHORT_SIDES_BEFORE_CROP, _MAX_SIZE_BEFORE_CROP = (400, 500, 600), 4200
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The augmentations of the INPUT keys, as the paper trains (DETR's), and for any mapper at test.
+    """The paper's augmentations (DETR's) by the INPUT keys, and the resize at test for any mapper.
 
     In training: flip by RANDOM_FLIP; resize to a short side of MIN_SIZE_TRAIN (by MIN_SIZE_TRAIN_SAMPLING), the long
     side at most MAX_SIZE_TRAIN. With CROP.ENABLED, half of the images are cropped before the resize, by
-    CROP.TYPE and CROP.SIZE; where these are in pixels, the image is first brought to a short side of 400, 500 or 600
+    CROP.TYPE and CROP.SIZE; if these are in pixels, the image is first resized to a short side of 400, 500 or 600
     (the released training: "absolute_range", [384, 600]). At test: resize by MIN_SIZE_TEST and MAX_SIZE_TEST.
     """
     if not is_train:
@@ -44,8 +44,8 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
 
     Images of INPUT.FORMAT "BANDS" are padded with MODEL.PIXEL_MEAN, since gray has no meaning in unknown units.
 
-    At scale 1 the image just fits into the square; the scale is uniform in [MIN_SCALE, MAX_SCALE]. Every image of a
-    batch has the same size, so nothing else is padded.
+    At scale 1 the image just fits into the square; the scale is uniform in [MIN_SCALE, MAX_SCALE]. All images of a
+    batch have the same size, so there is no other padding.
     """
     keys = cfg.INPUT
     if not (0 < keys.MIN_SCALE <= keys.MAX_SCALE and keys.IMAGE_SIZE > 0):
@@ -62,10 +62,10 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def crop_and_color(cfg: CfgNode) -> list[T.Augmentation]:
-    """As Cityscapes is trained on: flip, resize as in `build_augmentations`, crop every image, change its colours.
+    """Augmentations for Cityscapes: flip, resize as in `build_augmentations`, crop of every image, colour changes.
 
-    With CROP.ENABLED the crop is by CROP.TYPE and CROP.SIZE. Up to ten random crops are tried until no class
-    takes more than CROP.SINGLE_CATEGORY_MAX_AREA of the crop's labelled pixels. Colours are changed with COLOR_AUG_SSD.
+    With CROP.ENABLED, images are cropped by CROP.TYPE and CROP.SIZE. Up to ten random crops are tried until no class
+    has more than CROP.SINGLE_CATEGORY_MAX_AREA of the crop's labelled pixels. Colours are changed with COLOR_AUG_SSD.
     """
     augmentations = [*_flip(cfg), _multi_scale(cfg)]
     if cfg.INPUT.CROP.ENABLED:
@@ -94,13 +94,13 @@ def _multi_scale(cfg: CfgNode) -> T.Augmentation:
 
 
 def _color(cfg: CfgNode) -> list[T.Augmentation]:
-    """Brightness, contrast and saturation, half of the time each, in the ranges of SSD; without hue."""
+    """Brightness, contrast and saturation in the ranges of SSD, each with probability 0.5; without hue."""
     if not cfg.INPUT.COLOR_AUG_SSD:
         return []
     if len(cfg.MODEL.PIXEL_MEAN) != 3:
         raise UserError(
-            f"INPUT.COLOR_AUG_SSD is True, and images have {len(cfg.MODEL.PIXEL_MEAN)} channels (MODEL.PIXEL_MEAN), "
-            "expected 3, which are colours: set it to False"
+            f"INPUT.COLOR_AUG_SSD is True, but images have {len(cfg.MODEL.PIXEL_MEAN)} channels (MODEL.PIXEL_MEAN), "
+            "expected 3 colours: set it to False"
         )
     changes = (T.RandomBrightness(0.875, 1.125), T.RandomContrast(0.5, 1.5), T.RandomSaturation(0.5, 1.5))
     return [T.RandomApply(change, prob=0.5) for change in changes]
@@ -109,8 +109,8 @@ def _color(cfg: CfgNode) -> list[T.Augmentation]:
 class _Resize(T.ResizeTransform):
     """Detectron2's resize, with Pillow for any number of channels and any type, one band at a time.
 
-    Detectron2 uses Pillow for uint8 alone, and Pillow treats the last of two or four channels as transparency and
-    multiplies the others by it. Other types go through torch, which skips pixels when an image becomes smaller.
+    Detectron2 uses Pillow only for uint8, and Pillow treats the last of two or four channels as transparency and
+    multiplies the others by it. Detectron2 resizes other types with torch, which skips pixels when it shrinks an image.
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
@@ -122,7 +122,7 @@ class _Resize(T.ResizeTransform):
 
 
 class _ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, with sides of at least one pixel: very long images would become empty."""
+    """Detectron2's, with sides of at least one pixel: very thin images would become empty."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]

@@ -1,7 +1,7 @@
 """ADE20K and Cityscapes, registered in Detectron2: psf_{ade20k,cityscapes}_panoptic_{train,val}.
 
-Other plugins use the plain names. datasets/prepare_*_panoptic.py write the files to the same places as the scripts of
-those plugins, below the folder of the variable DETECTRON2_DATASETS.
+Other plugins use the names without psf_. datasets/prepare_*_panoptic.py write the files to the same paths as the
+scripts of those plugins, below the folder in the variable DETECTRON2_DATASETS.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ADE20K_THING_VALUES = tuple(value for value in range(1, 151) if value not in _AD
 
 
 class BuiltinPaths(NamedTuple):
-    """Paths of a set, under the names of its metadata."""
+    """Paths of a set; the fields have the names of the metadata keys."""
 
     image_root: Path
     panoptic_json: Path
@@ -54,7 +54,7 @@ def ade20k_categories() -> list[dict[str, Any]]:
 
 
 def cityscapes_categories() -> list[dict[str, Any]]:
-    """The 19 categories that are evaluated, 8 of them things; ids are those of the labels, from 7 on with gaps."""
+    """The 19 evaluated categories, 8 of them things; ids are the label ids, from 7 on with gaps."""
     return [
         {**{key: one[key] for key in ("id", "name", "isthing")}, "color": list(one["color"])}
         for one in CITYSCAPES_CATEGORIES
@@ -62,20 +62,20 @@ def cityscapes_categories() -> list[dict[str, Any]]:
 
 
 def ade20k_paths(root: Path, split: str) -> BuiltinPaths:
-    """root: the folder ADEChallengeData2016. split: "train" or "val"."""
+    """Paths of ADE20K; root: the folder ADEChallengeData2016. split: "train" or "val"."""
     images = root / "images" / {"train": "training", "val": "validation"}[split]
     return BuiltinPaths(images, root / f"ade20k_panoptic_{split}.json", root / f"ade20k_panoptic_{split}")
 
 
 def cityscapes_paths(root: Path, split: str) -> BuiltinPaths:
-    """root: the folder with gtFine and leftImg8bit. split: "train" or "val"."""
+    """Paths of Cityscapes; root: the folder with gtFine and leftImg8bit. split: "train" or "val"."""
     gt = root / "gtFine"
     name = f"cityscapes_panoptic_{split}"
     return BuiltinPaths(root / "leftImg8bit" / split, gt / f"{name}.json", gt / name)
 
 
 def register_builtin() -> None:
-    """Register the sets that are not registered yet. No file is read; the variable DETECTRON2_DATASETS is."""
+    """Register the sets that are not registered yet. Reads the variable DETECTRON2_DATASETS, and no file."""
     root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
     for split in ("train", "val"):
         paths = ade20k_paths(root / "ADEChallengeData2016", split)
@@ -96,7 +96,7 @@ def _load(paths: BuiltinPaths) -> list[dict[str, Any]]:
 
 
 def _load_cityscapes(paths: BuiltinPaths) -> list[dict[str, Any]]:
-    """Images are found by their ids: the JSON of Cityscapes' own script has file names that do not exist."""
+    """Find images by their ids: the JSON of Cityscapes' own script has file names that do not exist."""
     dicts = _load(paths)
     for one in dicts:
         city = one["image_id"].partition("_")[0]

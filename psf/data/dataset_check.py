@@ -1,4 +1,4 @@
-"""Check a dataset against its metadata before anything is loaded."""
+"""Check and load registered datasets, and count their segments."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ __all__ = [
 
 
 def check_dataset(name: str) -> None:
-    """Check that a registered dataset's folders and JSON files are there.
+    """Check that the folders and JSON files of a registered dataset exist.
 
     Only paths in the metadata are checked (image_root, panoptic_root, panoptic_json; for Detectron2's "separated" and
     instance sets also sem_seg_root and json_file), which is fast on large sets. Sets that psf generates need no files.
 
     Raises:
-        UserError: if no set has that name, or naming each missing path and where it comes from.
+        UserError: if no set has this name; or naming each missing path, with the source of the path.
     """
     if name not in DatasetCatalog:
         similar = get_close_matches(name, DatasetCatalog.keys(), n=3)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"known are {', '.join(sorted(DatasetCatalog))}"
+        names = ", ".join(sorted(DatasetCatalog))
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"registered are {names}"
         raise UserError(f"no dataset is registered as {name!r} (DATASETS.TRAIN, DATASETS.TEST); {hint}")
     metadata = MetadataCatalog.get(name)
     if metadata.get("is_generated", False):
         return
-    wanted = ["image_root"]
+    keys = ["image_root"]
     if metadata.get("panoptic_json"):
-        wanted += ["panoptic_root", "panoptic_json"]
+        keys += ["panoptic_root", "panoptic_json"]
     if metadata.get("sem_seg_root"):
-        wanted += ["sem_seg_root"]
+        keys += ["sem_seg_root"]
     if not metadata.get("panoptic_json") or metadata.get("sem_seg_root"):
-        wanted += ["json_file"]
-    paths = [(key, metadata.get(key)) for key in wanted if metadata.get(key)]
+        keys += ["json_file"]
+    paths = [(key, metadata.get(key)) for key in keys if metadata.get(key)]
     missing = [(key, path) for key, path in paths if not PathManager.exists(path)]
     if missing:
         texts = ", ".join(f"{path} ({key})" for key, path in missing)
@@ -54,11 +55,11 @@ def check_dataset(name: str) -> None:
 
 
 def load_dataset(name: str) -> list[dict[str, Any]]:
-    """Check a dataset and load its dicts, which may be given as `dataset=` to Detectron2's loaders.
+    """Check a dataset and load its dicts, for `dataset=` of Detectron2's loaders.
 
     Raises:
-        UserError: as `check_dataset`; or if its JSON is damaged, has categories that the metadata do not list, or
-            names files that are not there; or if it lists no image.
+        UserError: as `check_dataset`; or if its JSON is damaged, has categories that the metadata do not list,
+            refers to missing files, or lists no image.
     """
     check_dataset(name)
     metadata = MetadataCatalog.get(name)
@@ -72,7 +73,7 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
             f"dataset {name!r}: {error.args[0]!r} in {source} is a category id that its metadata do not list, or a "
             "key that is missing in the JSON; the JSON must be of the kind that the dataset was registered for"
         ) from error
-    except AssertionError as error:  # Detectron2 raises it where the first image or PNG is missing
+    except AssertionError as error:  # Detectron2 raises it if the first image or PNG is missing
         raise UserError(f"dataset {name!r}: {error} of {source} is missing. {_where_to_look(str(error))}") from error
     if not dicts:
         raise UserError(f"dataset {name!r}: {source} lists no image")
@@ -80,18 +81,18 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
 
 
 def require_file(path: str) -> None:
-    """Raise a UserError that names the path and where it comes from, if a dataset's file is missing."""
+    """Raise a UserError if a file of a dataset is missing; it names the path and the source of the path."""
     if not PathManager.isfile(path):
         raise UserError(f"{path}: this file of a dataset is missing. {_where_to_look(path)}")
 
 
 def _where_to_look(path: str) -> str:
-    """A hint where the path of a missing file or folder comes from."""
+    """A hint on the source of the path of a missing file or folder."""
     named = os.environ.get("DETECTRON2_DATASETS")
     root = os.path.abspath(os.path.expanduser(named or "datasets"))
     if not os.path.abspath(path).startswith(os.path.join(root, "")):
         return "Check the paths and their order in --register NAME=JSON,PNGS,IMAGES."
-    state = f"is {named!r}" if named else "is not set, which means the folder 'datasets' where the command runs"
+    state = f"is {named!r}" if named else "is not set, so it is the folder 'datasets' in the working folder"
     return f"Detectron2 looks for its own datasets under the variable DETECTRON2_DATASETS, which {state}."
 
 
@@ -110,7 +111,7 @@ def count_segments(dataset_dict: Mapping[str, Any], *, stuff: bool = False) -> i
         stuff: count the stuff classes of `segments_info`, too: joint queries (table 8) are matched to both.
 
     Returns:
-        None if the dict has neither of the two keys, as those of the generated shapes.
+        None if the dict has neither of the two keys, as for the generated shapes.
     """
     if "segments_info" in dataset_dict:
         segments = [one for one in dataset_dict["segments_info"] if not one.get("iscrowd", 0)]

@@ -1,4 +1,4 @@
-"""Reading and writing files: JSON, files that appear whole or not at all, and the cache folder."""
+"""Read and write files: JSON, atomic writes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path to write to; its file or folder then moves to `target`, whole or not at all.
+    """A temporary path to write a file or folder to, which then moves to `target` atomically.
 
-    Missing parent folders are created. Several threads or processes may write the same target: each has a temporary
-    path of its own. An existing file is replaced; an existing folder stays.
+    Missing parent folders are created. Several threads or processes may write the same target: each has its own
+    temporary path. An existing file is replaced; an existing folder stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".psf-", dir=target.parent) as folder:
@@ -46,12 +46,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         try:
             os.replace(path, target)
         except OSError:
-            if not (path.is_dir() and target.is_dir()):  # else another process was first, with the same content
+            if not (path.is_dir() and target.is_dir()):  # otherwise another process has written the same content
                 raise
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file in UTF-8 through `atomic_path`: a reader sees the old file or the new one."""
+    """Write a text file in UTF-8 with `atomic_path`: readers get either the old or the new file."""
     with atomic_path(target) as path:
         path.write_text(text, encoding="utf-8")
 
@@ -73,6 +73,4 @@ def cache_path(target: Path) -> Iterator[Path]:
         with atomic_path(target) as path:
             yield path
     except OSError as error:
-        raise UserError(
-            f"cannot write {target} ({error}); set the variable PSF_CACHE to a folder that can be written"
-        ) from error
+        raise UserError(f"cannot write {target} ({error}); set the variable PSF_CACHE to a writable folder") from error

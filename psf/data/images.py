@@ -35,12 +35,12 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
     """Read an image in INPUT.FORMAT, rotated by its EXIF orientation.
 
     "BGR", "RGB" and "L" (gray) have 8 bits: gray, palette, 1-bit and CMYK images become colour, colour becomes gray.
-    Transparency is dropped, not composited (as in Detectron2). 16-bit gray is rescaled from 0..65535, 32-bit integers
-    from 0..max(65535, their maximum); floating-point images from 0..1 if they lie in it, as they are if they lie in
-    0..255, else from their minimum..maximum.
+    Transparency is dropped, not composited (as in Detectron2). 16-bit gray is rescaled from 0..65535, and 32-bit
+    integers from 0..max(65535, their maximum). Floating-point images are rescaled from 0..1 if all values are in it,
+    unchanged if all are in 0..255, and otherwise rescaled from their minimum..maximum.
 
-    "BANDS" are the file's channels in their order, with the file's numbers: of .npy arrays, (H, W) or (H, W, C), and
-    of images such as RGBA and 16-bit PNG. Their transparency is a channel; a palette stands for its colours.
+    "BANDS" are the file's channels in their order, with unchanged values: of .npy arrays, (H, W) or (H, W, C), and of
+    images such as RGBA and 16-bit PNG. Transparency is a channel; palette images give the colours of the palette.
 
     Args:
         path: anything that Detectron2's PathManager opens.
@@ -48,18 +48,18 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
         num_channels: expected number of channels of "BANDS"; None: any. The other formats have 3, 3 and 1.
 
     Returns:
-        (H, W, C), contiguous and writable: uint8, or float32 of "BANDS" of any other type.
+        (H, W, C), contiguous and writable: uint8, or float32 for "BANDS" of any other type.
 
     Raises:
-        UserError: naming the file, if it is missing, empty, corrupt, holds a value that is not finite, or has another
-            number of channels; or naming INPUT.FORMAT, if that is none of the four.
+        UserError: naming the file, if it is missing, empty, corrupt, contains non-finite values, or has another
+            number of channels; or naming INPUT.FORMAT, if it is invalid.
     """
     if format == "BANDS":
         bands = _read_bands(path)
         if num_channels not in (None, bands.shape[2]):
             raise UserError(
-                f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, as many as MODEL.PIXEL_MEAN "
-                'has numbers (INPUT.FORMAT is "BANDS")'
+                f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, the length of "
+                'MODEL.PIXEL_MEAN (INPUT.FORMAT is "BANDS")'
             )
         return bands
     with open_image(path) as image:
@@ -115,7 +115,7 @@ def _to_8_bit(values: np.ndarray, path: str) -> np.ndarray:
     """(H, W) integers or floats -> uint8, over the range that `read_image` documents."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise UserError(f"{path}: the image holds values that are not finite")
+        raise UserError(f"{path}: the image has values that are not finite")
     if values.dtype.kind in "iu":
         low, high = 0.0, max(high, 65535.0)
     elif low >= 0 and high <= 255:
@@ -126,7 +126,7 @@ def _to_8_bit(values: np.ndarray, path: str) -> np.ndarray:
 
 # Pillow's modes whose channels are those of the file.
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")
-# In PNG: byte 24 is the depth, byte 25 the kind of pixel; OpenCV's channels in the file's order, by kind.
+# PNG: byte 24 is the bit depth, byte 25 the colour type. Colour type -> OpenCV's channels in the file's order.
 _PNG_KINDS = {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA = 258, 262, 277, 284, 338
@@ -136,7 +136,7 @@ _WAY_OUT = 'save its array as a .npy file, (H, W) or (H, W, C), for INPUT.FORMAT
 
 
 def load_array(path: str) -> np.ndarray:
-    """(H, W) or (H, W, C) of a .npy file -> (H, W, C), of the file's type."""
+    """Read a .npy file of (H, W) or (H, W, C) as (H, W, C) of the same type."""
     try:
         array = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -144,7 +144,7 @@ def load_array(path: str) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: empty, corrupt or not an array of numbers ({error})") from error
     if array.ndim not in (2, 3) or not array.size:
-        raise UserError(f"{path}: the array has shape {array.shape}, expected (H, W) or (H, W, C), and none empty")
+        raise UserError(f"{path}: the array has shape {array.shape}, expected a non-empty (H, W) or (H, W, C)")
     return np.atleast_3d(np.array(array))
 
 
@@ -152,7 +152,7 @@ def is_deep(image: Image.Image, path: str) -> bool:
     """Whether Pillow changes the numbers of this file's channels and OpenCV does not.
 
     Raises:
-        UserError: naming the file, if both change them.
+        UserError: naming the file, if both change the numbers.
     """
     if image.format == "PNG":
         with PathManager.open(path, "rb") as file:
@@ -172,9 +172,9 @@ def is_deep(image: Image.Image, path: str) -> bool:
 
 
 def opencv_bands(image: Image.Image, path: str) -> np.ndarray:
-    """(H, W, C) of a file that is deep, in the file's order."""
+    """(H, W, C) of a file for which `is_deep` is True, in the file's order."""
     if image.getexif().get(_ORIENTATION, 1) != 1:
-        raise UserError(f"{path}: an image of 16 bits to be turned by its EXIF orientation; {_WAY_OUT}")
+        raise UserError(f"{path}: 16-bit images with an EXIF rotation are not supported; {_WAY_OUT}")
     with PathManager.open(path, "rb") as file:
         data = np.frombuffer(file.read(), np.uint8)
     try:
@@ -199,21 +199,21 @@ def image_bands(image: Image.Image, path: str) -> np.ndarray:
 
 
 def as_numbers(bands: np.ndarray, path: str) -> np.ndarray:
-    """(H, W, C) numbers of any type -> uint8 as they are, all others as float32; contiguous and writable."""
+    """(H, W, C) numbers of any type -> uint8 unchanged, all others as float32; contiguous and writable."""
     if bands.dtype.kind not in "buif":
         raise UserError(f"{path}: the array is of {bands.dtype}, expected real numbers")
     with np.errstate(over="ignore"):  # such a number becomes infinite and is refused below
         numbers = np.array(bands, np.uint8 if bands.dtype in (np.uint8, np.bool_) else np.float32, order="C")
     if not np.isfinite(numbers).all():
-        raise UserError(f"{path}: the image holds values that are not finite, as 32-bit floats")
+        raise UserError(f"{path}: the image has values that are not finite as 32-bit floats")
     return numbers
 
 
 def as_picture(image: np.ndarray, format: str) -> np.ndarray:
-    """An image as a picture in colour.
+    """Convert an image to an RGB picture.
 
-    Of "BANDS" the first three are shown as red, green and blue; where there are fewer, the first in gray. Bands that
-    are not uint8 are stretched, each from its minimum..maximum to 0..255.
+    The first three "BANDS" become red, green and blue; with one or two bands, the first becomes gray. Bands that are
+    not uint8 are rescaled, each from its minimum..maximum to 0..255.
 
     Args:
         image: (H, W, C), as `read_image` gives it.
@@ -233,7 +233,7 @@ def as_picture(image: np.ndarray, format: str) -> np.ndarray:
 
 
 def read_picture(path: str) -> np.ndarray:
-    """Read an image file as an (H, W, 3) uint8 picture in RGB order; of a .npy array, what `as_picture` shows.
+    """Read an image file as an (H, W, 3) uint8 picture in RGB order; a .npy array is converted by `as_picture`.
 
     Raises:
         UserError: as `read_image`.

@@ -31,12 +31,12 @@ def build_test_loader(
 ) -> torch_data.DataLoader[Any]:
     """A loader over this process's share of a dataset, in batches of up to MODEL.PSF.TEST.BATCH_SIZE images.
 
-    The images of a batch have one size, because padding changes results: the neck's group norms include it.
+    The images of a batch have the same size, because padding changes results: the neck's group norms include it.
 
     Args:
         cfg: the config.
         dataset: Detectron2's dicts.
-        mapper: for each of them; None: that of INPUT.DATASET_MAPPER_NAME.
+        mapper: for the dicts; None: the mapper of INPUT.DATASET_MAPPER_NAME.
 
     Raises:
         UserError: if BATCH_SIZE is less than 1.
@@ -54,7 +54,7 @@ def build_test_loader(
 
 
 def same_size_batches(dataset: Sequence[dict[str, Any]], batch_size: int) -> list[list[int]]:
-    """Positions in the dataset by batches of images of one size, each position once; in order for batches of one."""
+    """Group dataset positions into batches of equal image size, each position once; in order if `batch_size` is 1."""
     if batch_size == 1:
         return [[position] for position in range(len(dataset))]
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -68,7 +68,7 @@ def same_size_batches(dataset: Sequence[dict[str, Any]], batch_size: int) -> lis
 
 
 def _image_size(dataset_dict: dict[str, Any]) -> tuple[int, int]:
-    """Height and width, from the dict, or from the file's header where the dict has none."""
+    """Height and width, from the dict or, if absent there, from the file's header."""
     if "height" in dataset_dict and "width" in dataset_dict:
         return dataset_dict["height"], dataset_dict["width"]
     with PathManager.open(dataset_dict["file_name"], "rb") as file:
@@ -81,11 +81,11 @@ def _image_size(dataset_dict: dict[str, Any]) -> tuple[int, int]:
 def without_empty_images(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Training images; FILTER_EMPTY_ANNOTATIONS True drops images without any annotation except crowds.
 
-    Detectron2 looks at `annotations` alone; here an image also counts as annotated if it has a segment in
-    `segments_info`. Dicts with neither key, as those of the generated shapes, are kept.
+    Detectron2 checks only `annotations`; here an image also counts as annotated if `segments_info` has a segment. Dicts
+    without both keys, such as those of the generated shapes, are kept.
 
     Raises:
-        UserError: if no image is left.
+        UserError: if all images are dropped.
     """
     if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         return list(dicts)

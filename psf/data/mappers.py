@@ -21,14 +21,14 @@ from psf.errors import UserError
 __all__ = ["DATASET_MAPPER_REGISTRY", "PanopticMapper", "build_mapper"]
 
 DATASET_MAPPER_REGISTRY = Registry("PSF_DATASET_MAPPER")
-DATASET_MAPPER_REGISTRY.__doc__ = "Functions (cfg, is_train) -> mapper; INPUT.DATASET_MAPPER_NAME names one of them."
+DATASET_MAPPER_REGISTRY.__doc__ = "Functions (cfg, is_train) -> mapper, selected by INPUT.DATASET_MAPPER_NAME."
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Build the mapper that INPUT.DATASET_MAPPER_NAME names.
 
     Raises:
-        UserError: naming that key and the known mappers, if there is none of that name.
+        UserError: naming this key and the known mappers, if no mapper has this name.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in DATASET_MAPPER_REGISTRY:
@@ -41,14 +41,13 @@ class PanopticMapper:
     """Maps dicts of any COCO panoptic set, and of the generated shapes, for PanopticSegFormer.
 
     Takes Detectron2's dicts with `file_name`, and in training `pan_seg_file_name` and `segments_info` (id,
-    category_id, isthing, iscrowd); or `psf_scene`, the arguments of a scene to be made.
+    category_id, isthing, iscrowd); or `psf_scene`, the arguments of `make_scene`.
 
     Returns, in training: image (C, H, W) in INPUT.FORMAT, uint8, or float32 for other bands; height and width of
     the file; file_name; image_id; panoptic_labels (H, W) integers, 0 is void and k > 0 the segment with that id;
-    segments_info, a list of {"id": 1..S, "category_id", "isthing", "iscrowd"} of the segments that are left after the
-    augmentation; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. Masks are made on the
-    model's device.
-    At test: the dict itself, with image, height and width.
+    segments_info, a list of {"id": 1..S, "category_id", "isthing", "iscrowd"} for the segments that remain after
+    augmentation; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. The model makes masks on
+    its device. At test: a copy of the dict, with image, height and width.
     """
 
     @configurable
@@ -63,7 +62,7 @@ class PanopticMapper:
         """
         Args:
             is_train: whether to return the ground truth.
-            augmentations: applied to the image and, nearest, to the label map.
+            augmentations: for the image and, with nearest-neighbour interpolation, the label map.
             image_format: "RGB", "BGR", "L" or "BANDS", see `read_image`.
             num_channels: of the model; None: any number of "BANDS".
         """
@@ -84,7 +83,7 @@ class PanopticMapper:
         """Map one dict, without changing it.
 
         Raises:
-            UserError: naming the file, if one is missing or damaged or image and ground truth do not fit each other.
+            UserError: naming the file, if it is missing or damaged, or image and ground truth do not match.
         """
         image, gt = self.read(dataset_dict)
         output = {"height": image.shape[0], "width": image.shape[1], **dataset_dict}
@@ -101,7 +100,7 @@ class PanopticMapper:
         return output
 
     def read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
-        """The image as it is in its file, and in training its ground truth; errors of both are raised here."""
+        """Read the image of a dict and, in training, its ground truth, before augmentation."""
         image, gt = self._read(dataset_dict)
         height, width = image.shape[:2]
         listed = dataset_dict.get("width", width), dataset_dict.get("height", height)
@@ -125,8 +124,8 @@ class PanopticMapper:
             return image, None
         if "pan_seg_file_name" not in dataset_dict or "segments_info" not in dataset_dict:
             raise UserError(
-                f"{file_name}: no panoptic ground truth (pan_seg_file_name, segments_info) in its dataset dict; give "
-                'DATASETS.TRAIN a panoptic set with annotations, such as "coco_2017_train_panoptic", or use another '
+                f"{file_name}: no panoptic ground truth (pan_seg_file_name, segments_info) in its dataset dict; set "
+                'DATASETS.TRAIN to a panoptic set with annotations, such as "coco_2017_train_panoptic", or use another '
                 "INPUT.DATASET_MAPPER_NAME"
             )
         require_file(dataset_dict["pan_seg_file_name"])
@@ -141,7 +140,7 @@ class PanopticMapper:
 
 @DATASET_MAPPER_REGISTRY.register()
 def psf_panoptic(cfg: CfgNode, is_train: bool) -> PanopticMapper:
-    """The paper's: DETR's multi-scale resize and crop (`build_augmentations`)."""
+    """The paper's augmentation: DETR's multi-scale resize and crop (`build_augmentations`)."""
     return PanopticMapper(cfg, is_train)
 
 
@@ -163,7 +162,7 @@ def psf_panoptic_cityscapes(cfg: CfgNode, is_train: bool) -> PanopticMapper:
 
 
 class _ImageAndClasses:
-    """An image for Detectron2's augmentations; its class map is made when one of them reads `sem_seg`."""
+    """An image for Detectron2's augmentations; its class map is computed when an augmentation reads `sem_seg`."""
 
     def __init__(self, image: np.ndarray, gt: PanopticLabels) -> None:
         self.image = image
@@ -176,7 +175,7 @@ class _ImageAndClasses:
 
     @property
     def sem_seg(self) -> np.ndarray:
-        """(H, W) of the image as it is now: VOID_CLASS, or 1 + the category id."""
+        """(H, W) classes of the transformed image: VOID_CLASS, or 1 + the category id."""
         classes = [VOID_CLASS, *(segment["category_id"] + 1 for segment in self._gt.segments)]
         return np.array(classes)[_apply_to_labels(self._transforms, self._gt.labels)]
 
@@ -187,7 +186,7 @@ def transform_gt(transforms: T.TransformList, gt: PanopticLabels) -> tuple[Panop
 
 
 def _apply_to_labels(transforms: T.TransformList, labels: np.ndarray) -> np.ndarray:
-    """Transform byte by byte: Detectron2 resizes other types with torch, whose "nearest" is half a pixel off."""
+    """Transform each byte alone: Detectron2 resizes other types with torch, whose "nearest" is half a pixel off."""
     if labels.dtype == np.uint8:
         return transforms.apply_segmentation(labels)
     shifts = range(0, 8 * labels.itemsize, 8)

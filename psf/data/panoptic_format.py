@@ -1,4 +1,4 @@
-"""The JSON schema of panoptic datasets: one set of checks for the loader, the validator and the converters."""
+"""The JSON schema of panoptic datasets: the checks of the loader, the validator and the converters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class Kind(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """key: of the entry, "" for the entry as a whole. text: found and expected; it follows "PLACE: "."""
+    """A problem of an entry.
+
+    key: of the entry; "" for the entry as a whole. text: what was found and expected, without the place.
+    """
 
     key: str
     is_missing: bool
@@ -48,7 +51,7 @@ class Problem(NamedTuple):
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is a whole number; `true`, which Python counts as 1, is not."""
+    """Whether a value is a whole number; `true` does not count as 1."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -111,10 +114,10 @@ def find_problems(name: str, entry: Any) -> list[Problem]:
 
 
 def take(entry: Any, key: str, kind: Kind, place: str) -> Any:
-    """entry[key].
+    """entry[key], checked.
 
     Raises:
-        UserError: a message that begins with `place`, if the key is missing or its value is of another kind.
+        UserError: beginning with `place`, if the key is missing or its value is of another kind.
     """
     if problem := find_problem(entry, key, kind):
         raise UserError(f"{place}: {problem.text}")
@@ -122,19 +125,19 @@ def take(entry: Any, key: str, kind: Kind, place: str) -> Any:
 
 
 def are_coordinates(values: Any) -> bool:
-    """Whether a value is a list of finite numbers, none of them larger than any image."""
+    """Whether a value is a list of finite numbers in the range of image coordinates."""
     return isinstance(values, list) and all(
         _is_number(value) and -_MAX_COORDINATE <= value <= _MAX_COORDINATE for value in values
     )
 
 
 def image_key(image_id: int | str) -> int | str:
-    """The image id as a number where it is one: some JSONs write ids as text, which COCO's evaluation cannot read."""
+    """The image id, converted from digits to a number: COCO's evaluation cannot read ids that are text."""
     text = str(image_id)
     return int(text) if text.isascii() and text.isdigit() else image_id
 
 
 def shorten(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """The repr of a value, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

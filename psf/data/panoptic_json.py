@@ -1,7 +1,7 @@
 """Convert a panoptic JSON in COCO's format to Detectron2's metadata and dataset dicts.
 
-Everything comes from the JSON's `categories`: a class's contiguous id is its position there; things and stuff
-share one count. Ids may have gaps and things need not come first.
+All classes come from the JSON's `categories`: a class's contiguous id is its position there, with a joint count of
+things and stuff. Ids may have gaps, and things need not come first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         thing_classes and stuff_classes, thing_colors and stuff_colors: all K classes in both lists of a pair, because
         Detectron2 indexes them by the joint id (a category without a color gets one);
-        {thing,stuff}_dataset_id_to_contiguous_id: each its own kind alone; ignore_label, label_divisor and
+        {thing,stuff}_dataset_id_to_contiguous_id: only things, and only stuff; ignore_label, label_divisor and
         evaluator_type.
     """
     names = [category["name"] for category in categories]
@@ -71,12 +71,12 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
 
     Returns:
         One dict per annotation: file_name, image_id, height, width, pan_seg_file_name and segments_info, whose
-        category_id is contiguous (position in `categories`), with isthing and iscrowd. Where the JSON has no
-        annotation at all, which is enough for predictions: one per image, without the last two.
+        category_id is contiguous (position in `categories`), with isthing and iscrowd. If the JSON has no
+        annotations, which is enough for predictions: one per image, without pan_seg_file_name and segments_info.
 
     Raises:
-        UserError: as `read_panoptic_json`; if it lists no image; if two image ids are one number ("07" and 7); if a
-            segment or an annotation names a category or image that the JSON does not list.
+        UserError: as `read_panoptic_json`; if it lists no image; if two image ids are the same number ("07" and
+            7); if a segment or an annotation refers to a category or image that the JSON does not list.
     """
     content = read_panoptic_json(json_file, ("categories", "images", "annotations"))
     images: dict[int | str, dict[str, Any]] = {}
@@ -85,12 +85,12 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         if first["id"] != image["id"]:
             raise UserError(
                 f"{json_file}: the image ids {first['id']!r} and {image['id']!r} are the same "
-                "number, and such ids are compared as numbers; give one of the two images another id"
+                "number, and ids are compared as numbers; change the id of one of the two images"
             )
     if not content["annotations"]:
         if not images:
-            raise UserError(f"{json_file}: `images` and `annotations` are empty, so there is nothing to do")
-        logger.warning("%s has no annotations: it is for predictions alone", json_file)
+            raise UserError(f"{json_file}: `images` and `annotations` are empty, expected at least one image")
+        logger.warning("%s has no annotations: it can only be used for predictions", json_file)
         return [_image_dict(key, image, image_root) for key, image in images.items()]
     contiguous = {category["id"]: position for position, category in enumerate(content["categories"])}
     is_thing = [bool(category["isthing"]) for category in content["categories"]]
@@ -99,7 +99,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         key = image_key(annotation["image_id"])
         if key not in images:
             raise UserError(
-                f"{json_file}: annotation {annotation['file_name']} is of the unknown image "
+                f"{json_file}: annotation {annotation['file_name']} refers to the unknown image "
                 f"{annotation['image_id']!r}; `images` must list it"
             )
         segments = []
@@ -123,7 +123,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
 
 
 def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) -> dict[str, Any]:
-    """The content of a panoptic JSON, after a check of the lists that `keys` name.
+    """The content of a panoptic JSON, after a check of the lists in `keys`.
 
     `psf.data.panoptic_format` has the schema of the entries. `annotations` may be absent; it becomes [].
 
@@ -142,7 +142,7 @@ def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) ->
             for segment in entry["segments_info"] if key == "annotations" else ():
                 _check_entry("segments_info", segment, f"{json_file}: {entry['file_name']}")
     if not content["categories"]:
-        raise UserError(f"{json_file}: `categories` is empty, so there is nothing to learn")
+        raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
     ids = [category["id"] for category in content["categories"]]
     if len(set(ids)) < len(ids):
         raise UserError(f"{json_file}: `categories` has duplicate ids: {sorted({i for i in ids if ids.count(i) > 1})}")

@@ -1,4 +1,4 @@
-"""Read a panoptic PNG and its segments as one compact label map, psf's form of the ground truth."""
+"""Read a panoptic PNG and its segments as a compact label map, the form of ground truth in psf."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MeasuredSegments(NamedTuple):
     """The content of a panoptic PNG, independent of its JSON.
 
     size: (height, width) in pixels.
-    ids: (S,) that occur, ascending; 0 is void.
+    ids: (S,) ids in the PNG, ascending; 0 is void.
     areas: (S,) in pixels.
     boxes_xyxy_px: (S, 4), x1 and y1 exclusive.
     """
@@ -53,17 +53,17 @@ class MeasuredSegments(NamedTuple):
 
 
 def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, Any]]) -> PanopticLabels:
-    """Read a COCO panoptic PNG (id = R + 256 G + 65536 B, 0 is void) against the segments that its JSON lists.
+    """Read a COCO panoptic PNG (id = R + 256 G + 65536 B, 0 is void) and match it with the segments in its JSON.
 
     A segment without a pixel is dropped, with a warning for the first file where that happens.
 
     Args:
         file_name: path of the PNG.
-        segments_info: Detectron2's: `id` as in the PNG, `category_id`, `isthing`, and `iscrowd` if it is one.
+        segments_info: Detectron2's: `id` as in the PNG, `category_id`, `isthing`, and `iscrowd` for crowds.
 
     Raises:
-        UserError: if the PNG is missing, unreadable or not in colour, has ids that the segments do not list, or if
-            the list has duplicate ids or the id 0.
+        UserError: if the PNG is missing, unreadable or not in colour, has ids that the JSON does not list, or if
+            the JSON has duplicate ids or the id 0.
     """
     for segment in segments_info:
         if not segment.keys() >= _NEEDED_KEYS:
@@ -83,9 +83,9 @@ def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, An
         log_first_n(logging.WARNING, message, key="caller", name=__name__)
     kept = sorted((one for one in segments_info if one["id"] in present), key=lambda one: one["id"])
     # Runs are looked up in a list of S ids: a table of all 2^24 ids would take more time, and memory in each worker.
-    found = np.searchsorted([0, *(segment["id"] for segment in kept)], runs)
+    positions = np.searchsorted([0, *(segment["id"] for segment in kept)], runs)
     lengths = np.diff(starts, append=ids.size)
-    labels = np.repeat(found.astype(_label_type(len(kept))), lengths).reshape(ids.shape)
+    labels = np.repeat(positions.astype(_label_type(len(kept))), lengths).reshape(ids.shape)
     segments = [
         {
             "id": position,
@@ -125,7 +125,7 @@ def measure_panoptic_png(file_name: str) -> MeasuredSegments:
 
 
 def _check_ids(file_name: str, ids: np.ndarray, known: Iterable[int]) -> set[int]:
-    """The ids that occur; a UserError if one is neither 0 nor known."""
+    """The ids in the PNG; a UserError if an id is neither 0 nor known."""
     present = set(np.unique(ids).tolist())
     unknown = sorted(present - {0, *known})
     if unknown:
@@ -163,7 +163,7 @@ def compact_with_boxes(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]
 
 
 def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal pixels start, each within a row, and their labels: far fewer than pixels."""
+    """Start positions and labels of runs of equal pixels within a row; there are far fewer runs than pixels."""
     is_start: np.ndarray = np.ones(labels.shape, dtype=bool)
     np.not_equal(labels[:, 1:], labels[:, :-1], out=is_start[:, 1:])
     starts = np.flatnonzero(is_start)
@@ -171,7 +171,7 @@ def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _boxes(starts: np.ndarray, runs: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that occur, ascending, and the box of each: a run spans columns of one row."""
+    """The labels in the map, ascending, and the box of each; a run spans columns of one row."""
     rows, left = np.divmod(starts, width)
     right = np.append(left[1:], 0)
     right[right == 0] = width  # the next run starts the next row

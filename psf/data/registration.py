@@ -37,7 +37,7 @@ class PanopticSet(NamedTuple):
         name, _, places = text.partition("=")
         paths = places.split(",")
         if not name or len(paths) != 3 or not all(paths):
-            commas = "; no path may have a comma in it: rename it, or make a link" if len(paths) > 3 else ""
+            commas = "; paths must not contain commas: rename the path, or make a link" if len(paths) > 3 else ""
             raise UserError(
                 f"--register (DATASETS.PSF_REGISTER): found {text!r}, expected NAME=JSON,PNGS,IMAGES: the panoptic "
                 f"JSON, the folder of its PNGs and the folder of the images{commas}"
@@ -54,19 +54,19 @@ def register_panoptic(
 ) -> None:
     """Register a panoptic set in COCO's format in Detectron2's catalogs.
 
-    Names, colours, ids and the number of classes come from the JSON's `categories`: a class's contiguous id is its
-    position there; ids may have gaps, things need not come first, and one kind alone is fine. The files
-    are read when they are first used. Registering the same set again has no effect.
+    Names, colours, ids and the number of classes come from the JSON's `categories`. A class's contiguous id is its
+    position there. Ids may have gaps, things need not come first, and a set may have only things or only stuff. The
+    files are read on first use. Registering the same set again has no effect.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST. File names in OUTPUT_DIR contain it, so it consists of letters,
-            digits, "_", "-" and ".", and begins with one of the first three.
+            digits, "_", "-" and ".", and does not begin with "-" or ".".
         json_file: JSON in COCO's panoptic format.
         png_root: folder of the panoptic PNGs, the annotations' `file_name`; these may have sub-folders.
         image_root: folder of the images, the images' own `file_name`, of any kind that Pillow reads.
 
     Raises:
-        UserError: if the name is not valid, or another dataset has it.
+        UserError: if the name is not valid, or is used by another dataset.
     """
     _check_name(name)
     paths = dict(
@@ -89,7 +89,7 @@ def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
     The key then holds all sets, with absolute paths, so that the saved config works from any folder.
 
     Args:
-        cfg: is changed.
+        cfg: is changed in place.
         flags: values of `--register`, NAME=JSON,PNGS,IMAGES.
 
     Raises:
@@ -102,7 +102,7 @@ def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
 
 
 class _PanopticMetadata(Metadata):
-    """Metadata that read the JSON's categories on the first access to an entry that is made of them."""
+    """Metadata that read the JSON's categories when an entry derived from them is first accessed."""
 
     def __getattr__(self, key: str) -> Any:
         if key not in _FROM_CATEGORIES:
@@ -118,8 +118,8 @@ class _PanopticMetadata(Metadata):
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
-            f"{name!r} cannot be the name of a dataset (--register, DATASETS.PSF_REGISTER): file names contain "
-            'it; expected letters, digits, "_", "-" and ".", the last two not at its beginning'
+            f"{name!r} cannot be the name of a dataset (--register, DATASETS.PSF_REGISTER), because file names "
+            'contain it; expected letters, digits, "_", "-" and ".", without "-" or "." at the beginning'
         )
 
 
@@ -135,6 +135,6 @@ def _by_name(texts: Sequence[str]) -> dict[str, PanopticSet]:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    """A path that holds in any working folder; an address (s3://...) stays as it is."""
+    """The absolute path; an address (s3://...) stays unchanged."""
     text = os.fspath(path)
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))

@@ -1,4 +1,4 @@
-"""From the command line to a config, an output folder and loggers."""
+"""Parse command lines, build configs, and set up the output folder and loggers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Keys of Detectron2 that PanopticSegFormer and psf's trainer do not read -> the only value that is accepted, and why.
+# Keys of Detectron2 that PanopticSegFormer and psf's trainer do not read -> the only accepted value, and the reason.
 UNUSED_KEYS: dict[str, tuple[Any, str]] = {
     "MODEL.LOAD_PROPOSALS": (False, "the queries come from MODEL.PSF.LOCATION_DECODER, not from precomputed proposals"),
     "DATASETS.PROPOSAL_FILES_TRAIN": ((), "the queries come from MODEL.PSF.LOCATION_DECODER, not from files"),
@@ -74,35 +74,35 @@ def _process_count(text: str) -> int | None:
 
 
 def add_register_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--register`, which may be given again; its values are for `build_config`."""
+    """Add `--register`, which can be repeated; its values are for `build_config`."""
     parser.add_argument(
         "--register",
         action="append",
         default=[],
         metavar="NAME=JSON,PNGS,IMAGES",
-        help="register a panoptic set: its JSON, the folder of its PNGs, that of its images; may be given again. Then "
-        "name it: DATASETS.TRAIN NAME, DATASETS.TEST NAME",
+        help="register a panoptic set: its JSON, the folder of its PNGs, the folder of its images; can be repeated. "
+        "Use it with DATASETS.TRAIN NAME or DATASETS.TEST NAME",
     )
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--import`, which may be given again; its names, in `args.imports`, are for `build_config`."""
+    """Add `--import`, which can be repeated; its names, in `args.imports`, are for `build_config`."""
     parser.add_argument(
         "--import",
         action="append",
         default=[],
         dest="imports",
         metavar="MODULE",
-        help="import a module of your own, such as my_package.my_decoder, whose classes register themselves, before "
-        "the model is built; may be given again; config.yaml stores it as MODEL.PSF.IMPORTS",
+        help="import your own module, such as my_package.my_decoder, whose classes register themselves, before the "
+        "model is built; can be repeated; config.yaml stores it as MODEL.PSF.IMPORTS",
     )
 
 
 def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
-    """The frozen config of a run, and Detectron2's set-up of loggers and seeds for it.
+    """Build the frozen config of a run, and set up loggers and seeds with Detectron2.
 
-    Writes config.yaml and log.txt into OUTPUT_DIR, and nothing elsewhere. A run that is to be resumed keeps its old
-    config.yaml, until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
+    Writes config.yaml and log.txt into OUTPUT_DIR, and no other files. A resumed run keeps its old config.yaml until
+    `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
     The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
     becomes a number.
 
@@ -111,24 +111,22 @@ def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
         is_training: False for programs that only evaluate, as `--eval-only` does.
 
     Raises:
-        UserError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if GPUs are to run
-            a config with MODEL.DEVICE "cpu".
+        UserError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if
+            `--num-gpus` is not 0 and MODEL.DEVICE is "cpu".
     """
     args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
     cfg = build_config(args.config_file, args.opts, args.register, args.imports)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     elif cfg.MODEL.DEVICE == "cpu":
-        raise UserError(
-            f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": give MODEL.DEVICE cuda, or --num-gpus 0'
-        )
+        raise UserError(f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": set MODEL.DEVICE cuda or --num-gpus 0')
     num_queries = resolve_num_queries(cfg, is_training=is_training and not args.eval_only, resume=args.resume)
     cfg.freeze()
     if comm.is_main_process():
         _check_writable(cfg.OUTPUT_DIR)
     path = _config_path(cfg)
     before = path.read_bytes() if args.resume and not args.eval_only and path.is_file() else None
-    default_setup(cfg, args)  # overwrites it
+    default_setup(cfg, args)  # overwrites config.yaml
     if before is not None and comm.is_main_process():
         path.write_bytes(before)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
@@ -140,7 +138,7 @@ def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
 
 
 def write_config(cfg: CfgNode) -> None:
-    """Write config.yaml into OUTPUT_DIR, in the main process: the config that is in force from now on."""
+    """Write a config to OUTPUT_DIR/config.yaml, in the main process."""
     if comm.is_main_process():
         write_text(_config_path(cfg), cfg.dump())
 
@@ -157,7 +155,7 @@ def build_config(
     *,
     warn: bool = True,
 ) -> CfgNode:
-    """Detectron2's and psf's defaults, then a yaml, then KEY VALUE pairs.
+    """Build a config from the defaults of Detectron2 and psf, then a yaml, then KEY VALUE pairs.
 
     Also imports the modules of MODEL.PSF.IMPORTS and registers the panoptic sets of DATASETS.PSF_REGISTER.
 
@@ -166,7 +164,7 @@ def build_config(
         opts: KEY VALUE pairs. Values of DATASETS.TRAIN and DATASETS.TEST may be plain names: "one" or "one,two".
         register: values of `--register`, in addition to DATASETS.PSF_REGISTER.
         imports: values of `--import`, in addition to MODEL.PSF.IMPORTS.
-        warn: log a warning if `register` names a set that the config does not use. The main process alone does.
+        warn: log a warning, in the main process, if `register` names a set that the config does not use.
 
     Raises:
         UserError: if the file is missing, if a key is unknown (the message has the nearest known one), has no value or
@@ -207,7 +205,7 @@ def check_detectron2_keys(cfg: CfgNode) -> None:
     """Refuse keys of Detectron2 that would have no effect on PanopticSegFormer; other models may read them.
 
     Raises:
-        UserError: naming the key, and psf's own.
+        UserError: naming the key and the reason.
     """
     if cfg.MODEL.META_ARCHITECTURE != "PanopticSegFormer":
         return
@@ -229,7 +227,7 @@ def _warn_if_unused(cfg: CfgNode, register: Sequence[str]) -> None:
     names = [PanopticSet.parse(text).name for text in register]
     if names and not {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & set(names):
         logger.warning(
-            "--register: %s is not used; name it after the flags: DATASETS.TRAIN %s, DATASETS.TEST %s",
+            "--register: %s is not used; add after the flags: DATASETS.TRAIN %s or DATASETS.TEST %s",
             ", ".join(names),
             names[0],
             names[-1],

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, which re-maps heads by class names and reports weights that do not fit the model."""
+"""Detectron2's checkpointer, extended: re-maps heads by class names, and reports weights that do not fit the model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 _WAY_OUT = "Name another OUTPUT_DIR, or train without --resume."
 _WHY_NOT_REMAPPED = (
-    "Heads are re-mapped by the names of their classes only where both are known: those of the file, which psf's "
-    "trainer and psf convert-weights write into it, and those of DATASETS.TRAIN or DATASETS.TEST."
+    "Heads are re-mapped by class names only if both lists of names are known: that of the file, which psf's trainer "
+    "and psf convert-weights store in it, and that of DATASETS.TRAIN or DATASETS.TEST."
 )
 
 
 class _ChannelAdapter(PlainCheckpointer):
-    """Base class behind Detectron2's checkpointer, called after all entries have the model's names."""
+    """Adapts entries to the model, after Detectron2's checkpointer has matched their names to the model's."""
 
     _resumes = False
 
@@ -65,18 +65,18 @@ class _ChannelAdapter(PlainCheckpointer):
 
 
 class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
-    """Saves the names of the classes with the weights, and re-maps heads by them when it loads for other classes.
+    """Saves class names with the weights, and re-maps heads by class names if the model has other classes.
 
-    A table in the log has the outcome for each class. Where optimizer and iteration are loaded too, other classes are a
-    ValueError instead: their state would not fit. So are parameters of another shape, which are skipped with one
-    warning otherwise. Without optimizer and the like, the model is not trained, and a warning names
-    its parts that stay random.
+    A table in the log has the result for each class. When a run is resumed (optimizer and iteration are loaded, too),
+    other classes raise a UserError, because the optimizer state would not fit. So do parameters of another shape;
+    otherwise they are skipped with one warning. Without an optimizer or other checkpointables, the model will not be
+    trained, and a warning names its parts that stay random.
 
-    A first convolution for 3 channels is adapted where the model has another number of them, and so is the number of
-    thing queries, unless a run is resumed.
+    Unless a run is resumed, the first convolution is adapted from 3 channels to the model's number of channels, and the
+    number of thing queries is adapted, too.
 
-    The file also stores the number of thing queries and the merging thresholds that training has tuned. Loaded for a
-    model that will not be trained, these become the post-processor's, see `psf.engine.merging.apply_merging`.
+    The file also stores the number of thing queries and the merging thresholds that training has tuned. A model that
+    will not be trained gets these thresholds, see `psf.engine.merging.apply_merging`.
 
     Args:
         model: as Detectron2's.
@@ -109,18 +109,18 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         super().save(name, **entries, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As Detectron2's; a UserError, and no AssertionError, if there is no such file."""
+        """As Detectron2's, but a missing file raises a UserError instead of an AssertionError."""
         file = urlparse(path)._replace(query="").geturl()  # Detectron2 reads an option: "?matching_heuristics=True"
         if file and "://" not in file and not os.path.isfile(file):
-            raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS, or OUTPUT_DIR's last with --resume)")
+            raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS, or with --resume the last in OUTPUT_DIR)")
         self._resumes = checkpointables is None and bool(self.checkpointables)
         return super().load(path, checkpointables)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        found = ClassNames.of_checkpoint(checkpoint)
-        self._is_compared = found is not None and self.class_names is not None
-        if found is not None and self.class_names is not None:
-            self._remap(checkpoint, found, self.class_names)
+        stored = ClassNames.of_checkpoint(checkpoint)
+        self._is_compared = stored is not None and self.class_names is not None
+        if stored is not None and self.class_names is not None:
+            self._remap(checkpoint, stored, self.class_names)
         if self._resumes:
             self._check_query_count(checkpoint)
         else:
@@ -156,8 +156,8 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
                 ", the others are RANDOM" if counts[0] < counts[1] else "",
             )
 
-    def _remap(self, checkpoint: dict[str, Any], found: ClassNames, wanted: ClassNames) -> None:
-        changes = compare_classes(found, wanted)
+    def _remap(self, checkpoint: dict[str, Any], stored: ClassNames, own: ClassNames) -> None:
+        changes = compare_classes(stored, own)
         if all(change.is_identity for change in changes.values()):
             return
         message = f"classes of the checkpoint -> of the dataset, by name:\n{changes_table(changes)}"
@@ -168,32 +168,32 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         if new and not self.checkpointables:
             logger.warning("THE RESULTS OF NEW CLASSES WILL BE RANDOM: %s", message)
         else:
-            logger.info("Heads re-mapped, new rows initialised: %s", message)
+            logger.info("Heads re-mapped, weights of new classes initialised: %s", message)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         skipped = incompatible.incorrect_shapes
         if skipped:
             width = max(len(name) for name, _, _ in skipped)
-            lines = [f"  {name:{width}}  {tuple(found)} -> {tuple(wanted)}" for name, found, wanted in skipped]
+            lines = [f"  {name:{width}}  {tuple(stored)} -> {tuple(own)}" for name, stored, own in skipped]
             message = (
-                f"{len(skipped)} parameters of the checkpoint have another shape than the model's (checkpoint -> "
-                "model; is it of a dataset with another number of classes?):\n" + "\n".join(lines)
+                f"{len(skipped)} parameters of the checkpoint differ in shape from the model's (checkpoint -> model; "
+                "was it trained on a dataset with another number of classes?):\n" + "\n".join(lines)
             )
             if not self._is_compared:
                 message += f"\n{_WHY_NOT_REMAPPED}"
             if self._resumes:
                 raise UserError(f"cannot resume: {message}\n{_WAY_OUT}")
             logger.warning("SKIPPED, AND LEFT AT THEIR INITIAL VALUES: %s", message)
-        # Those of another shape, which have had their warning, are among the missing keys as well.
+        # Parameters of another shape, which are reported above, are among the missing keys as well.
         random = self._untouched_parts(set(incompatible.missing_keys).difference(name for name, _, _ in skipped))
         if random and not self.checkpointables:
             logger.warning(
-                "THE RESULTS WILL BE RANDOM: the checkpoint (MODEL.WEIGHTS) has nothing for the model's %s; weights of "
-                "a backbone alone are for training to start from",
+                "THE RESULTS WILL BE RANDOM: the checkpoint (MODEL.WEIGHTS) has no weights for the model's %s; "
+                "backbone weights alone are only a starting point for training",
                 ", ".join(random),
             )
         if random and self.checkpointables:  # a list of all their parameters would hide this line
-            logger.info("MODEL.WEIGHTS has no weights for %s: training starts them from random ones", ", ".join(random))
+            logger.info("MODEL.WEIGHTS has no weights for %s: they start from random weights", ", ".join(random))
             missing = [name for name in incompatible.missing_keys if name.partition(".")[0] not in random]
             incompatible = incompatible._replace(missing_keys=missing)
         super()._log_incompatible_keys(incompatible._replace(incorrect_shapes=[]))

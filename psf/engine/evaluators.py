@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
-    """Evaluators of PQ, mask and box AP, and mIoU, by MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON.
+    """Build the evaluators of PQ, mask and box AP, and mIoU; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON select.
 
-    A panoptic JSON with its PNGs gives all three; an instance JSON that the metadata name is preferred for AP.
-    BOUNDARY_PQ and PQ_BY_SIZE add to PQ; with it comes a picture, OUTPUT_DIR/panel.png. WRITE_PANOPTIC writes the
-    panoptic predictions too, which needs no ground truth. Enabled metrics that cannot be
-    measured are named in the log. With the results, OUTPUT_DIR/per_class.csv is written. With several datasets the two
-    files have the dataset's name in theirs. All processes must call this together.
+    A panoptic JSON with its PNGs is enough for all of them; for AP, an instance JSON in the metadata is preferred.
+    BOUNDARY_PQ and PQ_BY_SIZE add metrics to PQ. Evaluation of PQ also draws OUTPUT_DIR/panel.png. WRITE_PANOPTIC
+    writes the panoptic predictions, also without ground truth. The log names enabled metrics that cannot be measured.
+    OUTPUT_DIR/per_class.csv is written with the results. With several datasets, the names of both files contain the
+    dataset's name. All processes must call this together.
 
     Raises:
         UserError: as `check_gt`.
@@ -83,34 +83,34 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
 
 
 def check_gt(cfg: CfgNode, dataset_name: str) -> None:
-    """Raise a UserError if a panoptic JSON has no annotations and predictions are not to be written either.
+    """Raise a UserError if a panoptic JSON has no annotations, unless predictions are written.
 
-    Sets of other kinds pass, and those whose JSON is not there (yet).
+    Sets of other kinds pass, and so do sets whose JSON does not exist (yet).
     """
     path = MetadataCatalog.get(dataset_name).get("panoptic_json") or ""
     writes = cfg.MODEL.PSF.TEST.PANOPTIC_ON and cfg.MODEL.PSF.TEST.WRITE_PANOPTIC
     if os.path.isfile(path) and not writes and not PanopticGroundTruth(dataset_name).annotations:
         raise UserError(
-            f'DATASETS.TEST: {path} of "{dataset_name}" has no annotations, so nothing can be measured; for '
-            "predictions alone set MODEL.PSF.TEST.WRITE_PANOPTIC True"
+            f'DATASETS.TEST: {path} of "{dataset_name}" has no annotations, so nothing can be measured; to '
+            "write predictions only, set MODEL.PSF.TEST.WRITE_PANOPTIC True"
         )
 
 
 def empty_kinds(evaluator: DatasetEvaluator) -> tuple[str, ...]:
-    """Of what `build_evaluator` has given and has evaluated: see `psf.evaluation.ResultCounter`."""
+    """Kinds of results without any prediction in an evaluation, see `psf.evaluation.ResultCounter`."""
     parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
     return tuple(kind for one in parts if isinstance(one, ResultCounter) for kind in one.empty_kinds)
 
 
 class _Evaluators(DatasetEvaluators):
-    """Some evaluators of one dataset, and a table of its classes."""
+    """The evaluators of one dataset; also writes a table of its classes."""
 
     def __init__(self, evaluators: list[DatasetEvaluator], dataset_name: str, path: Path) -> None:
         super().__init__(evaluators)
         self._dataset_name, self._path = dataset_name, path
 
     def evaluate(self) -> OrderedDict[str, Any]:
-        """Detectron2's results of all of them; in the main process the table is written."""
+        """The results of all evaluators; the main process also writes the table."""
         results = super().evaluate()
         if comm.is_main_process() and results:
             panoptic = [one for one in self._evaluators if isinstance(one, PanopticQualityEvaluator)]
@@ -119,13 +119,13 @@ class _Evaluators(DatasetEvaluators):
 
 
 def _output_file(cfg: CfgNode, dataset_name: str, name: str) -> Path:
-    """OUTPUT_DIR/name, which names the dataset, too, where there are several."""
+    """OUTPUT_DIR/name; the file name contains the dataset if there are several."""
     stem, dot, ending = name.partition(".")
     return Path(cfg.OUTPUT_DIR, name if len(cfg.DATASETS.TEST) == 1 else f"{stem}_{dataset_name}{dot}{ending}")
 
 
 def _instance_json(metadata: Metadata, has_gt: bool, folder: Path) -> str | None:
-    """The instance JSON that the metadata name, if it is there, or one derived from the panoptic ground truth."""
+    """The instance JSON in the metadata, if the file exists; otherwise one derived from the panoptic ground truth."""
     if not metadata.get("thing_dataset_id_to_contiguous_id"):
         return None
     named = metadata.get("json_file")

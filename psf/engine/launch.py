@@ -1,4 +1,4 @@
-"""Start one process per GPU, several on the CPU, or join those of torchrun."""
+"""Start one process per GPU or several on the CPU, or join the processes of torchrun."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CpuProcesses(NamedTuple):
     processes: int
     threads: int  # of each process
     cores: int  # that this run may use
-    images_per_batch: int | None = None  # that more processes cannot share evenly; None: nothing prevents more
+    images_per_batch: int | None = None  # set if more processes cannot share it evenly
 
     def __str__(self) -> str:
         """One line for the log."""
@@ -56,13 +56,13 @@ class CpuProcesses(NamedTuple):
 def choose_processes(cores: int, images_per_batch: int, *, is_training: bool) -> CpuProcesses:
     """Choose the number of processes for the best use of the cores.
 
-    Processes of few threads are faster than one process of many threads: only part of an iteration runs on several
+    Several processes with few threads are faster than one process with many: only part of an iteration runs on several
     threads, and threads that wait for each other are slow as soon as another program uses a core.
 
     Args:
         cores: usable cores of this machine.
         images_per_batch: SOLVER.IMS_PER_BATCH, the batch of all processes.
-        is_training: every process needs an equal share of the batch. Evaluation splits images, which any number can.
+        is_training: whether every process needs an equal share of the batch; in evaluation it need not be equal.
     """
     most = min(cores, MAX_PROCESSES)
     processes = most
@@ -110,11 +110,11 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         main: a function that a new process can import. Its result is dropped. In a single process it runs here.
         args: of `psf.engine.argument_parser`. `num_processes` is set to the chosen number, and `process_choice` to a
             line for the log.
-        is_training: False if `main` only evaluates; so does `--eval-only`.
+        is_training: False if `main` only evaluates; `--eval-only` has the same effect.
 
     Raises:
-        UserError: if there are fewer GPUs than requested, or if the two numbers contradict; a mistake of the user
-            that `main` finds, also in another process.
+        UserError: if there are fewer GPUs than requested, or if `--num-gpus` and `--num-processes` contradict; the
+            UserErrors of `main`, also from other processes.
     """
     is_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
     on_gpus = args.num_gpus > 0
@@ -134,14 +134,14 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     if args.num_processes is None:
         if args.num_machines > 1:
             raise UserError(
-                f"--num-machines is {args.num_machines}: give --num-processes, the same number on every machine"
+                f"--num-machines is {args.num_machines}: set --num-processes to the same number on every machine"
             )
         chosen = _choose(args, is_training=is_training and not args.eval_only)
         args.num_processes, args.process_choice = chosen.processes, f"{chosen}; --num-processes N to choose"
-        # torch counts the machine's cores, not those that a container may use.
+        # torch counts the machine's cores and ignores a container's quota.
         if chosen.processes == 1 and chosen.threads < torch.get_num_threads():
             torch.set_num_threads(chosen.threads)
-    # Detectron2's default port is one per user: a second job beside the first could not start.
+    # Detectron2's default port depends only on the user: a second job at the same time could not start.
     if args.num_machines == 1 and args.dist_url == argument_parser().get_default("dist_url"):
         args.dist_url = "auto"
     with _environment(_cpu_environment(args.num_processes)):
@@ -182,7 +182,7 @@ def _check_gpus(num_gpus: int, source: str) -> None:
     present = torch.cuda.device_count()
     if not 0 <= num_gpus <= present:
         raise UserError(
-            f"{source} needs {num_gpus} GPUs, this machine has {present}; give --num-gpus {present}"
+            f"{source} needs {num_gpus} GPUs, this machine has {present}; use --num-gpus {present}"
             + ("" if present else ", which runs on the CPU")
         )
 
@@ -200,10 +200,10 @@ def _cpu_environment(num_processes: int) -> dict[str, str]:
         return {}
     threads = max(usable_cores() // num_processes, 1)
     return {
-        "CUDA_VISIBLE_DEVICES": "",  # Detectron2's launch takes NCCL wherever it sees a GPU
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),  # each process would use all cores
-        # Threads that wait for each other sleep. By default they spin, which on a core that another program wants too
-        # makes an iteration up to fifty times as long.
+        "CUDA_VISIBLE_DEVICES": "",  # Detectron2's launch uses NCCL if a GPU is visible
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),  # default: each process uses all cores
+        # Threads sleep while they wait for each other. By default they spin, and if another program uses the same core,
+        # an iteration takes up to fifty times as long.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
 
@@ -224,9 +224,9 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 
 def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: object) -> None:
-    """Run `main(*arguments)` in a child process; a mistake of the user ends it with exit code 2.
+    """Run `main(*arguments)` in a child process; a UserError ends it with exit code 2.
 
-    The message is left in `folder` for `_read_mistake`. If several processes report one, the first counts.
+    The message is written to `folder` for `_read_mistake`. If several processes fail, the first message counts.
     """
     try:
         main(*arguments)

@@ -1,4 +1,4 @@
-"""Log how much each mask head finds, and warn of dead heads."""
+"""Log how many pixels each mask head predicts, and warn of dead heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE = 100  # iterations without any mask after which a head counts as dead
 
 
 class MeasuresMasks(Protocol):
-    """A model that counts what its mask heads find; `PanopticSegFormer` does."""
+    """A model that counts the pixels that its mask heads predict; `PanopticSegFormer` does."""
 
     mask_health: MaskHealth | None  # of the last training step; None before the first
 
@@ -28,16 +28,16 @@ class MeasuresMasks(Protocol):
 class MaskHealthHook(HookBase):
     """Writes the scalars mask_health/things_0, ..., mask_health/stuff, and warns of dead mask heads, each once.
 
-    A scalar is the share of pixels with a score above the mask threshold, of the masks that answer for a ground truth,
-    over the last 20 iterations. Names end like those of the loss terms: the tail, which gives the masks at test, has no
-    number. With ReLU masks there is also mask_nonzero/..., the share of pixels with a score above 0.
+    A scalar is the share of pixels with a score above the mask threshold in the masks that are assigned to a ground
+    truth, over the last 20 iterations. Names end like those of the loss terms: the tail, which predicts the masks at
+    test, has no number. With ReLU masks there is also mask_nonzero/..., the share of pixels with a score above 0.
 
     A head is dead after 100 iterations in a row without a mask: no pixel above 0 (ReLU), or none above the threshold
-    (sigmoid). Iterations without a ground truth for it do not count. Of several processes only the main one reports,
-    on its own images.
+    (sigmoid). Iterations without a ground truth for it do not count. With several processes, only the main process
+    reports, for its own images.
 
     Args:
-        model: the one that is trained, not its wrapper for DDP.
+        model: the model that is trained, without the DDP wrapper.
         activation: MODEL.PSF.MASK_DECODER.MASK_ACTIVATION.
         relu_gradient: MODEL.PSF.MASK_DECODER.RELU_GRADIENT.
         mask_threshold: MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD.
@@ -95,7 +95,7 @@ class MaskHealthHook(HookBase):
         return died
 
     def _has_died(self, key: tuple[str, int], counts: list[int]) -> bool:
-        """Whether a head, in these further iterations, has become dead for the first time."""
+        """Add the counts of further iterations; returns whether the head has become dead for the first time."""
         for count in counts:
             self._num_dead[key] = 0 if count else self._num_dead.get(key, 0) + 1
             if self._num_dead[key] >= PATIENCE and key not in self._warned:
@@ -104,7 +104,7 @@ class MaskHealthHook(HookBase):
         return False
 
     def _describe(self, heads: list[str]) -> str:
-        """One line of a warning; layers are counted from 0, as in the names of the loss terms."""
+        """The warning in one line; layers are counted from 0, as in the names of the loss terms."""
         several = len(heads) > 1
         start = f"mask head{'s' if several else ''} {', '.join(heads)} {'have' if several else 'has'}"
         it = "they" if several else "it"
@@ -112,16 +112,16 @@ class MaskHealthHook(HookBase):
             start = f"{start} been zero for {PATIENCE} iterations: {it}"
             if self._relu_gradient == "plain":
                 return (
-                    f"{start} get{'' if several else 's'} no gradient and will give no masks; set "
+                    f"{start} get{'' if several else 's'} no gradient and will predict no masks; set "
                     'MODEL.PSF.MASK_DECODER.RELU_GRADIENT to "revive" or MASK_ACTIVATION to "sigmoid", or lower '
                     "SOLVER.BASE_LR"
                 )
             return (
-                f'{start} will give no masks; set MODEL.PSF.MASK_DECODER.MASK_ACTIVATION to "sigmoid", or lower '
+                f'{start} will predict no masks; set MODEL.PSF.MASK_DECODER.MASK_ACTIVATION to "sigmoid", or lower '
                 "SOLVER.BASE_LR"
             )
         return (
             f"{start} had no score above MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD ({self._mask_threshold}) for "
-            f"{PATIENCE} iterations: so far {it} will give no masks; if loss_seg in metrics.json does not fall, lower "
-            "SOLVER.BASE_LR"
+            f"{PATIENCE} iterations: so far {it} will predict no masks; if loss_seg in metrics.json does not fall, "
+            "lower SOLVER.BASE_LR"
         )

@@ -1,6 +1,6 @@
-"""Merging thresholds (section 3.5) that are tuned at the end of a training, and used where its model is loaded.
+"""Tune the merging thresholds (section 3.5) at the end of training, and apply them when the model is loaded.
 
-POST_PROCESSOR.TUNE_IMAGES switches both on.
+POST_PROCESSOR.TUNE_IMAGES enables both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 KEY = "MODEL.PSF.POST_PROCESSOR"
-# PQ in percent. Smaller gains on some dozen images that the model has trained on do not carry over to others.
+# PQ in percent. Smaller gains on a few dozen training images do not transfer to other images.
 LEAST_GAIN = 0.25
 
 
@@ -57,10 +57,11 @@ def add_num_images_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def panoptic_test_set(cfg: CfgNode) -> str:
-    """Name of the first of DATASETS.TEST, which has a panoptic ground truth; where psf generates it, it is there then.
+    """Name of the first dataset of DATASETS.TEST, which has panoptic ground truth; a generated dataset is written.
 
     Raises:
-        UserError: if there is none, or its files are missing or damaged, or it has no panoptic ground truth.
+        UserError: if DATASETS.TEST is empty, or the dataset's files are missing or damaged, or it has no panoptic
+            ground truth.
     """
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: name a dataset with panoptic ground truth")
@@ -72,15 +73,16 @@ def panoptic_test_set(cfg: CfgNode) -> str:
 
 
 def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` items at even distances, the first one included; all, if `count` is None or too large."""
+    """`count` evenly spaced items, starting with the first; all items if `count` is None or too large."""
     count = len(items) if count is None else min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
 
 def apply_merging(model: nn.Module, merging: TunedMerging | None, *, is_new: bool = False) -> None:
-    """Give a model the thresholds that a checkpoint stores, and log which ones are in force.
+    """Set a model's thresholds to those in a checkpoint, and log which thresholds are in force.
 
-    With TUNE_IMAGES 0 the config's stay. So does each number that the user has set, see `TunedMerging.in_force`.
+    With TUNE_IMAGES 0, the config's thresholds stay. Values that the user has set stay, too, see
+    `TunedMerging.in_force`.
 
     Args:
         model: any; only a `PanopticSegFormer` with `MaskWiseMerging` has thresholds of this kind.
@@ -98,14 +100,14 @@ def apply_merging(model: nn.Module, merging: TunedMerging | None, *, is_new: boo
     else:
         processor.things, processor.stuff = chosen = merging.in_force(*processor.configured)
         own = chosen != (merging.things, merging.stuff)
-        reason = "of the checkpoint, tuned on training images" + (", with those that the config sets itself" * own)
-        hint = f"; {KEY}.TUNE_IMAGES 0 takes those of the config"
+        reason = "of the checkpoint, tuned on training images" + (", except those that the config sets" * own)
+        hint = f"; {KEY}.TUNE_IMAGES 0 uses those of the config"
     if not is_new:
         logger.info("Merging thresholds %s: %s%s", reason, _text(processor.things, processor.stuff), hint)
 
 
 def why_not_tuned(cfg: CfgNode, model: nn.Module) -> str | None:
-    """Why TUNE_IMAGES means nothing for this model and its data; None if it can be tuned."""
+    """Why TUNE_IMAGES has no effect on this model and its data; None if the model can be tuned."""
     if not isinstance(model, PanopticSegFormer):
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}"
     try:
@@ -120,17 +122,19 @@ def why_not_tuned(cfg: CfgNode, model: nn.Module) -> str | None:
 
 
 def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging | None:
-    """Search the thresholds on TUNE_IMAGES images of DATASETS.TRAIN, spread evenly, read as test images are.
+    """Search the thresholds on TUNE_IMAGES images of DATASETS.TRAIN, evenly spaced and read like test images.
 
-    All processes call this together: each runs the model on its share, the main one searches. All get equal numbers.
-    The search starts from the config's numbers, and keeps them unless others raise PQ by `LEAST_GAIN`. A number that
-    differs from psf's default has been set by the user and stays, unless an earlier search wrote it (TUNED).
+    All processes call this together: each runs the model on its share of the images, and the main process searches. All
+    return the same values. The search starts from the config's values, and keeps them unless others raise PQ by
+    `LEAST_GAIN`. A value that differs from psf's default was set by the user and stays, unless an earlier search wrote
+    it (TUNED).
 
-    An error in any process, such as a damaged file, is a warning in all of them: the trained model must not be lost.
+    An error in any process, such as a damaged file, becomes a warning in all processes, so that the trained model is
+    not lost.
 
     Args:
         cfg: of the training.
-        model: trained, without DDP's shell; `why_not_tuned` gives None. Its thresholds stay as they are.
+        model: trained, without the DDP wrapper; `why_not_tuned` returns None for it. Its thresholds are not changed.
 
     Returns:
         The thresholds; None after an error.
@@ -152,17 +156,17 @@ def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging | None:
 
 
 def _attempt(action: Callable[[], Any]) -> Any:
-    """The result of `action`, or what went wrong as text."""
+    """The result of `action`, or its error as text."""
     try:
         return action()
-    except Exception as error:  # whatever it is: after hours of training it must not cost the model
+    except Exception as error:  # any error: the trained model must not be lost
         logger.debug("tuning failed", exc_info=True)
         return f"{type(error).__name__}: {error}"
 
 
 def _cache_share(cfg: CfgNode, model: PanopticSegFormer) -> list[CachedImage]:
     """This process's share of the images, cached."""
-    dicts = [one for name in cfg.DATASETS.TRAIN for one in load_dataset(name)]
+    dicts = [image for name in cfg.DATASETS.TRAIN for image in load_dataset(name)]
     dicts = spread_evenly(dicts, cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES)
     gt_mapper = PanopticMapper(cfg, True, augmentations=[])
 
@@ -184,8 +188,8 @@ def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -
     found = tune(images, categories, things, stuff, COARSE_GRID, tolerance=LEAST_GAIN, fixed=fixed)
     is_better = found.pq >= found.pq_at_start + LEAST_GAIN
     logger.info(
-        "Merging thresholds, tuned on %d training images (PQ on them flatters): PQ %.2f -> %.2f%s\n%s -> %s",
-        *(len(images), found.pq_at_start, found.pq, "" if is_better else ", too small a gain: they stay"),
+        "Merging thresholds, tuned on %d training images (PQ on them is optimistic): PQ %.2f -> %.2f%s\n%s -> %s",
+        *(len(images), found.pq_at_start, found.pq, "" if is_better else ", too small a gain: kept unchanged"),
         *(_text(things, stuff), _text(found.things, found.stuff)),
     )
     kept = [f"{kind.upper()}.{name.upper()}" for kind, names in fixed.items() for name in sorted(names)]
@@ -197,7 +201,7 @@ def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -
 def _set_numbers(cfg: CfgNode, kind: str) -> set[str]:
     """Names of the thresholds of a kind, "things" or "stuff", that the user has set.
 
-    Their numbers differ from psf's defaults and from what an earlier search has written.
+    Their values differ from psf's defaults and from the values that an earlier search has written.
     """
     defaults = get_cfg()
     add_psf_config(defaults)
@@ -213,7 +217,7 @@ def _tuned_entry(kind: str, name: str, value: float) -> str:
 
 
 def with_merging(cfg: CfgNode, things: MergingThresholds, stuff: MergingThresholds) -> CfgNode:
-    """A frozen copy of the config with these thresholds as plain keys; TUNED lists the searched ones."""
+    """A frozen copy of the config with these thresholds as plain keys; TUNED lists the tuned values."""
     held = {kind: _set_numbers(cfg, kind) for kind in ("things", "stuff")}
     cfg = cfg.clone()
     cfg.defrost()

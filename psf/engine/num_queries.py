@@ -1,4 +1,4 @@
-"""MODEL.PSF.NUM_THING_QUERIES -1: as many thing queries as the data need, or as a trained model has."""
+"""Replace MODEL.PSF.NUM_THING_QUERIES -1 by a number from the training data or from a trained model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 KEY = "MODEL.PSF.NUM_THING_QUERIES"
 FROM_DATA = -1
-# Matching gives each thing a query of its own: spare ones leave it a choice, and other images may have more things.
+# Each thing is matched to its own query: spare queries give matching a choice, and other images may have more things.
 SPARE = 1.5
 MULTIPLE = 50  # a round number, which mostly stays the same when images are added
-LEAST = 100  # the number of DETR's queries: fewer save little time
+LEAST = 100  # DETR's number of queries; fewer save little time
 
 
 class NumQueries(NamedTuple):
@@ -46,20 +46,20 @@ class NumQueries(NamedTuple):
 
 
 def queries_for(num_things: int) -> int:
-    """Number of queries for images of up to `num_things` things: 1.5 times as many, by fifties, at least 100."""
+    """Number of queries for up to `num_things` things: 1.5 times as many, rounded up to fifties, at least 100."""
     return max(math.ceil(SPARE * num_things / MULTIPLE) * MULTIPLE, LEAST)
 
 
 def resolve_num_queries(cfg: CfgNode, *, is_training: bool = False, resume: bool = False) -> NumQueries | None:
     """Replace NUM_THING_QUERIES -1 by a number, in place; do nothing if it is a number.
 
-    Training counts the things of DATASETS.TRAIN (see `queries_for`). A trained model has the number that it was trained
-    with: MODEL.WEIGHTS stores it, or has as many learned queries; else the config.yaml beside MODEL.WEIGHTS has it.
+    Training counts the things of DATASETS.TRAIN (see `queries_for`). A trained model keeps its number: MODEL.WEIGHTS
+    stores it, or has as many learned queries; otherwise it is in config.yaml next to MODEL.WEIGHTS.
 
     Args:
         cfg: may be frozen; stays so.
         is_training: the model will be trained, from MODEL.WEIGHTS or random weights.
-        resume: weights are those of OUTPUT_DIR, if it has any.
+        resume: use the weights in OUTPUT_DIR, if there are any.
 
     Returns:
         The number and its source, which the caller logs; None if nothing was replaced.
@@ -106,7 +106,7 @@ def warn_of_too_few_queries(cfg: CfgNode, dicts: Iterable[Mapping[str, Any]]) ->
 
 
 def _of_trained_model(weights: str) -> NumQueries | None:
-    """The number that a checkpoint, or the config.yaml beside it, gives; None if they do not."""
+    """The number in a checkpoint or in config.yaml next to it; None if neither has it."""
     try:
         path = Path(PathManager.get_local_path(weights.partition("?")[0]))
         count = stored_query_count(read_checkpoint(path))

@@ -1,4 +1,4 @@
-"""The optimizer of Deformable DETR's family: slower backbone and sampling points, gradients clipped as a whole."""
+"""The optimizer of Deformable DETR: lower learning rates of backbone and sampling points, full-model clipping."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _BLOCKS = tuple(end for end in BACKBONE_BLOCKS if not end.endswith("Stem"))
 
 
 def block_positions(backbone: nn.Module) -> dict[str, int]:
-    """Parameter's name -> how many blocks have begun where it is: 0 in the stem, k in block k and between it and k + 1.
+    """Parameter name -> position: 0 in the stem, k in block k and between the blocks k and k + 1.
 
-    Blocks are counted from 1, in the order in which the backbone holds them: those of Detectron2's ResNet, of
-    SwinBackbone, and of timm's models, by the names of their classes. Of blocks in blocks the outermost counts.
+    Blocks are counted from 1, in the order of the backbone's modules. Class names identify the blocks of Detectron2's
+    ResNet, of SwinBackbone and of timm's models. Of nested blocks, only the outermost counts.
     """
     positions: dict[str, int] = {}
     begun = 0
@@ -48,22 +48,21 @@ def block_positions(backbone: nn.Module) -> dict[str, int]:
 
 
 def layer_decay_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
-    """Parameter's name -> factor of its learning rate, for SOLVER.BACKBONE_LAYER_DECAY.
+    """Parameter name -> factor of its learning rate, for SOLVER.BACKBONE_LAYER_DECAY.
 
-    With N blocks, `decay` ** (N + 1 - position): the last block and what follows it `decay`, the first `decay` ** N,
-    the stem `decay` ** (N + 1).
+    With N blocks, the factor is `decay` ** (N + 1 - position): `decay` for the last block and everything after it,
+    `decay` ** N for the first block, `decay` ** (N + 1) for the stem.
 
     Raises:
-        UserError: if `decay` is not from above 0 to 1, or the backbone has no blocks that are known.
+        UserError: if `decay` is not in (0, 1], or the backbone has no known blocks.
     """
     if not 0 < decay <= 1:
-        raise UserError(f"SOLVER.BACKBONE_LAYER_DECAY is {decay}: expected a factor from above 0 to 1 (off)")
+        raise UserError(f"SOLVER.BACKBONE_LAYER_DECAY is {decay}: expected a factor in (0, 1]; 1 is off")
     positions = block_positions(backbone)
     num_blocks = max(positions.values(), default=0)
     if not num_blocks:
         raise UserError(
-            f"SOLVER.BACKBONE_LAYER_DECAY is {decay}, but {type(backbone).__name__} has no blocks that are known: set "
-            "it to 1.0"
+            f"SOLVER.BACKBONE_LAYER_DECAY is {decay}, but no known blocks in {type(backbone).__name__}: set it to 1.0"
         )
     return {name: decay ** (num_blocks + 1 - position) for name, position in positions.items()}
 
@@ -71,11 +70,11 @@ def layer_decay_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """AdamW or SGD over the parameters that require gradients, by the keys under SOLVER.
 
-    Learning rate: BASE_LR, times BACKBONE_MULTIPLIER and BACKBONE_LAYER_DECAY's power (`psf.engine.optimizer`) for
-    what lies in `backbone.`, times SAMPLING_MULTIPLIER for `sampling_offsets` and `reference_points`, times
+    Learning rate: BASE_LR, times BACKBONE_MULTIPLIER and the factor of BACKBONE_LAYER_DECAY (`layer_decay_factors`)
+    for parameters in `backbone.`, times SAMPLING_MULTIPLIER for `sampling_offsets` and `reference_points`, times
     BIAS_LR_FACTOR for biases. Weight decay: WEIGHT_DECAY, or WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS.
 
-    Clipping, where CLIP_GRADIENTS.ENABLED: as in Detectron2, CLIP_TYPE "value" limits each number to CLIP_VALUE and
+    Clipping, if CLIP_GRADIENTS.ENABLED: as in Detectron2, CLIP_TYPE "value" limits each number to CLIP_VALUE and
     "norm" limits the norm of each parameter's gradient. "full_model", which is not in Detectron2, limits the norm of
     all gradients together.
 
@@ -99,7 +98,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         optimizer_class = torch.optim.SGD
         arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:
-        raise UserError(f'SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, known are "ADAMW" and "SGD"')
+        raise UserError(f'SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected "ADAMW" or "SGD"')
 
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:

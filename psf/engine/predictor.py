@@ -17,20 +17,21 @@ __all__ = ["Predictor"]
 
 
 class Predictor(DefaultPredictor):
-    """Detectron2's, for images of any channels, with psf's resize, which keeps the longest and thinnest images.
+    """Detectron2's predictor for any number of channels, with psf's resize, which also accepts very thin images.
 
-    As there, a call takes (H, W, 3) in BGR order where INPUT.FORMAT is "BGR" or "RGB"; else what `read` gives.
+    As in Detectron2, a call takes (H, W, 3) in BGR order if INPUT.FORMAT is "BGR" or "RGB"; otherwise it takes the
+    image that `read` returns.
 
     Args:
-        cfg: with the weights of MODEL.WEIGHTS; metadata are those of the first of DATASETS.TEST. MODEL.PSF.
-            NUM_THING_QUERIES -1 is replaced in it by the number that the weights were trained with.
+        cfg: MODEL.WEIGHTS has the weights, the first dataset of DATASETS.TEST the metadata. MODEL.PSF.NUM_THING_QUERIES
+            -1 is replaced, in place, by the number that the weights were trained with.
 
     Raises:
         UserError: as the model and `psf.engine.Checkpointer`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        import_user_modules(cfg)  # before build_model, whose META_ARCHITECTURE may be the user's
+        import_user_modules(cfg)  # before build_model: META_ARCHITECTURE may be a user's class
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg
@@ -41,7 +42,7 @@ class Predictor(DefaultPredictor):
         build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS)
 
     def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """An image file as a call takes it, and as a picture to draw on, (H, W, 3) uint8 in RGB order."""
+        """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order."""
         if self.input_format in ("BGR", "RGB"):
             image = read_image(path)
             return image, image[..., ::-1]
@@ -49,5 +50,5 @@ class Predictor(DefaultPredictor):
         return image, as_picture(image, self.input_format)
 
     def take_frame(self, image_rgb: np.ndarray) -> np.ndarray:
-        """A video's picture as a call takes it; a UserError of models for "BANDS"."""
+        """Convert a video frame to the input of a call; a UserError if INPUT.FORMAT is "BANDS"."""
         return in_format(image_rgb, "BGR" if self.input_format == "RGB" else self.input_format)

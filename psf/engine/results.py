@@ -28,9 +28,9 @@ __all__ = [
     "write_results",
 ]
 
-EMPTY_RESULT = "empty_result"  # key of the explanation beside the tasks of an evaluation
-NUM_IMAGES = 16  # looked at again
-FREQUENT = 0.25  # share of the candidates that a reason must reject to be worth advice
+EMPTY_RESULT = "empty_result"  # key of the explanation, next to the tasks of an evaluation
+NUM_IMAGES = 16  # that the model runs on again
+FREQUENT = 0.25  # least share of candidates that a reason rejects for the message to have advice on it
 
 
 def explain_empty_results(
@@ -39,12 +39,12 @@ def explain_empty_results(
     """Run the model again on the first images of a dataset, and count what rejects its candidates.
 
     Args:
-        model: the model; it is in evaluation mode meanwhile.
+        model: the model; it is in evaluation mode during the call.
         data_loader: test batches of the dataset.
         kinds: some of "things", "stuff" and "instances", without any prediction in the evaluation.
 
     Returns:
-        A summary for each kind that the model has candidates of: a model without things has none to explain.
+        A summary for each kind with candidates; a model without things, for example, has no thing candidates.
     """
     images: list[dict[str, CandidateOutcomes]] = []
     with inference_context(model), torch.no_grad():
@@ -60,7 +60,7 @@ def explain_empty_results(
 
 
 def as_numbers(summaries: dict[str, RejectionSummary]) -> dict[str, dict[str, Any]]:
-    """The summaries as results.json has them: nested dicts of numbers."""
+    """Convert the summaries to nested dicts of numbers for results.json."""
     return {
         kind: {
             "images": one.num_images,
@@ -91,7 +91,7 @@ def _describe(kind: str, summary: RejectionSummary, processor: PostProcessor) ->
 
 
 def _advice(reason: str, kind: str, summary: RejectionSummary, processor: PostProcessor) -> list[str]:
-    """The key that stands for a reason, the number in force, and how far the best candidate is from it."""
+    """The key behind a reason, its value, and the best value of the candidates."""
     numbers = processor.stuff if kind == "stuff" else processor.things
     confidence = f"the largest confidence is {summary.largest_confidence:.3g}"
     if reason == "empty_mask":
@@ -124,9 +124,9 @@ def append_metrics(path: Path, results: Mapping[str, Any], iteration: int) -> No
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """One line per task with its main metrics, those without a class name in theirs ("AP-person").
+    """One line per task with its main metrics, without those of single classes ("AP-person").
 
-    Why a result is empty stands in the log, and is no line.
+    The log explains empty results; the table does not.
     """
     rows = []
     for task, metrics in _tasks(results):

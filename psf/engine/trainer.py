@@ -64,7 +64,7 @@ FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
 
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's SimpleTrainer and AMPTrainer in one; the latter refuses to run without CUDA.
+    """Detectron2's SimpleTrainer and AMPTrainer in one class; AMPTrainer requires CUDA.
 
     Args:
         dtype: of autocast; None trains in full precision. Gradients are scaled for float16 only.
@@ -89,7 +89,7 @@ class TrainStep(SimpleTrainer):
         """Forward, backward, log, update.
 
         Raises:
-            FloatingPointError: before any weight changes, if the loss is not finite; it names terms and images.
+            FloatingPointError: before any weight changes, if the loss is not finite; the message has terms and images.
         """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
@@ -106,7 +106,7 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad()
         self._scaler.scale(total).backward()
         self._write_metrics(losses, data_time)
-        self._scaler.step(self.optimizer)  # takes the scale out of the gradients first, so clipping sees true norms
+        self._scaler.step(self.optimizer)  # unscales the gradients first, so clipping uses true norms
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,12 +114,12 @@ class TrainStep(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # empty where the run so far was not in float16
+        if state_dict.get("grad_scaler"):  # empty if the earlier run was not in float16
             self._scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """SOLVER.AMP.DTYPE where SOLVER.AMP.ENABLED.
+    """SOLVER.AMP.DTYPE if SOLVER.AMP.ENABLED, else None.
 
     Raises:
         UserError: if it is neither "float16" nor "bfloat16", or if it is "float16" on a CPU.
@@ -128,10 +128,10 @@ def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
         return None
     name = cfg.SOLVER.AMP.DTYPE
     if name not in ("float16", "bfloat16"):
-        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, known are "float16" and "bfloat16"')
+        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, expected "float16" or "bfloat16"')
     if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         raise UserError(
-            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": a CPU trains in "bfloat16", or in full precision '
+            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": use "bfloat16" on a CPU, or full precision '
             "with SOLVER.AMP.ENABLED False"
         )
     return getattr(torch, name)
@@ -162,14 +162,15 @@ def main(args: argparse.Namespace) -> Any:
 
 
 class Trainer(DefaultTrainer):
-    """Trains what a config describes; evaluates each TEST.EVAL_PERIOD iterations and at the end.
+    """Trains the model of a config; evaluates every TEST.EVAL_PERIOD iterations and at the end.
 
     OUTPUT_DIR gets Detectron2's files (checkpoints, metrics.json, TensorBoard events) and, at each evaluation,
-    results.json, per_class.csv and panel.png. With TEST.AUG.ENABLED there is one more evaluation at the end, see
-    `test_with_TTA`, whose results join the others.
+    results.json, per_class.csv and panel.png. With TEST.AUG.ENABLED, `test_with_TTA` evaluates once more at the end,
+    and its results are added.
 
-    With MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES above 0 the merging thresholds are tuned after the last iteration, before
-    the last checkpoint and evaluation. `config_in_force` is the config with them, which OUTPUT_DIR/config.yaml gets.
+    With MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES above 0, the merging thresholds are tuned after the last iteration, before
+    the last checkpoint and evaluation. `config_in_force` is the config with these thresholds; it is written to
+    OUTPUT_DIR/config.yaml.
 
     Raises:
         UserError: if DATASETS.TRAIN is empty, if files of a dataset are missing, if keys contradict, or if TEST.AUG
@@ -179,7 +180,7 @@ class Trainer(DefaultTrainer):
     _hooks: list[HookBase]
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer's, which fixes the kind of step, of checkpointer and, for DDP, a GPU.
+        # Not DefaultTrainer's, which fixes the classes of step and checkpointer, and requires a GPU for DDP.
         TrainerBase.__init__(self)
         for name in ("detectron2", "psf"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
@@ -224,10 +225,10 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; a loud warning where no weights are named at all.
+        """As Detectron2's; also warns if there are no pretrained weights at all.
 
-        The merging thresholds that a checkpoint stores are those of a run that is finished. A run that goes on tunes
-        them again.
+        The merging thresholds in a checkpoint are used only if training is finished. A run that continues tunes them
+        again.
         """
         super().resume_or_load(resume)
         merging = self.checkpointer.merging
@@ -238,29 +239,29 @@ class Trainer(DefaultTrainer):
         is_pretrained = model.BACKBONE.NAME == "build_psf_timm_backbone" and model.PSF.TIMM.PRETRAINED
         if not (model.WEIGHTS or is_pretrained or (resume and self.checkpointer.has_checkpoint())):
             logger.warning(
-                "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, the backbone's, too; docs/model_zoo.md "
+                "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, also in the backbone; docs/model_zoo.md "
                 "lists the sources of pretrained weights"
             )
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's, with the tuning of merging and the health of mask heads before checkpoints and evaluation."""
+        """Detectron2's hooks, with mask health and, before checkpoints and evaluation, the tuning of merging."""
         hooks: list[HookBase | None] = super().build_hooks()
         model = _without_ddp(self.model)
         if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
-            hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # behind the timer, before the writers
+            hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # after the timer, before the writers
         if self.cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES > 0:
             reason = why_not_tuned(self.cfg, model)
             if reason is None:
                 last = next(i for i, hook in enumerate(hooks) if isinstance(hook, (PeriodicCheckpointer, EvalHook)))
-                hooks.insert(last, _MergingTuner())  # they save and evaluate with its numbers
+                hooks.insert(last, _MergingTuner())  # these save and evaluate with the tuned values
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
         return hooks
 
     def tune_merging(self) -> None:
-        """Search the merging thresholds on training images; model, checkpoints and config.yaml get them.
+        """Search the merging thresholds on training images, and store them in model, checkpoints and config.yaml.
 
-        The trained weights are saved first: a search that is killed must not cost them. All processes call this
+        The trained weights are saved first, so that they are not lost if the search is killed. All processes call this
         together.
         """
         self.save_final()
@@ -283,7 +284,7 @@ class Trainer(DefaultTrainer):
             )
 
     def after_train(self) -> None:
-        """Detectron2's hooks; but after a failure no evaluation, whose own error would hide the first one."""
+        """Detectron2's hooks, but no evaluation after a failure: an error there would hide the first one."""
         if self.iter < self.max_iter:
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
@@ -310,7 +311,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """`psf.data.build_test_loader`; the first image is read, so that a mistake is found here."""
+        """`psf.data.build_test_loader`; reads the first image, so that errors are raised here."""
         mapper, dataset = build_mapper(cfg, False), load_dataset(dataset_name)
         _check_first(mapper, dataset)
         return build_test_loader(cfg, dataset, mapper)
@@ -341,13 +342,13 @@ class Trainer(DefaultTrainer):
     def _explain_empty_result(
         cls, cfg: CfgNode, model: nn.Module, dataset_name: str, kinds: tuple[str, ...]
     ) -> dict[str, Any]:
-        """What to add to a dataset's results if `kinds` were not predicted at all; {} if the model cannot explain."""
+        """An entry for a dataset's results if `kinds` were not predicted at all; {} if the model cannot explain it."""
         plain = _without_ddp(model)
         if not kinds or not hasattr(plain, "explain"):
             return {}
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # for a few images alone
+        cfg.DATALOADER.NUM_WORKERS = 0  # for only a few images
         summaries = explain_empty_results(plain, cls.build_test_loader(cfg, dataset_name), kinds)
         if not summaries:
             return {}
@@ -356,10 +357,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate with the views of TEST.AUG; evaluators' files go to OUTPUT_DIR/TTA, names of results end with _TTA.
+        """Evaluate with TEST.AUG; files of evaluators go to OUTPUT_DIR/TTA, names of results end with _TTA.
 
-        Neither results.json nor a table: the caller has other results, too. Images are read at the size of the largest
-        view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
+        Writes no results.json and no table, because the caller has other results, too. Images are read at the size of
+        the largest view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
         """
         views = PanopticSegFormerWithTTA(cfg, _without_ddp(model))
         cfg = cfg.clone()
@@ -372,7 +373,7 @@ class Trainer(DefaultTrainer):
 
 
 class _MergingTuner(HookBase):
-    """Tunes the merging thresholds after the last iteration, or later if that was interrupted."""
+    """Tunes the merging thresholds after the last iteration, or on resume if tuning was interrupted."""
 
     trainer: Trainer
 
@@ -396,13 +397,13 @@ def _check_datasets(names: Iterable[str]) -> None:
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
-    """Read the first image in this process: a problem of all files is then a clear error, not one of a worker."""
+    """Read the first image in this process, so that a problem of all files is not reported by a worker."""
     if isinstance(mapper, PanopticMapper):
         mapper.read(dataset[0])
 
 
 def _check_views(cfg: CfgNode, model: nn.Module) -> None:
-    """Refuse a TEST.AUG that cannot be run, before hours of training or evaluation."""
+    """Raise a UserError if TEST.AUG cannot be run, before hours of training or evaluation."""
     if cfg.TEST.AUG.ENABLED:
         PanopticSegFormerWithTTA(cfg, model)
 

@@ -1,4 +1,4 @@
-"""Colours of classes, and of the segments of a class that lie side by side."""
+"""Colours of classes, and brightness levels for neighbouring segments of a class."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Box", "Color", "class_color", "contrasting", "segment_levels", "with
 Color = tuple[int, int, int]  # RGB, 0 to 255
 Box = tuple[slice, slice]  # rows and columns
 
-NUM_LEVELS = 5  # of brightness, for segments of one class: in a plane map four suffice
-LEVEL_RANGE = 0.5  # of lightness, which goes from 0 to 1, between the darkest and the brightest level
+NUM_LEVELS = 5  # of brightness, for segments of one class; four are enough for a planar map
+LEVEL_RANGE = 0.5  # difference in lightness (0 to 1) between the darkest and the brightest level
 DARKEST, BRIGHTEST = 0.2, 0.85
-# Segments are neighbours up to this distance of their boxes, as a share of the image's longer side.
+# Largest distance between the boxes of neighbours, as a share of the image's longer side.
 NEIGHBOUR_GAP = 0.02
 
 
 def class_color(metadata: Any, category: int, is_thing: bool) -> Color:
-    """The colour that the metadata give a class, or one of Detectron2's palette."""
+    """The colour of a class in the metadata, or else in Detectron2's palette."""
     colors = getattr(metadata, "thing_colors" if is_thing else "stuff_colors", [])
     if category < len(colors):
         color = colors[category]
@@ -34,19 +34,19 @@ def class_color(metadata: Any, category: int, is_thing: bool) -> Color:
 
 
 def with_level(color: Color, level: int) -> Color:
-    """A colour's own brightness at level 0; others of the same hue at levels 1 to 4, all of them different."""
+    """The colour itself at level 0; four other brightnesses of the same hue at levels 1 to 4."""
     if level == 0:
         return color
     hue, lightness, saturation = colorsys.rgb_to_hls(*(value / 255 for value in color))
     low = min(max(lightness - LEVEL_RANGE / 2, DARKEST), BRIGHTEST - LEVEL_RANGE)
     choices = [low + LEVEL_RANGE * i / (NUM_LEVELS - 1) for i in range(NUM_LEVELS)]
-    choices.sort(key=lambda one: -abs(one - lightness))  # the nearest is level 0's; the farthest differ most from it
+    choices.sort(key=lambda one: -abs(one - lightness))  # farthest from level 0 first; the nearest is not used
     red, green, blue = (round(255 * value) for value in colorsys.hls_to_rgb(hue, choices[level - 1], saturation))
     return red, green, blue
 
 
 def segment_levels(classes: Sequence[Any], boxes: Sequence[Box], size: tuple[int, int]) -> list[int]:
-    """A level of brightness for each segment, such that neighbours of a class differ as far as five levels allow.
+    """Choose a brightness level for each segment, so that neighbours of a class differ as far as five levels allow.
 
     Args:
         classes: N class keys; equal keys are the same class.

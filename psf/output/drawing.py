@@ -19,9 +19,9 @@ __all__ = ["Region", "draw_regions", "draw_text", "find_box", "font_size_of", "t
 FILL_OPACITY = 0.45
 LABEL_OPACITY = 0.6  # of the dark box behind the letters
 LABEL_MARGIN = 2  # pixels around the letters
-MAX_HIDDEN = 0.5  # largest label, as a share of its segment's area
-INSIDE_SHARE = 0.6  # least share of a label's box that lies on its own segment
-SIDE_OF_ONE_PIXEL = 800  # of an image whose contours are one pixel wide
+MAX_HIDDEN = 0.5  # largest area of a label, as a share of its segment's area
+INSIDE_SHARE = 0.6  # least share of a label's area that lies on its own segment
+SIDE_OF_ONE_PIXEL = 800  # longer side of an image whose contours are one pixel wide
 
 
 class Region(NamedTuple):
@@ -36,7 +36,7 @@ class Region(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """Texts, the most telling first."""
+        """Label texts, the most informative first."""
         if self.is_thing and self.score is not None:
             return [f"{self.name} {100 * self.score:.0f}%", self.name]
         return [self.name]
@@ -51,14 +51,14 @@ def find_box(mask: np.ndarray) -> Box | None:
 
 
 def draw_regions(image_rgb: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
-    """Fill each segment semi-transparently, draw its contour, and name it where the name hides little.
+    """Fill each segment semi-transparently, draw its contour, and write its name if the name hides little.
 
-    Neighbours of one class differ in brightness. A name is written only where its box is no larger than half of its
-    segment, lies mostly on it, and does not overlap another name. Larger segments come first, so that smaller ones stay
-    visible.
+    Neighbouring segments of a class differ in brightness. A name is written only if its box covers at most half of its
+    segment's area, lies mostly on the segment, and does not overlap another name. Larger segments are drawn first, so
+    that smaller segments stay visible.
 
     Args:
-        image_rgb: (H, W, 3) uint8, which is not changed.
+        image_rgb: (H, W, 3) uint8; it is not changed.
         regions: may overlap.
 
     Returns:
@@ -92,7 +92,7 @@ def _draw_region(canvas: np.ndarray, region: Region, color: Color) -> None:
 
 
 def _draw_label(canvas: np.ndarray, is_taken: np.ndarray, region: Region, area: int) -> None:
-    """Write the first of the region's texts that fits, if any does."""
+    """Write the first of the region's label texts that fits."""
     large = font_size_of((canvas.shape[0], canvas.shape[1]))
     row, column = _innermost(region.mask & ~is_taken[region.box])
     for font_size in sorted({large, max(MIN_FONT_SIZE, round(0.75 * large))}, reverse=True):
@@ -119,7 +119,7 @@ def _innermost(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _pixels_inside(region: Region, top: int, left: int, height: int, width: int) -> int:
-    """How many pixels of a rectangle of the image are in the region."""
+    """Number of pixels of an image rectangle that are in the region."""
     rows, columns = region.box
     part = region.mask[
         max(top - rows.start, 0) : max(top + height - rows.start, 0),
@@ -132,7 +132,7 @@ MIN_FONT_SIZE = 11  # pixels; smaller letters cannot be read
 
 
 def font_size_of(size: tuple[int, int]) -> int:
-    """Pixels of the letters in an image of this height and width."""
+    """Font size in pixels for an image of this height and width."""
     return max(MIN_FONT_SIZE, round((size[0] * size[1]) ** 0.5 / 50))
 
 
@@ -145,7 +145,7 @@ def text_size(text: str, font_size: int) -> tuple[int, int]:
 def draw_text(
     canvas: np.ndarray, text: str, top: int, left: int, font_size: int, color: tuple[int, int, int] = (0, 0, 0)
 ) -> None:
-    """Write a line into (H, W, 3) uint8, in place; what lies outside is cut off."""
+    """Write a line of text on (H, W, 3) uint8, in place; text outside the canvas is cut off."""
     height, width = text_size(text, font_size)
     rows = slice(max(top, 0), min(top + height, canvas.shape[0]))
     columns = slice(max(left, 0), min(left + width, canvas.shape[1]))

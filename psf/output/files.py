@@ -22,7 +22,7 @@ FILE_KINDS = {
     "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) of each segment",
 }
 
-MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # as _write_masks gives them
+MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # names of _write_masks
 
 
 def write_output(
@@ -30,19 +30,19 @@ def write_output(
 ) -> None:
     """Write one image's results; masks of an earlier run of the same name are removed.
 
-    The JSON names the image, its size, the task, the PNG of labels, and under the task's key the records; where masks
-    are written, each with the name of its own.
+    The JSON contains the image, its size, the task, the label PNG, and the records under the task's key. If masks are
+    written, each record has the name of its mask file.
 
     Args:
         output: the results.
-        image_rgb: (H, W, 3) uint8, what to draw over.
-        source: where the image came from.
+        image_rgb: (H, W, 3) uint8, to draw on.
+        source: the image file.
         folder: an existing folder.
         name: NAME in FILE_KINDS.
-        kinds: some of FILE_KINDS; `png` gives nothing for instances.
+        kinds: some of FILE_KINDS; `png` has no effect for instances.
 
     Raises:
-        UserError: if one of the files cannot be made from the results; none is written then.
+        UserError: if the results do not allow one of the files; then no file is written.
     """
     height, width = output.size
     label_file = folder / f"{name}_{output.task}.png"
@@ -65,13 +65,13 @@ def write_output(
 
 
 def _write_masks(output: TaskOutput, records: list[dict[str, Any]], folder: Path) -> None:
-    """Write a mask for each record, and its name into the record."""
+    """Write a mask for each record, and store its file name in the record."""
     folder.mkdir(exist_ok=True)
     for file in folder.iterdir():
         if MASK_NAME.fullmatch(file.name) and file.is_file():
             file.unlink()
     for record in records:
-        # 60 letters of any language take 240 bytes at most; file systems allow a name of 255.
+        # 60 letters take at most 240 bytes; file systems allow names of 255 bytes.
         name = re.sub(r"[^\w-]+", "_", record["class"])[:60]
         file = folder / f"{record['id']}_{name}.png"
         Image.fromarray(output.mask(record)).save(file)

@@ -19,7 +19,7 @@ __all__ = ["InstanceOutput"]
 
 
 class InstanceOutput(TaskOutput):
-    """`instances`."""
+    """The task "instance": `instances` of a prediction."""
 
     task, result, records_key = "instance", "instances", "instances"
 
@@ -43,13 +43,14 @@ class InstanceOutput(TaskOutput):
         Raises:
             UserError: if an instance has a class that the metadata do not list.
         """
-        found = self._instances
+        instances = self._instances
         category_ids = CategoryIds.from_metadata(self.metadata)
         records = []
-        boxes, classes, scores = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist()
+        classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+        boxes = instances.pred_boxes.tensor.tolist()
         for i, (box, category, score) in enumerate(zip(boxes, classes, scores, strict=True)):
             category_id = category_ids.category_id(category, True)
-            mask = found.pred_masks[i].numpy()
+            mask = instances.pred_masks[i].numpy()
             run_lengths = coco_masks.encode(np.asfortranarray(mask.view(np.uint8)))
             records.append(
                 {
@@ -72,9 +73,9 @@ class InstanceOutput(TaskOutput):
         return self._instances.pred_masks[record["id"] - 1].numpy()
 
     def regions(self) -> list[Region]:
-        found, regions = self._instances, []
-        classes, scores = found.pred_classes.tolist(), found.scores.tolist()
-        for mask, category, score in zip(found.pred_masks.numpy(), classes, scores, strict=True):
+        instances, regions = self._instances, []
+        classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+        for mask, category, score in zip(instances.pred_masks.numpy(), classes, scores, strict=True):
             box = find_box(mask)
             if box is not None:
                 name, color = self.metadata.thing_classes[category], class_color(self.metadata, category, True)

@@ -24,7 +24,7 @@ class LegendEntry(NamedTuple):
 
 
 def legend_entries(regions: Sequence[Region]) -> list[LegendEntry]:
-    """The classes of the segments: things with their number, most first; then stuff, the largest first."""
+    """The classes of the segments: things, most frequent first, with their number; then stuff, largest first."""
     counts: dict[tuple[bool, str], int] = {}
     areas: dict[tuple[bool, str], int] = {}
     colors: dict[tuple[bool, str], Color] = {}
@@ -40,13 +40,13 @@ def legend_entries(regions: Sequence[Region]) -> list[LegendEntry]:
 
 
 def draw_legend(entries: Sequence[LegendEntry], width: int, font_size: int, max_lines: int | None = None) -> np.ndarray:
-    """Draw entries in lines, on white.
+    """Draw entries in lines on a white background.
 
     Args:
-        entries: in order.
+        entries: in the order of drawing.
         width: in pixels; a longer entry is cut off.
         font_size: in pixels.
-        max_lines: entries beyond these lines are counted in "+ N more"; None: all are drawn.
+        max_lines: "+ N more" replaces entries beyond these lines; None: no limit.
 
     Returns:
         (height, width, 3) uint8; the height is 0 without entries.
@@ -83,9 +83,9 @@ def draw_legend(entries: Sequence[LegendEntry], width: int, font_size: int, max_
 
 
 def add_legend(picture: np.ndarray, regions: Sequence[Region], font_size: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with its legend below; a narrow picture gets wider, so that the longest name fits.
+    """Add a legend below a picture (H, W, 3) uint8; narrow pictures are widened, so that the longest name fits.
 
-    A picture without regions stays as it is.
+    A picture without regions is returned unchanged.
     """
     entries = legend_entries(regions)
     if not entries:

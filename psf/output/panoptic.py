@@ -21,7 +21,7 @@ __all__ = ["PanopticOutput", "panoptic_regions"]
 
 
 class PanopticOutput(TaskOutput):
-    """`panoptic_seg`. Its PNG is in COCO's encoding, R + 256 G + 256^2 B the id of a segment, 0 void."""
+    """The task "panoptic": `panoptic_seg` of a prediction. The PNG has COCO's ids, R + 256 G + 65536 B; 0: void."""
 
     task, result, records_key = "panoptic", "panoptic_seg", "segments_info"
 
@@ -89,11 +89,11 @@ class PanopticOutput(TaskOutput):
 
 
 def panoptic_regions(ids: np.ndarray, segments: Sequence[Mapping[str, Any]], metadata: Any) -> list[Region]:
-    """The segments of a panoptic map as they are drawn; the name of a crowd says so.
+    """The segments of a panoptic map, for drawing; names of crowds end with "(crowd)".
 
     Args:
         ids: (H, W) integers, 0 is void.
-        segments: dicts with `id`, the contiguous `category_id`, `isthing`, and `score` and `iscrowd` if known; those
+        segments: dicts with `id`, the contiguous `category_id`, `isthing`, and `score` and `iscrowd` if known; segments
             without a pixel are skipped.
         metadata: Detectron2's, with class names and maybe colours.
     """

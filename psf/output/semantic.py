@@ -20,7 +20,7 @@ MAX_ID = 2**16 - 1  # of a PNG of one channel
 
 
 class SemanticOutput(TaskOutput):
-    """`sem_seg`, each pixel the class of the highest score. Its PNG holds the dataset's own category ids.
+    """The task "semantic": the class of the highest `sem_seg` score per pixel. PNGs have the dataset's category ids.
 
     Raises:
         UserError: if the metadata list no classes.
@@ -55,17 +55,17 @@ class SemanticOutput(TaskOutput):
         return records
 
     def label_image(self) -> np.ndarray:
-        """(H, W) in 8 bits, or in 16 where an id needs them.
+        """(H, W) in 8 bits, or in 16 if the ids need them.
 
         Raises:
-            UserError: if an id of the dataset needs more.
+            UserError: if an id of the dataset needs more bits.
         """
         table = np.zeros(max(self._classes) + 1, np.int64)
         for channel, (name, own_id) in self._classes.items():
             if not 0 <= own_id <= MAX_ID:
                 raise UserError(
-                    f"class {name!r} has id {own_id} in the dataset, the PNG of classes holds 0 to {MAX_ID}: "
-                    "change the ids of the dataset, or do without the PNG"
+                    f"class {name!r} has id {own_id} in the dataset, but the PNG can store 0 to {MAX_ID}: "
+                    "change the ids of the dataset, or do not write the PNG"
                 )
             table[channel] = own_id
         return table.astype(np.uint8 if table.max() < 256 else np.uint16)[self._channels]
@@ -91,11 +91,11 @@ class SemanticOutput(TaskOutput):
 
 
 def _classes_by_channel(metadata: Any) -> dict[int, tuple[str, int]]:
-    """Name and own id in the dataset of each channel's class; a channel that all things share is "things", 0."""
+    """Channel -> class name and id in the dataset; a channel that all things share is ("things", 0)."""
     classes = PanopticClasses.from_metadata(metadata)
     if classes is None:
         raise UserError(
-            f"the metadata of {metadata.get('name', 'the dataset')} list no classes; DATASETS.TEST must have classes"
+            f"the metadata of {metadata.get('name', 'the dataset')} list no classes; DATASETS.TEST needs classes"
         )
     thing_channels, stuff_channels, _ = classes.semantic_channels
     category_ids = CategoryIds.from_metadata(metadata)

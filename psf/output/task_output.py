@@ -1,4 +1,4 @@
-"""Base class of the three tasks' results, for drawing and writing."""
+"""Base class of the results of the three tasks, for drawing and writing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["TaskOutput", "drawable_metadata", "literal"]
 
 
 def literal(text: str) -> str:
-    """The text such that matplotlib shows it letter by letter; between two `$` it would read a formula."""
+    """Escape a text for matplotlib, which reads text between two `$` as a formula."""
     return text.replace("$", r"\$")
 
 
 def drawable_metadata(metadata: Any) -> Metadata:
-    """Metadata with `literal` class names, to be given to Detectron2's visualizers."""
+    """Metadata with `literal` class names, for Detectron2's visualizers."""
     own = vars(metadata)
     kinds = [key for key in ("thing_classes", "stuff_classes") if key in own]
     return Metadata(**own | {key: [literal(name) for name in own[key]] for key in kinds})
@@ -31,13 +31,13 @@ class TaskOutput(abc.ABC):
     """One image's result of one task.
 
     Args:
-        prediction: the model's for the image, as large as the image, with the `result` of the task.
+        prediction: of the model, in the size of the image, with the `result` of the task.
         metadata: Detectron2's, of the dataset that the class ids belong to.
     """
 
     task: ClassVar[str]  # "panoptic" | "instance" | "semantic"
     result: ClassVar[str]  # its key in a prediction
-    records_key: ClassVar[str]  # that of its records in the JSON
+    records_key: ClassVar[str]  # key of the records in the JSON
 
     def __init__(self, prediction: dict[str, Any], metadata: Any) -> None:
         self.metadata = metadata
@@ -53,29 +53,29 @@ class TaskOutput(abc.ABC):
 
     @abc.abstractmethod
     def label_image(self) -> np.ndarray | None:
-        """What the PNG of labels holds; None: there is no such PNG, as masks may overlap."""
+        """The content of the label PNG; None: there is no such PNG, because masks may overlap."""
 
     @abc.abstractmethod
     def mask(self, record: dict[str, Any]) -> np.ndarray:
-        """(H, W) bool, the pixels of one of the records."""
+        """(H, W) bool, the pixels of a record."""
 
     @abc.abstractmethod
     def regions(self) -> list[Region]:
-        """What to draw, in the order of the records."""
+        """The regions to draw, in the order of the records."""
 
     @abc.abstractmethod
     def draw_frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
-        """Draw it on a frame of a video, in the colours of the frames before."""
+        """Draw it on a video frame, with the colours of the earlier frames."""
 
     @abc.abstractmethod
     def padded(self, columns: int) -> TaskOutput:
-        """The same with empty columns at its right side."""
+        """The same result with empty columns at the right side."""
 
     def picture(self, image_rgb: np.ndarray) -> np.ndarray:
-        """Draw masks over an image, with classes and scores of things where they fit; see `draw_regions`.
+        """Draw masks over an image, with class names, and scores of things, if they fit; see `draw_regions`.
 
         Args:
-            image_rgb: (H, W, 3) uint8, what the model has seen.
+            image_rgb: (H, W, 3) uint8, the image of the prediction.
 
         Returns:
             (H, W, 3) uint8.
@@ -88,7 +88,7 @@ class TaskOutput(abc.ABC):
         return add_legend(draw_regions(image_rgb, regions), regions, font_size_of(self.size))
 
     def frame(self, visualizer: VideoVisualizer, image_rgb: np.ndarray) -> np.ndarray:
-        """As `picture`, for a frame of the video that `visualizer`, made of `drawable_metadata`, is used for."""
+        """As `picture`, for a video frame; `visualizer` is made with `drawable_metadata`, one per video."""
         if image_rgb.shape[1] == 2:  # Detectron2 takes a mask of width 2 for a list of points
             return self.padded(1).frame(visualizer, np.pad(image_rgb, ((0, 0), (0, 1), (0, 0))))[:, :2]
         return self.draw_frame(visualizer, image_rgb)

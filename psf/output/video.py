@@ -1,6 +1,6 @@
-"""Frames with their times, read from a video file or a camera and written to a video that plays everywhere.
+"""Read frames with their times from a video file or a camera, and write videos in a common format.
 
-Video files need PyAV (`pip install panoptic-segformer[video]`), imported where it is first used; a camera needs OpenCV.
+Video files need PyAV (`pip install panoptic-segformer[video]`), imported on first use; cameras need OpenCV.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from psf.errors import UserError
 
 __all__ = ["Camera", "TimedFrame", "VideoFile", "VideoWriter"]
 
-_DEFAULT_RATE = Fraction(25)  # frames per second, where the source has no rate
+_DEFAULT_RATE = Fraction(25)  # frames per second, if the source has no rate
 _TICK = Fraction(1, 90_000)  # seconds; the usual unit of time in video files
 _BT709, _LIMITED_RANGE = 1, 1  # FFmpeg's numbers of the usual colour space, and of luma in 16..235
 
@@ -35,11 +35,11 @@ class VideoFile:
 
     Attributes:
         rate: frames per second, on average.
-        num_frames: as the file claims, or None where it does not.
+        num_frames: from the file's header; None if it is not there.
 
     Raises:
         ImportError: without PyAV.
-        UserError: if the file is no video; while iterating, at the first frame that is damaged.
+        UserError: if the file is not a video; while iterating, at the first damaged frame.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,7 +51,7 @@ class VideoFile:
             raise UserError(f"{path}: cannot be opened as a video ({error})") from error
         if not self._container.streams.video:
             self._container.close()
-            raise UserError(f"{path}: holds no video stream")
+            raise UserError(f"{path}: contains no video stream")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate: Fraction = self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_RATE
@@ -76,13 +76,13 @@ class VideoFile:
 
 
 class Camera:
-    """The frames of a camera, as they come, until it stops; a context manager with the attributes of `VideoFile`.
+    """The frames of a camera until it stops; a context manager with the attributes of `VideoFile`.
 
     Args:
         index: OpenCV's number of the camera, from 0.
 
     Raises:
-        UserError: if there is no such camera, or it may not be used.
+        UserError: if the camera does not exist or cannot be used.
     """
 
     def __init__(self, index: int) -> None:
@@ -90,7 +90,7 @@ class Camera:
 
         self._capture = cv2.VideoCapture(index)
         if not self._capture.isOpened():
-            raise UserError(f"camera {index} cannot be opened: none is connected, or it may not be used")
+            raise UserError(f"camera {index} cannot be opened: it is not connected, or access is denied")
         self.rate = _DEFAULT_RATE
         self.num_frames: int | None = None
 
@@ -110,17 +110,18 @@ class Camera:
 
 
 class VideoWriter:
-    """Writes frames as H.264, yuv420p; a context manager, whose end, however it comes, leaves a playable file.
+    """Writes frames as H.264, yuv420p; a context manager that leaves a playable file, also after an error.
 
-    Sides of odd length, which yuv420p has not, get one more row or column, a copy of the last. No frame, no file.
+    yuv420p needs even sides: an odd side gets one more row or column, a copy of the last. Without frames, no file is
+    written.
 
     Args:
-        path: the file; its ending names the container (.mp4, .mkv, .mov).
-        rate: nominal frames per second; the frames' own times decide when each is shown.
+        path: the file; its suffix determines the container (.mp4, .mkv, .mov).
+        rate: nominal frames per second; each frame is shown at its own time.
 
     Raises:
         ImportError: without PyAV.
-        UserError: at the first frame, if the file's ending names no container that takes H.264.
+        UserError: at the first frame, if the suffix is not that of a container for H.264.
         OSError: if the file cannot be written.
     """
 
@@ -133,14 +134,14 @@ class VideoWriter:
         self._last_tick = -1
 
     def write(self, frame: TimedFrame) -> None:
-        """Add a frame; all have the size of the first."""
+        """Add a frame; all frames must have the same size."""
         height, width = frame.image_rgb.shape[:2]
         even = np.pad(frame.image_rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._container is None:
             self._open(*even.shape[:2])
         picture = self._av.VideoFrame.from_ndarray(even, format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
-        # Files in the wild repeat times; an encoder refuses that.
+        # Some files repeat times; encoders refuse repeated times.
         self._last_tick = max(self._last_tick + 1, round(frame.seconds / _TICK))
         picture.pts, picture.time_base = self._last_tick, _TICK
         with self._writing():
@@ -152,11 +153,13 @@ class VideoWriter:
                 container = self._av.open(str(self._path), "w")
                 stream = container.add_stream("h264", rate=self._rate)
             except ValueError as error:
-                raise UserError(f"{self._path}: this ending names no container for H.264 video ({error})") from error
+                raise UserError(
+                    f"{self._path}: this suffix is not that of a container for H.264 video ({error})"
+                ) from error
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             codec = stream.codec_context
             codec.time_base = _TICK
-            # Named in the file, or players guess them from the size of the picture, and colours shift.
+            # Without these, players guess the colour space from the picture size, and colours shift.
             codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
             codec.color_range = _LIMITED_RANGE
             container.start_encoding()

@@ -1,1 +1,1 @@
-"""Applications over the package: each checks, converts or measures something for a user."""
+"""Applications: dataset validation and conversion, robustness, model analysis, environment check."""

@@ -71,8 +71,8 @@ def test_overlaps_may_be_refused(drawn, capsys):
         ("--instances x --labelme z --overlap error --output y", "not allowed with"),
         ("--overlap error --output y", "one of the arguments --instances --labelme is required"),
         ("--instances x --overlap error --output y --semantic m", "--semantic needs --semantic-labels"),
-        ("--instances x --overlap error --output y --thing-labels m", "belong to --labelme"),
-        ("--labelme x --overlap error --output y --crowds-as-things", "belongs to --instances"),
+        ("--instances x --overlap error --output y --thing-labels m", "--image-root need --labelme"),
+        ("--labelme x --overlap error --output y --crowds-as-things", "--crowds-as-things needs --instances"),
     ],
 )
 def test_orders_that_make_no_sense(order, message, capsys):

@@ -134,8 +134,8 @@ class TestRobustness:
     @pytest.mark.parametrize(
         ("chosen", "message"),
         [
-            (("--corruptions", "rain"), "no such rain; there are motion_blur"),
-            (("--severities", "0"), "no such 0; there are 1, 2"),
+            (("--corruptions", "rain"), "found rain, expected some of motion_blur"),
+            (("--severities", "0"), "found 0, expected some of 1, 2"),
             (("--num-images", "0"), "expected 1 or more"),
         ],
     )
@@ -155,7 +155,7 @@ class TestTuning:
         assert "4 images" in text and "PQ over THINGS" in text and "PQ over STUFF" in text
         report = (tmp_path / "output" / "merging.md").read_text()
         assert text.endswith(report.partition("\n")[2]) and "4 images" in report.splitlines()[0]
-        assert "search was ended" not in report
+        assert "search stopped" not in report
         options = report.splitlines()[-1].split()
         cfg = tiny_config()
         cfg.merge_from_list(options)
@@ -179,7 +179,7 @@ class TestTuning:
     ):
         monkeypatch.setattr(tuning, "MAX_ROUNDS", 0)
         assert load("tune-merging")(["--num-images", "1", *words]) == 0
-        assert "The search was ended" in (tmp_path / "output" / "merging.md").read_text()
+        assert "The search stopped" in (tmp_path / "output" / "merging.md").read_text()
 
     @pytest.mark.parametrize(
         ("keys", "message"),
@@ -207,7 +207,7 @@ class TestTuning:
         [
             (("--num-images", "0"), "expected 1 or more, found 0"),
             (("--num-images", "-1"), "expected 1 or more, found -1"),
-            (("--t-cnf", "nan,0.1"), "expected finite numbers from 0 on, found nan,0.1"),
+            (("--t-cnf", "nan,0.1"), "expected finite numbers >= 0, found nan,0.1"),
             (("--alpha", "1,inf"), "expected finite numbers"),
             (("--beta=-1",), "expected finite numbers"),
         ],

@@ -45,7 +45,7 @@ def test_faults_are_shown_fixed_and_drawn(tmp_path, capsys):
     assert tool.main([*words(root), "--fix", str(fixed), "--html", str(report), "--samples", "2", "--show", "1"]) == 1
     out = capsys.readouterr().out
     assert "wrong area: 1 (1 can be corrected)\n  2.png: segment" in out
-    assert "corrected 1 x wrong area; left as it is: nothing" in out
+    assert "corrected 1 x wrong area; not corrected: nothing" in out
     assert report.read_text().count("<figure>") == 2
     assert tool.main([*words(root)[:1], str(fixed), *words(root)[2:]]) == 0
 
@@ -131,10 +131,10 @@ def test_earlier_outputs_are_replaced(tmp_path, capsys):
     assert json.loads((tmp_path / "fixed_again.json").read_text())["psf_corrected_from"] == "fixed.json"
     capsys.readouterr()
     assert tool.main([*again, "--fix", str(fixed)]) == 2
-    assert "is the JSON that was read" in capsys.readouterr().err
+    assert "is the source JSON" in capsys.readouterr().err
     (root / "panoptic.json").rename(root / "val.json")
     assert tool.main([words(root)[0], str(root / "val.json"), *words(root)[2:], "--fix", str(fixed)]) == 2
-    assert "is not what an earlier --fix made of val.json: it is not overwritten" in capsys.readouterr().err
+    assert "is not an earlier correction of val.json, so it is not overwritten" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_several_sets_of_other_categories(two_sets, tmp_path, capsys):
 @pytest.mark.parametrize("flag", ["--fix", "--html"])
 def test_one_output_is_for_one_set(two_sets, flag, tmp_path, capsys):
     assert tool.main([*two_sets, flag, str(tmp_path / "out")]) == 2
-    assert "--fix and --html are for one set, found 2 --register" in capsys.readouterr().err
+    assert "--fix and --html need a single set, found 2 --register" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -181,7 +181,7 @@ def test_it_runs_as_a_command(run_python: RunPython, repository: Path, tmp_path)
     write_damaged(root, "unknown category")
     done = run_python("-m", "psf", "validate", *words(root), "--fix", str(tmp_path / "fixed.json"), path=[repository])
     assert done.returncode == 1, done.stderr
-    assert "corrected nothing; left as it is: 1 x unknown category" in done.stdout
+    assert "corrected nothing; not corrected: 1 x unknown category" in done.stdout
     written = json.loads((tmp_path / "fixed.json").read_text())
     assert written.pop("psf_corrected_from") == "panoptic.json"
     assert written == json.loads((root / "panoptic.json").read_text())

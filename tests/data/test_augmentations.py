@@ -106,7 +106,7 @@ def test_squares_are_padded_with_the_means(make_sample: Callable, tmp_path: Path
 
 @pytest.mark.parametrize("name", MAPPERS[1:])
 def test_colours_of_what_has_none(name: str):
-    with pytest.raises(ValueError, match=r"INPUT\.COLOR_AUG_SSD is True, and images have 4 channels"):
+    with pytest.raises(ValueError, match=r"INPUT\.COLOR_AUG_SSD is True, but images have 4 channels"):
         build_mapper(config(4, DATASET_MAPPER_NAME=name, COLOR_AUG_SSD=True), is_train=True)
 
 

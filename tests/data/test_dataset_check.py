@@ -120,7 +120,7 @@ def test_missing_first_file_is_named(folder, file):
 def test_unknown_name_suggests_a_known_one():
     with pytest.raises(ValueError, match=r"'psf_shape_val' .*did you mean psf_shapes_val"):
         check_dataset("psf_shape_val")
-    with pytest.raises(ValueError, match=r"'xyz'.*known are .*psf_shapes_train"):
+    with pytest.raises(ValueError, match=r"'xyz'.*registered are .*psf_shapes_train"):
         check_dataset("xyz")
 
 

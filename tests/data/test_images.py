@@ -193,14 +193,14 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("array", "message"),
         [
-            (np.zeros((2, 2, 2, 2)), r"shape \(2, 2, 2, 2\), expected \(H, W\) or \(H, W, C\)"),
+            (np.zeros((2, 2, 2, 2)), r"shape \(2, 2, 2, 2\), expected a non-empty \(H, W\) or \(H, W, C\)"),
             (np.zeros(5), r"shape \(5,\)"),
             (np.zeros((2, 2), complex), r"complex128, expected real numbers"),
             (np.full((2, 2), "a"), r"expected real numbers"),
             (np.full((2, 2), None), r"not an array of numbers"),
             (np.zeros((0, 5, 3)), r"shape \(0, 5, 3\)"),
             (np.array([[0.0, np.nan]]), r"not finite"),
-            (np.array([[1e300]]), r"not finite, as 32-bit floats"),
+            (np.array([[1e300]]), r"not finite as 32-bit floats"),
         ],
     )
     def test_other_arrays_are_named(self, tmp_path: Path, array: np.ndarray, message: str):

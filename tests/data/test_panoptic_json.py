@@ -72,7 +72,7 @@ def test_unknown_category_id_is_named(tmp_path):
 
 def test_unknown_image_is_named(tmp_path):
     path = write(tmp_path, images=[])
-    with pytest.raises(ValueError, match=r"panoptic\.json: annotation a\.png is of the unknown image 4"):
+    with pytest.raises(ValueError, match=r"panoptic\.json: annotation a\.png refers to the unknown image 4"):
         load_panoptic_json(path, "", "")
 
 
@@ -135,8 +135,8 @@ def test_without_annotations_there_are_images_to_predict(tmp_path, annotations, 
     path = write(tmp_path, annotations=annotations)
     expected = [{"file_name": "/img/sub/a.webp", "image_id": 4, "height": 3, "width": 5}]
     assert load_panoptic_json(path, "/png", "/img") == expected
-    assert "panoptic.json has no annotations: it is for predictions alone" in caplog.text
-    with pytest.raises(ValueError, match="nothing to do"):
+    assert "panoptic.json has no annotations: it can only be used for predictions" in caplog.text
+    with pytest.raises(ValueError, match="`images` and `annotations` are empty"):
         load_panoptic_json(write(tmp_path, annotations=annotations, images=[]), "/png", "/img")
 
 

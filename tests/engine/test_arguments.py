@@ -106,7 +106,7 @@ class TestRegister:
 
     def test_unused(self, config_file: Path, caplog: pytest.LogCaptureFixture):
         build_config(str(config_file), [], ["psf_test_flag=a.json,b,c"])
-        assert "--register: psf_test_flag is not used; name it after the flags: DATASETS.TRAIN" in caplog.text
+        assert "--register: psf_test_flag is not used; add after the flags: DATASETS.TRAIN" in caplog.text
 
     def test_another_form(self, config_file: Path):
         with pytest.raises(ValueError, match="NAME=JSON,PNGS,IMAGES"):

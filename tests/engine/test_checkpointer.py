@@ -117,7 +117,7 @@ def test_weights_of_a_backbone_alone_are_one_line_in_training(tmp_path: Path, ca
     caplog.set_level(logging.INFO)
     checkpointer = Checkpointer(model, optimizer=torch.optim.SGD(model.parameters(), 0.1))
     checkpointer.load(str(tmp_path / "b.pth"), checkpointables=[])
-    assert "MODEL.WEIGHTS has no weights for thing_classifier, stuff_query_feat: training starts them" in caplog.text
+    assert "MODEL.WEIGHTS has no weights for thing_classifier, stuff_query_feat: they start from random" in caplog.text
     assert "not found in the checkpoint" not in caplog.text
 
 

@@ -32,7 +32,7 @@ def test_more_gpus_than_there_are(present: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
     args = argument_parser().parse_args(["--num-gpus", "3"])
     with pytest.raises(
-        ValueError, match=f"--num-gpus 3 needs 3 GPUs, this machine has {present}; give --num-gpus {present}"
+        ValueError, match=f"--num-gpus 3 needs 3 GPUs, this machine has {present}; use --num-gpus {present}"
     ):
         launch(refuse, args)
 

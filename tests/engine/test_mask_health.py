@@ -67,7 +67,7 @@ def test_a_dead_head_is_named_once(caplog: pytest.LogCaptureFixture):
 
     _, (first, second) = train(health, 400, caplog, "relu")
     assert first == (
-        "100: mask head of layer 1 (things) has been zero for 100 iterations: it gets no gradient and will give no "
+        "100: mask head of layer 1 (things) has been zero for 100 iterations: it gets no gradient and will predict no "
         'masks; set MODEL.PSF.MASK_DECODER.RELU_GRADIENT to "revive" or MASK_ACTIVATION to "sigmoid", or lower '
         "SOLVER.BASE_LR"
     )

@@ -274,5 +274,5 @@ def test_not_a_factor(decay: float):
 def test_no_blocks():
     model = LayeredModel()
     model.backbone = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match=r"BACKBONE_LAYER_DECAY is 0\.9, but Linear has no blocks that are known"):
+    with pytest.raises(ValueError, match=r"BACKBONE_LAYER_DECAY is 0\.9, but no known blocks in Linear"):
         build_optimizer(solver(BACKBONE_LAYER_DECAY=0.9), model)

@@ -125,7 +125,7 @@ def test_sound_alone_is_no_video(tmp_path):
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.rate = 8000
         container.mux(stream.encode(sound))
-    with pytest.raises(UserError, match=r"a\.wav: holds no video"):
+    with pytest.raises(UserError, match=r"a\.wav: contains no video"):
         VideoFile(tmp_path / "a.wav")
 
 

@@ -1,7 +1,7 @@
 """The shapes datasets, registered in Detectron2: psf_shapes_train, psf_shapes_val and psf_shapes_tune.
 
-Training scenes are made in memory when they are mapped. The others are written as a COCO panoptic set (images, PNGs,
-JSON) at first use, since evaluators read files: under PSF_CACHE, by default psf/ in the user's cache folder.
+Training scenes are generated in memory by the mapper. The others are written as a COCO panoptic set (images, PNGs,
+JSON) on first use, because evaluators read files. They are below PSF_CACHE, by default psf/ in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["NUM_SCENES", "load_written_split", "register_shapes", "training_dict
 # Name of a split -> number of its scenes. "tune" is for choosing settings, so that "val" stays unseen.
 NUM_SCENES = {"train": 10_000, "val": 100, "tune": 100}
 
-# Part of the folder's name: raise it with any change to the scenes, so that no old files are taken for new ones.
+# Part of the folder's name: raise it with any change to the scenes, so that old files are not used for new scenes.
 VERSION = 1
 
 # Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
@@ -31,7 +31,7 @@ _ID_STEP = 0x9E3779
 
 
 def register_shapes() -> None:
-    """Register the splits that are not registered yet. Touches no file; the paths follow PSF_CACHE as it is now."""
+    """Register the splits that are not registered yet. Opens no file; the paths follow the current PSF_CACHE."""
     root = cache_root()
     for split in NUM_SCENES:
         name = f"psf_shapes_{split}"
@@ -59,7 +59,7 @@ def training_dicts() -> list[dict[str, Any]]:
 
 
 def load_written_split(split: str, folder: Path) -> list[dict[str, Any]]:
-    """Dataset dicts of a split that lies in `folder`; made and written there first, if it does not exist.
+    """Dataset dicts of the split in `folder`, which is generated first if it does not exist.
 
     Raises:
         UserError: naming PSF_CACHE, if the folder cannot be written.
@@ -101,7 +101,7 @@ def _write_split(split: str, folder: Path) -> None:
 
 
 def _segments_info(scene: Scene) -> list[dict[str, Any]]:
-    """The segments as a COCO panoptic JSON has them: PNG id, category id, area, box (x, y, width, height), crowd."""
+    """The segments in the form of a COCO panoptic JSON: PNG id, category id, area, box (x, y, width, height), crowd."""
     infos = []
     for segment in scene.segments:
         ys, xs = np.nonzero(scene.labels == segment["id"])

@@ -1,7 +1,7 @@
 """Textures of stuff and outlines of things for the generated scenes.
 
-A texture is a (H, W) float32 pattern in [0, 1] that mixes two colours; an outline is a list of closed polygons, of
-which the inner ones are holes, in units of the thing's radius around its centre. Both draw their parameters from `rng`.
+A texture is a (H, W) float32 pattern in [0, 1] that mixes two colours; an outline is a list of closed polygons (inner
+polygons are holes) in units of the thing's radius around its centre. Both draw their parameters from `rng`.
 """
 
 from __future__ import annotations
@@ -131,12 +131,12 @@ def place(outline: list[np.ndarray], center: np.ndarray, radius: float, angle: f
 
 
 def paint(canvas: np.ndarray, polygons: list[np.ndarray], color: Any) -> None:
-    """Fill placed polygons on a (H, W) or (H, W, C) canvas, in place, leaving their holes out."""
+    """Fill placed polygons on a (H, W) or (H, W, C) canvas, in place, except their holes."""
     cv2.fillPoly(canvas, polygons, color, shift=4)
 
 
 def contrasting_colors(rng: Rng, background: np.ndarray, contrast: float) -> np.ndarray:
-    """(2, 3) RGB in [10, 220]: a colour unlike `background`, and a darker or lighter relative of it."""
+    """(2, 3) RGB in [10, 220]: a colour unlike `background`, and a darker or lighter shade of it."""
     candidates = rng.random((4, 3)) * 190 + 20
     first = candidates[np.abs(candidates - background).sum(axis=1).argmax()]
     shift = contrast if first.sum() < 345 else -contrast

@@ -1,6 +1,6 @@
-"""The generated scenes of the shapes data: what lies where, drawn together with its ground truth.
+"""The scenes of the shapes datasets: layout, drawing and ground truth.
 
-Stuff is told apart by its texture and things by their outline; colours are drawn at random for each region and thing.
+Stuff classes differ in texture, thing classes in outline; colours are drawn at random for each region and thing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psf.data.shapes.drawing import OUTLINES, TEXTURES, Rng, contrasting_colors,
 
 __all__ = ["CATEGORIES", "Scene", "make_scene"]
 
-# As in a panoptic JSON. Ids have gaps and kinds alternate, so that nothing may rely on COCO's order of both.
+# As in a panoptic JSON. Ids have gaps and kinds alternate, so that no code can rely on COCO's order.
 CATEGORIES: list[dict[str, Any]] = [
     {"id": 3, "name": "stripes", "isthing": 0, "supercategory": "texture", "color": [70, 130, 180]},
     {"id": 4, "name": "disc", "isthing": 1, "supercategory": "shape", "color": [220, 20, 60]},
@@ -33,10 +33,10 @@ CATEGORIES: list[dict[str, Any]] = [
 _CLASS_OF = {category["name"]: position for position, category in enumerate(CATEGORIES)}
 _STUFF, _THINGS = list(TEXTURES), list(OUTLINES)
 
-# Sides of the scenes, each as likely as it occurs here. None is longer than 128 pixels.
+# Sizes of the scenes; repeated sizes are more likely. No side is longer than 128 pixels.
 _SIZES = [(128, 128)] * 6 + [(96, 128), (128, 96)]
 _DIAMETERS = (8.0, 70.0)  # of single things, in pixels; their square root is uniform, so half are below 32
-_MIN_VISIBLE = 20  # pixels; what shows less of itself behind others is void
+_MIN_VISIBLE = 20  # pixels; segments with fewer visible pixels are void
 
 
 class Scene(NamedTuple):
@@ -53,10 +53,10 @@ class Scene(NamedTuple):
 
 
 def make_scene(index: int, *, split: str, seed: int = 0) -> Scene:
-    """Draw scene `index` of a split: always the same one for the same arguments, and no other split's.
+    """Draw scene `index` of a split; the same arguments give the same scene, and splits share no scene.
 
-    There are one to four stuff regions; no thing, a few, or a group of one kind that touch; sometimes a crowd (a heap
-    of tiny things that is one segment) and a void patch. Small clutter (thin lines, specks) belongs to what it lies on.
+    A scene has one to four stuff classes; no things, a few, or a group of touching things of one class; sometimes a
+    crowd (a heap of tiny things in one segment) and a void patch. Thin lines and specks belong to the segment below.
     """
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(split.encode()), index, seed]))
     height, width = _SIZES[rng.integers(len(_SIZES))]
@@ -128,14 +128,14 @@ class _Painter:
         self.labels[mask > 0] = 0
 
     def paint_lines(self) -> None:
-        """Thin lines in any colour; the ground truth does not know them."""
+        """Thin lines in any colour, which are not in the ground truth."""
         rng = self.rng
         for _ in range(rng.integers(0, 6)):
             start, end = (rng.uniform(0, 1, (2, 2)) * self.size).astype(int).tolist()
             cv2.line(self.image, start, end, rng.uniform(0, 255, 3).tolist(), thickness=1)
 
     def paint_crowd(self) -> None:
-        """A heap of tiny things of one kind that is one segment, with the gaps between them."""
+        """A heap of tiny things of one class: one segment, including the gaps between them."""
         rng = self.rng
         kind = _THINGS[rng.integers(len(_THINGS))]
         segment = self._add_segment(kind, is_crowd=True)
@@ -174,7 +174,7 @@ class _Painter:
         return np.array(cv2.mean(self.image[max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5])[:3])
 
     def _paint_thing(self, kind: str, center: np.ndarray, radius: float, segment: int, background: np.ndarray) -> None:
-        """Paint one thing over what is there: in one colour if small, else in two, with a dark rim."""
+        """Paint one thing on top: in one colour if small, otherwise in two colours with a dark rim."""
         rng = self.rng
         polygons = place(OUTLINES[kind](rng), center, radius, rng.uniform(0, 2 * np.pi))
         paint(self.labels, polygons, segment)
@@ -192,13 +192,13 @@ class _Painter:
         cv2.copyTo(mix, mask, self.image[window])
 
     def _thing_pattern(self, height: int, width: int) -> np.ndarray:
-        """A weak texture of a thing: shaded or one of the textures of stuff, which thus do not give a thing away."""
+        """A weak texture of a thing: shading, or a stuff texture, so that things have no textures of their own."""
         if self.rng.random() < 0.5:
             return 0.5 + 0.5 * smooth_noise(self.rng, height, width, cells=2)
         return TEXTURES[_STUFF[self.rng.integers(len(_STUFF))]](self.rng, height, width)
 
     def finish(self) -> Scene:
-        """Blur, specks and noise over the image; slivers of segments become void; ids become 1..S."""
+        """Blur, specks and noise over the image; segments with too few pixels become void; ids become 1..S."""
         rng, (height, width) = self.rng, self.labels.shape
         image = cv2.GaussianBlur(self.image, (3, 3), rng.uniform(0.3, 0.8))
         num_specks = rng.integers(0, 25)

@@ -1,4 +1,4 @@
-"""How large a model is, and what one image costs: the paper's "params" and "FLOPs", and time."""
+"""Count parameters and FLOPs as in the paper, and measure time and memory."""
 
 from psf.tools.analysis.flops import (
     FlopCount,

@@ -3,7 +3,7 @@
 One multiply-add is one FLOP, as in the paper.
 
 fvcore traces the model and counts the operators that it supports. This module adds attention, deformable attention, and
-a list of operators that are ignored on purpose: any other operator is reported instead of counting as nothing.
+a list of operators that are ignored on purpose. Any other operator is reported, not silently ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 OUTSIDE = "(outside of them)"
 
-# Not counted, as is usual: a few operations per number, where a linear layer does hundreds.
+# Not counted, as usual: a few operations per number; a linear layer does hundreds.
 _ELEMENTWISE = """
     abs add bitwise_and bitwise_or ceil clamp clamp_max clamp_min cos div elu eq exp floor floor_divide ge gelu gt
     hardsigmoid hardswish hardtanh isfinite le leaky_relu log log2 logical_and logical_not logical_or lt masked_fill
@@ -57,7 +57,7 @@ SAMPLING = 5
 
 
 class FlopCount(NamedTuple):
-    """Multiply-adds, and the operators that are not among them."""
+    """Multiply-adds, and the operators that are not counted."""
 
     by_part: dict[str, Counter[str]]  # direct child of the module, or OUTSIDE -> operator -> multiply-adds
     ignored: Counter[str]  # operator -> number of calls: elementwise, reductions, copies
@@ -73,25 +73,25 @@ class FlopCount(NamedTuple):
 
 
 def count_image_flops(model: PanopticSegFormer, height: int, width: int) -> FlopCount:
-    """What one image of this size costs at test, from the image to the candidates; post-processing is not included.
+    """Count the FLOPs of one image at test, from the image to the candidates, without post-processing.
 
-    The model is put into eval mode and runs once, on a grey image, on its own device.
+    Sets the model to eval mode, and runs it once on a gray image on the model's device.
     """
     image = torch.full((len(model.pixel_mean), height, width), 128, dtype=torch.uint8, device=model.device)
     return count_flops(_OneImage(model.eval()), (image,), parts_of="model")
 
 
 def count_flops(module: nn.Module, inputs: tuple[Tensor, ...], *, parts_of: str = "") -> FlopCount:
-    """What `module(*inputs)` costs.
+    """Count the FLOPs of `module(*inputs)`.
 
     Args:
-        module: gives tensors.
+        module: returns tensors.
         inputs: of its forward.
         parts_of: name of the submodule whose children are the parts; "": the module itself.
     """
     ignored: Counter[str] = Counter()
     analysis = FlopCountAnalysis(module, inputs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)  # the caller is told of the former
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)  # the result lists unsupported operators
     analysis.set_op_handle(**_handles(ignored))
     with torch.no_grad(), _no_fused_layers():
         counts = analysis.by_module_and_operator()
@@ -104,7 +104,7 @@ def count_flops(module: nn.Module, inputs: tuple[Tensor, ...], *, parts_of: str 
 
 
 def flop_tables(count: FlopCount) -> str:
-    """By part, by operator, and what is not counted, as text."""
+    """Text tables of FLOPs by part and by operator, and of the operators that are not counted."""
     parts = {name: sum(operators.values()) for name, operators in count.by_part.items()}
     lines = [_table("part", parts), "", _table("operator", dict(count.by_operator.most_common())), ""]
     lines += [f"Ignored (elementwise, reductions, copies): {_calls(count.ignored)}"]
@@ -123,7 +123,7 @@ def _calls(counts: Counter[str]) -> str:
 
 
 class _OneImage(nn.Module):
-    """Tensors in, tensors out, as tracing wants it; what does not lead to an output is not counted."""
+    """Wraps a model for tracing: tensors in, tensors out; operators without effect on an output do not count."""
 
     def __init__(self, model: PanopticSegFormer):
         super().__init__()
@@ -136,7 +136,7 @@ class _OneImage(nn.Module):
 
 @contextmanager
 def _no_fused_layers() -> Iterator[None]:
-    """In eval mode torch may run a whole MultiheadAttention as one operator, whose products no counter sees."""
+    """Turn off torch's fused MultiheadAttention in eval mode, because counters do not support this operator."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -149,7 +149,7 @@ Handle = Callable[[list[Any], list[Any]], int]
 
 
 def _handles(ignored: Counter[str]) -> dict[str, Handle]:
-    """fvcore's handles by operator name, beside or in place of its own; `ignored` collects what is not counted."""
+    """Handles that extend or replace fvcore's, by operator name; `ignored` collects operators that are not counted."""
 
     def ignore(name: str) -> Handle:
         def handle(inputs: list[Any], outputs: list[Any]) -> int:
@@ -170,12 +170,12 @@ def _handles(ignored: Counter[str]) -> dict[str, Handle]:
 
 
 def _shapes(values: Sequence[Any]) -> list[list[int]]:
-    """Of the tensors among them."""
+    """The shapes of the tensors among `values`."""
     return [shape for shape in map(get_shape, values) if shape is not None]
 
 
 def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
-    """Unlike fvcore's, right where only the second factor has a batch."""
+    """Unlike fvcore's, also correct if only the second factor has a batch."""
     return math.prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
 
 
@@ -193,19 +193,19 @@ def _deformable_attention(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 class PartSize(NamedTuple):
-    """Numbers that one part of a model is made of."""
+    """Parameter counts of one part of a model."""
 
     part: str
     parameters: int
-    with_gradient: int  # those of them that are trained: what the paper counts
-    # Weights and biases of frozen batch norms, which Detectron2 and timm keep as buffers and others as parameters.
+    with_gradient: int  # trained parameters, which the paper counts
+    # Weights and biases of frozen batch norms: buffers in Detectron2 and timm, parameters in other libraries.
     frozen_affine: int
 
 
 def count_parameters(model: nn.Module) -> list[PartSize]:
-    """The size of each direct child that has any numbers to count, and of the whole model, "total".
+    """The size of each direct child with parameters or such buffers, and of the whole model, "total".
 
-    What several parts share is counted in each of them, and once in the total. Works on the meta device.
+    Shared parameters count in each part, and once in the total. Works on the meta device.
     """
     parts = [_size(name, child) for name, child in model.named_children()]
     return [*(size for size in parts if any(size[1:])), _size("total", model)]
@@ -222,6 +222,6 @@ def _numel(tensors: Iterable[Tensor]) -> int:
 
 
 def parameter_table(sizes: Sequence[PartSize]) -> str:
-    """One row per part, as text."""
+    """A text table with one row per part."""
     headers = ("part", "parameters", "with gradient", "affine of frozen norms (buffers)")
     return tabulate(sizes, headers, tablefmt="github", intfmt=",")

@@ -1,4 +1,4 @@
-"""Where the time of a test run goes, part by part."""
+"""Measure time per part of the model at test, and peak memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REST = "candidates and post-processing"
 class StageTimes(NamedTuple):
     """Medians over the repeats, in seconds per batch."""
 
-    parts: dict[str, float]  # in the order in which they run; REST is what lies between and after them
+    parts: dict[str, float]  # in order of execution; REST is the time between and after them
     total: float
     num_images: int
 
@@ -36,7 +36,7 @@ def measure_stages(
 ) -> StageTimes:
     """Run the model in eval mode on a batch, and time its parts.
 
-    On a GPU each part is waited for, so the total is a little more than without being measured.
+    On a GPU, each part is synchronized, so the total is slightly larger than without measurement.
 
     Args:
         model: on its device.
@@ -85,7 +85,7 @@ def _now(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device, run: Callable[[], Any]) -> float:
-    """Bytes: on a GPU, the most that tensors took during `run`; else, the most that the process ever took."""
+    """Peak memory in bytes: on a GPU, of all tensors during `run`; on a CPU, of the process since its start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
@@ -100,7 +100,7 @@ def peak_memory(device: torch.device, run: Callable[[], Any]) -> float:
 
 
 def stage_table(times: StageTimes) -> str:
-    """Milliseconds, share of the whole, and multiple of the backbone's time, as text."""
+    """A text table of milliseconds, share of the total, and multiple of the backbone's time."""
     rows = [
         (name, 1e3 * seconds, 100 * seconds / times.total, seconds / times.parts["backbone"])
         for name, seconds in {**times.parts, "total": times.total}.items()

@@ -1,4 +1,4 @@
-"""Read an instances JSON in COCO's format, as CVAT and many other programs write it."""
+"""Read an instances JSON in COCO's format, the export format of CVAT and many other programs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def read_instances(
     Args:
         json_file: `images`, `annotations` with polygons or RLE, `categories`.
         stuff_names: see `join_categories`.
-        crowds_as_things: whether annotations with iscrowd are single things all the same.
+        crowds_as_things: treat annotations with iscrowd as single things.
 
     Returns:
         The source, and id in `stuff_names` -> category id.
 
     Raises:
-        UserError: naming the file and the entry, if the file is missing or damaged or not of this kind, lists no image
-            or an id twice, if an entry misses a key, has a value of another kind or refers to an unknown id.
+        UserError: naming the file and the entry, if the file is missing, damaged or not an instances JSON, lists no
+            image or repeats an id, or if an entry lacks a key, has a wrong value or refers to an unknown id.
     """
     content = _read(json_file)
     own_categories = _read_categories(content["categories"], str(json_file))
@@ -52,7 +52,7 @@ def read_instances(
         category_id = take(annotation, "category_id", INTEGER, place)
         item = images.get(image_key(image_id))
         if item is None:
-            raise UserError(f"{place} is of the image {image_id!r}, which `images` does not list")
+            raise UserError(f"{place} refers to the image {image_id!r}, which `images` does not list")
         if category_id not in known:
             raise UserError(f"{place} has the category {category_id!r}, expected one of {sorted(known)}")
         if "iscrowd" in annotation:
@@ -94,7 +94,7 @@ def _read_categories(entries: list[Any], json_file: str) -> list[dict[str, Any]]
         number = take(entry, "id", INTEGER, place)
         take(entry, "name", TEXT, place)
         if number in categories:
-            raise UserError(f"{place}: an earlier category, {categories[number]['name']!r}, has this id, too")
+            raise UserError(f"{place}: an earlier category, {categories[number]['name']!r}, has the same id")
         categories[number] = {key: entry[key] for key in ("id", "name", "supercategory") if key in entry}
     return list(categories.values())
 
@@ -111,7 +111,7 @@ def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceIm
             raise UserError(f"{place}: {error}") from error
         if image_key(number) in images:
             earlier = images[image_key(number)].image["file_name"]
-            raise UserError(f"{place}, {file_name!r}: an earlier image, {earlier!r}, has this id, too")
+            raise UserError(f"{place}, {file_name!r}: an earlier image, {earlier!r}, has the same id")
         height, width = (int(take(entry, key, SIDE, place)) for key in ("height", "width"))
         images[image_key(number)] = SourceImage(
             {"id": number, "file_name": file_name, "height": height, "width": width}, []
@@ -120,13 +120,13 @@ def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceIm
 
 
 def _named(kind: str, entry: Any, position: int) -> str:
-    """Name of an entry in messages: by its id if it has one, else by its place in the list."""
+    """Name of an entry in messages: its id or, without an id, its position in the list."""
     has_id = isinstance(entry, dict) and "id" in entry
     return f"{kind} {shorten(entry['id'])}" if has_id else f"{kind} number {position + 1}"
 
 
 def _check_shape(shape: Any, size: tuple[int, int], place: str) -> None:
-    """Raise a UserError unless a `segmentation` is nothing, polygons or RLE in an image of (height, width)."""
+    """Raise a UserError unless a `segmentation` is empty, polygons or RLE in an image of (height, width)."""
     if isinstance(shape, dict) and shape:
         check_rle(shape, size, place)
     elif isinstance(shape, list):
@@ -136,7 +136,7 @@ def _check_shape(shape: Any, size: tuple[int, int], place: str) -> None:
 
 
 def _region(annotation: dict[str, Any], size: tuple[int, int], crowds_as_things: bool) -> Region | None:
-    """Polygons, or RLE of either kind, of an image of (height, width); None if there is neither."""
+    """The region of polygons or RLE (compressed or not) in an image of (height, width); None if empty."""
     shape, category_id = annotation.get("segmentation"), annotation["category_id"]
     is_crowd = bool(annotation.get("iscrowd", 0)) and not crowds_as_things
     if not shape:

@@ -25,22 +25,22 @@ Item = TypeVar("Item")
 
 # Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
 _ID_STEP = 0x9E3779
-# A text in every PNG written here. A file without it, perhaps an image of the set, is not overwritten.
+# A text in every PNG that psf writes. Files without it, such as images of the set, are not overwritten.
 _SIGN = ("Software", "psf")
 
 
 class PanopticFiles(NamedTuple):
-    """Where a panoptic set is written: its JSON, and the folder of its PNGs."""
+    """Output paths of a panoptic set: its JSON, and the folder of its PNGs."""
 
     json_file: Path
     png_root: Path
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise a UserError if the JSON is there already and may not be overwritten, or is not a panoptic one."""
+        """Raise a UserError if the JSON exists and may not be overwritten, or is not a panoptic JSON."""
         if not self.json_file.exists():
             return
         if not overwrite:
-            raise UserError(f"{self.json_file} exists; remove it, choose another place, or give --overwrite")
+            raise UserError(f"{self.json_file} exists; remove it, choose another folder, or use --overwrite")
         content = read_json(self.json_file)
         annotations = content.get("annotations") if isinstance(content, dict) else None
         if not isinstance(annotations, list) or not all(
@@ -56,8 +56,8 @@ class Drawing(NamedTuple):
 
     image: its entry in the JSON: id, file_name, height and width.
     labels: (H, W) non-negative integers; 0 is void, others are the `id` of a segment.
-    segments: {"id", "category_id", "iscrowd"}; one without a pixel is dropped.
-    notes: kinds of things to report -> how often.
+    segments: {"id", "category_id", "iscrowd"}; segments without a pixel are dropped.
+    notes: text for the report -> count.
     """
 
     image: dict[str, Any]
@@ -67,15 +67,15 @@ class Drawing(NamedTuple):
 
 
 def png_name(file_name: str) -> str:
-    """Name of an image's panoptic PNG in the folder of the PNGs: that of the image with the suffix .png.
+    """Name of an image's panoptic PNG in the PNG folder: the name of the image with the suffix .png.
 
     Raises:
-        UserError: if the image's name leads out of a folder. The message is the end of a sentence.
+        UserError: if the path leads out of the folder; the caller adds the image to the message.
     """
     path = Path(file_name)
     if not path.name or path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"the file name {file_name!r} is not below a folder of images, where it would be named such as 'city/1.jpg'"
+            f"the file name {file_name!r} is not relative to the image folder, expected a path such as 'city/1.jpg'"
         )
     return path.with_suffix(".png").as_posix()
 
@@ -89,23 +89,23 @@ def write_panoptic_set(
     workers: int | None = None,
     show_progress: bool = False,
 ) -> Counter[str]:
-    """Draw every item and write its PNG, then the JSON. If the JSON exists, the set is complete.
+    """Draw every item and write its PNG, then the JSON. The JSON is written last: if it exists, the set is complete.
 
-    `png_name` names the PNGs. Only PNGs of an earlier run are replaced.
+    PNGs have the names of `png_name`. Only PNGs of an earlier run are overwritten.
 
     Args:
         items: arguments of `draw`, which several threads call.
-        categories: of the JSON, as they are.
-        files: where to; folders are made.
+        categories: of the JSON.
+        files: output paths; folders are created.
         workers: threads; None: as many as `ThreadPoolExecutor` has by default.
         show_progress: whether to show a progress bar on stderr.
 
     Returns:
-        The sum of the drawings' notes, with counts of "images" and "segments".
+        The sum of the drawings' notes, and counts of "images" and "segments".
 
     Raises:
-        UserError: if two images share an id or the name of their PNG, if that leads out of the folder, or if there is
-            a file of that name which was not written here.
+        UserError: if two images share an id or a PNG name, if a PNG name leads out of the folder, or if a file of that
+            name exists and was not written by psf.
     """
     files.json_file.parent.mkdir(parents=True, exist_ok=True)
     files.png_root.mkdir(parents=True, exist_ok=True)
@@ -134,13 +134,13 @@ def write_panoptic_set(
 
 
 def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
-    """Write an image's PNG; its annotation for the JSON."""
+    """Write an image's PNG; returns its annotation for the JSON."""
     (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
     name = png_name(drawing.image["file_name"])
     target = png_root / name
     if target.exists() and not _is_signed(target):
         raise UserError(
-            f"{target} exists and is not a panoptic PNG of psf, so it is not overwritten; choose another place"
+            f"{target} exists and is not a panoptic PNG of psf, so it is not overwritten; choose another folder"
         )
     sign = PngInfo()
     sign.add_text(*_SIGN)
@@ -167,5 +167,5 @@ def _is_signed(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.format == "PNG" and image.info.get(key) == value
-    except (OSError, SyntaxError, ValueError):  # damaged, or no image
+    except (OSError, SyntaxError, ValueError):  # damaged, or not an image
         return False

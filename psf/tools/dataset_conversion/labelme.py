@@ -31,8 +31,8 @@ __all__ = [
 def check_polygons(polygons: Sequence[Any], place: str) -> None:
     """Raise a UserError that begins with `place`, unless these are [[x, y, x, y, ...], ...].
 
-    Polygons of less than three points pass, but for a row of single points: [[x, y], [x, y], ...] is one polygon in a
-    form that COCO's is not.
+    Polygons with fewer than three points pass, except a list of single points: [[x, y], [x, y], ...] is one polygon in
+    a form that is not COCO's.
     """
     wrong = [one for one in polygons if not are_coordinates(one) or len(one) % 2]
     if not wrong and len(polygons) > 1 and all(len(one) == 2 for one in polygons):
@@ -47,7 +47,9 @@ def check_polygons(polygons: Sequence[Any], place: str) -> None:
 def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None:
     """Raise a UserError that begins with `place`, unless this is RLE of a mask of (height, width)."""
     if rle.get("size") != list(size):
-        raise UserError(f"{place} has a mask of {shorten(rle.get('size'))}, the image {list(size)} (height, width)")
+        raise UserError(
+            f"{place} has a mask of {shorten(rle.get('size'))}, but the image has {list(size)} (height, width)"
+        )
     counts = rle.get("counts")
     if isinstance(counts, str):
         runs = _decode_runs(counts)
@@ -55,13 +57,13 @@ def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None
         runs = counts if isinstance(counts, list) and all(type(run) is int for run in counts) else [-1]
     if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
         raise UserError(
-            f"{place}: the mask is damaged, its 'counts' are {shorten(counts)}; expected runs of {size[0] * size[1]} "
-            "pixels together"
+            f"{place}: the mask is damaged, its 'counts' are {shorten(counts)}; expected runs with a sum of "
+            f"{size[0] * size[1]} pixels"
         )
 
 
 def _decode_runs(text: str) -> list[int]:
-    """Run lengths of compressed RLE: in digits of 5 bits, the lowest first; from the fourth on as differences."""
+    """Decode run lengths of compressed RLE: 5-bit digits, lowest first; from the fourth run on, differences."""
     runs: list[int] = []
     value = shift = 0
     for character in text:
@@ -80,7 +82,7 @@ def _decode_runs(text: str) -> list[int]:
 
 _CIRCLE_POINTS = 64
 _NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "mask": 2}
-_POLYGONS = ("polygon", "rectangle", "oriented_rectangle")  # a rectangle of more than two points is one
+_POLYGONS = ("polygon", "rectangle", "oriented_rectangle")  # including rectangles with more than two points
 
 
 def read_labelme(
@@ -88,24 +90,24 @@ def read_labelme(
 ) -> tuple[Source, dict[int, int]]:
     """Read all labelme files below a folder, sorted by name; image ids count from 1.
 
-    Polygons, rectangles, upright or not, circles and masks count; lines and points have no area. Shapes of one label
-    and one group_id are one region.
+    Polygons, rectangles (upright or not), circles and masks are used; lines and points have no area. Shapes with the
+    same label and group_id are one region.
 
     Args:
         stuff_names: labels of stuff; see `join_categories`.
-        thing_names: labels of things, by id; empty: all labels that occur and are not stuff, in alphabetical order.
-        image_root: what file names are to be relative to; None: `folder`.
+        thing_names: labels of things, by id; empty: all other labels in the files, in alphabetical order.
+        image_root: folder to which file names are relative; None: `folder`.
 
     Returns:
         The source, and id in `stuff_names` -> category id.
 
     Raises:
-        UserError: if there is no labelme file, one is damaged, misses a key or has a value of another kind (naming file
-            and shape), or a label is not known.
+        UserError: if there is no labelme file, a file is damaged, lacks a key or has a wrong value (naming file and
+            shape), or a label is unknown.
     """
     contents = {path: _read(path) for path in sorted(folder.rglob("*.json"))}
     if not any(contents.values()):
-        raise UserError(f"{folder}: no JSON file of labelme in it (expected the keys shapes and imagePath)")
+        raise UserError(f"{folder}: found no labelme JSON (expected the keys shapes and imagePath)")
     labels = {shape["label"] for content in contents.values() if content for shape in content["shapes"]}
     if thing_names:
         unknown = sorted(labels - {*thing_names.values(), *stuff_names.values()})
@@ -116,7 +118,7 @@ def read_labelme(
     else:
         thing_names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
     if not thing_names and not stuff_names:
-        raise UserError(f"{folder}: no file has a shape in it, so there are no classes")
+        raise UserError(f"{folder}: no file has a shape, expected at least one class")
     categories, category_of = join_categories(
         [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
     )
@@ -158,14 +160,14 @@ def _check_shape(shape: Any, place: str) -> None:
         raise UserError(f"{place}: 'group_id' is {shorten(shape['group_id'])}, expected a whole number or null")
     kind, number = shape.get("shape_type"), _NUM_POINTS.get(str(shape.get("shape_type")), len(points))
     if len(points) != number:
-        raise UserError(f"{place}: it is a {kind} with {len(points)} points, expected {number}")
+        raise UserError(f"{place}: {kind} with {len(points)} points, expected {number}")
 
 
 def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict[str, Any]:
     file = path.parent / content["imagePath"].replace("\\", "/")
     name = Path(os.path.relpath(file, root)).as_posix()
     if name.split("/")[0] == "..":
-        raise UserError(f"{path}: its image {file} is not below {root}; give --image-root the folder of all images")
+        raise UserError(f"{path}: its image {file} is not below {root}; set --image-root to the folder of all images")
     try:
         png_name(name)
     except ValueError as error:
@@ -205,7 +207,7 @@ def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> R
 
 
 def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """The mask is a PNG in base64 of the box that the two points span."""
+    """Decode a mask, a PNG in base64 of the box between its two points."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
             part = np.asarray(image.convert("L")) > 0

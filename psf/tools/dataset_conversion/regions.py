@@ -32,7 +32,7 @@ class Region(NamedTuple):
 def region_of_polygons(
     polygons: Sequence[Sequence[float]], size: tuple[int, int], category_id: int, is_crowd: bool = False
 ) -> Region | None:
-    """The union of polygons [x, y, x, y, ...] in an image of (height, width); None if none has three points."""
+    """The union of polygons [x, y, x, y, ...] in an image of (height, width); None if no polygon has three points."""
     real = [list(polygon) for polygon in polygons if len(polygon) >= 6]
     if not real:
         return None
@@ -53,23 +53,23 @@ def compose(
 
     Args:
         size: (height, width).
-        overlap: "smaller-on-top": the region of less pixels keeps them; "later-on-top": the later one in `regions`;
-            "error": neither may have what the other has. Crowds and the background lie below in any case.
+        overlap: which region gets the common pixels: "smaller-on-top": the smaller region; "later-on-top": the later
+            region in `regions`; "error": overlaps are not allowed. Crowds and the background are always below.
         stuff_ids: category ids of stuff.
-        background: (H, W) category ids of stuff; below 0 is void.
+        background: (H, W) category ids of stuff; negative is void.
 
     Returns:
         (H, W) int32 labels, the segments as in `Drawing`, and notes.
 
     Raises:
-        UserError: if overlap is "error" and two regions overlap; the message is the end of a sentence.
+        UserError: if overlap is "error" and two regions overlap; the caller adds the image to the message.
     """
     canvas = _Canvas(size, stuff_ids)
     if background is not None:
         for category_id in np.unique(background[background >= 0]).tolist():
             canvas.labels[background == category_id] = canvas.segment_of(category_id, is_crowd=False)
     notes = Counter[str]()
-    taken: np.ndarray = np.zeros(size, dtype=bool)  # by regions that are no crowds
+    taken: np.ndarray = np.zeros(size, dtype=bool)  # by regions that are not crowds
     for region in _in_painting_order(regions, overlap):
         mask = coco_mask.decode(region.rle).astype(bool)
         is_crowd = region.is_crowd and region.category_id not in stuff_ids
@@ -93,7 +93,7 @@ def compose(
 
 
 class _Canvas:
-    """Labels that are being painted, void at first, and the segments that they are of, as in `Drawing`."""
+    """Labels, initially void, and their segments, as in `Drawing`, while regions are painted."""
 
     def __init__(self, size: tuple[int, int], stuff_ids: Collection[int]) -> None:
         self.labels: np.ndarray = np.zeros(size, dtype=np.int32)
@@ -102,7 +102,7 @@ class _Canvas:
         self._number_of: dict[int, int] = {}  # stuff class -> its segment
 
     def segment_of(self, category_id: int, is_crowd: bool) -> int:
-        """The label of a new segment, or of the one that a stuff class has already."""
+        """The label of a new segment, or of the existing segment of a stuff class."""
         if category_id in self._number_of:
             return self._number_of[category_id]
         self.segments.append({"id": len(self.segments) + 1, "category_id": category_id, "iscrowd": is_crowd})
@@ -112,7 +112,7 @@ class _Canvas:
 
 
 def _in_painting_order(regions: Sequence[Region], overlap: str) -> list[Region]:
-    """What is painted later lies on top."""
+    """Sort regions by the policy; later regions are on top."""
     if overlap not in OVERLAP_POLICIES:
         raise UserError(f"--overlap is {overlap!r}, expected one of: {', '.join(OVERLAP_POLICIES)}")
     ordered = list(regions)

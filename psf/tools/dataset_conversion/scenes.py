@@ -1,4 +1,4 @@
-"""ADE20K and Cityscapes as they are downloaded -> panoptic sets, at the places where other plugins look for them."""
+"""Convert downloaded ADE20K and Cityscapes to panoptic sets, at the paths that other plugins use."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = ["prepare_ade20k", "prepare_cityscapes"]
 def prepare_ade20k(
     root: Path, split: str, *, overwrite: bool = False, workers: int | None = None, show_progress: bool = False
 ) -> Counter[str]:
-    """Stuff of annotations/ and things of annotations_instance/, which lie on top -> ade20k_panoptic_`split`.
+    """Convert stuff in annotations/ and things in annotations_instance/ to ade20k_panoptic_`split`; things are on top.
 
-    A thing's pixels in annotations/ that no instance has are void, as in the sets that others make of ADE20K.
+    Pixels of a thing class in annotations/ without an instance are void, as in other panoptic versions of ADE20K.
 
     Args:
         root: the folder ADEChallengeData2016.
         split: "train" or "val".
 
     Raises:
-        UserError: naming what is missing or does not fit.
+        UserError: naming the missing or inconsistent file.
     """
     part = {"train": "training", "val": "validation"}[split]
     categories = ade20k_categories()
@@ -54,8 +54,8 @@ def prepare_ade20k(
         with open_image(str(instance_file)) as image:
             classes, instances = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)[:2]
         if semantic.shape != instances.shape:
-            raise UserError(f"{instance_file} has another size than the file of that name in annotations/{part}")
-        # 0, or the value of stuff, or for things the class and, in steps of 256, the instance.
+            raise UserError(f"{instance_file} differs in size from the same file in annotations/{part}")
+        # 0; for stuff, its value; for things, 256 * instance + class.
         keys = np.where(is_stuff[semantic], semantic, 0)
         is_thing = (instances > 0) & (classes > 0) & (classes <= len(ADE20K_THING_VALUES))
         keys = np.where(is_thing, 256 * instances + classes, keys)
@@ -69,17 +69,17 @@ def prepare_ade20k(
 def prepare_cityscapes(
     root: Path, split: str, *, overwrite: bool = False, workers: int | None = None, show_progress: bool = False
 ) -> Counter[str]:
-    """The *_gtFine_instanceIds.png -> gtFine/cityscapes_panoptic_`split`.
+    """Convert *_gtFine_instanceIds.png to gtFine/cityscapes_panoptic_`split`.
 
-    They hold class * 1000 + number for single things, the class alone for stuff and for groups of things, which are
-    crowds. Classes that are not evaluated are void.
+    The PNGs have class * 1000 + number for single things, and the class for stuff and groups of things, which become
+    crowds. Classes that are not evaluated become void.
 
     Args:
         root: the folder with gtFine and leftImg8bit.
         split: "train" or "val".
 
     Raises:
-        UserError: naming what is missing or does not fit.
+        UserError: naming the missing or inconsistent file.
     """
     categories = cityscapes_categories()
     is_thing = {category["id"]: bool(category["isthing"]) for category in categories}
@@ -100,7 +100,7 @@ def prepare_cityscapes(
 def _files(folder: Path, pattern: str) -> list[Path]:
     found = sorted(folder.glob(pattern))
     if not found:
-        raise UserError(f"{folder}: no file {pattern} there; datasets/README.md shows the expected folders")
+        raise UserError(f"{folder}: found no file {pattern}; datasets/README.md shows the expected folders")
     return found
 
 
@@ -114,7 +114,7 @@ def _read_numbers(path: Path) -> np.ndarray:
 
 
 def _drawing(entry: dict[str, Any], keys: np.ndarray, category_of: Callable[[int], tuple[int, bool] | None]) -> Drawing:
-    """One segment per key that has a category; (category id, whether it is a crowd)."""
+    """One segment per key with a category; category_of: key -> category id and whether it is a crowd, or None."""
     present, inverse = np.unique(keys, return_inverse=True)
     segments: list[dict[str, Any]] = []
     table = []

@@ -18,7 +18,10 @@ __all__ = ["SemanticMasks", "Source", "SourceImage", "convert_source", "join_cat
 
 
 class SourceImage(NamedTuple):
-    """image: id, file_name, height, width, as in the panoptic JSON. shapes: its annotations in the source."""
+    """An image of a source.
+
+    image: id, file_name, height, width, as in the panoptic JSON. shapes: its annotations in the source.
+    """
 
     image: dict[str, Any]
     shapes: list[dict[str, Any]]
@@ -29,7 +32,7 @@ class Source(NamedTuple):
 
     categories: as in a panoptic JSON: id, name, isthing.
     images: in the order of the output.
-    regions: the regions of an image, and notes; a UserError where a shape cannot be used.
+    regions: function of an image -> its regions and notes; raises a UserError for an invalid shape.
     """
 
     categories: list[dict[str, Any]]
@@ -48,7 +51,7 @@ def read_labels(path: Path) -> dict[int, str]:
     """Read a file of lines `id,name`: names by id. Empty lines and lines that begin with # are skipped.
 
     Raises:
-        UserError: naming file and line, if it is missing, a line has another form, or an id or a name comes twice.
+        UserError: naming file and line, if the file is missing, a line has another form, or an id or name is repeated.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -62,10 +65,10 @@ def read_labels(path: Path) -> dict[int, str]:
         if not number.isdecimal() or not name:
             raise UserError(f"{path}, line {position}: found {line!r}, expected id,name such as 21,grass")
         if int(number) in names or name in names.values():
-            raise UserError(f"{path}, line {position}: {line!r} has an id or a name that an earlier line has")
+            raise UserError(f"{path}, line {position}: {line!r} repeats an id or a name of an earlier line")
         names[int(number)] = name
     if not names:
-        raise UserError(f"{path}: no line id,name in it")
+        raise UserError(f"{path}: found no line id,name")
     return names
 
 
@@ -74,8 +77,8 @@ def join_categories(
 ) -> tuple[list[dict[str, Any]], dict[int, int]]:
     """Categories of instances and names of stuff -> categories of a panoptic JSON, things first.
 
-    A category that `stuff_names` name, too, is stuff and keeps its id. The other stuff has the ids of `stuff_names` if
-    all of them are free; else those from the largest on, in order, which depends on nothing but the two lists.
+    A category whose name is in `stuff_names` is stuff and keeps its id. Other stuff gets its ids from `stuff_names` if
+    all of these are free; otherwise consecutive ids above the largest, so that ids depend only on the two lists.
 
     Returns:
         The categories, and id in `stuff_names` -> category id.
@@ -111,7 +114,7 @@ def convert_source(
     """Compose every image of a source and write the set; see `compose` for overlaps.
 
     Raises:
-        UserError: naming the image, if its shapes or its semantic mask cannot be used.
+        UserError: naming the image, if its shapes or its semantic mask are invalid.
     """
     stuff_ids = {category["id"] for category in source.categories if not category["isthing"]}
 
@@ -135,7 +138,7 @@ def convert_source(
 def _background(
     semantic: SemanticMasks | None, file_name: str, size: tuple[int, int]
 ) -> tuple[np.ndarray | None, Counter[str]]:
-    """(H, W) category ids of an image's semantic mask, -1 is void; and values without a label, as notes."""
+    """(H, W) category ids of an image's semantic mask (-1 is void), and notes on values without a label."""
     notes = Counter[str]()
     if semantic is None:
         return None, notes
@@ -149,6 +152,6 @@ def _background(
     present, inverse = np.unique(values, return_inverse=True)
     for value in present.tolist():
         if value not in semantic.category_of:
-            notes[f"masks with the value {value}, which has no semantic label: void"] += 1
+            notes[f"masks with the value {value}, which has no semantic label and becomes void"] += 1
     table = np.array([semantic.category_of.get(value, -1) for value in present.tolist()])
     return table[inverse].reshape(size), notes

@@ -18,20 +18,21 @@ from psf.tools.dataset_validation.report import Fault, number_of
 __all__ = ["CheckedAnnotation", "check_annotation"]
 
 _MAX_ID = 256**3 - 1
-_AREA_TOLERANCE = 0.05  # so far off is the area of a polygon that became pixels
+_AREA_TOLERANCE = 0.05  # difference between the area of a polygon and of its pixels
 
 
 class _Extent(NamedTuple):
-    """area in pixels, box as x, y, width and height."""
+    """Area in pixels, and box as x, y, width, height."""
 
     area: int
     box: list[int]
 
 
 class CheckedAnnotation(NamedTuple):
-    """annotation, size: as they should be; size is (height, width) of PNG and image, where these agree, else None.
+    """The result of checking one annotation.
 
-    areas: pixels by category, of segments that are no crowds; segments: their number by category.
+    annotation: corrected. size: (height, width) of PNG and image if they agree, else None. areas, segments: number of
+    pixels and of segments by category, without crowds.
     """
 
     faults: list[Fault]
@@ -51,11 +52,11 @@ def check_annotation(
     png_root: str,
     image_root: str,
 ) -> CheckedAnnotation:
-    """Read both files and compare.
+    """Compare an annotation with its PNG and its image.
 
     Args:
-        annotation, image: sound entries of the JSON that belong together; the segments may be anything.
-        is_thing: by category id; None: not known.
+        annotation, image: matching valid entries of the JSON; segments may be invalid.
+        is_thing: by category id; None: unknown.
     """
     faults: list[Fault] = []
     picture_size = _image_size(os.path.join(image_root, image["file_name"]), faults)
@@ -91,7 +92,7 @@ def check_annotation(
 
 
 def _image_size(path: str, faults: list[Fault]) -> tuple[int, int] | None:
-    """(height, width) as the model sees the image: decoded and turned by its EXIF orientation."""
+    """(height, width) of the decoded image, after rotation by its EXIF orientation, as in training."""
     if not PathManager.isfile(path):
         faults.append(Fault("missing image", path, "no such file"))
         return None
@@ -121,7 +122,7 @@ def _compare_sizes(
     measured: MeasuredSegments | None,
     faults: list[Fault],
 ) -> tuple[int, int] | None:
-    """The size on which PNG and image agree; a fault where the three do not."""
+    """The size of PNG and image if they agree; adds a fault if JSON, PNG and image do not."""
     sizes = {"JSON": (image["height"], image["width"]), "PNG": measured and measured.size, "image": picture}
     known = {name: size for name, size in sizes.items() if size is not None}
     agreed = picture if measured is not None and picture == measured.size else None
@@ -173,7 +174,7 @@ def _check_entries(
 
 
 def _extents(measured: MeasuredSegments) -> dict[int, _Extent]:
-    """Area and box of each id in the PNG but void."""
+    """Area and box of each id in the PNG except void."""
     return {
         number: _Extent(area, [left, top, right - left, bottom - top])
         for number, area, (left, top, right, bottom) in zip(
@@ -184,9 +185,9 @@ def _extents(measured: MeasuredSegments) -> dict[int, _Extent]:
 
 
 def _strangers(segments: Sequence[Any], extents: Mapping[int, _Extent]) -> list[int]:
-    """Ids of segments that are not in the PNG, or that have another box and a clearly different area there.
+    """Ids of segments that are not in the PNG, or have a different box and a clearly different area there.
 
-    Where the JSON has neither, or zeros, which some programs write, only the id is compared.
+    If the JSON has no area and no box, or zeros (as some programs write), only the id is compared.
     """
     strangers = []
     for one in segments:
@@ -210,7 +211,7 @@ def _strangers(segments: Sequence[Any], extents: Mapping[int, _Extent]) -> list[
 def _compare_segments(
     where: str, segments: Sequence[Any], extents: Mapping[int, _Extent], faults: list[Fault]
 ) -> list[Any]:
-    """Segments with area and box as measured; those without a pixel are dropped."""
+    """Segments with measured area and box; segments without pixels are dropped."""
     listed = {_id_of(one) for one in segments}
     for number in sorted(extents.keys() - listed):
         faults.append(Fault("id in the PNG, not in the JSON", where, f"id {number}, {extents[number].area} pixels"))
@@ -234,6 +235,6 @@ def _compare_segments(
 
 
 def _id_of(segment: Any) -> int | None:
-    """Of a segment that may be anything."""
+    """The id of a segment, which may be invalid; None if it has none."""
     number = segment.get("id") if isinstance(segment, dict) else None
     return number if is_integer(number) else None

@@ -1,4 +1,4 @@
-"""A validation report as one HTML page with drawn samples; it needs no other file."""
+"""Write a validation report as a self-contained HTML page with drawn samples."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _VOID, UNKNOWN, _BORDER = (0, 0, 0), (255, 0, 255), (255, 255, 255)
 def draw_sample(
     image_file: str, png_file: str, colors: Mapping[int, tuple[int, int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image alone, and under its segments with white borders; (h, w, 3) uint8 RGB, 320 pixels at most.
+    """The image, and the image with its segments and white borders; (h, w, 3) uint8 RGB, at most 320 pixels.
 
     Args:
-        colors: RGB of each id of the PNG; others are magenta, void is black.
+        colors: RGB of each id of the PNG; other ids are magenta, void is black.
 
     Raises:
         UserError: if a file is missing or damaged.
@@ -57,7 +57,7 @@ def draw_sample(
     small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
     rows, columns = (
         (np.arange(side) * whole // side).astype(int) for side, whole in zip((height, width), ids.shape)
-    )  # of the PNG, whose size may be another
+    )  # of the PNG, which may have another size
     ids = ids[np.ix_(rows, columns)]
 
     present, inverse = np.unique(ids, return_inverse=True)
@@ -70,7 +70,7 @@ def draw_sample(
     return small, drawn.round().astype(np.uint8)
 
 
-_NUM_EXAMPLES = 5  # faults of a kind, and of a sample
+_NUM_EXAMPLES = 5  # maximum number of faults per kind, and per sample
 
 Look = tuple[str, tuple[int, int, int]]  # name and colour of a class
 
@@ -90,9 +90,9 @@ img { margin-right: 4px }
 def write_html(
     report: ValidationReport, target: Path, *, png_root: str, image_root: str, num_samples: int = 12
 ) -> None:
-    """Write the page: a summary, faults, classes, and images beside their segments.
+    """Write the page: a summary, faults, samples (images and segments side by side), and classes.
 
-    Half of the samples are images with faults, if there are as many; the others are spread over the set. Images
+    Half of the samples are images with faults, if there are enough; the others are spread over the set. Images
     that cannot be drawn are skipped.
 
     Args:
@@ -183,7 +183,7 @@ def _figure(
     png_root: str,
     image_root: str,
 ) -> str:
-    """The image, the image under its segments, and what they are; nothing if a file cannot be read."""
+    """The image without and with its segments, and a caption; empty if a file cannot be read."""
     listed = [one for one in annotation["segments_info"] if not find_problems("segments_info", one)]
     category_of = {one["id"]: one["category_id"] for one in listed}
     colors = {number: looks[category][1] for number, category in category_of.items() if category in looks}

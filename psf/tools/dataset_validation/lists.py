@@ -1,4 +1,4 @@
-"""Check the lists of a panoptic JSON against each other; no other file is read."""
+"""Check the lists of a panoptic JSON against each other, without other files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LISTS = ("categories", "images", "annotations")
 
 
 class CheckedLists(NamedTuple):
-    """categories, images, annotations: the entries that can be checked against files, each id once.
+    """Valid entries of the lists, each id once, with faults and notes.
 
-    Images are by `image_key`, and each annotation has one of them. A category whose id alone is sound is there too,
-    with isthing None if that is not known. Notes are no faults.
+    images: by `image_key`; each annotation refers to one of them. categories: also those with a valid id but other
+    invalid keys; isthing is None if it is unknown. notes: observations that are not faults.
     """
 
     categories: list[dict[str, Any]]
@@ -33,7 +33,7 @@ class CheckedLists(NamedTuple):
 
 
 def read_panoptic_content(json_file: str) -> dict[str, Any]:
-    """The JSON; a UserError if it is missing, damaged or not a panoptic one at all."""
+    """Read the JSON; a UserError if it is missing, damaged or not a panoptic JSON."""
     require_file(json_file)
     content = read_json(json_file)
     if isinstance(content, dict):
@@ -44,15 +44,15 @@ def read_panoptic_content(json_file: str) -> dict[str, Any]:
     annotations = [one for one in content["annotations"] if isinstance(one, dict)]
     if annotations and not any("segments_info" in one for one in annotations):
         raise UserError(
-            f"{json_file}: not a panoptic JSON, its annotations have no segments_info; an instances JSON becomes one "
-            "by psf convert-dataset"
+            f"{json_file}: not a panoptic JSON, its annotations have no segments_info; psf convert-dataset converts "
+            "an instances JSON"
         )
     return content
 
 
 def check_lists(content: Mapping[str, Any]) -> CheckedLists:
     """Find entries that break the schema, duplicate ids and files, and images without an annotation."""
-    faults = [Fault("empty list", key, "the JSON has none of them") for key in _LISTS if not content[key]]
+    faults = [Fault("empty list", key, "the list is empty, expected entries") for key in _LISTS if not content[key]]
     sound = {key: _sound_entries(key, content[key], faults) for key in _LISTS}
     categories = _once(sound["categories"], "id", "duplicate category id", "categories", faults)
     images = _once(sound["images"], "id", "duplicate image id", "images", faults)
@@ -79,12 +79,12 @@ def check_lists(content: Mapping[str, Any]) -> CheckedLists:
 
 
 def fault_of_problem(where: str, prefix: str, problem: Problem) -> Fault:
-    """A problem of an entry as a fault of the report."""
+    """Convert a problem of an entry to a fault of the report."""
     return Fault("incomplete entry" if problem.is_missing else "wrong value", where, f"{prefix}{problem.text}")
 
 
 def _sound_entries(key: str, entries: Iterable[Any], faults: list[Fault]) -> list[dict[str, Any]]:
-    """Entries without a problem; of categories also those whose id is sound, for segments have that."""
+    """Entries without problems; also categories with a valid id, because segments refer to ids."""
     sound = []
     for position, entry in enumerate(entries):
         problems = find_problems(key, entry)
@@ -101,7 +101,7 @@ def _sound_entries(key: str, entries: Iterable[Any], faults: list[Fault]) -> lis
 def _once(
     entries: Iterable[dict[str, Any]], key: str, kind: str, name: str, faults: list[Fault]
 ) -> list[dict[str, Any]]:
-    """The first entry of each id. A duplicate is a fault, which can be corrected if it equals the first."""
+    """The first entry of each id. A duplicate is a fault; `--fix` can correct it if it equals the first entry."""
     first: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         known = first.setdefault(image_key(entry[key]), entry)

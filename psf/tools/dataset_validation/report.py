@@ -1,4 +1,4 @@
-"""Report on a panoptic set: its faults and class counts, as data and as text."""
+"""The report on a panoptic set: faults and class counts, as data and as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 BEGINNING_OF_REPORT = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="generator" content="psf">'
-_SOURCE = "psf_corrected_from"  # the first key of a corrected JSON: the name of the file that it was made of
+_SOURCE = "psf_corrected_from"  # first key of a corrected JSON: the name of its source file
 
 
 def check_report_target(target: Path) -> None:
@@ -39,19 +39,19 @@ def check_report_target(target: Path) -> None:
 
 
 def check_corrected_target(target: Path, json_file: str) -> None:
-    """Raise a UserError if the target is this JSON, or exists and is not an earlier correction of it."""
+    """Raise a UserError if the target is the JSON itself, or exists and is not an earlier correction of it."""
     if target.exists() and Path(json_file).exists() and target.samefile(json_file):
-        raise UserError(f"--fix {target} is the JSON that was read; name another file, the source stays as it is")
+        raise UserError(f"--fix {target} is the source JSON, which is not overwritten; name another file")
     if _is_foreign(target, _beginning_of_corrected(json_file)):
         name = Path(json_file).name
         raise UserError(
-            f"--fix {target} exists and is not what an earlier --fix made of {name}: it is not overwritten; name "
-            "another file"
+            f"--fix {target} exists and is not an earlier correction of {name}, so it is not overwritten; "
+            "name another file"
         )
 
 
 def corrected_text(content: Mapping[str, Any], json_file: str) -> str:
-    """The text of a corrected JSON, whose beginning names its source for `check_corrected_target`."""
+    """The text of a corrected JSON; it starts with its source, for `check_corrected_target`."""
     others = {key: value for key, value in content.items() if key != _SOURCE}
     return f"{_beginning_of_corrected(json_file)}, {json.dumps(others)[1:]}"
 
@@ -61,7 +61,7 @@ def _beginning_of_corrected(json_file: str) -> str:
 
 
 def _is_foreign(target: Path, beginning: str) -> bool:
-    """Whether the target exists and begins otherwise; anything but a plain file counts as foreign."""
+    """Whether the target exists without this beginning; anything but a regular file is foreign."""
     if not target.exists():
         return False
     if not target.is_file():
@@ -102,7 +102,10 @@ HISTOGRAM_HEADERS = ("id", "class", "kind", "segments", "images", "% of pixels")
 
 
 class Fault(NamedTuple):
-    """kind: one of FAULT_KINDS. where: the file or the entry. detail: found and expected. is_fixable: by `--fix`."""
+    """A fault of a panoptic set.
+
+    kind: one of FAULT_KINDS. where: the file or the entry. detail: found and expected. is_fixable: by `--fix`.
+    """
 
     kind: str
     where: str
@@ -112,7 +115,7 @@ class Fault(NamedTuple):
 
 @dataclass
 class ClassCount:
-    """Counts of a class; pixels are those of its segments without crowds."""
+    """Counts of a class; pixels exclude crowds."""
 
     id: int
     name: str
@@ -124,7 +127,10 @@ class ClassCount:
 
 @dataclass
 class ValidationReport:
-    """content: the JSON as it is. corrected: the same with all corrections, or None without any."""
+    """The report on a panoptic set.
+
+    content: the original JSON. corrected: the JSON with all corrections; None if there are none.
+    """
 
     json_file: str
     content: dict[str, Any]
@@ -142,7 +148,7 @@ class ValidationReport:
         return not self.faults
 
     def fault_table(self, num_examples: int) -> list[tuple[str, int, int, list[Fault]]]:
-        """Kind, number of faults, how many of them can be corrected, and the first few."""
+        """Kind, number of faults, number of fixable faults, and the first few faults."""
         of_kind: dict[str, list[Fault]] = {kind: [] for kind in FAULT_KINDS}
         for fault in self.faults:
             of_kind[fault.kind].append(fault)
@@ -153,7 +159,7 @@ class ValidationReport:
         ]
 
     def summary(self) -> list[tuple[str, str]]:
-        """Contents of the set: label and text."""
+        """Statistics of the set: label and text."""
         void = 100 * self.num_void / max(self.num_pixels, 1)
         empty = [one.name for one in self.classes if not one.segments]
         return [
@@ -177,7 +183,7 @@ class ValidationReport:
         ]
 
     def text(self, *, num_examples: int = 3) -> str:
-        """The whole report, to be printed."""
+        """The whole report as text."""
         parts = [
             tabulate(self.summary(), tablefmt="plain"),
             tabulate(self.histogram(), HISTOGRAM_HEADERS, floatfmt=".2f"),
@@ -191,7 +197,7 @@ class ValidationReport:
         return "\n\n".join(parts)
 
     def unfixed(self) -> Counter[str]:
-        """Kinds of faults that `--fix` does not correct -> how often."""
+        """Kind of fault -> number of faults that `--fix` does not correct."""
         return Counter(fault.kind for fault in self.faults if not fault.is_fixable)
 
 

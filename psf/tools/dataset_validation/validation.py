@@ -49,7 +49,7 @@ def validate_panoptic(
         show_progress: whether to show a progress bar on stderr.
 
     Raises:
-        UserError: if the JSON is missing, damaged or not a panoptic one; any other problem is a fault in the report.
+        UserError: if the JSON is missing, damaged or not panoptic; any other problem is a fault in the report.
     """
     content = read_panoptic_content(json_file)
     lists = check_lists(content)
@@ -84,7 +84,7 @@ def validate_panoptic(
             classes[category_id].images += 1
             classes[category_id].pixels += one.areas[category_id]
     if num_all_void:
-        report.notes.append(number_of(num_all_void, "image is void all over", "images are void all over"))
+        report.notes.append(number_of(num_all_void, "image is entirely void", "images are entirely void"))
     if any(fault.is_fixable for fault in report.faults):
         lists_of_json = ("images", "annotations", "categories")
         report.corrected = {**content, **{key: _without_copies(content[key], better) for key in lists_of_json}}
@@ -99,25 +99,25 @@ def places_of_dataset(name: str) -> tuple[str, str, str]:
     """JSON, PNG folder and image folder of a registered set.
 
     Raises:
-        UserError: if there is no such set, it is not a panoptic one, or its files are not there.
+        UserError: if the set does not exist, is not panoptic, or its files are missing.
     """
     check_dataset(name)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("panoptic_json"):
         raise UserError(f"dataset {name!r} has no panoptic_json in its metadata, so there is nothing to validate")
     if metadata.get("is_generated", False):
-        DatasetCatalog.get(name)  # writes it, where it was not yet
+        DatasetCatalog.get(name)  # writes the set if it does not exist
     return metadata.panoptic_json, metadata.panoptic_root, metadata.image_root
 
 
 def write_corrected(report: ValidationReport, target: Path) -> Counter[str]:
-    """Write the corrected JSON to a file of its own.
+    """Write the corrected JSON to another file.
 
     Returns:
-        Kinds of what was corrected -> how often; `report.unfixed()` has the rest.
+        Kind of fault -> number of corrected faults; `report.unfixed()` has the others.
 
     Raises:
-        UserError: if the target is there, and no earlier correction of the same JSON.
+        UserError: if the target exists and is not an earlier correction of the same JSON.
     """
     check_corrected_target(target, report.json_file)
     write_text(target, corrected_text(report.corrected or report.content, report.json_file))

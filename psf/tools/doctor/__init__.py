@@ -1,7 +1,7 @@
-"""Check the environment: versions of the packages that matter, what runs on this machine, and the fix of each problem.
+"""Check the environment: package versions, the hardware that psf can use, and the command that fixes each problem.
 
-It has to work where torch or Detectron2 are missing or fail at import. So this package imports the standard library
-alone, tries everything else, and reports why an import fails.
+This package must work if torch or Detectron2 is missing or fails at import. It imports only the standard library, tries
+to import everything else, and reports why an import fails.
 """
 
 from psf.tools.doctor.examination import Finding, examine, main

@@ -35,12 +35,12 @@ class Finding(NamedTuple):
 
 
 def _try_import(name: str) -> ModuleType | Exception:
-    """The module, or why it cannot be imported."""
+    """The module, or the exception of its import."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(name)
-    except Exception as error:  # a broken library may raise anything, and each kind is a finding
+    except Exception as error:  # a broken library may raise any exception
         return error
 
 
@@ -49,12 +49,12 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _find_part(part: Part, failed: set[str]) -> Finding:
-    """State of a part, given the parts in `failed` that do not work."""
+    """State of a part; the parts in `failed` do not work."""
     is_fatal = not part.purpose
     if importlib.util.find_spec(part.name) is None:
         return Finding(part.name, f"missing: no {part.purpose}" if part.purpose else "missing", part.fix, is_fatal)
     if broken := failed.intersection(part.needs):
-        return Finding(part.name, f"installed; cannot be tried without {', '.join(sorted(broken))}")
+        return Finding(part.name, f"installed; cannot be tested without {', '.join(sorted(broken))}")
     module = _try_import(part.imports)
     if isinstance(module, ModuleType):
         state = _describe(part.name)
@@ -71,7 +71,7 @@ def _major_and_minor(version: str) -> tuple[int, int]:
 
 
 def _describe(name: str) -> str:
-    """Version of a part that imports, and other facts that affect it."""
+    """Version and build of an imported part."""
     module = sys.modules[name]
     version = getattr(module, "__version__", None) or _distribution_version(name)
     if name == "torch":
@@ -93,7 +93,7 @@ def _cuda_build(torch: Any) -> str:
 
 
 def _find_gpus(torch: Any) -> list[Finding]:
-    """One finding for each GPU, tried with one addition, or one with the reason why there is none."""
+    """One finding for each GPU, tested with one addition; or one finding with the reason why there is no GPU."""
     if torch.version.cuda is None:
         return [Finding("GPU", "not used: torch is a build without CUDA")]
     try:
@@ -125,7 +125,7 @@ def _find_triton(has_gpu: bool) -> Finding:
         fix = f"{PIP_INSTALL} --force-reinstall --no-deps triton"
         return Finding("triton", f"cannot be imported: {_in_one_line(triton)}", fix)
     if not has_gpu:
-        return Finding("triton", f"{triton.__version__}, idle: no GPU")
+        return Finding("triton", f"{triton.__version__}, not used: no GPU")
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         return Finding("triton", f"{triton.__version__}, no C compiler for its launcher", "apt-get install gcc")
     return Finding("triton", f"{triton.__version__}, ready")
@@ -136,7 +136,10 @@ def _find_psf(can_run: bool) -> list[Finding]:
     package = sys.modules["psf"]
     state = f"{getattr(package, '__version__', 'of unknown version')}, {PACKAGE_FOLDER}"
     if not can_run:
-        return [Finding("psf", state), Finding("deformable attention", "none: what psf needs is missing, see below")]
+        return [
+            Finding("psf", state),
+            Finding("deformable attention", "none: required packages are missing, see below"),
+        ]
     for module in ("psf.meta_arch", "psf.engine"):
         error = _try_import(module)
         if isinstance(error, Exception):
@@ -157,9 +160,7 @@ def examine() -> list[Finding]:
         if found[-1].fix:
             failed.add(part.name)
     gpus = (
-        [Finding("GPU", "unknown without a torch that works")]
-        if "torch" in failed
-        else _find_gpus(sys.modules["torch"])
+        [Finding("GPU", "unknown without a working torch")] if "torch" in failed else _find_gpus(sys.modules["torch"])
     )
     has_gpu = any(gpu.subject != "GPU" for gpu in gpus)
     can_run = not any(finding.is_fatal for finding in found)
@@ -184,7 +185,7 @@ def _report(findings: list[Finding]) -> str:
     optional = _fixes(finding for finding in findings if finding.fix and not finding.is_fatal)
     lines += ["", "psf cannot run. Fix this first, in this order:" if fatal else "psf can run.", *fatal]
     if optional:
-        lines += ["", "Not necessary:", *optional]
+        lines += ["", "Optional:", *optional]
     return "\n".join(lines) + "\n"
 
 

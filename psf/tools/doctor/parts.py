@@ -1,4 +1,4 @@
-"""Packages that psf needs or can use, and the commands that install them."""
+"""Required and optional packages of psf, and the commands that install them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LEAST_TORCH = (2, 7)  # the first with torch.compiler.is_exporting
 
 
 class Part(NamedTuple):
-    """Something psf needs, or can use."""
+    """A required or optional package."""
 
     name: str
-    imports: str  # the module whose import proves that it works
+    imports: str  # module to import as a test
     fix: str
-    fix_broken: str  # where it is installed and does not import
-    needs: tuple[str, ...] = ()  # parts that must work before this one can be tried
-    purpose: str = ""  # of a part that psf runs without: what is lost then
-    least: tuple[int, int] = (0, 0)  # version
+    fix_broken: str  # if it is installed and cannot be imported
+    needs: tuple[str, ...] = ()  # parts that must work before this part can be tested
+    purpose: str = ""  # of an optional part; "": required
+    least: tuple[int, int] = (0, 0)  # version, major and minor
 
 
 def all_parts() -> list[Part]:
@@ -36,22 +36,22 @@ def all_parts() -> list[Part]:
         name: str, imports: str = "", needs: tuple[str, ...] = (), purpose: str = "", project: str = ""
     ) -> Part:
         project = project or name  # its name in the package index
-        install = f"{PIP_INSTALL} {project}"  # brings what it needs, also where only that is missing
+        install = f"{PIP_INSTALL} {project}"  # also installs missing dependencies
         reinstall = f"{install} && {PIP_INSTALL} --force-reinstall --no-deps {project}"
         return Part(name, imports or name, install, reinstall, needs, purpose)
 
-    # A torch and a torchvision of different builds fail at import ("operator torchvision::nms does not exist").
+    # torch and torchvision of different builds fail at import ("operator torchvision::nms does not exist").
     both, both_anew = f"{PIP_INSTALL} torch torchvision", f"{PIP_INSTALL} --upgrade --force-reinstall torch torchvision"
     # Its metadata requires numpy<2, which its code does not need.
     panopticapi = f"{PIP_INSTALL} --no-deps panopticapi-lite==0.2.0"
-    # The wheel is tagged for CPython 3.10 because of one compiled module that psf does not need; pip takes it for
-    # another Python only into a named folder, and without its requirements, which include numpy<2.
+    # The wheel is tagged for CPython 3.10 because of one compiled module that psf does not need. For another Python,
+    # pip installs it only into a --target folder; --no-deps avoids its requirement numpy<2.
     around_detectron2 = f"{PIP_INSTALL} {_detectron2_needs()}"
     detectron2 = (
         f"{around_detectron2} && {PIP_INSTALL} --no-deps --only-binary=:all: --python-version 3.10 "
         f"--target {shlex.quote(sysconfig.get_paths()['purelib'])} sal-detectron2==0.7.2"
     )
-    # A Detectron2 that is there is never overwritten: it may be one that the user built.
+    # An existing Detectron2 is never overwritten: the user may have built it.
     around_detectron2 += "  # and if it still fails, rebuild Detectron2 for this torch"
     return [
         Part("torch", "torch", both, both_anew, least=LEAST_TORCH),
@@ -77,7 +77,7 @@ def all_parts() -> list[Part]:
 
 
 def _detectron2_needs() -> str:
-    """The requirement that stands for all that Detectron2 imports: an extra of psf, where psf is installed or lies."""
+    """The requirement for Detectron2's dependencies: an extra of psf, from the installed package or the checkout."""
     try:
         importlib.metadata.version("panoptic-segformer")
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 """The sixteen corruptions of the paper's table 11, at five severities each.
 
-Kinds and strengths are those of Hendrycks and Dietterich (Benchmarking Neural Network Robustness to Common Corruptions
-and Perturbations, ICLR 2019, arXiv 1903.12261), as Michaelis et al. (arXiv 1907.07484) use them on COCO ("COCO-C").
+Kinds and strengths follow Hendrycks and Dietterich (Benchmarking Neural Network Robustness to Common Corruptions
+and Perturbations, ICLR 2019, arXiv 1903.12261), as used on COCO ("COCO-C") by Michaelis et al. (arXiv 1907.07484).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from psf.errors import UserError
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "corrupt"]
 
-# Why own formulas (checked in 2026): imagecorruptions 1.1.2, the last release (2020), uses np.float_, which numpy 2
+# Why own code (checked in 2026): imagecorruptions 1.1.2, the last release (2020), uses np.float_, which numpy 2
 # removed; corrupt-tta 0.1.7 runs, but changes glass blur and takes no seed. Both require opencv-python, which replaces
 # opencv-python-headless. The frost photographs that they ship have no stated source; `frost` generates its ice.
 
@@ -33,7 +33,7 @@ def gaussian_noise(image: np.ndarray, rng: np.random.Generator, deviation: float
 
 
 def shot_noise(image: np.ndarray, rng: np.random.Generator, photons: float) -> np.ndarray:
-    """A Poisson count of photons; white has `photons` of them."""
+    """Poisson noise; white has a mean of `photons` photons."""
     return rng.poisson(image * photons) / photons
 
 
@@ -49,7 +49,7 @@ def speckle_noise(image: np.ndarray, rng: np.random.Generator, deviation: float)
 
 
 def gaussian_blur(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """A Gaussian of `sigma` pixels."""
+    """Gaussian blur of `sigma` pixels."""
     return smooth(image, sigma)
 
 
@@ -64,17 +64,17 @@ def defocus_blur(image: np.ndarray, rng: np.random.Generator, radius: int, edge:
 
 
 def motion_blur(image: np.ndarray, rng: np.random.Generator, radius: int, sigma: float) -> np.ndarray:
-    """A line of light, within 45 degrees of the horizontal, that fades with the distance."""
+    """Motion blur along a line within 45 degrees of the horizontal, fading with the distance."""
     return smear(image, radius, sigma, rng.uniform(-45, 45))
 
 
 def glass_blur(image: np.ndarray, rng: np.random.Generator, sigma: float, reach: int, rounds: int) -> np.ndarray:
-    """Smooth, overwrite each pixel by one at most `reach` away, row by row from the bottom right, and smooth again.
+    """Smooth, overwrite each pixel by a pixel at most `reach` away, row by row from the bottom right, and smooth again.
 
-    The published code describes a swap, but numpy views make it an overwrite: the first pixel has already become the
-    second when the second is written. Published results were measured so, and this function does the same.
+    The published code intends a swap, but because of numpy views it overwrites: the first pixel already has the value
+    of the second when the second is written. Published results were measured this way, so this function does the same.
     """
-    steps = (255 * smooth(image, sigma) + 1e-6).astype(np.uint8)  # cut, as in `corrupt`
+    steps = (255 * smooth(image, sigma) + 1e-6).astype(np.uint8)  # truncated, as in `corrupt`
     height, width = image.shape[:2]
     shape = (max(height - 2 * reach, 0), max(width - 2 * reach, 0))
     for _ in range(rounds):
@@ -85,13 +85,13 @@ def glass_blur(image: np.ndarray, rng: np.random.Generator, sigma: float, reach:
 def overwrite(image: np.ndarray, offsets: np.ndarray, reach: int) -> np.ndarray:
     """`image[y, x] = image[y + dy, x + dx]` for y and x from their sizes less `reach` down to `reach` + 1.
 
-    A pixel may take what another took before it in the same round. So each follows its source, the source of that one
-    and so on, until one that is not written before it is read; all of them at once, in strides that double.
+    A pixel may copy a pixel that was written earlier in the same round. So each pixel follows its source, the source of
+    its source and so on, to a pixel that is not written before it is read; all pixels at once, with doubling steps.
 
     Args:
         image: (H, W, 3).
-        offsets: (H - 2 * reach, W - 2 * reach, 2) dy and dx of these pixels, in rising order of y and x.
-        reach: what they are at least `-reach`, and less than.
+        offsets: (H - 2 * reach, W - 2 * reach, 2) dy and dx of these pixels, in ascending order of y and x.
+        reach: offsets are in [-reach, reach).
     """
     height, width = image.shape[:2]
     places = np.arange(height * width).reshape(height, width)
@@ -100,19 +100,21 @@ def overwrite(image: np.ndarray, offsets: np.ndarray, reach: int) -> np.ndarray:
     source[written] = written + offsets[..., 0] * width + offsets[..., 1]
     is_written = np.zeros(height * width, dtype=bool)
     is_written[written] = True
-    follows = is_written[source] & (source > places.reshape(-1))  # written earlier, as that one comes later in memory
+    follows = is_written[source] & (
+        source > places.reshape(-1)
+    )  # written earlier, because pixels later in memory come first
     while follows.any():
         source, follows = np.where(follows, source[source], source), follows & follows[source]
     return image.reshape(height * width, -1)[source].reshape(image.shape)
 
 
 def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian of `sigma` pixels; the border is continued."""
+    """Gaussian blur of `sigma` pixels; the border is replicated."""
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
 def smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """The mean along a line that starts at each pixel, 2 * radius + 1 long, by the half of a Gaussian."""
+    """The mean along a line of 2 * radius + 1 pixels from each pixel, weighted by half a Gaussian."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angle = np.deg2rad(degrees)
@@ -133,14 +135,14 @@ def snow(
     sigma: float,
     share: float,
 ) -> np.ndarray:
-    """Falling flakes of two directions, over an image that snow makes brighter.
+    """Falling flakes in two directions on a brightened image.
 
     Args:
-        mean, deviation: of the noise that flakes are made of.
+        mean, deviation: of the noise from which flakes are made.
         size: of a flake, in pixels.
-        least: what noise must reach to become a flake.
-        radius, sigma: of its motion.
-        share: of the image as it was.
+        least: smallest noise value of a flake.
+        radius, sigma: of the flakes' motion, see `smear`.
+        share: of the original image.
     """
     height, width = image.shape[:2]
     noise = rng.normal(mean, deviation, size=(height, width))
@@ -154,7 +156,7 @@ def snow(
 
 
 def fog(image: np.ndarray, rng: np.random.Generator, density: float, decay: float) -> np.ndarray:
-    """A cloud over the image, which is then brought back to its range."""
+    """Add a cloud to the image, and rescale to the original range."""
     highest = image.max()
     if highest == 0:
         return image
@@ -163,13 +165,13 @@ def fog(image: np.ndarray, rng: np.random.Generator, density: float, decay: floa
 
 
 def frost(image: np.ndarray, rng: np.random.Generator, share: float, ice: float) -> np.ndarray:
-    """Crystals on a pane, mixed into the image.
+    """Mix ice crystals into the image.
 
-    Differs from the published code: there the crystals are one of six photographs, here they are generated. So results
-    of frost can be compared among models, but not with published ones.
+    Differs from the published code, which uses one of six photographs: the crystals are generated. So results on frost
+    can be compared among models, but not with published results.
     """
     cloud, folds = (_plasma(image.shape[:2], decay, rng) for decay in (1.9, 1.6))
-    needles = (1 - np.abs(2 * folds - 1)) ** 4  # bright where the second cloud crosses its middle
+    needles = (1 - np.abs(2 * folds - 1)) ** 4  # bright where the second cloud is near 0.5
     pane = np.clip(0.15 + 0.5 * cloud + 0.6 * needles, 0, 1)[..., None] * ICE
     return share * image + ice * pane
 
@@ -184,14 +186,14 @@ def spatter(
     strength: float,
     is_mud: bool,
 ) -> np.ndarray:
-    """Drops of water that shine, or of mud that covers.
+    """Transparent water drops, or opaque mud drops.
 
     Args:
-        mean, deviation: of the noise that drops are made of.
-        size: to how many pixels it is smoothed.
-        least: what it must then reach to become a drop.
-        strength: of the water's shine; of mud, the pixels to which its edge is smoothed.
-        is_mud: mud, not water.
+        mean, deviation: of the noise from which drops are made.
+        size: sigma of the noise's smoothing, in pixels.
+        least: smallest noise value of a drop.
+        strength: of the water's highlights; for mud, sigma of the edge's smoothing in pixels.
+        is_mud: whether drops are mud, not water.
     """
     noise = smooth(rng.normal(mean, deviation, size=image.shape[:2]), size)
     drops = np.where(noise < least, 0, noise)
@@ -208,7 +210,7 @@ def spatter(
 
 
 def _plasma(size: tuple[int, int], decay: float, rng: np.random.Generator) -> np.ndarray:
-    """(*size) in [0, 1]: a height map by the diamond-square method; detail shrinks by `decay` with each halving."""
+    """(*size) in [0, 1]: a height map by the diamond-square method; detail is divided by `decay` at each halving."""
     side = 1 << max(max(size) - 1, 1).bit_length()
     heights = np.zeros((side, side))
     step, wobble = side, 100.0
@@ -238,7 +240,7 @@ def brightness(image: np.ndarray, rng: np.random.Generator, more: float) -> np.n
 
 
 def contrast(image: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarray:
-    """Nearer to each channel's mean."""
+    """Scale the difference to each channel's mean by `factor`."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return mean + factor * (image - mean)
 
@@ -246,7 +248,7 @@ def contrast(image: np.ndarray, rng: np.random.Generator, factor: float) -> np.n
 def saturate(image: np.ndarray, rng: np.random.Generator, factor: float, more: float) -> np.ndarray:
     """HSV's saturation times `factor`, plus `more`; gray, which has no hue, turns red."""
     value = image.max(axis=2, keepdims=True)
-    spread = value - image  # in proportion to the saturation, where hue and value stay
+    spread = value - image  # proportional to the saturation for constant hue and value
     saturation = spread.max(axis=2, keepdims=True) / np.where(value > 0, value, 1)
     changed = np.clip(factor * saturation + more, 0, 1)
     is_gray = saturation == 0
@@ -255,7 +257,7 @@ def saturate(image: np.ndarray, rng: np.random.Generator, factor: float, more: f
 
 
 def jpeg_compression(image: np.ndarray, rng: np.random.Generator, quality: int) -> np.ndarray:
-    """Written as a JPEG and read again."""
+    """Save as JPEG and read again."""
     buffer = BytesIO()
     Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as decoded:
@@ -320,21 +322,20 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: int | tuple[int, 
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
-        name: of `CORRUPTIONS`.
+        name: a key of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: of the random numbers; equal seeds give equal images.
 
     Raises:
-        UserError: if there is no such corruption or severity, or the image is of another form.
+        UserError: if the corruption or severity does not exist, or the image has another shape or type.
     """
     if name not in CORRUPTIONS:
-        raise UserError(f"no corruption is called {name!r}; there are {', '.join(CORRUPTIONS)}")
+        raise UserError(f"unknown corruption {name!r}, expected one of {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
         raise UserError(f"severity {severity!r}: expected one of {', '.join(map(str, SEVERITIES))}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"expected an (H, W, 3) uint8 RGB image, found {image.shape} of {image.dtype}")
     _, function, settings = CORRUPTIONS[name]
     corrupted = function(image / 255.0, np.random.default_rng(seed), *settings[severity - 1])
-    return (255 * np.clip(corrupted, 0, 1) + 1e-6).astype(
-        np.uint8
-    )  # truncated, as published; 1e-6 compensates rounding errors
+    # Truncated, as published; 1e-6 compensates rounding errors.
+    return (255 * np.clip(corrupted, 0, 1) + 1e-6).astype(np.uint8)

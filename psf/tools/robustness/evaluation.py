@@ -1,4 +1,4 @@
-"""Panoptic quality on corrupted images."""
+"""Measure panoptic quality on corrupted images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Corrupt(T.Augmentation):
-    """Corrupts the image and leaves the ground truth alone; what is random depends on the image's own bytes.
+    """Corrupts the image, not the ground truth; the random seed is computed from the image's bytes.
 
     Raises:
         UserError: naming INPUT.FORMAT, if the images are not in colour.
@@ -60,23 +60,23 @@ def evaluate_corruption(
     """PQ, SQ, RQ of all, _th of things and _st of stuff, in percent. All processes must call this together.
 
     Args:
-        cfg: of the model; its mapper's augmentations follow `augmentation`, so that images are corrupted as they are
-            in their files.
+        cfg: of the model; its mapper's augmentations follow `augmentation`, so that images are corrupted in their
+            original size.
         model: of the config.
         dataset_name: a registered dataset with panoptic ground truth.
-        augmentation: what happens to the images first; None: nothing.
+        augmentation: applied to the images first; None: none.
         num_images: number of images, spread evenly over the dataset; None: all.
 
     Returns:
-        The figures; {} outside the main process.
+        The metrics; {} outside the main process.
     """
     dataset = spread_evenly(load_dataset(dataset_name), num_images)
     mapper: Any = build_mapper(cfg, False)
     if augmentation is not None:
         if not hasattr(mapper, "augmentations"):
             raise UserError(
-                f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}, whose mapper has no `augmentations` "
-                "that a corruption could be put before"
+                f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}, whose mapper has no `augmentations`, "
+                "which corruptions need"
             )
         mapper.augmentations = T.AugmentationList([augmentation, mapper.augmentations])
     loader = build_test_loader(cfg, dataset, mapper)
@@ -95,23 +95,23 @@ def evaluate_robustness(
     num_images: int | None = None,
     after_each: Callable[[], object] = lambda: None,
 ) -> None:
-    """Evaluate clean images, then each corruption at each severity, and add to the record what it does not have yet.
+    """Evaluate clean images, then each corruption at each severity; skip the evaluations in the record.
 
-    The main process's record decides, and is written after each evaluation. All processes must call this together.
+    The main process's record counts, and is written after each evaluation. All processes must call this together.
 
     Args:
         cfg: of the model.
         model: of the config.
         dataset_name: a registered dataset with panoptic ground truth.
         record: of this measurement.
-        corruptions: names of `CORRUPTIONS`; one that is named twice is measured once.
-        severities: 1 to 5; the same.
+        corruptions: names in `CORRUPTIONS`; repeated names count once.
+        severities: 1 to 5; repeated values count once.
         num_images: as in `evaluate_corruption`.
-        after_each: what the main process does after each evaluation.
+        after_each: called in the main process after each evaluation.
     """
     pairs = dict.fromkeys((name, level) for name in corruptions for level in severities)
-    wanted: list[tuple[str, int] | None] = [None, *pairs]
-    missing = [one for one in wanted if record.get(*(one or ())) is None]
+    evaluations: list[tuple[str, int] | None] = [None, *pairs]
+    missing = [one for one in evaluations if record.get(*(one or ())) is None]
     missing = comm.all_gather(missing)[0]
     augmentations = [None if one is None else Corrupt(one[0], one[1], cfg.INPUT.FORMAT) for one in missing]
     for position, (one, augmentation) in enumerate(zip(missing, augmentations), start=1):

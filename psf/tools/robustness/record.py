@@ -1,4 +1,4 @@
-"""Results measured so far, in a file that a later run continues."""
+"""Results of a robustness evaluation, in a file that a later run continues."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
     "describe_measurement",
 ]
 
-# Recorded separately, or without influence on the results.
+# Recorded separately, or without effect on the results.
 LEFT_OUT = {"MODEL.WEIGHTS", "MODEL.DEVICE"}
 
 
 def describe_measurement(cfg: CfgNode, dataset_name: str, num_images: int | None) -> dict[str, Any]:
-    """Plain values: weights and panoptic ground truth by name and by content, and all of MODEL and INPUT.
+    """Describe a measurement in plain values: names and hashes of weights and ground truth, and all of MODEL and INPUT.
 
     Args:
         cfg: of the model.
-        dataset_name: a registered dataset, whose files are there.
+        dataset_name: a registered dataset with existing files.
         num_images: as in `evaluate_robustness`.
     """
     settings = {**_values(cfg.MODEL, "MODEL."), **_values(cfg.INPUT, "INPUT.")}
@@ -58,7 +58,7 @@ def _values(node: CfgNode, prefix: str) -> dict[str, Any]:
 
 def _digest(path: str) -> str | None:
     """SHA-256 of a local file; None for anything else, such as a URL."""
-    file = urlparse(path)._replace(query="").geturl()  # as the checkpointer reads MODEL.WEIGHTS
+    file = urlparse(path)._replace(query="").geturl()  # as the checkpointer parses MODEL.WEIGHTS
     if not os.path.isfile(file):
         return None
     digest = hashlib.sha256()
@@ -73,18 +73,18 @@ MOST_NAMED = 5
 
 
 class RobustnessRecord:
-    """Results of a clean evaluation and of corruptions at severities.
+    """The results on clean images and for each corruption and severity.
 
     Args:
         path: of the JSON; existing results are read.
         about: a description of the measurement in plain values, from `describe_measurement`.
 
     Raises:
-        UserError: if the file is of another measurement, naming the differences, or is not such a JSON.
+        UserError: if the file is not such a JSON, or has another measurement; the message names the differences.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        self.path, self.about = path, json.loads(json.dumps(dict(about)))  # as it will be read again
+        self.path, self.about = path, json.loads(json.dumps(dict(about)))  # as it is after reading
         self._results: dict[str, dict[str, float]] = {}
         if path.is_file():
             self._results = self._read()
@@ -99,11 +99,11 @@ class RobustnessRecord:
         write_text(self.path, json.dumps({"about": self.about, "results": self._results}, indent=2))
 
     def figures(self, corruption: str, severities: Sequence[int], metric: str = "PQ") -> list[float | None]:
-        """One figure per severity; None where there is none yet."""
+        """One value of the metric per severity; None if not measured yet."""
         return [(self.get(corruption, severity) or {}).get(metric) for severity in severities]
 
     def clean_figure(self, metric: str = "PQ") -> float | None:
-        """Of the images as they are."""
+        """The value of the metric on clean images; None if not measured yet."""
         return (self.get() or {}).get(metric)
 
     def _read(self) -> dict[str, dict[str, float]]:
@@ -123,7 +123,7 @@ class RobustnessRecord:
         if different:
             others = f" and {len(different) - MOST_NAMED} others" if len(different) > MOST_NAMED else ""
             raise UserError(
-                f"{self.path} was measured with {', '.join(different[:MOST_NAMED])}{others}; give another OUTPUT_DIR, "
+                f"{self.path} was measured with {', '.join(different[:MOST_NAMED])}{others}; use another OUTPUT_DIR, "
                 "or remove the file to start again"
             )
         return results

@@ -1,4 +1,4 @@
-"""A record as a table and as a chart."""
+"""Write a robustness record as a table and as a chart."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def mean_figures(record: RobustnessRecord, severities: Sequence[int], metric: st
 
 
 def robustness_table(record: RobustnessRecord, severities: Sequence[int], metric: str = "PQ") -> str:
-    """Markdown: a line per corruption with each severity and the mean; at the end the mean of all, and clean images.
+    """Markdown: one line per corruption with each severity and the mean, then the mean of all, then clean images.
 
-    As in the paper's table 11 the mean of all is over the corruptions' means.
+    As in the paper's table 11, the mean of all is the mean of the corruptions' means.
     """
     means = mean_figures(record, severities, metric)
     clean = record.clean_figure(metric)
@@ -53,7 +53,7 @@ def robustness_table(record: RobustnessRecord, severities: Sequence[int], metric
 
 
 def draw_chart(record: RobustnessRecord, severities: Sequence[int], path: Path, metric: str = "PQ") -> None:
-    """A picture: a bar per corruption, in it its severities from left to right; lines for clean images and the mean."""
+    """Draw a bar per corruption with its severities from left to right, and lines for clean images and the mean."""
     means = mean_figures(record, severities, metric)
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -72,7 +72,7 @@ def draw_chart(record: RobustnessRecord, severities: Sequence[int], path: Path, 
     axes.set_xticks(range(len(means)), [name.replace("_", " ") for name in means], rotation=45, ha="right")
     axes.set_ylabel(f"{metric}, %")
     axes.set_ylim(bottom=0)
-    axes.set_title("Bars: mean over the severities " + ", ".join(map(str, severities)) + "; numbers: each of them")
+    axes.set_title("Bars: mean over the severities " + ", ".join(map(str, severities)) + "; numbers: severities")
     axes.grid(axis="y", alpha=0.3, zorder=0)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right upper")
@@ -89,7 +89,7 @@ def write_report(record: RobustnessRecord, severities: Sequence[int], folder: Pa
 
 
 def _draw_severities(axes: Axes, place: int, severities: Sequence[int], figures: Sequence[float | None]) -> None:
-    """Each as its number, from left to right within the bar, joined by a line."""
+    """Mark each severity with its number, from left to right within the bar, joined by a line."""
     width = 0.8 * (len(severities) - 1) / len(SEVERITIES)
     places = np.linspace(place - width / 2, place + width / 2, len(severities))
     heights = [math.nan if one is None else one for one in figures]

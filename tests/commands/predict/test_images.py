@@ -164,7 +164,7 @@ def test_no_image_at_all_in_a_process_of_its_own(run_python, repository, tmp_pat
 def test_a_folder_of_folders_says_how_to_look_into_them(run, image, out, caplog):
     folder = image.parent.parent
     assert run("--input", folder, "--output", out) == 2
-    assert f"no image found; sub-folders are not looked into, --input '{folder}/**/*' does" in caplog.text
+    assert f"no image found; sub-folders are not searched; use --input '{folder}/**/*'" in caplog.text
     assert run("--input", f"{folder}/in/**/*", "--output", out) == 0
 
 
@@ -188,7 +188,7 @@ def test_nothing_beside_an_input_is_overwritten(run, image, capsys, neighbour):
     """The input itself, what labelme wrote of it, another image: they are named like results of a.png."""
     (image.parent / neighbour).write_text("somebody's")
     assert run("--input", image, "--output", image.parent) == 2
-    assert f"{image} lies in the folder of the results" in capsys.readouterr().err
+    assert f"{image} is in the output folder" in capsys.readouterr().err
     assert sorted(file.name for file in image.parent.iterdir()) == sorted(["a.png", neighbour])
     assert (image.parent / neighbour).read_text() == "somebody's"
 
@@ -204,7 +204,7 @@ def test_inputs_below_the_output_and_behind_links(run, image, scene, tmp_path, c
     (tmp_path / "folder").symlink_to(image.parent)
     for source, folder in (("link.png", "."), ("link.png", "in"), ("folder/a.png", "in"), ("in/a.png", "folder")):
         assert run("--input", tmp_path / source, "--output", tmp_path / folder) == 2, (source, folder)
-        assert "lies in the folder of the results" in capsys.readouterr().err
+        assert "is in the output folder" in capsys.readouterr().err
 
 
 def test_output_that_is_a_file(run, image, capsys):
@@ -265,7 +265,7 @@ def test_thresholds_of_instances(run, image, out, settings, num_instances):
 
 def test_a_threshold_for_classes_of_pixels(run, image, out, capsys):
     assert run("--input", image, "--output", out, "--task", "semantic", "--confidence-threshold", "0.5") == 2
-    assert "--confidence-threshold means nothing with --task semantic" in capsys.readouterr().err
+    assert "--confidence-threshold has no effect with --task semantic" in capsys.readouterr().err
 
 
 def test_files_of_an_unknown_kind(run, capsys):
@@ -276,7 +276,7 @@ def test_files_of_an_unknown_kind(run, capsys):
 
 def test_a_png_of_instances_is_refused_and_not_the_default(run, image, out, capsys):
     assert run("--input", image, "--output", out, "--task", "instance", "--save", "png,json") == 2
-    assert "--save png means nothing with --task instance" in capsys.readouterr().err and not out.exists()
+    assert "--save png has no effect with --task instance" in capsys.readouterr().err and not out.exists()
     assert run("--input", image, "--output", out, "--task", "instance") == 0
     assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json"]
 
@@ -299,4 +299,4 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
 
 def test_frames_of_images(run, image, out, capsys):
     assert run("--input", image, "--output", out, "--max-frames", "1") == 2
-    assert "--max-frames is for a video or a camera" in capsys.readouterr().err
+    assert "--max-frames needs --video-input or --webcam" in capsys.readouterr().err

@@ -72,8 +72,8 @@ def test_video_that_cannot_be_read_or_written(run, video, tmp_path, out, capsys)
     for source, target, message in (
         (tmp_path / "none.mp4", out, "none.mp4"),
         (text, out, "text.mp4"),
-        (video, video, "overwritten"),
-        (video, video.parent, "lies in the folder of the results"),
+        (video, video, "would overwrite"),
+        (video, video.parent, "is in the output folder"),
         (video, out / "drawn.txt", "drawn.txt"),
     ):
         assert run("--video-input", source, "--output", target) == 2
@@ -130,7 +130,7 @@ def test_a_model_of_bands_takes_no_video(run, video, out, capsys):
 @pytest.mark.parametrize("source", [["--video-input", "clip.mp4"], ["--webcam"]])
 def test_files_of_an_image_are_not_of_a_video(run, out, capsys, source):
     assert run(*source, "--output", out, "--save", "json") == 2
-    assert "--save is of the files of an image" in capsys.readouterr().err and not out.exists()
+    assert "--save needs --input" in capsys.readouterr().err and not out.exists()
 
 
 def test_classes_named_like_formulas_in_a_video(run, video, out, metadata, monkeypatch):

@@ -49,7 +49,7 @@ def test_tool(run_python) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--device", "cuda"], "--device: found 'cuda', and torch sees no GPU here"),
+        (["--device", "cuda"], "--device: found 'cuda', but torch finds no GPU"),
         (["--device", "gpu"], "--device: expected cpu or cuda, found 'gpu'"),
         (["--repeats", "0"], "--repeats: expected at least 1, found 0"),
         (["--batch-size", "-1"], "--batch-size: expected at least 1, found -1"),

@@ -239,7 +239,7 @@ def test_polygons_both_kinds_of_rle_and_semantic_masks(instances, files, tmp_pat
         "images": 2,
         "segments": 5,
         "annotations without an area (boxes, points, lines), dropped": 1,
-        "masks with the value 3, which has no semantic label: void": 2,
+        "masks with the value 3, which has no semantic label and becomes void": 2,
     }
     content = json.loads(files.json_file.read_text())
     assert [one["file_name"] for one in content["annotations"]] == ["day 1/a.png", "b.png"]
@@ -258,7 +258,7 @@ def test_crowds_may_be_things(instances, files):
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"image_id": 7}, r"annotation 1 is of the image 7"),
+        ({"image_id": 7}, r"annotation 1 refers to the image 7"),
         ({"category_id": 9}, r"annotation 1 has the category 9, expected one of \[1, 4\]"),
         ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"instances\.json: annotation 1 has a mask of \[5, 5\]"),
     ],
@@ -409,7 +409,7 @@ def test_thing_labels_fix_the_ids(tmp_path):
 
 
 def test_mistakes_in_labelme_are_named(tmp_path, files):
-    with pytest.raises(ValueError, match="no JSON file of labelme"):
+    with pytest.raises(ValueError, match="found no labelme JSON"):
         read_labelme(tmp_path, {}, thing_names={})
     write_labelme(tmp_path / "in" / "a.json", [], imagePath="..\\elsewhere\\a.jpg")
     with pytest.raises(ValueError, match=r"is not below .*--image-root"):

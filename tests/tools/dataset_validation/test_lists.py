@@ -102,7 +102,7 @@ def test_numbers_and_their_nouns(tmp_path):
     save_ids(root / "panoptic" / "1.png", np.zeros((48, 32), int))
     change(root, lambda x: segments(x, 1).clear())
     text = validate(root).text()
-    assert "1 image is void all over" in text and text.endswith("\n1 fault")
+    assert "1 image is entirely void" in text and text.endswith("\n1 fault")
 
 
 def test_no_annotations_are_an_empty_list(tmp_path):

@@ -163,7 +163,7 @@ def test_what_is_no_panoptic_json_is_refused(tmp_path, text, message):
 def test_the_source_is_never_overwritten(tmp_path):
     write_damaged(tmp_path / "set", "wrong area")
     report = validate(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"--fix .* is the JSON that was read"):
+    with pytest.raises(ValueError, match=r"--fix .* is the source JSON"):
         write_corrected(report, tmp_path / "set" / ".." / "set" / "panoptic.json")
 
 

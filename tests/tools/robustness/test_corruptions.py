@@ -127,7 +127,7 @@ class TestByHand:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("rain", 1), "no corruption is called 'rain'"), (("fog", 0), "severity 0"), (("fog", 6), "severity 6")],
+    [(("rain", 1), "unknown corruption 'rain'"), (("fog", 0), "severity 0"), (("fog", 6), "severity 6")],
 )
 def test_no_such(arguments: tuple[str, int], message: str):
     with pytest.raises(ValueError, match=message):

@@ -48,7 +48,7 @@ def test_other_measurements_are_refused(record: RobustnessRecord):
     all_of_them = r"'b\.pth'\), num_images None \(this run has 3\), MIN_SIZES None \(this run has \[2, 3\]\); give"
     with pytest.raises(ValueError, match=all_of_them):
         RobustnessRecord(record.path, more)
-    with pytest.raises(ValueError, match=r"key4 None \(this run has 4\) and 7 others; give"):
+    with pytest.raises(ValueError, match=r"key4 None \(this run has 4\) and 7 others; use"):
         RobustnessRecord(record.path, {**ABOUT, **{f"key{number}": number for number in range(12)}})
     for content in ("{", "[]", "{}", '{"about": 3, "results": {}}', '{"about": {}, "results": []}'):
         record.path.write_text(content)
