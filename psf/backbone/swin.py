@@ -81,7 +81,7 @@ class SwinBackbone(Backbone):
                 self.layers.append(BasicLayer(dims[i], depths[i], num_heads[i], window_size, downsample=merging))
         for i in sorted(self._stage_outputs):
             self.add_module(f"norm{i}", nn.LayerNorm(dims[i]))
-        self.apply(_initialise)
+        self.apply(_init_weights)
         self._set_drop_path(drop_path, sum(depths))
         freeze_parameters(self, freeze, key="MODEL.PSF.SWIN.FREEZE", name="Swin")
         self._out_features = list(out_features)
@@ -119,7 +119,7 @@ def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequenc
         raise UserError(f"MODEL.PSF.SWIN.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
