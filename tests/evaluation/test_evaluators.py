@@ -268,7 +268,7 @@ class TestPanopticQualityEvaluator:
         ids, segments = output["panoptic_seg"]
         with pytest.raises(ValueError, match=r"image 1: .*height"):
             evaluator.process([image], [{"panoptic_seg": (ids[:-1], segments)}])
-        with pytest.raises(ValueError, match="no annotation of the image with id 77"):
+        with pytest.raises(ValueError, match="no annotation for image id 77"):
             evaluator.process([{"image_id": 77}], [output])
         with pytest.raises(ValueError, match="class 44 as a thing"):
             evaluator.process([image], [{"panoptic_seg": (ids, [{"id": 1, "category_id": 44, "isthing": True}])}])
@@ -421,7 +421,7 @@ class TestInstanceEvaluator:
         write_instance_json(mini, path)
         evaluator = InstanceEvaluator(mini, str(path))
         (image, output), *_ = true_instances(mini)
-        with pytest.raises(ValueError, match=r"instances\.json does not list the image with id 99"):
+        with pytest.raises(ValueError, match=r"instances\.json does not contain image id 99"):
             evaluator.process([{**image, "image_id": 99}], [output])
 
     @pytest.mark.parametrize("use_fast_impl", [False, True])
@@ -544,7 +544,7 @@ class TestInstanceEvaluator:
         evaluator = InstanceEvaluator(mini, str(tmp_path / "instances.json"))
         (image, output), *_ = true_instances(mini)
         output["instances"].pred_classes[:] = 0
-        with pytest.raises(ValueError, match=r"classes \[0\], the things are \[1, 3\]"):
+        with pytest.raises(ValueError, match=r"classes \[0\], but the thing classes are \[1, 3\]"):
             evaluator.process([image], [output])
 
 
