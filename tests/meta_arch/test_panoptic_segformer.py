@@ -128,7 +128,7 @@ class TestImages:
         x = make_input(32, 32, things=1, stuff=1)
         x["image"] = x["image"].float()
         x["image"][1, 3, 5] = value
-        with pytest.raises(ValueError, match=r"image noise_0\.png holds NaN or infinite values"):
+        with pytest.raises(ValueError, match=r"image noise_0\.png has NaN or infinite values"):
             tiny_model().train(training)([x])
 
     @pytest.mark.parametrize("channels", [1, 4])
