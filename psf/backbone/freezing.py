@@ -1,4 +1,4 @@
-"""Parameters that are not trained, by their names or those of the modules that they are in."""
+"""Freeze parameters by their names or by the names of their modules."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ def freeze_parameters(model: nn.Module, frozen_names: Iterable[str], *, key: str
     """Switch off the gradients of parameters.
 
     Args:
-        model: the names are those inside it.
-        frozen_names: of parameters, and of modules, which stand for all parameters in them.
-        key: of the config that holds `frozen_names`, for the error message.
-        name: of the model, for the error message.
+        model: contains the parameters.
+        frozen_names: names of parameters or modules in `model`; a module stands for all of its parameters.
+        key: the config key of `frozen_names`, for the error message.
+        name: name of the model, for the error message.
 
     Raises:
-        UserError: if one of `frozen_names` is of no parameter, and of no module that has any.
+        UserError: if a name matches neither a parameter nor a module with parameters.
     """
-    for one in frozen_names:
-        frozen = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{one}.")]
+    for frozen_name in frozen_names:
+        frozen = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{frozen_name}.")]
         if not frozen:
-            raise UserError(f'{key} holds "{one}", which names no parameter of {name}, and no module with parameters')
+            raise UserError(
+                f'{key} contains "{frozen_name}": expected the name of a parameter of {name}, or of a module with '
+                "parameters"
+            )
         for parameter in frozen:
             parameter.requires_grad_(False)

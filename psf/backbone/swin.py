@@ -1,4 +1,4 @@
-"""Swin Transformer, put together from Detectron2's parts."""
+"""Swin Transformer, built from Detectron2's layers."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ PATCH_SIZE = 4
 class SwinBackbone(Backbone):
     """Feature maps of a Swin Transformer, each with a layer norm of its own: res2 (stride 4), res3, res4, res5 (32).
 
-    Blocks, names of parameters and numbers are those of Detectron2's SwinTransformer, and thus of the released model:
-    maps are padded to multiples of the window, then shifted. It differs from that class in what surrounds the blocks:
-    names of the maps, no stage beyond the last map, `size_divisibility` (there it raises), drop path without timm, and
-    it can be built on the meta device.
+    Blocks, parameter names and outputs equal those of Detectron2's SwinTransformer, and thus of the released model:
+    maps are padded to multiples of the window, then shifted. Unlike that class, this one names its maps res2 to res5,
+    builds no stage after the last map, has a `size_divisibility` (there it raises), needs no timm for drop path, and
+    can be built on the meta device.
 
     Args:
-        embed_dim: channels of the first stage; each further one has twice as many.
+        embed_dim: channels of the first stage; each later stage doubles them.
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
         window_size: side of the windows, in patches.
         drop_path: rate at the last block, from 0 at the first, linear over all blocks.
-        out_features: names of the maps to give.
+        out_features: names of the maps to return.
         in_channels: channels of the image.
-        freeze: names of parameters, and of modules whose parameters, are not trained.
+        freeze: names of parameters or modules that are not trained.
 
     Raises:
-        UserError: if Detectron2 has no Swin, the stages do not fit together, there is no map of a wanted name, or a
-            name in `freeze` is of no parameter.
+        UserError: if Detectron2 has no Swin, the stages do not fit together, or a name in `out_features` or `freeze`
+            is unknown.
     """
 
     def __init__(
@@ -62,26 +62,26 @@ class SwinBackbone(Backbone):
         except ImportError as error:
             raise UserError(
                 'MODEL.BACKBONE.NAME is "build_psf_swin_backbone", but this Detectron2 has no Swin Transformer (v0.6 '
-                "does not): install a newer one, or take a Swin of timm with build_psf_timm_backbone"
+                "does not): install a newer one, or use timm's Swin with build_psf_timm_backbone"
             ) from error
         dims = [embed_dim * 2**i for i in range(len(depths))]
         _check_stages(dims, depths, num_heads, drop_path)
         stages = {f"res{i + 2}": i for i in range(len(depths))}
         if unknown := [f for f in out_features if f not in stages]:
-            raise UserError(f"MODEL.PSF.IN_FEATURES asks for {unknown}; Swin of these depths gives {list(stages)}")
+            raise UserError(f"MODEL.PSF.IN_FEATURES contains {unknown}; Swin of these depths has {list(stages)}")
         self._stage_outputs = {stages[f]: f for f in out_features}
         last = max(self._stage_outputs)
 
         self.patch_embed = PatchEmbed(PATCH_SIZE, in_channels, embed_dim, nn.LayerNorm)
         self.layers = nn.ModuleList()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.meshgrid")  # torch, of how Detectron2 calls it
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # Detectron2 calls it without `indexing`
             for i in range(last + 1):
                 merging = PatchMerging if i < last else None
                 self.layers.append(BasicLayer(dims[i], depths[i], num_heads[i], window_size, downsample=merging))
         for i in sorted(self._stage_outputs):
             self.add_module(f"norm{i}", nn.LayerNorm(dims[i]))
-        self.apply(_initialise)
+        self.apply(_init_weights)
         self._set_drop_path(drop_path, sum(depths))
         freeze_parameters(self, freeze, key="MODEL.PSF.SWIN.FREEZE", name="Swin")
         self._out_features = list(out_features)
@@ -113,13 +113,13 @@ def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequenc
     if len(depths) != len(num_heads) or not depths or any(dim % heads for dim, heads in zip(dims, num_heads)):
         raise UserError(
             f"MODEL.PSF.SWIN.NUM_HEADS is {list(num_heads)}, with DEPTHS {list(depths)}: expected one number per stage "
-            f"of either, heads that divide the stage's channels {list(dims)}"
+            f"in each; the heads must divide the stage's channels {list(dims)}"
         )
     if not 0 <= drop_path < 1:
         raise UserError(f"MODEL.PSF.SWIN.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -128,7 +128,7 @@ def _initialise(module: nn.Module) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_psf_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
-    """MODEL.BACKBONE.NAME "build_psf_swin_backbone": the Swin of MODEL.PSF.SWIN, its maps by `backbone_maps`."""
+    """MODEL.BACKBONE.NAME "build_psf_swin_backbone": the Swin of MODEL.PSF.SWIN with the maps of `backbone_maps`."""
     node = cfg.MODEL.PSF.SWIN
     return SwinBackbone(
         embed_dim=node.EMBED_DIM,

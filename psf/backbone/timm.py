@@ -1,4 +1,4 @@
-"""Any timm model that gives feature maps, as a Detectron2 backbone."""
+"""Any timm model that returns feature maps, as a Detectron2 backbone."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ __all__ = ["TimmBackbone", "build_psf_timm_backbone"]
 
 logger = logging.getLogger(__name__)
 
-# Sides that no stride divides, on either side of the halves of 32: what rounds down gives itself away.
+# No stride divides these sides, and their remainders lie below and above half a stride: rounding down shows.
 _ODD_SIZES = ((97, 131), (47, 62))
 
 
 class TimmBackbone(Backbone):
     """Feature maps of a timm model, named by their stride: res2 (4), res3 (8), res4 (16), res5 (32).
 
-    Where the model's own maps would not have sides of side/stride, rounded up, for every image (ConvNeXt cuts the rest
-    off, Swin refuses it, MaxViT wants whole windows), `size_divisibility` asks for images with which they do.
+    Each map has sides of side/stride, rounded up. Some models do not keep this for every image (ConvNeXt rounds down,
+    Swin raises, MaxViT needs whole windows); `size_divisibility` then pads the images so that they do.
 
     Args:
         name: timm's name of the model.
-        out_features: names of the maps to give.
+        out_features: names of the maps to return.
         in_channels: channels of the image.
         frozen_norm: batch norms keep their statistics and affine parameters.
         drop_path: rate at the last block, from 0 at the first.
-        freeze: names of parameters, and of modules whose parameters, are not trained; nor do statistics of batch norms
-            in them change.
+        freeze: names of parameters or modules that are not trained; their batch norms keep their statistics.
         pretrained: fetch timm's weights, from the network or timm's cache. False: they come with MODEL.WEIGHTS.
 
-    Parameters that lead to none of the maps (of HRNet's branches) are not trained: DDP would wait for their gradients.
+    Parameters that no map depends on (in branches of HRNet) are frozen: DDP would wait for their gradients.
 
     Raises:
-        UserError: if timm does not know the model or has no weights of it, they cannot be fetched, it lacks a map or
-            its maps do not fit, `drop_path` is no rate or the model has none, or a name in `freeze` is of no parameter.
+        UserError: if timm has no such model or no weights for it, the weights cannot be fetched, a map is missing or
+            has the wrong size, `drop_path` is not a rate or the model has no drop path, or a name in `freeze` is
+            unknown.
     """
 
     def __init__(
@@ -68,24 +68,23 @@ class TimmBackbone(Backbone):
             raise UserError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models())
-            raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not know; near: {near}')
+            raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not have; similar names: {near}')
         arguments: dict[str, Any] = {"features_only": True, **_any_size(name)}
         try:
-            with torch.device("meta"):  # its outline: no memory, hardly any time
+            with torch.device("meta"):  # shapes only: no memory, almost no time
                 outline: Any = timm.create_model(name, pretrained=False, **arguments).eval()
-        except RuntimeError as error:  # an unknown tag, or a model that has no maps to give
+        except RuntimeError as error:  # an unknown tag, or a model without feature maps
             raise UserError(
-                f'MODEL.PSF.TIMM.NAME is "{name}", and timm makes no feature maps of it: {error}'
+                f'MODEL.PSF.TIMM.NAME is "{name}", but timm cannot return its feature maps: {error}'
             ) from error
         info = outline.feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
         if missing:
             raise UserError(
-                f"MODEL.PSF.IN_FEATURES, FINE_FEATURE and MASK_FEATURE ask for {missing}; {name} gives "
-                f"{sorted(indices)}"
+                f"MODEL.PSF.IN_FEATURES, FINE_FEATURE and MASK_FEATURE contain {missing}; {name} has {sorted(indices)}"
             )
-        self._maps_in_order = sorted(out_features, key=indices.__getitem__)  # timm's, whatever was asked for
+        self._maps_in_order = sorted(out_features, key=indices.__getitem__)  # timm's order
         self._size_divisibility = _size_divisibility(outline, name)
         if pretrained:
             _announce_weights(name)
@@ -111,7 +110,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images are to be padded to a multiple of it; 0: to nothing."""
+        """Images must be padded to a multiple of this; 0: no padding."""
         return self._size_divisibility
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -120,7 +119,7 @@ class TimmBackbone(Backbone):
 
 
 def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """timm's maps, channels first; Swin has them last."""
+    """timm's maps, channels first; timm's Swin returns channels last."""
     maps: list[Tensor] = model(images)
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         maps = [x.permute(0, 3, 1, 2) for x in maps]
@@ -138,24 +137,24 @@ def _size_divisibility(outline: Any, name: str) -> int:
         if all(_maps_fit(outline, size) for size in sizes):
             return divisibility
     raise UserError(
-        f'MODEL.PSF.TIMM.NAME is "{name}", which takes images of one size alone, or whose maps do not have the sides '
-        "that their strides say; choose another model"
+        f'MODEL.PSF.TIMM.NAME is "{name}", which accepts only one image size, or whose maps do not have sides of image '
+        "side / stride; choose another model"
     )
 
 
 @torch.no_grad()
 def _maps_fit(outline: Any, size: tuple[int, int]) -> bool:
-    """Whether a model on the meta device takes such an image, and each map has sides of side/stride, rounded up."""
+    """Whether a model on the meta device accepts this image size, and each map has sides of side/stride, rounded up."""
     try:
         maps = _maps(outline, torch.zeros(1, 3, *size, device="meta"))
-    except (RuntimeError, AssertionError, ValueError):  # shapes that do not go together, in timm's various words
+    except (RuntimeError, AssertionError, ValueError):  # timm's errors for shapes that do not fit
         return False
     strides = outline.feature_info.reduction()
     return all(x.shape[2:] == tuple(-(-side // s) for side in size) for x, s in zip(maps, strides, strict=True))
 
 
 def _freeze_statistics(model: nn.Module) -> None:
-    """Let batch norms, all of whose parameters are frozen, keep their statistics, too."""
+    """Freeze the statistics of batch norms whose parameters are all frozen."""
     from timm.layers import freeze_batch_norm_2d
 
     for parent in list(model.modules()):
@@ -167,19 +166,19 @@ def _freeze_statistics(model: nn.Module) -> None:
 
 @torch.enable_grad()
 def _unused_parameters(outline: nn.Module, indices: Sequence[int], side: int) -> set[str]:
-    """Names of the parameters that maps of these indices do not depend on; `side`: of an image that the model takes."""
+    """Names of the parameters that none of these maps depends on; the model accepts images of this side."""
     maps = _maps(outline, torch.zeros(1, 3, side, side, device="meta"))
     torch.autograd.backward([maps[i].sum() for i in indices])
     return {name for name, parameter in outline.named_parameters() if parameter.grad is None}
 
 
 def _announce_weights(name: str) -> None:
-    """Say what is about to be fetched, and which images it has learned on."""
+    """Log which weights are fetched, and their image normalization."""
     import timm
 
     weights = timm.get_pretrained_cfg(name)
     if weights is None or not weights.has_weights:
-        raise UserError(f"MODEL.PSF.TIMM.PRETRAINED is True, but timm has no weights of {name}: set it to False")
+        raise UserError(f"MODEL.PSF.TIMM.PRETRAINED is True, but timm has no weights for {name}: set it to False")
     source = f"the Hugging Face hub, {weights.hf_hub_id}" if weights.hf_hub_id else weights.url or weights.file
     mean, std = ([round(255 * value, 3) for value in values] for values in (weights.mean, weights.std))
     logger.info(
@@ -190,7 +189,7 @@ def _announce_weights(name: str) -> None:
 
 
 def _create_model(name: str, drop_path: float, **arguments: Any) -> nn.Module:
-    """timm's model with this rate of drop path, also with 0 if timm's default differs; some models have none."""
+    """timm's model with this drop path rate, which replaces timm's default; some models have no drop path."""
     import timm
     from timm.layers import DropPath
 
@@ -216,13 +215,13 @@ def _map_name(stride: int) -> str:
 
 
 def _any_size(name: str) -> dict[str, bool]:
-    """Swin is bound to the image size that it was pretrained with, unless told otherwise."""
+    """timm's arguments for any image size; without them Swin accepts only its pretraining size."""
     return {"strict_img_size": False} if name.startswith(("swin_", "swinv2_")) else {}
 
 
 @BACKBONE_REGISTRY.register()
 def build_psf_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """MODEL.BACKBONE.NAME "build_psf_timm_backbone": the timm model of MODEL.PSF.TIMM, its maps by `backbone_maps`."""
+    """MODEL.BACKBONE.NAME "build_psf_timm_backbone": MODEL.PSF.TIMM's model with the maps of `backbone_maps`."""
     node = cfg.MODEL.PSF.TIMM
     return TimmBackbone(
         node.NAME,

@@ -34,15 +34,15 @@ ROWS = {
     ),
     "stuff": ("stuff_query_feat.weight", "stuff_query_pos.weight"),
 }
-LINE = 90  # characters of class names in a line of the table
+LINE = 90  # characters of class names per line of the table
 
 
 class ClassChanges(NamedTuple):
-    """How the classes of a model come from those of a checkpoint; for things, or for stuff."""
+    """Mapping from the classes of a checkpoint to the classes of a model; for things, or for stuff."""
 
     found: tuple[str, ...]  # the checkpoint's
     wanted: tuple[str, ...]  # the model's
-    sources: tuple[int | None, ...]  # of each wanted class, its row in the checkpoint
+    sources: tuple[int | None, ...]  # row of each wanted class in the checkpoint
 
     @property
     def is_identity(self) -> bool:
@@ -69,8 +69,8 @@ class ClassChanges(NamedTuple):
 def compare_classes(found: ClassNames, wanted: ClassNames) -> dict[str, ClassChanges]:
     """Changes of "things" and of "stuff".
 
-    Names are the same if they differ in case, "-", "_" and spaces alone, or in COCO's endings "-other" and
-    "-merged". A thing and a stuff class with the same name differ: the two kinds share no queries.
+    Names match if they differ only in case, "-", "_", spaces, or COCO's endings "-other" and "-merged". A thing class
+    and a stuff class never match: the two kinds share no queries.
     """
     changes = {}
     for kind, old, new in zip(ClassNames._fields, found, wanted, strict=True):
@@ -82,16 +82,16 @@ def compare_classes(found: ClassNames, wanted: ClassNames) -> dict[str, ClassCha
 def remap_classes(
     state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor], changes: Mapping[str, ClassChanges]
 ) -> dict[str, Tensor]:
-    """The checkpoint's entries with the rows of each class where the model has that class.
+    """Move the rows of each class to the position that the class has in the model.
 
     Args:
         state_dict: the checkpoint's.
         model_state: the model's, whose rows the new classes keep.
-        changes: of "things" and of "stuff", as `compare_classes` gives them.
+        changes: of "things" and of "stuff", from `compare_classes`.
 
     Returns:
-        All entries. Those that have not as many rows as there are names, or whose rows are of another size than the
-        model's, are left as they are.
+        All entries. An entry is unchanged if its number of rows differs from the number of names, or its rows have
+        another size than the model's.
     """
     remapped = dict(state_dict)
     for kind, change in changes.items():
@@ -116,7 +116,7 @@ def changes_table(changes: Mapping[str, ClassChanges]) -> str:
 
 
 def _find(old: Sequence[str], new: Sequence[str]) -> tuple[int | None, ...]:
-    """The row of each new name among the old ones: of one that is the same to the letter, if there is one."""
+    """The row of each new name among the old ones; an exact match comes first."""
     rows = list(reversed(list(enumerate(old))))
     exact, plain = {name: row for row, name in rows}, {_plain(name): row for row, name in rows}
     return tuple(exact.get(name, plain.get(_plain(name))) for name in new)
@@ -135,19 +135,19 @@ def _plain(name: str) -> str:
     return re.sub("( other)?( merged)?$", "", words)
 
 
-ENTRY = "psf_num_thing_queries"  # of a checkpoint
-QUERIES = ("location_decoder.query_feat.weight", "location_decoder.query_pos.weight")  # a row for each
+ENTRY = "psf_num_thing_queries"  # in a checkpoint
+QUERIES = ("location_decoder.query_feat.weight", "location_decoder.query_pos.weight")  # one row per query
 
 
 def query_count_entry(num_thing_queries: int) -> dict[str, int]:
-    """The entry of a checkpoint for the number of thing queries."""
+    """The checkpoint entry for the number of thing queries."""
     return {ENTRY: num_thing_queries}
 
 
 def stored_query_count(checkpoint: Mapping[str, Any]) -> int | None:
     """Number of thing queries that a checkpoint was trained with: its entry, or the number of its learned queries.
 
-    None if it has neither, as weights of a backbone alone.
+    None if it has neither, as in the weights of a backbone.
     """
     if ENTRY in checkpoint:
         return int(checkpoint[ENTRY])
@@ -157,9 +157,9 @@ def stored_query_count(checkpoint: Mapping[str, Any]) -> int | None:
 
 
 def adapt_query_count(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Give the model's number of thing queries to those in a checkpoint, in place.
+    """Resize a checkpoint's thing queries to the model's number, in place.
 
-    The first ones are copied, as many as both have, since queries have no order. The others keep the model's values.
+    The first queries are kept, up to the smaller number: queries have no order. Further ones keep the model's values.
 
     Args:
         state_dict: the checkpoint's.
@@ -186,18 +186,18 @@ COLORS = 3
 def adapt_input_channels(
     state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor], *, is_suffix: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Give the model's number of input channels to the backbone's first convolution in a checkpoint, in place.
+    """Adapt a checkpoint's first backbone convolution to the model's number of input channels, in place.
 
-    That is a 4-D weight under "backbone." whose shape differs from the model's in dimension 1 alone, 3 in the
-    checkpoint.
+    This is the 4-D weight under "backbone." whose shape differs from the model's only in dimension 1, where the
+    checkpoint has 3.
 
     Args:
         state_dict: the checkpoint's.
         model_state: the model's.
-        is_suffix: names of the checkpoint may have no prefix, as where Detectron2 matches by heuristics.
+        is_suffix: names in the checkpoint may lack the prefix, as in Detectron2's heuristic matching.
 
     Returns:
-        By the model's names of what was changed, the shapes that it had.
+        The model's name of each changed weight -> its former shape.
     """
     changes = {}
     for name, wanted in model_state.items():
@@ -214,8 +214,8 @@ def adapt_input_channels(
 def adapted_weight(weight: Tensor, num_channels: int) -> Tensor:
     """(O, 3, h, w) -> (O, C, h, w), by timm's rule.
 
-    One channel gets the sum of the three, so that gray gives what it gave as colour; more take them in turn, times
-    3 / C, so that what comes out is as large as before.
+    One channel gets the sum of the three, so a gray image gives the same output as before. More channels repeat the
+    three in turn, times 3 / C, which keeps the scale of the output.
     """
     if num_channels == 1:
         return weight.sum(dim=1, keepdim=True)
@@ -224,7 +224,7 @@ def adapted_weight(weight: Tensor, num_channels: int) -> Tensor:
 
 
 def _find_entry(state_dict: Mapping[str, Tensor], name: str, is_suffix: bool) -> str | None:
-    """The checkpoint's entry of this name, or the longest one that it ends in."""
+    """The checkpoint's entry with this name, or the longest entry that the name ends with."""
     if name in state_dict or not is_suffix:
         return name if name in state_dict else None
     return max((key for key in state_dict if name.endswith(f".{key}")), key=len, default=None)

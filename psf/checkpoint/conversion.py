@@ -22,7 +22,7 @@ from psf.errors import UserError
 __all__ = ["Conversion", "convert_checkpoint"]
 
 BACKBONE = "backbone."
-NUM_NAMED = 8  # entries in an error message
+NUM_NAMED = 8  # entries listed in an error message
 
 
 class Conversion(NamedTuple):
@@ -30,32 +30,32 @@ class Conversion(NamedTuple):
 
     is_backbone: bool  # an ImageNet backbone, not a whole released model
     num_source: int
-    num_written: int  # more than the used ones: some are split in two
+    num_written: int  # more than the source entries used: some are split in two
     dropped: dict[str, int]  # pattern -> entries dropped on purpose
-    fresh: dict[str, int]  # pattern -> backbone entries that the source never has: initial values stay
+    fresh: dict[str, int]  # pattern -> backbone entries that keep their initial values: no source has them
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, overwrite: bool = False) -> Conversion:
     """Write a released checkpoint, or an ImageNet backbone, as the config's MODEL.WEIGHTS.
 
-    With a released one go the names of its classes, where the config's dataset has them, so that its heads can be
-    re-mapped for another set.
+    A released checkpoint is written with its class names, if the config's dataset has them, so that its heads can be
+    re-mapped to another dataset.
 
     Args:
-        source: a released Panoptic SegFormer, or a classifier that `convert_imagenet` supports; its names decide.
-        target: file to write; it appears whole, or not at all.
-        cfg: of the model that it is for.
-        overwrite: whether `target` may be there.
+        source: a released Panoptic SegFormer, or a classifier that `convert_imagenet` supports; the entry names decide.
+        target: file to write; it appears complete or not at all.
+        cfg: config of the model.
+        overwrite: whether `target` may exist.
 
     Raises:
-        UserError: if a file cannot be read or written, naming entries that are not known, or naming what of the model
-            (of its backbone) is not filled, has another shape, or is not there.
+        UserError: if a file cannot be read or written, the source has unknown entries, or the converted entries do not
+            match the names and shapes of the model (or its backbone). The message lists the entries.
     """
     source, target = Path(source), Path(target)
     if target.is_dir() or target.resolve() == source.resolve():
         raise UserError(f"{target}: is a folder, or the source itself; name another file")
     if target.exists() and not overwrite:
-        raise UserError(f"{target}: is there already; name another file, or overwrite it with --force")
+        raise UserError(f"{target}: already exists; name another file, or overwrite it with --force")
     entries = read_state_dict(source)
     is_backbone = not any(name.startswith("bbox_head.") for name in entries)
     wanted = _shapes_of_model(cfg)
@@ -73,7 +73,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
 
 
 def _shapes_of_model(cfg: CfgNode) -> dict[str, torch.Size]:
-    """Name -> shape of each parameter and buffer, without their memory."""
+    """Name -> shape of each parameter and buffer, without allocating them."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -95,7 +95,7 @@ def _check_fit(
     complaints = {"not in the model": foreign, "not filled": unfilled, "of another shape": other}
     if any(complaints.values()):
         text = "; ".join(f"{len(names)} {what}: {_shortened(names)}" for what, names in complaints.items() if names)
-        raise UserError(f"{source} is not for the model of this config (--config-file): {text}")
+        raise UserError(f"{source} does not fit the model of this config (--config-file): {text}")
 
 
 def _shortened(names: list[str]) -> str:
@@ -106,5 +106,5 @@ def _write(content: Mapping[str, Any], target: Path) -> None:
     try:
         with atomic_path(target) as path:
             torch.save(content, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise UserError(f"{target}: cannot be written ({error})") from error

@@ -1,4 +1,4 @@
-"""What psf stores in a checkpoint beside the weights: class names and tuned merging thresholds."""
+"""Checkpoint entries in addition to the weights: class names and tuned merging thresholds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from psf.structures import PanopticClasses
 
 __all__ = ["ClassNames", "TunedMerging", "check_same_classes", "class_names_from_config"]
 
-CLASSES_ENTRY = "psf_class_names"  # of a checkpoint
+CLASSES_ENTRY = "psf_class_names"
 
 
 class ClassNames(NamedTuple):
@@ -26,7 +26,7 @@ class ClassNames(NamedTuple):
 
     @classmethod
     def of_dataset(cls, name: str) -> ClassNames | None:
-        """The names in a dataset's metadata; None if it does not name every class."""
+        """The names in a dataset's metadata; None if a class has no name."""
         metadata = MetadataCatalog.get(name)
         classes = PanopticClasses.from_metadata(metadata)
         return None if classes is None else cls._of_ids(classes, metadata)
@@ -45,14 +45,14 @@ class ClassNames(NamedTuple):
         return None if entry is None else cls(tuple(entry["things"]), tuple(entry["stuff"]))
 
     def as_entry(self) -> dict[str, dict[str, list[str]]]:
-        """The entry of a checkpoint for the names."""
+        """The checkpoint entry for the names."""
         return {CLASSES_ENTRY: {"things": list(self.things), "stuff": list(self.stuff)}}
 
 
 def class_names_from_config(cfg: CfgNode) -> ClassNames | None:
     """Class names for `psf.meta_arch.classes_from_config`; None if no dataset names them.
 
-    Joint queries have thing heads alone; the stuff classes follow the thing classes there.
+    Joint queries have only thing heads, where the stuff classes follow the thing classes.
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         metadata = MetadataCatalog.get(name)
@@ -65,7 +65,7 @@ def class_names_from_config(cfg: CfgNode) -> ClassNames | None:
 
 
 def check_same_classes(datasets: Iterable[str]) -> None:
-    """Check that the datasets of one run have the same things, as far as they have any, and the same stuff.
+    """Check that the datasets of a run have the same stuff classes, and the same thing classes if they have any.
 
     Raises:
         UserError: if a name or a contiguous id differs from the first dataset.
@@ -83,31 +83,31 @@ def check_same_classes(datasets: Iterable[str]) -> None:
                 difference = sorted(set(own) ^ set(wanted))[:4]
                 raise UserError(
                     f'DATASETS: the {kind} of "{dataset}" are not those of "{other}", for which the model is built '
-                    f"({len(own)} against {len(wanted)}; the contiguous id or the name differs in {difference}). Give "
-                    "DATASETS.TRAIN and DATASETS.TEST datasets with the same classes; those of panoptic JSONs are "
-                    "the same if their `categories` are, in the same order"
+                    f"({len(own)} against {len(wanted)}; the contiguous id or the name differs in {difference}). Use "
+                    "datasets with the same classes in DATASETS.TRAIN and DATASETS.TEST; panoptic JSONs have the same "
+                    "classes if their `categories` are equal and in the same order"
                 )
 
 
-MERGING_ENTRY = "psf_merging"  # of a checkpoint
+MERGING_ENTRY = "psf_merging"
 
 
 class TunedMerging(NamedTuple):
-    """Thresholds of both kinds before and after the search (MODEL.PSF.POST_PROCESSOR.{THINGS,STUFF})."""
+    """Thresholds of things and stuff before and after the search (MODEL.PSF.POST_PROCESSOR.{THINGS,STUFF})."""
 
     things: MergingThresholds
     stuff: MergingThresholds
-    things_before: MergingThresholds  # of the training's config
+    things_before: MergingThresholds  # from the training's config
     stuff_before: MergingThresholds
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TunedMerging | None:
-        """The thresholds in a checkpoint; None if its training did not tune."""
+        """The thresholds in a checkpoint; None if its training did not tune them."""
         entry = checkpoint.get(MERGING_ENTRY)
         return None if entry is None else cls(*(MergingThresholds(**entry[name]) for name in cls._fields))
 
     def as_entry(self) -> dict[str, dict[str, dict[str, float]]]:
-        """The entry of a checkpoint for the thresholds."""
+        """The checkpoint entry for the thresholds."""
         numbers = {
             name: {key: float(value) for key, value in one._asdict().items()} for name, one in self._asdict().items()
         }
@@ -116,10 +116,10 @@ class TunedMerging(NamedTuple):
     def in_force(
         self, things: MergingThresholds, stuff: MergingThresholds
     ) -> tuple[MergingThresholds, MergingThresholds]:
-        """Thresholds of things and stuff for a config that has `things` and `stuff`.
+        """The thresholds to use for a config with `things` and `stuff`.
 
-        A number that the training's config had, or that the search found, becomes the tuned one. Any other number was
-        set by the user after the training, and stays.
+        A value equal to the training config's or to the tuned one becomes the tuned one. Any other value was set by
+        the user after the training and stays.
         """
         return _choose(self.things, self.things_before, things), _choose(self.stuff, self.stuff_before, stuff)
 

@@ -38,7 +38,7 @@ RESNET = {
     },
 }
 
-# PVTv2 of its authors -> timm's features_only
+# The authors' PVTv2 -> timm's features_only
 PVT_V2 = {
     "patch_embed1.*": "model.patch_embed.*",
     **{f"patch_embed{stage + 1}.*": f"model.stages_{stage}.downsample.*" for stage in range(1, 4)},
@@ -53,20 +53,20 @@ PVT_V2 = {
     },
 }
 
-# PVTv2 of timm with its classifier -> timm's features_only
+# timm's PVTv2 with its classifier -> timm's features_only
 TIMM_PVT_V2 = {
     "patch_embed.*": "model.patch_embed.*",
     "stages.#.*": "model.stages_#.*",
 }
 
-# Swin of its authors (and of the released checkpoints) -> psf's, which has the same names
+# The authors' Swin (and that of the released checkpoints) -> psf's, which has the same names
 SWIN = {
     "patch_embed.*": "patch_embed.*",
     "layers.#.*": "layers.#.*",
     "norm#.*": "norm#.*",
 }
 
-# Swin of timm -> psf's: there a stage begins with the patch merging with which its authors end the one before
+# timm's Swin -> psf's: the patch merging begins a stage in timm, and ends the previous stage in the authors' code
 TIMM_SWIN = {
     "patch_embed.*": "patch_embed.*",
     **{f"layers.{stage}.downsample.*": f"layers.{stage - 1}.downsample.*" for stage in range(1, 4)},
@@ -78,9 +78,9 @@ class Layout(NamedTuple):
     """Names of the entries of a classifier's checkpoint."""
 
     name: str
-    marker: str  # an entry that shows the layout: no layout before it has one of this name
+    marker: str  # an entry that identifies the layout: no earlier layout has an entry with this name
     table: Mapping[str, str]
-    dropped: tuple[str, ...]  # patterns of entries that a backbone does not have: the classifier, mostly
+    dropped: tuple[str, ...]  # patterns of entries that a backbone does not need, such as the classifier
 
 
 LAYOUTS = (
@@ -91,8 +91,8 @@ LAYOUTS = (
     Layout("Swin of timm", "layers.1.downsample.reduction.weight", TIMM_SWIN, ("norm.*", "head.*", "*.attn_mask")),
 )
 
-# Entries of psf's backbones that classifiers do not have: counters of batch norms, the norms of Swin's maps, which keep
-# their initial values, and a table of positions that is computed.
+# Entries of psf's backbones that classifiers do not have: counters of batch norms, the norms of Swin's maps (which keep
+# their initial values), and a computed table of positions.
 NOT_IN_IMAGENET = (
     "backbone.norm#.*",
     "*.relative_position_index",
@@ -103,18 +103,18 @@ NOT_IN_IMAGENET = (
 def convert_imagenet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the entries of an ImageNet classifier for the backbone of psf's model.
 
-    ResNets become Detectron2's (torchvision's and timm's want RGB and the PIXEL_MEAN and PIXEL_STD of Base-PSF.yaml, as
-    do the others), PVTv2 those of build_psf_timm_backbone, Swin those of build_psf_swin_backbone.
+    A ResNet gets the names of Detectron2's ResNet, PVTv2 those of build_psf_timm_backbone, Swin those of
+    build_psf_swin_backbone. All of them expect RGB and the PIXEL_MEAN and PIXEL_STD of Base-PSF.yaml.
 
     Args:
-        state_dict: entries of torchvision's or timm's ResNet, or of Swin or PVTv2 by their authors or timm.
+        state_dict: entries of torchvision's or timm's ResNet, or of the authors' or timm's Swin or PVTv2.
 
     Returns:
-        "backbone...." names, as MODEL.WEIGHTS needs them; each source entry is used once, or is one of the layout's
-        `dropped`. Other entries of a backbone are in `NOT_IN_IMAGENET` and keep their initial values.
+        "backbone...." names, as MODEL.WEIGHTS needs them; each source entry is used once or matches the layout's
+        `dropped`. Backbone entries in `NOT_IN_IMAGENET` keep their initial values.
 
     Raises:
-        UserError: if the layout is none of these, or naming entries that are not in its table.
+        UserError: if the layout is unknown, or entries are not in its table; the message lists them.
     """
     layout = find_layout(state_dict)
     table = {old: f"backbone.{new}" for old, new in layout.table.items()}
@@ -122,12 +122,12 @@ def convert_imagenet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_layout(state_dict: Mapping[str, Tensor]) -> Layout:
-    """The layout whose marker is among the entries; a UserError if there is none."""
+    """The layout whose marker is among the entries; raises a UserError if there is none."""
     for layout in LAYOUTS:
         if layout.marker in state_dict:
             return layout
     raise UserError(
         "the checkpoint is neither a released Panoptic SegFormer, which has entries bbox_head.*, nor an ImageNet "
         f"{', '.join(layout.name for layout in LAYOUTS)}, which have an entry "
-        f"{' or '.join(layout.marker for layout in LAYOUTS)}; its first are {', '.join(list(state_dict)[:3])}"
+        f"{' or '.join(layout.marker for layout in LAYOUTS)}; its first entries are {', '.join(list(state_dict)[:3])}"
     )

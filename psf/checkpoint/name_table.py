@@ -22,18 +22,17 @@ def rename(
 ) -> dict[str, Tensor]:
     """Rename each entry by the table.
 
-    In a pattern "#" stands for a number and "*" for the rest of the name; in the new name each stands for the same.
-    The first pattern that fits counts. Several new names: the entry is split into as many equal parts along its second
-    dimension.
+    In a pattern "#" matches a number and "*" the rest of the name; the new name repeats what they matched. The first
+    matching pattern counts. With several new names, the entry is split into equal parts along its second dimension.
 
     Args:
         state_dict: entries by their old names.
-        table: pattern -> new name, or names.
+        table: pattern -> new name or names.
         dropped: patterns of entries that are dropped on purpose.
         source: name of the source, for the error message.
 
     Raises:
-        UserError: naming entries that match neither `table` nor `dropped`, or two that get one name.
+        UserError: if entries match neither `table` nor `dropped`, or two entries get the same name.
     """
     rules = [(_compiled(pattern), (names,) if isinstance(names, str) else names) for pattern, names in table.items()]
     unwanted = [_compiled(pattern) for pattern in dropped]
@@ -58,12 +57,12 @@ def rename(
 
 
 def is_match(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns, as in `rename`, fits the whole name."""
+    """Whether a pattern, as in `rename`, matches the whole name."""
     return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
 
 
 def count_matches(names: Iterable[str], patterns: Iterable[str]) -> dict[str, int]:
-    """How many names each pattern fits; patterns without a match are omitted."""
+    """Number of names that each pattern matches, without patterns that match none."""
     names = list(names)
     counts = {pattern: sum(is_match(name, [pattern]) for name in names) for pattern in patterns}
     return {pattern: count for pattern, count in counts.items() if count}

@@ -1,6 +1,6 @@
 """`MODEL.WEIGHTS: "psf://NAME"`: ImageNet weights that come inside a Python package, converted to psf's names.
 
-No network: the package holds the file. The converted copy is kept in the cache folder (PSF_CACHE).
+This needs no network: the package contains the file. The converted copy is kept in the cache folder (PSF_CACHE).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PretrainedHandler", "register_pretrained_handler"]
 class PackagedWeights(NamedTuple):
     """Location of a checkpoint in a Python package, and its timm model."""
 
-    distribution: str  # what to install
+    distribution: str  # package to install
     package: str
     file: str
     timm_name: str
@@ -69,7 +69,7 @@ def register_pretrained_handler() -> None:
 def _convert(weights: PackagedWeights) -> dict[str, torch.Tensor]:
     """The checkpoint under the names of `psf.backbone.TimmBackbone` inside the model.
 
-    The file's entries have names of their own, in the order and with the shapes of timm's model.
+    The file's entries have other names than timm's model, but the same order and shapes.
     """
     import timm
 

@@ -1,4 +1,4 @@
-"""Read checkpoints safely: tensors and plain values alone, no code is executed."""
+"""Read checkpoints safely: only tensors and plain values; no code is executed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from psf.errors import UserError
 
 __all__ = ["read_checkpoint", "read_state_dict"]
 
-ZIP, PICKLE = b"PK", b"\x80"  # how files by torch.save begin, since and before torch 1.6
+ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
 
-# Numbers of NumPy, which training logs in checkpoints may hold; NumPy 2 renamed the function that makes them.
+# NumPy numbers, which training logs in checkpoints may contain; NumPy 2 renamed the function that creates them.
 _MAKE_SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS: list[Any] = [
     (_MAKE_SCALAR, "numpy.core.multiarray.scalar"),
@@ -30,13 +30,14 @@ _NUMPY_SCALARS: list[Any] = [
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Everything in a checkpoint, on the CPU: weights under "model" and the entries beside them. Nothing is executed.
+    """All entries of a checkpoint, on the CPU: weights under "model" and other entries. No code is executed.
 
     Args:
-        path: a file by torch.save that holds a dict.
+        path: a dict written by torch.save.
 
     Raises:
-        UserError: if there is no such file, it is damaged, holds more than tensors and plain values, or is no dict.
+        UserError: if the file does not exist, is damaged, is not a dict, or contains more than tensors and plain
+            values.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,11 +52,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, by name, on the CPU. No code in the file is executed.
 
     Args:
-        path: a file by torch.save: a dict of tensors, or one that holds it under "state_dict" or "model".
+        path: written by torch.save: a dict of tensors, or a dict that contains one as "state_dict" or "model".
 
     Raises:
-        UserError: if there is no such file, it is damaged, it holds what may be more than tensors and plain values
-            (naming the function or class that loading it would call, where it is known), or there are no weights in it.
+        UserError: if the file does not exist, is damaged, has no weights, or may contain more than tensors and plain
+            values (the message names the function or class that loading it would call, if known).
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +69,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f'{path}: expected tensors by name, as such or under "state_dict" or "model"; found {found}')
+        raise UserError(f'{path}: expected a dict of tensors, or one under "state_dict" or "model"; found {found}')
     return dict(content)
 
 
@@ -82,9 +83,9 @@ def _load(path: Path) -> Any:
     except Exception as error:  # torch may raise any error for a damaged file
         if reason := _refusal(path, error):
             raise UserError(
-                f"{path}: refused, and nothing in it was executed: {reason}, and checkpoints may hold "
-                "tensors and plain values only. If you trust who made it, load it yourself and save its state_dict "
-                "alone"
+                f"{path}: refused, and nothing in it was executed: {reason}, but checkpoints may contain "
+                "only tensors and plain values. If you trust its author, load it yourself and save only its "
+                "state_dict"
             ) from error
         raise UserError(f"{path}: damaged, or not written by torch.save ({type(error).__name__})") from error
 
@@ -92,7 +93,7 @@ def _load(path: Path) -> Any:
 def _refusal(path: Path, error: Exception) -> str | None:
     """The object in a pickle that torch refused to load; None if the file is damaged or not a pickle."""
     if called := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"to load it would mean to call {called[1]}"
+        return f"loading it would call {called[1]}"
     with path.open("rb") as file:
         is_pickle = file.read(2).startswith((PICKLE, ZIP))
     if not is_pickle or not isinstance(error, UnpicklingError):

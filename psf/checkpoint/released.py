@@ -12,7 +12,7 @@ from psf.errors import UserError
 
 __all__ = ["DROPPED", "convert_released"]
 
-# Backbone -> an entry that only its checkpoints have.
+# Backbone -> an entry that only checkpoints with this backbone have.
 BACKBONES = {
     "backbone.layer1.0.conv1.weight": RESNET,
     "backbone.patch_embed1.proj.weight": PVT_V2,
@@ -98,18 +98,18 @@ def convert_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the entries of a released checkpoint for the models of configs/coco/released.
 
     Args:
-        state_dict: what the checkpoint holds under "state_dict".
+        state_dict: the checkpoint's "state_dict".
 
     Returns:
-        psf's names; each source entry is used once, or is one of `DROPPED`.
+        Entries by psf's names; each source entry is used once or matches `DROPPED`.
 
     Raises:
-        UserError: if the backbone is not a released one, or naming entries that are not in the table.
+        UserError: if the backbone is not a released one, or entries are not in the table; the message lists them.
     """
     backbone = next((table for marker, table in BACKBONES.items() if marker in state_dict), None)
     if backbone is None:
         raise UserError(
-            f"the checkpoint is no released Panoptic SegFormer: it has none of the entries {', '.join(BACKBONES)}"
+            f"the checkpoint is not a released Panoptic SegFormer: it has none of the entries {', '.join(BACKBONES)}"
         )
     table: dict[str, str | tuple[str, ...]] = {
         **{f"backbone.{old}": f"backbone.{new}" for old, new in backbone.items()},

@@ -155,7 +155,7 @@ def segment_images(args: argparse.Namespace) -> int:
                 output = TASKS[args.task](predictor(image), predictor.metadata)
                 write_output(output, picture, source=path, folder=args.output, name=name, kinds=kinds)
                 num_written += 1
-            except ValueError as error:
+            except UserError as error:
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
     echo(f"{num_written} of {len(images)} images written to {args.output}")
@@ -237,7 +237,7 @@ def segment_video(args: argparse.Namespace) -> int:
                 num_written += 1
         except KeyboardInterrupt:
             logger.info("stopped")
-        except ValueError as error:
+        except UserError as error:
             if not num_written:
                 raise
             logger.error("%s", error)

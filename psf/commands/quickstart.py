@@ -41,12 +41,12 @@ def run(opts: Sequence[str]) -> int:
     """Train, evaluate and draw, each with a command of psf in its own process."""
     if "OUTPUT_DIR" in opts[::2]:
         raise UserError(f"OUTPUT_DIR is always {OUTPUT} here; to train into another folder: psf train")
-    if code := psf("train", "--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(OUTPUT), *opts):
+    if code := run_psf("train", "--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(OUTPUT), *opts):
         return code
     held_out = held_out_images()
     weights = ("--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth"))
     output = str(OUTPUT / "demo")
-    if code := psf(
+    if code := run_psf(
         "predict", "--config-file", CONFIG, "--input", *held_out[:NUM_DEMO_IMAGES], "--output", output, *weights
     ):
         return code
@@ -66,7 +66,7 @@ def held_out_images() -> list[str]:
     return [x["file_name"] for x in DatasetCatalog.get("psf_shapes_val")]
 
 
-def psf(*words: str) -> int:
+def run_psf(*words: str) -> int:
     """Print a command of psf, run it in its own process, and return its exit code."""
     echo(f"\n$ {shlex.join(['psf', *words])}")
     return subprocess.run([sys.executable, "-m", "psf", *words], check=False).returncode

@@ -19,11 +19,9 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from psf.commands import echo, run_command
+from psf.commands import add_num_images_flag, echo, run_command, train
 from psf.engine import (
     Trainer,
-    add_num_images_flag,
-    argument_parser,
     build_checkpointer,
     build_config,
     launch,
@@ -46,9 +44,7 @@ __all__ = ["build_parser", "main"]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `psf train`, with arguments to select images and corruptions."""
-    parser = argument_parser()
-    parser.prog, parser.description, parser.epilog = "psf robustness", __doc__, None
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = train.build_parser("robustness", __doc__)
     add_num_images_flag(parser)
     for flag, known in (("--corruptions", list(CORRUPTIONS)), ("--severities", [str(one) for one in SEVERITIES])):
         choose = partial(some_of, known=known)

@@ -16,12 +16,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from psf.commands import echo, run_command
+from psf.commands import add_num_images_flag, echo, run_command, train
 from psf.data import build_test_loader, load_dataset
 from psf.engine import (
     Trainer,
-    add_num_images_flag,
-    argument_parser,
     build_checkpointer,
     panoptic_test_set,
     setup,
@@ -44,9 +42,7 @@ __all__ = ["build_parser", "main"]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `psf train`, with arguments for the values to try."""
-    parser = argument_parser()
-    parser.prog, parser.description, parser.epilog = "psf tune-merging", __doc__, None
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = train.build_parser("tune-merging", __doc__)
     add_num_images_flag(parser)
     for name, values in DEFAULT_GRID._asdict().items():
         flag, default = f"--{name.replace('_', '-')}", ",".join(f"{value:g}" for value in values)

@@ -87,7 +87,7 @@ def run_several(args: argparse.Namespace) -> int:
     is_clean = [validate(args, *places) for _, *places in sets]
     try:
         check_same_classes(one.name for one in sets)
-    except ValueError as error:
+    except UserError as error:
         echo(error)
         return 1
     return 0 if all(is_clean) else 1

@@ -239,7 +239,7 @@ def _find_config_file(name: str) -> str:
         return name
     try:
         return get_config_file(name)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"--config-file {name!r} does not exist, and {error}") from error
 
 

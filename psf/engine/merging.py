@@ -112,7 +112,7 @@ def why_not_tuned(cfg: CfgNode, model: nn.Module) -> str | None:
         return f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}"
     try:
         check_can_be_tuned(model)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     if not isinstance(build_mapper(cfg, False), PanopticMapper):
         return (

@@ -1,4 +1,4 @@
-"""Evaluation: panoptic quality, mIoU and AP from one panoptic ground truth, and panels of predictions."""
+"""Evaluation: panoptic quality, mIoU and AP from the panoptic ground truth, and panels of predictions."""
 
 from psf.evaluation.ground_truth import ImageGroundTruth, PanopticGroundTruth, has_panoptic_gt
 from psf.evaluation.instances import InstanceEvaluator, write_instance_json

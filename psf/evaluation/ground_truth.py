@@ -16,14 +16,14 @@ __all__ = ["ImageGroundTruth", "PanopticGroundTruth", "has_panoptic_gt"]
 
 
 class ImageGroundTruth(NamedTuple):
-    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts, `category_id` the dataset's own."""
+    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts with the dataset's own `category_id`."""
 
     labels: np.ndarray
     segments: list[dict[str, Any]]
 
 
 def has_panoptic_gt(dataset_name: str) -> bool:
-    """Whether the dataset's metadata name a panoptic JSON with annotations and a folder of PNGs, and both exist."""
+    """Whether the dataset's metadata has a panoptic JSON with annotations and a folder of PNGs, and both exist."""
     metadata = MetadataCatalog.get(dataset_name)
     is_there = os.path.isfile(metadata.get("panoptic_json") or "") and os.path.isdir(
         metadata.get("panoptic_root") or ""
@@ -37,7 +37,7 @@ class PanopticGroundTruth:
     The JSON is read on first access, a PNG on every `read`.
 
     Args:
-        dataset_name: whose metadata name `panoptic_json` and `panoptic_root`, and map the category ids.
+        dataset_name: its metadata contains `panoptic_json`, `panoptic_root` and the maps of category ids.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -59,12 +59,12 @@ class PanopticGroundTruth:
         """One image's ground truth.
 
         Raises:
-            UserError: if the JSON does not have the image, if the PNG cannot be read, or if it has ids that the JSON
-                does not list.
+            UserError: if the image is not in the JSON, the PNG cannot be read, or the PNG has ids that are not in the
+                JSON.
         """
         annotation = self.annotations.get(image_key(image_id))
         if annotation is None:
-            raise UserError(f"{self.metadata.panoptic_json} has no annotation of the image with id {image_id!r}")
+            raise UserError(f"{self.metadata.panoptic_json} has no annotation for image id {image_id!r}")
         path = os.path.join(self.metadata.panoptic_root, annotation["file_name"])
         segments = annotation["segments_info"]
         return ImageGroundTruth(read_panoptic_ids(path, [segment["id"] for segment in segments]), segments)

@@ -32,24 +32,24 @@ logger = logging.getLogger(__name__)
 
 
 class InstanceEvaluator(COCOEvaluator):
-    """COCO's AP of boxes under "bbox", and of masks under "segm", where the ground truth has masks.
+    """COCO's AP of boxes under "bbox", and of masks under "segm" if the ground truth has masks.
 
-    COCOEvaluator expects things to have the ids 0..n-1; in a panoptic dataset they share 0..K-1 with stuff.
-    Without any prediction it gives NaN for every metric; here AP is 0 wherever there is ground truth, as it is when
-    all predictions are wrong. It is NaN only without ground truth: for a size, a class or a whole set.
+    COCOEvaluator expects things to have the ids 0..n-1; in a panoptic dataset they share 0..K-1 with stuff. Without
+    predictions COCOEvaluator returns NaN for every metric; here AP is then 0, as if all predictions were wrong. AP is
+    NaN only for a size, a class or a dataset without ground truth.
 
     Args:
         dataset_name: a registered dataset.
-        json_file: its instances in COCO's format; `write_instance_json` makes one from the panoptic ground truth.
-        distributed: gather from all processes, and give results in the main one.
+        json_file: its instances in COCO's format; `write_instance_json` derives it from the panoptic ground truth.
+        distributed: gather from all processes, and return results in the main process.
     """
 
     def __init__(self, dataset_name: str, json_file: str, *, distributed: bool = True) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        # COCOeval sorts categories by their id in the JSON, and Detectron2 takes its class names in that order.
+        # COCOeval sorts categories by their id in the JSON, and Detectron2 lists class names in that order.
         thing_ids = sorted(metadata.thing_dataset_id_to_contiguous_id.items())
         self._things_only = {contiguous: position for position, (_, contiguous) in enumerate(thing_ids)}
-        name = f"psf/instances/{dataset_name}/{json_file}"  # metadata of their own: those of the dataset stay whole
+        name = f"psf/instances/{dataset_name}/{json_file}"  # separate metadata: the dataset's stays unchanged
         MetadataCatalog.get(name).set(
             json_file=json_file,
             thing_classes=[metadata.thing_classes[contiguous] for _, contiguous in thing_ids],
@@ -65,8 +65,8 @@ class InstanceEvaluator(COCOEvaluator):
         """Keep a batch's instances: inputs have "image_id", outputs "instances" with joint contiguous classes.
 
         Raises:
-            UserError: if the ground truth does not list the image, or an instance has a class that is not a thing of
-                the dataset.
+            UserError: if the image is not in the ground truth, or the class of an instance is not a thing class of the
+                dataset.
         """
         super().process(
             [{"image_id": self._number_of(one["image_id"])} for one in inputs],
@@ -76,7 +76,7 @@ class InstanceEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, float]:
-        """Detectron2's metrics of one task; it passes None where no image has a prediction."""
+        """Detectron2's metrics of one task; its argument is None if no image has a prediction."""
         if coco_eval is None:
             logger.warning("%s: no instance was predicted, so %s AP is 0", self._json_file, iou_type)
             coco_eval = _evaluate_no_predictions(self._coco_api, iou_type)
@@ -86,21 +86,23 @@ class InstanceEvaluator(COCOEvaluator):
     def _number_of(self, image_id: int | str) -> int:
         number = self._numbers.get(image_key(image_id))
         if number is None:
-            raise UserError(f"{self._json_file} does not list the image with id {image_id!r}, which is evaluated")
+            raise UserError(f"{self._json_file} does not contain image id {image_id!r}, which is evaluated")
         return number
 
     def _among_things(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()
         unknown = set(classes) - self._things_only.keys()
         if unknown:
-            raise UserError(f"instances have classes {sorted(unknown)}, the things are {sorted(self._things_only)}")
+            raise UserError(
+                f"instances have classes {sorted(unknown)}, but the thing classes are {sorted(self._things_only)}"
+            )
         positions = torch.tensor([self._things_only[one] for one in classes], dtype=torch.int64)
         fields = {**instances.get_fields(), "pred_classes": positions}
         return Instances(instances.image_size, **fields)
 
 
 def _evaluate_no_predictions(gt: COCO, iou_type: str) -> COCOeval:
-    """COCO's evaluation of an empty list of predictions, which COCO.loadRes refuses."""
+    """COCO's evaluation of an empty list of predictions, which COCO.loadRes does not accept."""
     predictions = COCO()
     predictions.dataset = {key: gt.dataset[key] for key in ("images", "categories")} | {"annotations": []}
     with contextlib.redirect_stdout(io.StringIO()):  # both classes print to stdout
@@ -113,9 +115,9 @@ def _evaluate_no_predictions(gt: COCO, iou_type: str) -> COCOeval:
 
 
 def _number_images(gt: COCO) -> dict[int | str, int]:
-    """Give a ground truth's images the ids 1, 2, ... in the order of their own; returns own id -> new id.
+    """Renumber a ground truth's images as 1, 2, ... in the order of their ids; returns old id -> new id.
 
-    COCOeval puts all ids into a NumPy array, which fails for a mix of numbers and texts, and turns numbers beyond 2^63
+    COCOeval puts all ids into a NumPy array, which fails for a mix of numbers and strings and turns numbers beyond 2^63
     into floats.
     """
     keys = {image_key(image["id"]) for image in gt.dataset["images"]}
@@ -132,7 +134,7 @@ def _number_images(gt: COCO) -> dict[int | str, int]:
 def write_instance_json(dataset_name: str, path: Path) -> None:
     """Write the things of a panoptic dataset as a COCO instance JSON (masks as RLE), in the main process.
 
-    A file that was derived from the same panoptic JSON and PNGs is kept. All processes must call this together.
+    A file derived from the same panoptic JSON and PNGs is kept. All processes must call this together.
     """
     if comm.is_main_process():
         gt = PanopticGroundTruth(dataset_name)
@@ -147,8 +149,8 @@ def write_instance_json(dataset_name: str, path: Path) -> None:
 def _describe_source(gt: PanopticGroundTruth) -> dict[str, str]:
     """A fingerprint of a panoptic ground truth: a digest of the size and times of each file.
 
-    It takes a tenth of a second for COCO's 5000 PNGs, where reading them takes most of a minute. Writing a file always
-    changes its ctime, also where the old mtime is restored.
+    It takes a tenth of a second for COCO's 5000 PNGs; reading them takes most of a minute. Writing a file always
+    changes its ctime, even if the old mtime is restored.
     """
     json_file, png_root = os.path.abspath(gt.metadata.panoptic_json), os.path.abspath(gt.metadata.panoptic_root)
     digest = hashlib.sha256()

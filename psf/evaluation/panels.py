@@ -23,13 +23,13 @@ from psf.output import draw_legend, draw_regions, draw_text, legend_entries, pan
 
 __all__ = ["PanelEvaluator", "PanelRow", "PanopticMap", "draw_panel"]
 
-# Pixels: an image is scaled to fit the cell; gaps and text are those of a picture of about this size.
+# In pixels. An image is scaled to fit the cell; gaps and text suit a picture of about this size.
 CELL_WIDTH, CELL_HEIGHT = 480, 480
-MIN_SIDE = 8  # of a drawn image
+MIN_SIDE = 8  # least side of a drawn image
 HEADER_HEIGHT, GAP, FONT_SIZE = 32, 6, 13
 LEGEND_LINES = 4
 COLUMNS = ("input", "ground truth", "prediction")
-MAX_KEPT = 16  # rows that an evaluator keeps of a dataset
+MAX_KEPT = 16  # rows that an evaluator keeps per dataset
 
 
 class PanopticMap(NamedTuple):
@@ -48,7 +48,7 @@ class PanelRow(NamedTuple):
     caption: str = ""  # written below the image
 
     def fitted(self) -> PanelRow:
-        """The row at the size that it is drawn at."""
+        """The row at the size at which it is drawn."""
         height, width = self.image.shape[:2]
         scale = min(CELL_WIDTH / width, CELL_HEIGHT / height)
         size = (max(round(width * scale), MIN_SIDE), max(round(height * scale), MIN_SIDE))
@@ -63,12 +63,12 @@ class PanelRow(NamedTuple):
 def draw_panel(rows: Sequence[PanelRow], metadata: Metadata, path: str | Path | None = None) -> np.ndarray:
     """Draw rows of input | ground truth | prediction under a header line, with a legend below each map.
 
-    Void shows the image. The same rows give the same picture.
+    Void shows the image. Equal rows give equal pictures.
 
     Args:
         rows: at least one; sizes may differ, each is scaled to fit a cell.
-        metadata: of the dataset; its classes and colours.
-        path: a picture file to write; its folder is made.
+        metadata: classes and colors of the dataset.
+        path: a picture file to write; its folder is created.
 
     Returns:
         (height, width, 3) uint8 in RGB order.
@@ -92,7 +92,7 @@ def draw_panel(rows: Sequence[PanelRow], metadata: Metadata, path: str | Path | 
 
 
 def _draw_row(row: PanelRow, metadata: Metadata) -> list[np.ndarray]:
-    """The three columns, each an image and white with text below it; as wide as a cell, so that a legend fits."""
+    """The three columns, each an image with text below it on white; as wide as a cell, so that a legend fits."""
     height = row.image.shape[0]
     columns = []
     for segmentation in (None, row.gt, row.prediction):
@@ -116,26 +116,26 @@ def _as_int32(ids: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 class _Kept(NamedTuple):
-    """An image that may be shown; as `PanelRow.fitted` gives it."""
+    """An image that may be shown, from `PanelRow.fitted`."""
 
     quality: float
     row: PanelRow
 
 
 class PanelEvaluator(DatasetEvaluator):
-    """Draws the best, the median and the worst image of an evaluation, and some between them, by their own PQ.
+    """Draws the best, the median and the worst image of an evaluation, and some between them, by the PQ of each image.
 
-    The panel is written, and shown in TensorBoard; no metrics. A process keeps no more than 16 rows, at the size at
-    which they are drawn: the best, the worst, and others spread over the qualities between. Images without any segment,
-    in the ground truth and in the prediction, have no PQ and are not shown.
+    It writes the panel, shows it in TensorBoard and returns no metrics. A process keeps at most 16 rows, at the size at
+    which they are drawn: the best, the worst, and others spread over the qualities between. Images without a segment in
+    ground truth and prediction have no PQ and are not shown.
 
     Args:
         dataset_name: a registered dataset with panoptic ground truth.
         image_format: INPUT.FORMAT of the model's images.
         path: picture file to write.
-        quality: measures the same images; it is given each batch first.
+        quality: measures the same images; it must process each batch first.
         num_rows: images to show, at least 1.
-        distributed: choose among the images of all processes; else among those of this one.
+        distributed: choose among the images of all processes, else of this process.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class PanelEvaluator(DatasetEvaluator):
             if quality is None:
                 continue
             self._qualities.append(quality)
-            others = [one.quality for one in self._kept]
+            others = [row.quality for row in self._kept]
             if len(others) < MAX_KEPT:
                 self._kept.append(_Kept(quality, self._make_row(image, output)))
             elif (place := _most_crowded([*others, quality])) < MAX_KEPT:
@@ -179,7 +179,7 @@ class PanelEvaluator(DatasetEvaluator):
         return PanelRow(np.asarray(picture), gt, prediction, f"image id {image['image_id']}").fitted()
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Write the panel; an empty result, for Detectron2 merges those of all evaluators."""
+        """Write the panel; returns an empty result, which Detectron2 merges with those of other evaluators."""
         gathered = comm.gather((self._kept, self._qualities)) if self._distributed else [(self._kept, self._qualities)]
         kept = [one for part, _ in gathered for one in part]
         qualities = [quality for _, part in gathered for quality in part]
@@ -195,11 +195,11 @@ def choose_rows(kept: Sequence[_Kept], qualities: Sequence[float], num_rows: int
     """Rows from the best image to the worst, in steps of equal numbers of images, with their PQ in their captions.
 
     Args:
-        kept: at least one; of the images between the best and the worst the nearest in quality are taken.
-        qualities: of all images, in [0, 1].
-        num_rows: wanted.
+        kept: at least one; between the best and the worst, the images nearest in quality are chosen.
+        qualities: PQ of all images, in [0, 1].
+        num_rows: number of rows to choose.
     """
-    ordered = sorted(kept, key=lambda one: -one.quality)
+    ordered = sorted(kept, key=lambda image: -image.quality)
     wanted = np.quantile(qualities, np.linspace(1, 0, num_rows), method="nearest").tolist()
     chosen: list[int] = []
     for quality in wanted:
@@ -211,14 +211,14 @@ def choose_rows(kept: Sequence[_Kept], qualities: Sequence[float], num_rows: int
         names = {0: "best, ", len(chosen) - 1: "worst, "} if len(chosen) > 1 else {}
         if len(chosen) % 2 and len(chosen) > 1:
             names[len(chosen) // 2] = "median, "
-        one = ordered[i]
-        caption = f"{names.get(rank, '')}PQ {100 * one.quality:.1f}, {one.row.caption}, of {len(qualities)} images"
-        rows.append(one.row._replace(caption=caption))
+        quality, row = ordered[i]
+        caption = f"{names.get(rank, '')}PQ {100 * quality:.1f}, {row.caption}, of {len(qualities)} images"
+        rows.append(row._replace(caption=caption))
     return rows
 
 
 def _most_crowded(qualities: Sequence[float]) -> int:
-    """The row to drop: not the lowest or the highest, but the one whose neighbours are closest to each other."""
+    """The row to drop: neither the lowest nor the highest, but the row whose neighbors are closest to each other."""
     order = np.argsort(qualities, kind="stable")
     ordered = np.asarray(qualities)[order]
     return int(order[1 + int((ordered[2:] - ordered[:-2]).argmin())])

@@ -1,4 +1,4 @@
-"""Panoptic quality as a Detectron2 evaluator: no temporary files, no pool of processes."""
+"""Panoptic quality as a Detectron2 evaluator, without temporary files or a process pool."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ class _Measured(NamedTuple):
 class PanopticQualityEvaluator(DatasetEvaluator):
     """Panoptic quality of `panoptic_seg` results, equal to Detectron2's COCOPanopticEvaluator.
 
-    Processes send the matches of their images, not sums of them: the main one adds them up in the order of the ground
-    truth's JSON. So counts and IoU sums have the same bits whatever the order of the images and the number of
-    processes: those of panopticapi in one process. (Its pool adds up partial sums, one for each core.)
+    Processes send the matches of their images, and the main process adds them up in the order of the ground truth's
+    JSON. So counts and IoU sums do not depend on the order of the images or the number of processes; they are
+    bit-identical to those of panopticapi in one process. (Its pool adds up partial sums, one for each core.)
 
     Args:
         dataset_name: a registered dataset with `panoptic_json` and `panoptic_root` in its metadata.
-        output_dir: where a `PanopticWriter` writes the predictions in COCO's format; None writes nothing.
-        distributed: gather from all processes, and give results in the main one; else evaluate what this one saw.
-        boundary: measure Boundary PQ too (Cheng et al., arXiv 2103.16562; table 7 of the paper): a match needs
-            min(mask IoU, boundary IoU) > 0.5, and counts with it.
-        by_size: measure PQ of small, medium and large segments too (`SEGMENT_SIZES`). A match and a miss have the size
+        output_dir: a `PanopticWriter` writes the predictions here in COCO's format; None writes nothing.
+        distributed: gather from all processes, and return results in the main process; else evaluate the images of
+            this process.
+        boundary: also measure Boundary PQ (Cheng et al., arXiv 2103.16562; table 7 of the paper): a match needs
+            min(mask IoU, boundary IoU) > 0.5, and this minimum is its IoU.
+        by_size: also measure PQ of small, medium and large segments (`SEGMENT_SIZES`). A match and a miss have the size
             of the ground-truth segment, a false positive has its own: every segment counts in exactly one size.
 
     Attributes, after `evaluate`, in the main process:
         per_class: category id -> ClassQuality, in the order of the JSON.
-        boundary_per_class: the same of Boundary PQ; empty if it is disabled.
+        boundary_per_class: the same for Boundary PQ; empty if it is disabled.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             maps = (gt.labels, gt.segments, ids.cpu().numpy(), segments)
             try:
                 measured = match_with_boundaries(*maps) if self._boundary else (match_segments(*maps), None)
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"image {image['image_id']!r}: {error}") from error
             self._measured[image_key(image["image_id"])] = _Measured(*measured)
         if self._writer is not None:
@@ -106,17 +107,16 @@ class PanopticQualityEvaluator(DatasetEvaluator):
     def image_quality(self, image_id: int | str) -> float | None:
         """PQ of an image that this process has seen, in [0, 1]: the mean over the classes that occur in it.
 
-        None if it has no segment, in the ground truth and in the prediction.
+        None if neither the ground truth nor the prediction has a segment.
         """
         mean = self._add_up([self._measured[image_key(image_id)].masks]).mean()
         return None if mean is None else mean.pq
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """In percent, PQ, SQ, RQ of all, _th of things and _st of stuff, under "panoptic_seg".
+        """PQ, SQ, RQ of all classes, _th of things and _st of stuff, in percent, under "panoptic_seg".
 
-        Boundary PQ has the same keys under "panoptic_boundary"; with sizes there are PQ_small, ..., RQ_large under
-        "panoptic_sizes". The keys of a kind or a size without any segment are absent. None outside the main
-        process.
+        Boundary PQ has the same keys under "panoptic_boundary"; with sizes, "panoptic_sizes" has PQ_small, ...,
+        RQ_large. Keys of things, stuff or a size without segments are absent. None outside the main process.
         """
         if self._writer is not None:
             self._writer.evaluate()
@@ -130,7 +130,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         num_missing = len(self._gt.annotations) - len(measured)
         if num_missing:
             logger.warning(
-                "%d of the %d images in %s have no prediction and are not counted in the panoptic quality",
+                "%d of the %d images in %s have no prediction and do not count in the panoptic quality",
                 num_missing,
                 len(self._gt.annotations),
                 self._gt.metadata.panoptic_json,

@@ -16,7 +16,7 @@ __all__ = ["ClassQuality", "PanopticQuality", "QualityMean"]
 
 @dataclass
 class ClassQuality:
-    """Counts of one category; the ratios are in [0, 1], and 0 where a category never occurs."""
+    """Counts of one category; the ratios are in [0, 1], and 0 if the category never occurs."""
 
     tp: int = 0
     fp: int = 0
@@ -54,12 +54,12 @@ class QualityMean(NamedTuple):
     num_classes: int
 
     def in_percent(self, suffix: str = "") -> dict[str, float]:
-        """PQ, SQ and RQ under their names, with `suffix`."""
+        """PQ, SQ and RQ by name, with `suffix`."""
         return {f"{name.upper()}{suffix}": 100 * getattr(self, name) for name in ("pq", "sq", "rq")}
 
 
 class PanopticQuality:
-    """Panoptic quality of a set of images, built up one image at a time.
+    """Panoptic quality of a set of images, accumulated image by image.
 
     Args:
         categories: category id -> whether it is a thing, in the order of the JSON (sums follow this order).
@@ -87,7 +87,7 @@ class PanopticQuality:
         """
         unknown = {one.category for part in matches for one in part} - self.categories.keys()
         if unknown:
-            raise UserError(f"segments have category ids {sorted(unknown)}, known are {sorted(self.categories)}")
+            raise UserError(f"segments have category ids {sorted(unknown)}; expected ids of {sorted(self.categories)}")
         for match in matches.true_positives:
             self.per_class[match.category].tp += 1
             self.per_class[match.category].iou_sum += match.iou
@@ -97,7 +97,7 @@ class PanopticQuality:
             self.per_class[one.category].fn += 1
 
     def mean(self, is_thing: bool | None = None) -> QualityMean | None:
-        """Means over all categories that occur, or over the things or the stuff among them; None if there are none."""
+        """Means over all categories that occur, or only over things or stuff; None if none occurs."""
         qualities = [
             self.per_class[category]
             for category, thing in self.categories.items()
@@ -112,7 +112,7 @@ class PanopticQuality:
     def summarise(self) -> dict[str, float]:
         """PQ, SQ, RQ, then the same with _th (things) and _st (stuff), in percent.
 
-        Differs from panopticapi: where no category of a kind occurs, its three keys are absent; there it raises.
+        If no things (no stuff) occur, their three keys are absent; panopticapi raises in this case.
         """
         result: dict[str, float] = {}
         for suffix, is_thing in (("", None), ("_th", True), ("_st", False)):

@@ -1,4 +1,4 @@
-"""Panoptic predictions as files in COCO's format, for a submission or another program."""
+"""Write panoptic predictions in COCO's format, for a submission or another program."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ __all__ = ["PanopticWriter"]
 
 
 class PanopticWriter(DatasetEvaluator):
-    """Writes panoptic_predictions.json and panoptic_predictions/*.png, and measures nothing: no ground truth is needed.
+    """Writes panoptic_predictions.json and panoptic_predictions/*.png; needs no ground truth and measures nothing.
 
-    A PNG holds segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the ground truth's PNG, sub-folders
-    included; where there is no ground truth, or its names cannot be taken, that of the image's id ("000000000139.png",
-    as COCO has it). So no two images share a PNG, whichever processes write them. Several machines need a folder
-    that they share.
+    A PNG encodes segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the ground truth's PNG, including
+    sub-folders. Without usable names in the ground truth, its name is the image id ("000000000139.png", as in COCO). So
+    no two images share a PNG, also across processes. Several machines need a shared folder.
 
     Args:
-        dataset_name: a registered dataset, whose metadata map its category ids.
-        output_dir: a folder, made if it is not there.
-        distributed: gather the JSON's entries from all processes; else write those of this one.
+        dataset_name: a registered dataset with the maps of category ids in its metadata.
+        output_dir: a folder, created if missing.
+        distributed: gather the JSON's entries from all processes, else write those of this process.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path, *, distributed: bool = True) -> None:
@@ -52,7 +51,7 @@ class PanopticWriter(DatasetEvaluator):
         for image, output in zip(inputs, outputs):
             ids, segments_info = output["panoptic_seg"]
             key = image_key(image["image_id"])
-            file_name = self._true_names.get(key) or _name_of_id(key)
+            file_name = self._gt_names.get(key) or _name_of_id(key)
             target = self._folder / file_name
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(id2rgb(np.asarray(ids.cpu()))).save(target, format="PNG")
@@ -73,8 +72,8 @@ class PanopticWriter(DatasetEvaluator):
         write_text(self._folder.with_suffix(".json"), content)
 
     @cached_property
-    def _true_names(self) -> dict[int | str, str]:
-        """Image id -> name of the ground truth PNG; empty if two are the same or one leads out of its folder."""
+    def _gt_names(self) -> dict[int | str, str]:
+        """Image id -> name of the ground truth's PNG; empty if two names are equal or one leads out of the folder."""
         if not has_panoptic_gt(self._dataset_name):
             return {}
         annotations = PanopticGroundTruth(self._dataset_name).annotations

@@ -30,60 +30,60 @@ class _Class(NamedTuple):
 def write_per_class(
     path: Path, dataset_name: str, results: Mapping[str, Any], panoptic: PanopticQualityEvaluator | None
 ) -> None:
-    """Write one line per class, in the order of the contiguous ids; a missing figure stays empty.
+    """Write one line per class, in the order of the contiguous ids; a missing metric is empty.
 
     Args:
-        path: of the CSV; its folder is made.
-        dataset_name: whose metadata name the classes.
-        results: of Detectron2's evaluators, in percent: "segm", "bbox" and "sem_seg" have a figure per class name.
-        panoptic: an evaluator that has evaluated.
+        path: the CSV file; its folder is created.
+        dataset_name: its metadata contains the class names.
+        results: of Detectron2's evaluators, in percent: "segm", "bbox" and "sem_seg" have a metric per class name.
+        panoptic: a panoptic evaluator after `evaluate`.
     """
     classes = _classes(MetadataCatalog.get(dataset_name))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, PER_CLASS_COLUMNS, restval="")
         writer.writeheader()
-        for one in classes:
+        for name, category_id, is_thing in classes:
             row: dict[str, Any] = {
-                "class": one.name,
-                "category_id": one.category_id,
-                "kind": "thing" if one.is_thing else "stuff",
-                "IoU": _figure(results, "sem_seg", "IoU", one.name),
+                "class": name,
+                "category_id": category_id,
+                "kind": "thing" if is_thing else "stuff",
+                "IoU": _metric(results, "sem_seg", "IoU", name),
             }
-            if one.is_thing:
-                is_alone = sum(other.is_thing for other in classes) == 1  # Detectron2 then gives the mean alone
+            if is_thing:
+                is_alone = sum(other.is_thing for other in classes) == 1  # Detectron2 then reports only the mean
                 for column, task in (("mask_AP", "segm"), ("box_AP", "bbox")):
-                    row[column] = _figure(results, task, "AP", None if is_alone else one.name)
+                    row[column] = _metric(results, task, "AP", None if is_alone else name)
             if panoptic is not None:
-                row |= _panoptic_figures(panoptic, one.category_id)
+                row |= _panoptic_metrics(panoptic, category_id)
             writer.writerow(row)
 
 
 def _classes(metadata: Metadata) -> list[_Class]:
-    found: dict[tuple[int, bool], _Class] = {}
+    classes: dict[tuple[int, bool], _Class] = {}
     things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
     for ids, is_thing in ((things, True), (stuff, False)):
         names = metadata.get("thing_classes" if is_thing else "stuff_classes")
         for category_id, contiguous in ids.items():
-            if is_thing or category_id not in things:  # semantic metadata list things among the stuff, too
-                found[contiguous, not is_thing] = _Class(names[contiguous], category_id, is_thing)
-    return [found[key] for key in sorted(found)]
+            if is_thing or category_id not in things:  # semantic metadata also lists things as stuff
+                classes[contiguous, not is_thing] = _Class(names[contiguous], category_id, is_thing)
+    return [classes[key] for key in sorted(classes)]
 
 
-def _panoptic_figures(panoptic: PanopticQualityEvaluator, category_id: int) -> dict[str, Any]:
+def _panoptic_metrics(panoptic: PanopticQualityEvaluator, category_id: int) -> dict[str, Any]:
     quality = panoptic.per_class.get(category_id)
     if quality is None or not quality.occurs:
         return {}
-    figures: dict[str, Any] = {name.upper(): _text(100 * getattr(quality, name)) for name in ("pq", "sq", "rq")}
-    figures |= {"TP": quality.tp, "FP": quality.fp, "FN": quality.fn}
+    metrics: dict[str, Any] = {name.upper(): _text(100 * getattr(quality, name)) for name in ("pq", "sq", "rq")}
+    metrics |= {"TP": quality.tp, "FP": quality.fp, "FN": quality.fn}
     boundary = panoptic.boundary_per_class.get(category_id)
     if boundary is not None and boundary.occurs:
-        figures["boundary_PQ"] = _text(100 * boundary.pq)
-    return figures
+        metrics["boundary_PQ"] = _text(100 * boundary.pq)
+    return metrics
 
 
-def _figure(results: Mapping[str, Any], task: str, metric: str, name: str | None) -> str:
+def _metric(results: Mapping[str, Any], task: str, metric: str, name: str | None) -> str:
     return _text(results.get(task, {}).get(metric if name is None else f"{metric}-{name}", math.nan))
 
 

@@ -1,4 +1,4 @@
-"""Count predictions, to separate an empty result from a bad one."""
+"""Count predictions, to distinguish empty results from bad results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ResultCounter"]
 
 
 class ResultCounter(DatasetEvaluator):
-    """Finds the kinds of results that an evaluation never predicted although they are in the ground truth; no metrics.
+    """Finds kinds of results that are in the ground truth but were never predicted; returns no metrics.
 
     Args:
         dataset_name: a registered dataset.
@@ -24,7 +24,7 @@ class ResultCounter(DatasetEvaluator):
         instance: count `instances`.
 
     Attributes, after `evaluate`, in the main process:
-        empty_kinds: those of "things", "stuff" and "instances" without any prediction in any image.
+        empty_kinds: of "things", "stuff" and "instances", the kinds without a prediction in any image.
     """
 
     def __init__(self, dataset_name: str, *, has_gt: bool, panoptic: bool, instance: bool) -> None:
@@ -38,7 +38,7 @@ class ResultCounter(DatasetEvaluator):
         self._predicted: Counter[str] = Counter()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count a batch: inputs have "image_id", outputs "panoptic_seg" and "instances" as far as they are counted."""
+        """Count a batch: inputs have "image_id", outputs have "panoptic_seg" and "instances" if these are counted."""
         for image, output in zip(inputs, outputs):
             self._expected.update(self._expected_of(image))
             if "things" in self._kinds:
@@ -48,7 +48,7 @@ class ResultCounter(DatasetEvaluator):
                 self._predicted["instances"] += len(output["instances"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Set `empty_kinds`; an empty result, for Detectron2 merges those of all evaluators."""
+        """Set `empty_kinds`; returns an empty result, which Detectron2 merges with those of other evaluators."""
         gathered = comm.gather((self._expected, self._predicted))
         if comm.is_main_process():
             expected: Counter[str] = sum((one for one, _ in gathered), Counter())
@@ -57,7 +57,7 @@ class ResultCounter(DatasetEvaluator):
         return OrderedDict()
 
     def _expected_of(self, image: dict[str, Any]) -> list[str]:
-        """The kinds that an image has segments of."""
+        """The kinds of segments that an image has."""
         if self._gt is None:
             return list(self._kinds)
         annotation = self._gt.annotations.get(image_key(image["image_id"]))

@@ -30,11 +30,11 @@ def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> in
 
 
 def segment_boundaries(labels: np.ndarray, width: int) -> np.ndarray:
-    """The pixels that `width` erosions with a 3x3 square take from their own segment; the outside of the image erodes.
+    """The pixels that `width` erosions with a 3x3 square remove from their segment; the image border erodes too.
 
-    In other words: those with a pixel of another label, or the outside, at most `width` rows and columns away. Such a
-    pixel is at most `width` - 1 away from one that touches another label, itself included, and the reverse holds too.
-    So one dilation of the touching pixels does what the published code does with an erosion per segment.
+    These are the pixels with another label, or the outside, at most `width` rows and columns away; equivalently, the
+    pixels at most `width` - 1 away from a pixel that touches another label. So one dilation of the touching pixels
+    replaces the published code's erosion per segment.
 
     Args:
         labels: (H, W) ids.
@@ -70,11 +70,11 @@ class Match(NamedTuple):
 
     category: int  # id of the ground truth's JSON
     iou: float
-    area: int  # of the true segment: the JSON's, or counted where it names none
+    area: int  # of the ground-truth segment: from the JSON, else counted
 
 
 class Unmatched(NamedTuple):
-    """A segment left alone."""
+    """A segment without a match."""
 
     category: int
     area: int  # its own, in pixels
@@ -88,7 +88,7 @@ class SegmentMatches(NamedTuple):
     false_negatives: list[Unmatched]
 
     def of_area(self, low: float, high: float) -> SegmentMatches:
-        """Those with low <= area < high, where a match has the ground-truth segment's area."""
+        """The matches and segments with low <= area < high; a match has the ground-truth segment's area."""
         return SegmentMatches(
             [one for one in self.true_positives if low <= one.area < high],
             [one for one in self.false_positives if low <= one.area < high],
@@ -103,20 +103,20 @@ def match_segments(
     pred_segments: Segments,
     weights: np.ndarray | None = None,
 ) -> SegmentMatches:
-    """Match predicted segments with true ones of the same category by IoU > 0.5, the union taken without void.
+    """Match predicted and ground-truth segments of the same category by IoU > 0.5, with the union without void.
 
-    Crowds are neither matched nor missed, and a prediction that lies for more than half in void and in a crowd of its
-    own category is not counted against the model.
+    Crowds are neither matched nor missed. A prediction with more than half of its area in void and a crowd of its
+    category is not a false positive.
 
     Args:
         gt_labels, pred_labels: (H, W) segment ids, 0 is void.
-        gt_segments: dicts with `id`, `category_id`, and `iscrowd` and `area` if known. As in panopticapi the area is
-            the JSON's; without one it is counted.
-        pred_segments: dicts with `id` and `category_id`, one for each id in pred_labels but 0.
-        weights: of the maps' shape, how many pixels each entry stands for; None: one.
+        gt_segments: dicts with `id`, `category_id`, and optionally `iscrowd` and `area`. As in panopticapi the area is
+            that of the JSON; if missing, it is counted.
+        pred_segments: dicts with `id` and `category_id`, one for each id in pred_labels except 0.
+        weights: number of pixels that each entry of the maps stands for, in their shape; None: one.
 
     Returns:
-        The matches in panopticapi's order: by true id, then by predicted id.
+        The matches in panopticapi's order: by ground-truth id, then by predicted id.
 
     Raises:
         UserError: if the sizes differ, or if pred_segments and pred_labels do not have the same ids.
@@ -133,16 +133,16 @@ def match_with_boundaries(
     pred_segments: Segments,
     ratio: float = BOUNDARY_RATIO,
 ) -> tuple[SegmentMatches, SegmentMatches]:
-    """As `match_segments`, and the same with the lesser of mask and boundary IoU in place of the mask IoU.
+    """The result of `match_segments`, and the same with the smaller of mask IoU and boundary IoU.
 
-    The boundary IoU is that of the two segments' boundary regions, without void in the union (Boundary PQ of Cheng et
-    al., arXiv 2103.16562). Whether a prediction is excused by void and crowds is judged by masks in both.
+    The boundary IoU is the IoU of the two segments' boundary regions, without void in the union (Boundary PQ of Cheng
+    et al., arXiv 2103.16562). Both results use masks to decide whether void and crowds excuse a prediction.
 
     Args:
         ratio: width of the boundary region as a share of the image's diagonal.
 
-    Differs from the published boundary-iou-api: there a segment whose id is one above the largest category id also
-    takes in the inner pixels of the segments listed before it.
+    In the published boundary-iou-api, unlike here, a segment whose id is one above the largest category id also
+    includes the inner pixels of the segments listed before it.
     """
     _check_sizes(gt_labels, pred_labels)
     height, width = gt_labels.shape
@@ -154,11 +154,11 @@ def match_with_boundaries(
 
 
 class _Overlaps(NamedTuple):
-    """How many pixels each true id (row) shares with each predicted id (column).
+    """Number of pixels that each ground-truth id (row) shares with each predicted id (column).
 
-    gt_ids: (G,) and pred_ids: (P,), those that occur, ascending, void among them.
+    gt_ids: (G,) and pred_ids: (P,), the ids that occur, ascending, including void.
     pixels: (G, P, 2, 2) int64: the last two dimensions separate pixels inside (0) from those on the boundary (1) of the
-        true, and of the predicted segment. Without boundaries (G, P, 1, 1).
+        ground-truth and of the predicted segment. Without boundaries (G, P, 1, 1).
     """
 
     gt_ids: np.ndarray
@@ -173,7 +173,7 @@ def _count_overlaps(
     weights: np.ndarray | None = None,
 ) -> _Overlaps:
     maps = [one.reshape(-1) for one in (gt_labels, pred_labels, *(boundaries or ()))]
-    # Neighbours mostly share their labels: runs of equal pixels are far fewer than pixels.
+    # Neighbors mostly have equal labels: there are far fewer runs of equal pixels than pixels.
     is_start = np.ones(gt_labels.size, dtype=bool)
     np.not_equal(maps[0][1:], maps[0][:-1], out=is_start[1:])
     for one in maps[1:]:
@@ -185,7 +185,7 @@ def _count_overlaps(
         lengths = np.add.reduceat(weights.reshape(-1), starts)
     values = [one[starts] for one in maps]
     gt_ids, pred_ids = np.unique(values[0]), np.unique(values[1])
-    # A search is ten times as fast as the inverse that `unique` offers.
+    # A search is ten times as fast as the inverse of `unique`.
     cells = np.searchsorted(gt_ids, values[0]) * len(pred_ids) + np.searchsorted(pred_ids, values[1])
     for flags in values[2:]:
         cells = 2 * cells + flags
@@ -196,7 +196,7 @@ def _count_overlaps(
 
 
 class _Image:
-    """The segments of one image, and the pairs among them that may match: of one category, not a crowd, overlapping."""
+    """The segments of one image, and the pairs that may match: of the same category, not a crowd, overlapping."""
 
     def __init__(self, overlaps: _Overlaps, gt_segments: Segments, pred_segments: Segments) -> None:
         self.split_pixels = overlaps.pixels
@@ -208,13 +208,14 @@ class _Image:
         if len(self.predictions) != len(pred_segments) or self.predictions.keys() != occurring:
             raise UserError(
                 f"the predicted map has ids {sorted(occurring)}, its segments are "
-                f"{sorted(segment['id'] for segment in pred_segments)}; each id but 0 (void) needs exactly one segment"
+                f"{sorted(segment['id'] for segment in pred_segments)}; each id except 0 (void) needs exactly one "
+                "segment"
             )
         self.pred_areas = self.pixels.sum(axis=0)
         counted = self.pixels.sum(axis=1).tolist()
         self.gt_areas = [self.gts.get(key, {}).get("area", area) for key, area in zip(self.gt_ids, counted)]
         self.excused = self._excused_columns()
-        # (row, column) of each pair, by true id and then by predicted id.
+        # (row, column) of each pair, by ground-truth id and then by predicted id.
         columns_of: dict[int, list[int]] = {}
         for column, key in enumerate(self.pred_ids):
             if key != VOID:
@@ -230,13 +231,13 @@ class _Image:
         self.rows, self.columns = rows[overlapping], columns[overlapping]
 
     def mask_ious(self) -> np.ndarray:
-        """One for each pair."""
+        """Mask IoU of each pair."""
         shared = self.pixels[self.rows, self.columns]
         areas = np.array(self.gt_areas)[self.rows]
         return shared / (self.pred_areas[self.columns] + areas - shared - self._in_void(self.pixels)[self.columns])
 
     def boundary_ious(self) -> np.ndarray:
-        """One for each pair; areas are counted. An area is never 0: every segment has a boundary."""
+        """Boundary IoU of each pair, with counted areas. An area is never 0: every segment has a boundary."""
         on_pred = self.split_pixels[:, :, :, 1].sum(axis=2)  # (G, P): on the predicted segment's boundary
         gt_areas = self.split_pixels[:, :, 1].sum(axis=(1, 2))
         shared = self.split_pixels[self.rows, self.columns, 1, 1]
@@ -244,7 +245,7 @@ class _Image:
         return shared / (not_void + gt_areas[self.rows] - shared)
 
     def match(self, ious: np.ndarray) -> SegmentMatches:
-        """Match the pairs with an IoU above 0.5; the others leave both sides alone."""
+        """Match the pairs with an IoU above 0.5; all other segments are unmatched."""
         hits = [
             (self.gt_ids[row], self.pred_ids[column], iou, self.gt_areas[row])
             for row, column, iou in zip(self.rows.tolist(), self.columns.tolist(), ious.tolist())
@@ -267,7 +268,7 @@ class _Image:
         )
 
     def _excused_columns(self) -> set[int]:
-        """Predictions that lie for more than half in void and in the (last listed) crowd of their category."""
+        """Predictions with more than half of their area in void and the (last listed) crowd of their category."""
         crowds = {one["category_id"]: key for key, one in self.gts.items() if one.get("iscrowd", 0)}
         in_void = self._in_void(self.pixels)
         excused = set()
@@ -279,7 +280,7 @@ class _Image:
         return excused
 
     def _in_void(self, pixels: np.ndarray) -> np.ndarray:
-        """(G, P) -> (P,): the row of void, zeros where there is none."""
+        """(G, P) -> (P,): the row of void, or zeros if there is no void."""
         return pixels[0] if self.gt_ids[0] == VOID else np.zeros_like(pixels[0])
 
 

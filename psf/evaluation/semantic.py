@@ -1,4 +1,4 @@
-"""Mean IoU of `sem_seg` results against the panoptic ground truth: no semantic PNGs are needed."""
+"""Mean IoU of `sem_seg` results against the panoptic ground truth, without semantic PNGs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ logger = logging.getLogger(__name__)
 class SemanticEvaluator(DatasetEvaluator):
     """mIoU, fwIoU, mACC and pACC with the names and definitions of Detectron2's SemSegEvaluator, in percent.
 
-    That one does not take the joint class ids of things and stuff that a panoptic dataset has, and wants a semantic
-    PNG per image; here a pixel's class is that of its segment in the panoptic PNG, crowds included, void ignored.
+    SemSegEvaluator does not support the joint class ids of things and stuff in a panoptic dataset, and needs a semantic
+    PNG per image. Here the class of a pixel is that of its segment in the panoptic PNG, including crowds; void is
+    ignored.
 
     Args:
         dataset_name: a registered panoptic dataset; its things and stuff have joint contiguous ids.
-        distributed: gather from all processes, and give results in the main one.
+        distributed: gather from all processes, and return results in the main process.
 
     Raises:
-        UserError: if a contiguous id stands for a thing and for stuff (Detectron2's `_separated` datasets).
+        UserError: if a contiguous id means both a thing and stuff (Detectron2's `_separated` datasets).
     """
 
     def __init__(self, dataset_name: str, *, distributed: bool = True) -> None:
         self._gt = PanopticGroundTruth(dataset_name)
         shared = set(self._gt.thing_ids.values()) & set(self._gt.stuff_ids.values())
         if shared:
-            raise UserError(f"{dataset_name}: contiguous ids {sorted(shared)} stand for a thing and for stuff")
+            raise UserError(f"{dataset_name}: contiguous ids {sorted(shared)} mean both a thing and stuff")
         self._names = self._gt.metadata.stuff_classes
         self._num_classes = len(self._gt.thing_ids) + len(self._gt.stuff_ids)
         self._distributed = distributed
@@ -61,7 +62,7 @@ class SemanticEvaluator(DatasetEvaluator):
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The means, and IoU-<class> and ACC-<class> of the classes that occur, under "sem_seg".
 
-        None outside the main process; no keys where the ground truth has no pixel.
+        None outside the main process; no keys if the ground truth has no labeled pixel.
         """
         confusion = self._confusion
         if self._distributed:
@@ -70,18 +71,18 @@ class SemanticEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return None
             confusion = np.sum(gathered, axis=0)
-        hits, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-        occurs = np.flatnonzero(true)
+        hits, gt, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+        occurs = np.flatnonzero(gt)
         if not len(occurs):
-            logger.warning("the ground truth has no labelled pixel, so there is no mIoU")
+            logger.warning("the ground truth has no labeled pixel, so there is no mIoU")
             return OrderedDict(sem_seg={})
-        iou = 100 * hits[occurs] / (true + predicted - hits)[occurs]
-        accuracy = 100 * hits[occurs] / true[occurs]
+        iou = 100 * hits[occurs] / (gt + predicted - hits)[occurs]
+        accuracy = 100 * hits[occurs] / gt[occurs]
         result = {
             "mIoU": iou.mean(),
-            "fwIoU": (iou * true[occurs]).sum() / true.sum(),
+            "fwIoU": (iou * gt[occurs]).sum() / gt.sum(),
             "mACC": accuracy.mean(),
-            "pACC": 100 * hits.sum() / true.sum(),
+            "pACC": 100 * hits.sum() / gt.sum(),
         }
         names = [self._names[index] for index in occurs]
         result.update({f"IoU-{name}": value for name, value in zip(names, iou)})

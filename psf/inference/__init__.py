@@ -1,4 +1,4 @@
-"""From masks and classes to a panoptic map, instances and semantic scores: pure functions."""
+"""Pure functions from masks and classes to a panoptic map, instances and semantic scores."""
 
 from psf.inference.candidates import (
     CandidateThresholds,

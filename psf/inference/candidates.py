@@ -34,7 +34,7 @@ __all__ = [
 
 
 class ChosenThings(NamedTuple):
-    """Queries that become candidates, each with one class: (M,) of an image, or (B, M) of a batch."""
+    """Queries that become candidates, each with one class: (M,) for an image, or (B, M) for a batch."""
 
     indices: Tensor  # of the queries
     classes: Tensor
@@ -66,7 +66,7 @@ def choose_things(class_logits: Tensor, strategy: str, num_pairs: int) -> Chosen
 
 
 def thing_candidates(chosen: ChosenThings, mask_scores: Tensor, boxes_cxcywh_norm: Tensor | None) -> list[Candidates]:
-    """The chosen things of each image of a batch: masks (B, M, h, w) and, where there are any, boxes (B, M, 4)."""
+    """The chosen things of each image of a batch: masks (B, M, h, w) and boxes (B, M, 4), if any."""
     _, classes, scores = chosen
     boxes = [None] * len(classes) if boxes_cxcywh_norm is None else list(boxes_cxcywh_norm)
     return [
@@ -110,7 +110,7 @@ ROUNDING = 1 + 1e-5  # above the relative error of float32
 
 
 class MergingThresholds(NamedTuple):
-    """The four numbers of Algorithm 1, for one kind of segments."""
+    """The four numbers of Algorithm 1, for things or for stuff."""
 
     alpha: float  # exponent of the class probability
     beta: float  # exponent of the mean mask score
@@ -140,7 +140,7 @@ class ScoredMasks(NamedTuple):
 
 
 def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> CandidateThresholds:
-    """Thresholds per candidate, by its kind; in float64, so that a share of exactly t_keep is kept."""
+    """Thresholds of each candidate, thing or stuff; in float64, so that a share of exactly t_keep is kept."""
     values = torch.tensor([stuff, things], dtype=torch.float64, device=is_thing.device)
     return CandidateThresholds(*values[is_thing.long()].unbind(1))
 
@@ -148,10 +148,9 @@ def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThr
 def mask_confidence(
     class_scores: Tensor, score_sum: Tensor, area: Tensor, alpha: Tensor, beta: Tensor, extra_pixels: float
 ) -> Tensor:
-    """s = p^alpha * (sum of m over the mask / (area + extra_pixels))^beta, (N,); 0 where the mask is empty.
+    """s = p^alpha * (sum of m over the mask / (area + extra_pixels))^beta, (N,); 0 if the mask is empty.
 
-    Differs from the released code: there `extra_pixels` is 1, which lowers the confidence of small masks; the paper
-    has the mean, 0.
+    The paper uses the mean, `extra_pixels` 0. The released code has 1, which lowers the confidence of small masks.
     """
     mean = score_sum / (area + extra_pixels).clamp(min=1)
     confidence = class_scores**alpha * mean**beta
@@ -159,9 +158,9 @@ def mask_confidence(
 
 
 def upper_bound(candidates: Candidates, thresholds: CandidateThresholds, mask_threshold: float) -> Tensor:
-    """Upper bound of the confidence, (N,); 0 if the mask must be empty.
+    """Upper bound of the confidence, (N,); 0 if the mask is certainly empty.
 
-    The mean is at most the highest score, and interpolation raises the highest score by rounding alone.
+    The mean is at most the highest score, and interpolation raises the highest score only by rounding.
     """
     highest = at_least_float32(candidates.mask_scores.flatten(1).amax(1)) * ROUNDING
     bound = candidates.class_scores**thresholds.alpha * highest**thresholds.beta * ROUNDING
@@ -181,7 +180,7 @@ def score_masks(
     Args:
         candidates: N of them.
         geometry: sizes of the padded batch, the image and the output.
-        thresholds: from `per_candidate`; alpha and beta are used.
+        thresholds: from `per_candidate`; only alpha and beta are used.
         mask_threshold: a pixel belongs to the mask where its score is above.
         extra_pixels: see `mask_confidence`.
     """
@@ -221,9 +220,9 @@ class ImageGeometry(NamedTuple):
 
 
 def resize_masks(mask_scores: Tensor, geometry: ImageGeometry) -> Tensor:
-    """(N, h, w) scores of the padded image -> (N, H, W) at the output size, bilinear, padding cropped away.
+    """(N, h, w) scores of the padded image -> (N, H, W) at the output size, bilinear, without padding.
 
-    In float32 at least: in half precision, interpolating may exceed the highest score.
+    In float32 at least: in half precision, interpolation may exceed the highest score.
     """
     height, width = geometry.output_size
     scores = at_least_float32(mask_scores[:, None])
@@ -233,7 +232,7 @@ def resize_masks(mask_scores: Tensor, geometry: ImageGeometry) -> Tensor:
 
 
 def resize_in_chunks(mask_scores: Tensor, geometry: ImageGeometry) -> Iterator[Tensor]:
-    """`resize_masks` a few masks at a time, so that memory stays bounded; at least one chunk, which may be empty."""
+    """`resize_masks` in chunks of masks, which bounds memory; at least one chunk, which may be empty."""
     height, width = _uncropped_size(geometry)
     pixels = CHUNK_PIXELS.get(mask_scores.device.type, OTHER_CHUNK_PIXELS)
     for chunk in mask_scores.split(max(1, pixels // (height * width))):

@@ -18,7 +18,7 @@ Index = tuple[slice, ...]
 
 
 class PaintedMask(NamedTuple):
-    """candidate: its position. area: the pixels that it got."""
+    """candidate: position of the candidate. area: number of its pixels on the canvas."""
 
     candidate: int
     area: int
@@ -36,21 +36,21 @@ def mask_wise_merging(
     """Paint masks onto an empty canvas in order of confidence.
 
     A mask gets the pixels that no mask of higher confidence has. A mask that keeps too small a share of its pixels is
-    dropped, and its pixels stay free. Masks of equal confidence are painted in the given order.
+    dropped, and its pixels remain free. Masks of equal confidence are painted in the given order.
 
     Args:
         confidence: (N,) s_i, >= 0.
-        masks: (N, H, W) bool, at output size; padding already cropped away.
+        masks: (N, H, W) bool, at output size, without padding.
         area: (N,) pixels of each mask.
         t_cnf: (N,) masks of lower confidence are dropped.
         t_keep: (N,) masks that keep a smaller share of their pixels are dropped.
-        without_waiting: decide on the device, with one synchronisation at the end; None: True except on a CPU.
+        without_waiting: decide on the device, with one synchronization at the end; None: True except on a CPU.
 
     Returns:
         The map; segment ids count from 1 in the order of painting, a segment's score is its confidence.
 
     Raises:
-        UserError: if the inputs disagree about N.
+        UserError: if the inputs have different N.
     """
     lengths = {len(x) for x in (confidence, masks, area, t_cnf, t_keep)}
     if len(lengths) != 1:
@@ -70,17 +70,17 @@ def paint_masks(
     shape: tuple[int, ...],
     num_pixels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[PaintedMask]]:
-    """Algorithm 1 on a canvas of any shape, one mask after the other.
+    """Algorithm 1 on a canvas of any shape, mask by mask.
 
     Args:
         confidence, area, t_cnf, t_keep: (N,), as in `mask_wise_merging`.
-        mask_of: candidate -> where its mask lies on the canvas, and the (bool) mask there. It is called only for
+        mask_of: candidate -> index of a part of the canvas, and the (bool) mask in this part. It is called only for
             candidates that can be painted.
-        shape: of the canvas.
-        num_pixels: (*shape), the pixels that each element of the canvas stands for; None: one each.
+        shape: shape of the canvas.
+        num_pixels: (*shape), number of pixels per element of the canvas; None: one each.
 
     Returns:
-        (*shape) int32, 0 or the position of the mask in the list, from 1; and the masks that were painted.
+        (*shape) int32, 0 or the position of the mask in the list, from 1; and the list of painted masks.
     """
     canvas = np.zeros(shape, dtype=np.int32)
     is_free = np.ones(shape, dtype=bool)
@@ -102,9 +102,9 @@ def paint_masks(
 def _paint_on_cpu(
     confidence: Tensor, masks: Tensor, area: Tensor, t_cnf: Tensor, t_keep: Tensor
 ) -> PanopticSegmentation:
-    """Visit only masks that can be painted, each within its bounding box.
+    """Paint the masks, each within its bounding box.
 
-    In numpy, whose bool operations are several times faster on a CPU than those of torch.
+    This uses NumPy, whose bool operations are several times faster on a CPU than those of torch.
     """
     pixels, scores = masks.cpu().numpy(), confidence.detach().cpu().numpy()
 
@@ -122,7 +122,7 @@ def _paint_on_cpu(
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that hold the pixels of a mask (H, W) with at least one."""
+    """Rows and columns of the bounding box of a mask (H, W) with at least one pixel."""
     rows = np.flatnonzero(mask.any(1))
     top, bottom = rows[0], rows[-1] + 1
     columns = np.flatnonzero(mask[top:bottom].any(0))
@@ -132,7 +132,7 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 def _paint_without_waiting(
     confidence: Tensor, masks: Tensor, area: Tensor, t_cnf: Tensor, t_keep: Tensor
 ) -> PanopticSegmentation:
-    """Accept or drop on the device; the host waits once, for the list of segments."""
+    """Paint or drop on the device; the host waits only once, for the list of segments."""
     order = confidence.argsort(descending=True, stable=True)
     may_be_painted = (confidence >= t_cnf) & (area > 0)
     painted_by = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)  # 1 + position in the order

@@ -1,4 +1,4 @@
-"""The pixel-wise strategies that the paper compares mask-wise merging with (table 7)."""
+"""Pixel-wise strategies, the paper's baselines for mask-wise merging (table 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["class_times_mask", "pixel_argmax"]
 
 
 def pixel_argmax(candidates: Candidates, geometry: ImageGeometry, t_cnf: Tensor) -> PanopticSegmentation:
-    """DETR's strategy: of the candidates whose class probability reaches t_cnf, the highest mask score wins a pixel.
+    """DETR's strategy: the highest mask score wins a pixel, among candidates whose class probability reaches t_cnf.
 
     Args:
         candidates: N of them.
@@ -33,7 +33,7 @@ def class_times_mask(
 ) -> PanopticSegmentation:
     """MaskFormer's strategy: the highest product of class probability and mask score wins a pixel.
 
-    A segment loses the pixels whose own mask score is not above `mask_threshold`, and is dropped if it won less than
+    A segment loses the pixels where its mask score is not above `mask_threshold`, and is dropped if it won less than
     t_keep of its mask.
 
     Args:
@@ -46,7 +46,7 @@ def class_times_mask(
     Returns:
         The map; a segment's score is its class probability.
 
-    Differs from MaskFormer's code: there the pixels that a candidate won outside its own mask count for its share, too.
+    In MaskFormer's code, unlike here, the pixels that a candidate won outside its own mask also count for its share.
     """
     kept = (candidates.class_scores >= t_cnf).nonzero()[:, 0]
     chosen = candidates.select(kept)
@@ -60,9 +60,10 @@ def class_times_mask(
 def _best_candidate(
     mask_scores: Tensor, factors: Tensor, geometry: ImageGeometry, mask_threshold: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(H, W) index of the highest factor * score, the first among equals; -1 where that is not in its own mask.
+    """(H, W) index of the candidate with the highest factor * score, the first among equals, and (N,) mask areas.
 
-    Also the (N,) areas of the masks above the threshold (of the whole image, without a threshold).
+    The index is -1 where the pixel is outside the candidate's mask. Without a threshold, the areas are those of the
+    image.
     """
     best = mask_scores.new_full(geometry.output_size, -1.0)
     winner = torch.full(geometry.output_size, -1, dtype=torch.long, device=mask_scores.device)

@@ -1,4 +1,4 @@
-"""Post-processors: the candidates of an image -> panoptic segmentation and instances (section 3.5, table 7)."""
+"""Post-processors: from the candidates of an image to panoptic segmentation and instances (section 3.5, table 7)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 POST_PROCESSOR_REGISTRY = Registry("PSF_POST_PROCESSOR")
 POST_PROCESSOR_REGISTRY.__doc__ = (
-    "Classes built as (cfg): candidates -> panoptic map, as psf.inference.MaskWiseMerging."
+    "Classes called as (cfg): candidates -> panoptic map, such as psf.inference.MaskWiseMerging."
 )
 
 
@@ -53,9 +53,9 @@ class ScoredCandidates(NamedTuple):
 
 
 class PostProcessor(abc.ABC):
-    """Base class: keys, scores of candidates, and instance results; subclasses assign the pixels.
+    """Base class: reads the keys, scores the candidates, and makes instances; subclasses assign the pixels.
 
-    A post-processor of your own is a subclass, registered with POST_PROCESSOR_REGISTRY and named in
+    To write your own post-processor, register a subclass with POST_PROCESSOR_REGISTRY and name it in
     MODEL.PSF.POST_PROCESSOR.NAME; the registry calls it with (cfg). It implements `panoptic_rows`, `panoptic` and
     `is_kept`, and changes no candidate in place. Segment ids are 1, 2, ... in the order of the list of segments; 0 in
     the map means no segment. `psf.testing.check_post_processor` checks all this.
@@ -65,11 +65,11 @@ class PostProcessor(abc.ABC):
         stuff: exponents and thresholds of stuff.
         mask_threshold: a pixel belongs to a mask where its score is above.
         extra_pixels: added to the pixel count in the mean mask score.
-        instance: which instances are reported.
+        instance: settings of the instance results.
         is_tuned: use the thresholds stored in the checkpoint (TUNE_IMAGES above 0), see `psf.engine.Checkpointer`.
     """
 
-    last_obstacle: ClassVar[str] = "T_KEEP"  # what rejects a candidate that has a mask and reaches T_CNF
+    last_obstacle: ClassVar[str] = "T_KEEP"  # rejects candidates that have a mask and reach T_CNF
 
     @configurable
     def __init__(
@@ -117,8 +117,8 @@ class PostProcessor(abc.ABC):
             candidates: of the image.
             classes: contiguous ids of the classes.
             geometry: sizes of the padded batch, the image and the output.
-            panoptic: give `panoptic_seg`.
-            instance: give `instances`.
+            panoptic: return `panoptic_seg`.
+            instance: return `instances`.
         """
         rows = torch.zeros_like(candidates.is_thing)
         if panoptic:
@@ -136,7 +136,7 @@ class PostProcessor(abc.ABC):
     def explain(
         self, candidates: Candidates, geometry: ImageGeometry, *, panoptic: bool, instance: bool
     ) -> dict[str, CandidateOutcomes]:
-        """Why candidates of one image are, or are not, in its `results`; slower than `results`.
+        """Explain why each candidate of an image is, or is not, in its `results`; slower than `results`.
 
         Args:
             candidates: of the image.
@@ -145,8 +145,8 @@ class PostProcessor(abc.ABC):
             instance: explain `instances`; the things compete, in their order.
 
         Returns:
-            Under the keys of `results`; the reasons are "kept", "empty_mask", and names of keys: "T_CNF", "T_KEEP"
-            ("higher_scores" for PixelArgmax: other candidates have won all pixels), "SCORE_THRESH",
+            The outcomes, under the keys of `results`. The reasons are "kept", "empty_mask", and names of config keys:
+            "T_CNF", "T_KEEP" ("higher_scores" for PixelArgmax: other candidates have won all pixels), "SCORE_THRESH",
             "DETECTIONS_PER_IMAGE or NMS_THRESH".
         """
         outcomes: dict[str, CandidateOutcomes] = {}
@@ -178,38 +178,38 @@ class PostProcessor(abc.ABC):
         return outcomes
 
     def decisive_confidence(self, candidates: Candidates, confidence: Tensor) -> Tensor:
-        """(N,) what `is_kept` compares with T_CNF, of candidates of this (N,) confidence."""
+        """(N,) values that `is_kept` compares with T_CNF, for candidates with this (N,) confidence."""
         return confidence
 
     def has_mask(self, masks: ScoredMasks) -> Tensor:
-        """(N,) bool, whether the candidate's own mask allows a segment."""
+        """(N,) bool, whether the candidate's mask allows a segment."""
         return masks.area > 0
 
     @abc.abstractmethod
     def panoptic_rows(self, candidates: Candidates) -> Tensor:
-        """(N,) bool, the candidates that `panoptic` needs the score of."""
+        """(N,) bool, the candidates that `panoptic` needs scored."""
 
     @abc.abstractmethod
     def panoptic(
         self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
     ) -> PanopticSegmentation:
-        """Decide for each pixel of the output which candidate it belongs to, if any.
+        """Assign each pixel of the output to a candidate, or to none.
 
         Args:
             candidates: of one image.
             geometry: sizes of the padded batch, the image and the output.
-            scored: `panoptic_rows` and maybe more, if they have been scored already.
+            scored: scores of at least `panoptic_rows`; None: not scored yet.
         """
 
     @abc.abstractmethod
     def is_kept(self, candidates: Candidates, confidence: Tensor) -> Tensor:
-        """(N,) bool, whether candidates of this confidence, (N,), reach T_CNF."""
+        """(N,) bool, whether candidates with this (N,) confidence reach T_CNF."""
 
     def instance_rows(self, candidates: Candidates) -> Tensor:
-        """(N,) bool, the candidates that `instances` needs the score of.
+        """(N,) bool, the candidates that `instances` needs scored.
 
-        The `max_per_image` most confident things by their masks before resizing, without those that must be empty or
-        cannot reach `score_thresh`.
+        These are the `max_per_image` most confident things, by their masks before resizing, except things that are
+        certainly empty or cannot reach `score_thresh`.
         """
         thresholds = self._thresholds(candidates)
         possible = upper_bound(candidates, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
@@ -226,13 +226,13 @@ class PostProcessor(abc.ABC):
         geometry: ImageGeometry,
         scored: ScoredCandidates | None = None,
     ) -> Instances:
-        """The thing candidates, best first, by the confidence that mask-wise merging sorts them by.
+        """The thing candidates as instances, in order of the confidence of mask-wise merging.
 
         Args:
             candidates: of one image.
             classes: contiguous ids of the classes.
             geometry: sizes of the padded batch, the image and the output.
-            scored: `instance_rows` and maybe more, if they have been scored already.
+            scored: scores of at least `instance_rows`; None: not scored yet.
 
         Returns:
             Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
@@ -245,7 +245,7 @@ class PostProcessor(abc.ABC):
         return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, geometry, boxes=boxes)
 
     def _instance_order(self, rows: Tensor, scored: ScoredCandidates) -> Tensor:
-        """Positions, among the scored candidates, of those that become instances, best first."""
+        """Positions of the instances among the scored candidates, best first."""
         positions, things, masks = scored
         wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
         order = masks.confidence.argsort(descending=True, stable=True)
@@ -283,7 +283,7 @@ class MaskWiseMerging(PostProcessor):
     """The paper's strategy (section 3.5, Algorithm 1): whole masks in order of confidence."""
 
     def panoptic_rows(self, candidates: Candidates) -> Tensor:
-        """Candidates that can reach T_CNF; resizing cannot save the others."""
+        """Candidates that may reach T_CNF after resizing."""
         thresholds = self._thresholds(candidates)
         return upper_bound(candidates, thresholds, self.mask_threshold) >= thresholds.t_cnf
 
@@ -313,7 +313,7 @@ class _PixelWise(PostProcessor):
 
 @POST_PROCESSOR_REGISTRY.register()
 class PixelArgmax(_PixelWise):
-    """DETR's strategy (table 7, "p"): T_CNF bounds the class probability, the highest mask score wins a pixel."""
+    """DETR's strategy (table 7, "p"): T_CNF bounds the class probability; the highest mask score wins a pixel."""
 
     last_obstacle = "higher_scores"
 
@@ -328,7 +328,7 @@ class PixelArgmax(_PixelWise):
 
 @POST_PROCESSOR_REGISTRY.register()
 class ClassTimesMask(_PixelWise):
-    """MaskFormer's strategy (table 7, "p*"): T_CNF bounds the class probability, the highest product wins a pixel."""
+    """MaskFormer's strategy (table 7, "p*"): T_CNF bounds the class probability; the highest product wins a pixel."""
 
     def panoptic(
         self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
@@ -346,7 +346,7 @@ def _instance_settings(cfg: CfgNode) -> InstanceSettings:
     """Read MODEL.PSF.TEST.INSTANCE.
 
     Raises:
-        UserError: naming the key with a value out of range.
+        UserError: if a value is out of range; the message names the key.
     """
     node, activation = cfg.MODEL.PSF.TEST.INSTANCE, cfg.MODEL.PSF.MASK_DECODER.MASK_ACTIVATION
     highest = math.inf if activation == "relu" else 1.0  # of the confidence

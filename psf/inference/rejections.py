@@ -1,4 +1,4 @@
-"""Why candidates are not in a result: explains empty results."""
+"""Explain why candidates are not in a result, for example why a result is empty."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class CandidateOutcomes(NamedTuple):
     is_thing: Tensor  # (N,) bool
     class_scores: Tensor  # (N,) probability of the class
     highest_mask_scores: Tensor  # (N,) highest mask score before resizing
-    confidence: Tensor  # (N,) compared with the threshold
+    confidence: Tensor  # (N,) value that is compared with the threshold
     reasons: list[str]  # N times "kept", "empty_mask", or the name of the key that rejected the candidate
 
 
 class RejectionSummary(NamedTuple):
-    """Outcomes of several images together; scores are 0 where there is no candidate."""
+    """Outcomes over several images; scores are 0 if there is no candidate."""
 
     num_images: int
     num_candidates: int
     largest_confidence: float
     largest_class_score: float
     largest_mask_score: float
-    counts: dict[str, int]  # reason -> number of candidates, in the order in which reasons are looked for
+    counts: dict[str, int]  # reason -> number of candidates, in the order of the tests
 
 
 def explain_rejections(
@@ -50,12 +50,12 @@ def explain_rejections(
 
     Args:
         candidates: N of them.
-        confidence: (N,) what the threshold is compared with.
+        confidence: (N,) values that are compared with the threshold.
         has_mask: (N,) bool, whether any pixel of the output is in the mask.
         is_confident: (N,) bool, whether the confidence reaches the threshold.
         is_kept: (N,) bool, whether the candidate is in the result.
-        confidence_key: the threshold's key, "T_CNF" for one.
-        last_key: the key that rejects candidates that have a mask and are confident, "T_KEEP" for one.
+        confidence_key: the threshold's key, for example "T_CNF".
+        last_key: the key that rejects candidates that have a mask and are confident, for example "T_KEEP".
     """
     reasons = []
     for kept, mask, confident in zip(is_kept.tolist(), has_mask.tolist(), is_confident.tolist(), strict=True):

@@ -30,7 +30,7 @@ def semantic_scores(candidates: Candidates, channels: Tensor, num_channels: int,
     Args:
         candidates: N of them.
         channels: (N,) output channel of each candidate.
-        num_channels: channels of the output; one without candidate is 0.
+        num_channels: channels of the output; a channel without candidates is 0.
         geometry: sizes of the padded batch, the image and the output.
 
     Returns:
@@ -44,10 +44,10 @@ def semantic_scores(candidates: Candidates, channels: Tensor, num_channels: int,
 
 
 def join_stuff_segments(segmentation: PanopticSegmentation, candidates: Candidates) -> PanopticSegmentation:
-    """Merge segments of the same stuff class; the result has the position of the first and the best score.
+    """Merge segments of the same stuff class; the merged segment has the position of the first and the best score.
 
     Args:
-        segmentation: with ids from 1, in the order of its segments.
+        segmentation: ids count from 1, in the order of its segments.
         candidates: the segments' candidates.
 
     Returns:
@@ -55,7 +55,7 @@ def join_stuff_segments(segmentation: PanopticSegmentation, candidates: Candidat
     """
     is_thing, classes = candidates.is_thing.tolist(), candidates.class_indices.tolist()
     joined: list[Segment] = []
-    position_of: dict[int, int] = {}  # stuff class -> where its segment is among those joined
+    position_of: dict[int, int] = {}  # stuff class -> position of its joined segment
     new_ids = [0]
     for segment in segmentation.segments:
         position = len(joined)
@@ -79,7 +79,7 @@ def panoptic_result(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Detectron2's `panoptic_seg`: the (H, W) int32 map and segments_info in plain numbers.
 
-    Stuff has one segment a class, also where several candidates are of that class.
+    Each stuff class has one segment, even if several candidates have that class.
     """
     segmentation = join_stuff_segments(segmentation, candidates)
     is_thing, indices = candidates.is_thing.tolist(), candidates.class_indices.tolist()
@@ -105,11 +105,11 @@ def instance_result(
 
     Args:
         things: N of them, in the order of the result.
-        masks: (N, H, W) bool, theirs at output size.
-        scores: (N,) theirs.
+        masks: (N, H, W) bool, their masks at output size.
+        scores: (N,) their scores.
         classes: contiguous ids of the classes.
-        geometry: with the output size.
-        boxes: "mask" | "location_decoder", as `InstanceSettings.boxes`.
+        geometry: contains the output size.
+        boxes: "mask" | "location_decoder", see `InstanceSettings.boxes`.
     """
     result = Instances(geometry.output_size)
     result.pred_masks, result.scores = masks, scores
@@ -122,7 +122,7 @@ def instance_result(
 
 
 def semantic_result(candidates: Candidates, classes: PanopticClasses, geometry: ImageGeometry) -> Tensor:
-    """Detectron2's `sem_seg`: (K, H, W) scores; K and the channels as the dataset's contiguous ids have them."""
+    """Detectron2's `sem_seg`: (K, H, W) scores; the channels are the dataset's contiguous ids."""
     things, stuff, num_channels = classes.semantic_channels
     channels = [
         (things if is_thing else stuff)[index]
@@ -142,7 +142,7 @@ def _predicted_boxes(things: Candidates, geometry: ImageGeometry) -> Tensor:
 class InstanceSettings(NamedTuple):
     """Which instances are reported (MODEL.PSF.TEST.INSTANCE)."""
 
-    boxes: str  # "mask": tight around the mask; "location_decoder": as predicted
+    boxes: str  # "mask": tight boxes of the masks; "location_decoder": predicted boxes
     score_thresh: float  # lower bound of the confidence
     max_per_image: int
     # When two instances of a class overlap by more than this IoU, the less confident one is dropped; 1: none.
@@ -152,13 +152,13 @@ class InstanceSettings(NamedTuple):
 def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:
     """Greedy suppression by mask IoU among masks of one class.
 
-    Two masks are compared inside the intersection of their boxes, and only if boxes and areas allow an IoU above the
-    threshold; so few pixels are compared where masks are apart.
+    Two masks are compared only inside the intersection of their boxes, and only if boxes and areas allow an IoU above
+    the threshold. So masks that are apart cost little.
 
     Args:
         masks: (N, H, W) bool, best first.
         classes: (N,) masks of different classes never suppress each other.
-        threshold: a mask is dropped if its IoU with a kept mask before it is above; 1 keeps all.
+        threshold: a mask is dropped if its IoU with a better kept mask is above this; 1 keeps all.
 
     Returns:
         (M,) indices of the kept masks, ascending.
@@ -171,14 +171,14 @@ def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:
     shared = _shared_pixels(masks, boxes, pairs).tolist()
     sizes = areas.tolist()
     dropped: set[int] = set()
-    for (better, worse), both in zip(pairs, shared, strict=True):  # by the better one, ascending
+    for (better, worse), both in zip(pairs, shared, strict=True):  # ascending by the better mask
         if better not in dropped and both > threshold * (sizes[better] + sizes[worse] - both):
             dropped.add(worse)
     return torch.tensor([one for one in range(len(masks)) if one not in dropped], device=masks.device)
 
 
 def _possible_pairs(boxes: Tensor, areas: Tensor, classes: Tensor, threshold: float) -> list[tuple[int, int]]:
-    """Pairs (better, worse) of one class: two masks share no more than their boxes do, nor than the smaller has."""
+    """Pairs (better, worse) of one class whose boxes and areas allow an IoU above the threshold."""
     low, high = torch.max(boxes[:, None, :2], boxes[None, :, :2]), torch.min(boxes[:, None, 2:], boxes[None, :, 2:])
     most_shared = (high - low).clamp(min=0).prod(-1).minimum(areas[:, None]).minimum(areas[None])
     possible = most_shared > threshold * (areas[:, None] + areas[None] - most_shared)
@@ -187,7 +187,7 @@ def _possible_pairs(boxes: Tensor, areas: Tensor, classes: Tensor, threshold: fl
 
 
 def _shared_pixels(masks: Tensor, boxes: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """(P,) pixels that each pair has in common; the host does not wait for a device in between."""
+    """(P,) number of pixels that each pair has in common, computed without synchronization with the device."""
     corners = boxes.tolist()
     counts = []
     for one, other in pairs:

@@ -23,13 +23,12 @@ __all__ = [
 
 Images = TypeVar("Images")  # a preprocessed batch
 
-# Candidates of one class in two tiles are taken for the same thing if, where the tiles overlap, their mask IoU exceeds
-# this.
+# Candidates of one class in two tiles are the same thing if their mask IoU in the overlap of the tiles exceeds this.
 SAME_THING = 0.4
 
 
 class Tile(NamedTuple):
-    """A part of an image, or of its masks' grid: rows top..bottom and columns left..right, the ends exclusive."""
+    """A part of an image or of its mask grid: rows top..bottom and columns left..right, the ends exclusive."""
 
     top: int
     bottom: int
@@ -37,11 +36,11 @@ class Tile(NamedTuple):
     right: int
 
     def __floordiv__(self, stride: int) -> Tile:
-        """In cells of a grid; a cell that it has a part of is its own."""
+        """The tile in cells of a grid, including cells that it covers only in part."""
         return Tile(self.top // stride, -(-self.bottom // stride), self.left // stride, -(-self.right // stride))
 
     def __and__(self, other: Tile) -> Tile:
-        """What two tiles share; empty where a bottom or right is not beyond its top or left."""
+        """The intersection of two tiles, see `is_empty`."""
         return Tile(
             max(self.top, other.top),
             min(self.bottom, other.bottom),
@@ -54,7 +53,7 @@ class Tile(NamedTuple):
         return self.bottom <= self.top or self.right <= self.left
 
     def slices_in(self, outer: Tile) -> tuple[slice, slice]:
-        """Rows and columns of this tile in an array that has those of `outer`."""
+        """Rows and columns of this tile in an array of the size of `outer`."""
         return (
             slice(self.top - outer.top, self.bottom - outer.top),
             slice(self.left - outer.left, self.right - outer.left),
@@ -67,23 +66,23 @@ class ScoredTile(NamedTuple):
     candidates: Candidates
     confidence: Tensor  # (N,)
     masks: Tensor  # (N, h, w) bool
-    is_kept: Tensor  # (N,) bool, whether merging would keep it, were the tile an image
+    is_kept: Tensor  # (N,) bool, whether merging would keep it if the tile were an image
     tile: Tile  # on the grid
 
     def select(self, rows: Tensor) -> ScoredTile:
-        """The candidates of `rows`, (N,) bool, alone."""
+        """Select candidates by `rows`, (N,) bool."""
         return ScoredTile(
             self.candidates.select(rows), self.confidence[rows], self.masks[rows], self.is_kept[rows], self.tile
         )
 
 
 def tile_grid(size: tuple[int, int], side: int, overlap: float, step: int) -> list[Tile]:
-    """The tiles of an image: as few as cover it, evenly spread, row by row.
+    """The tiles of an image: the fewest that cover it, evenly spread, row by row.
 
     Args:
         size: height and width of the image in pixels.
-        side: of a tile, in pixels; one at the right or lower border may be longer by less than `step`.
-        overlap: least share of `side` that neighbours have in common.
+        side: side of a tile in pixels; tiles at the right or lower border may be longer by less than `step`.
+        overlap: least share of `side` that neighbors have in common.
         step: tiles begin at multiples of it, so that their masks lie on one grid.
     """
     rows, columns = (_spans(length, side, overlap, step) for length in size)
@@ -93,7 +92,7 @@ def tile_grid(size: tuple[int, int], side: int, overlap: float, step: int) -> li
 def _spans(length: int, side: int, overlap: float, step: int) -> list[tuple[int, int]]:
     if length < side + step:
         return [(0, length)]
-    last = (length - side) // step * step  # where the last one begins
+    last = (length - side) // step * step  # start of the last span
     stride = max(int(side * (1 - overlap)) // step * step, step)
     number = -(-last // stride)
     starts = [last * i // number // step * step for i in range(number + 1)]
@@ -101,27 +100,27 @@ def _spans(length: int, side: int, overlap: float, step: int) -> list[tuple[int,
 
 
 def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: bool, num_best: int) -> Candidates:
-    """One candidate for each thing, however many tiles have a part of it, and one for each stuff class.
+    """Fuse the candidates of tiles to one candidate per thing and one per stuff class.
 
-    Things are joined across tiles: in order of their mask IoU where two tiles overlap, two parts of one class become
-    one if it exceeds `SAME_THING`, unless that would join two things of one tile. Their masks are put side by side;
-    where the tiles overlap they are averaged, a tile's counting more the farther its border is. The probability is the
-    highest of the parts'. Most candidates of a tile are no things: a thing stays if its tile would keep one of its
-    parts, or if it is among the `num_best` with the most confident parts.
+    Parts of things are joined across tiles: two parts of one class are joined if their mask IoU in the overlap of the
+    tiles exceeds `SAME_THING`, in order of this IoU, unless that would join two things of one tile. Their masks are
+    averaged where tiles overlap; the weight of a tile's mask grows with the distance from its border. The probability
+    is the highest of the parts. Most candidates of a tile are not things: a thing is kept if its tile would keep one of
+    its parts, or if it is among the `num_best` things with the most confident parts.
 
-    A stuff class has the same query in every tile: its masks are put together in the same way. Of a tile in which
-    merging would not keep the class, the mask counts by the share of the highest probability that the class has there:
-    the masks of absent classes mean nothing.
+    A stuff class has the same query in every tile, and its masks are joined in the same way. In a tile where merging
+    would not keep the class, the mask is weighted by the ratio of the class's probability there to its highest
+    probability: masks of absent classes mean nothing.
 
     Args:
-        tiles: at least one; together they cover the grid. Boxes are those of the whole image.
-        grid: height and width that the masks shall have.
-        is_fixed: stuff classes have fixed queries, which all tiles have in the same order; if not, those of joint
-            queries are joined as things are.
-        num_best: number of things that stay, whatever their confidence.
+        tiles: at least one; together they cover the grid. Boxes refer to the whole image.
+        grid: height and width of the fused masks.
+        is_fixed: stuff classes have fixed queries, in the same order in all tiles; else (joint queries) they are
+            joined as things are.
+        num_best: number of things that are kept whatever their confidence.
     """
-    is_part = [one.candidates.is_thing if is_fixed else torch.ones_like(one.candidates.is_thing) for one in tiles]
-    parts = [one.select(rows) for one, rows in zip(tiles, is_part, strict=True)]
+    is_part = [tile.candidates.is_thing if is_fixed else torch.ones_like(tile.candidates.is_thing) for tile in tiles]
+    parts = [tile.select(rows) for tile, rows in zip(tiles, is_part, strict=True)]
     groups = [
         group
         for rank, group in enumerate(_groups(parts))
@@ -130,7 +129,7 @@ def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: 
     joined = _join(parts, groups, grid)
     if not is_fixed:
         return joined
-    stuff = [one.select(~rows) for one, rows in zip(tiles, is_part, strict=True)]
+    stuff = [tile.select(~rows) for tile, rows in zip(tiles, is_part, strict=True)]
     num_stuff = len(stuff[0].confidence)
     everywhere = [[(number, row) for number in range(len(stuff))] for row in range(num_stuff)]
     return join_candidates(joined, _join(stuff, everywhere, grid)._replace(boxes_cxcywh_norm=None))
@@ -140,8 +139,8 @@ Part = tuple[int, int]  # number of a tile, position among its candidates
 
 
 def _groups(tiles: Sequence[ScoredTile]) -> list[list[Part]]:
-    """Parts that belong together, each part in one group; the most confident group first."""
-    group_of = {(number, i): [(number, i)] for number, one in enumerate(tiles) for i in range(len(one.confidence))}
+    """Groups of parts that form one thing, the most confident group first; each part is in one group."""
+    group_of = {(number, i): [(number, i)] for number, tile in enumerate(tiles) for i in range(len(tile.confidence))}
     for one, other in _links(tiles):
         first, second = group_of[one], group_of[other]
         if {number for number, _ in first}.isdisjoint(number for number, _ in second):
@@ -149,12 +148,12 @@ def _groups(tiles: Sequence[ScoredTile]) -> list[list[Part]]:
             for part in second:
                 group_of[part] = first
     groups = {id(group): group for group in group_of.values()}.values()
-    confidence = [one.confidence.tolist() for one in tiles]
+    confidence = [tile.confidence.tolist() for tile in tiles]
     return sorted(groups, key=lambda group: -max(confidence[number][i] for number, i in group))
 
 
 def _links(tiles: Sequence[ScoredTile]) -> list[tuple[Part, Part]]:
-    """Pairs of parts in two tiles that are alike where these overlap, the most alike first."""
+    """Pairs of parts in two tiles whose masks match in the overlap, in order of their IoU."""
     found: list[tuple[float, Part, Part]] = []
     for a, one in enumerate(tiles):
         for b, other in enumerate(tiles[:a]):
@@ -173,14 +172,14 @@ def _links(tiles: Sequence[ScoredTile]) -> list[tuple[Part, Part]]:
 
 
 def _ious(masks: Tensor, others: Tensor) -> Tensor:
-    """(N, P) and (M, P) bool -> (N, M) mask IoU, 0 of empty masks."""
+    """(N, P) and (M, P) bool -> (N, M) mask IoU, 0 for empty masks."""
     masks, others = masks.float(), others.float()
     shared = masks @ others.T
     return shared / (masks.sum(1)[:, None] + others.sum(1)[None] - shared).clamp(min=1)
 
 
 def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: tuple[int, int]) -> Candidates:
-    """One candidate of each group."""
+    """One candidate per group."""
     first = tiles[0].candidates
     masks = first.mask_scores.new_zeros(len(groups), *grid)
     weights = [_weights(one.masks.shape[1], one.masks.shape[2]).to(masks) for one in tiles]
@@ -210,7 +209,7 @@ def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: t
 
 
 def _weights(height: int, width: int) -> Tensor:
-    """(h, w), growing with the distance from the border."""
+    """(h, w) weights, growing with the distance from the border."""
     rows, columns = (torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)) for n in (height, width))
     return torch.minimum(rows[:, None], columns[None]).float()
 
@@ -222,7 +221,7 @@ def _enclosing_box(boxes_cxcywh_norm: Tensor) -> Tensor:
 
 
 def _of_firsts(values: Sequence[Tensor], groups: Sequence[Sequence[Part]]) -> Tensor:
-    """(G,) what the tiles' (N,) values are for the first part of each group."""
+    """(G,) the value of the first part of each group, from the tiles' (N,) values."""
     numbers = [values[group[0][0]][group[0][1]] for group in groups]
     return torch.stack(numbers) if numbers else values[0][:0]
 
@@ -230,8 +229,8 @@ def _of_firsts(values: Sequence[Tensor], groups: Sequence[Sequence[Part]]) -> Te
 class TileSettings(NamedTuple):
     """MODEL.PSF.TEST.TILES."""
 
-    side: int = 0  # of a tile, in pixels of the model's input; 0: no tiles
-    overlap: float = 0.25  # least share of a tile's side that neighbours have in common
+    side: int = 0  # side of a tile, in pixels of the model's input; 0: no tiles
+    overlap: float = 0.25  # least share of a tile's side that neighbors have in common
 
 
 def tiled_candidates(
@@ -244,15 +243,15 @@ def tiled_candidates(
     stride: int,
     is_fixed: bool,
 ) -> tuple[Candidates, ImageGeometry]:
-    """Candidates of one image out of those of its tiles, and the sizes that their masks have.
+    """Candidates of one image, fused from its tiles, and the sizes of their masks.
 
     Args:
         x: Detectron2's dict of the image.
-        settings: of the tiles.
+        settings: settings of the tiles.
         processor: computes the confidence of candidates.
-        preprocess: the model's.
-        candidates_of: the candidates of a batch of one image.
-        stride: of the masks.
+        preprocess: preprocessing of the model.
+        candidates_of: returns the candidates of a batch of one image.
+        stride: stride of the masks.
         is_fixed: see `psf.inference.fuse_tiles`.
     """
     size = (x["image"].shape[1], x["image"].shape[2])
@@ -268,7 +267,7 @@ def tiled_candidates(
 
 
 def _in_image(candidates: Candidates, tile: Tile, size: tuple[int, int], stride: int) -> Candidates:
-    """A tile's candidates without its padding, their boxes as those of the whole image."""
+    """A tile's candidates without its padding; their boxes refer to the whole image."""
     top, bottom, left, right = tile // stride
     boxes = candidates.boxes_cxcywh_norm
     if boxes is not None:

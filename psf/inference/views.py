@@ -13,25 +13,25 @@ from psf.structures import Candidates
 
 __all__ = ["ScoredView", "fuse_views", "on_common_grid"]
 
-# Candidates of one class in two views are taken for the same thing if their mask IoU exceeds this.
+# Candidates of one class in two views are the same thing if their mask IoU exceeds this.
 SAME_THING = 0.4
 
 
 class ScoredView(NamedTuple):
-    """Candidates of one view on the grid that all views share, with their confidence."""
+    """Candidates of one view on the common grid of all views, with their confidence."""
 
-    candidates: Candidates  # N things, then the stuff classes, the same in every view
+    candidates: Candidates  # N things, then the stuff classes, which are the same in every view
     confidence: Tensor  # (N + K_stuff,)
     masks: Tensor  # (N + K_stuff, h, w) bool
 
 
 def on_common_grid(candidates: Candidates, geometry: ImageGeometry, is_flipped: bool) -> Candidates:
-    """A view's candidates as the unflipped image without padding has them, masks of `geometry.output_size`.
+    """Map a view's candidates to the unflipped image without padding, with masks of `geometry.output_size`.
 
     Args:
         candidates: of the view.
-        geometry: the sizes of the view's batch and of the view, and the grid.
-        is_flipped: whether the view is the mirror image, left to right.
+        geometry: sizes of the view's batch, of the view and of the grid.
+        is_flipped: whether the view is flipped left to right.
     """
     masks, boxes = resize_masks(candidates.mask_scores, geometry), candidates.boxes_cxcywh_norm
     if is_flipped:
@@ -41,16 +41,16 @@ def on_common_grid(candidates: Candidates, geometry: ImageGeometry, is_flipped: 
 
 
 def fuse_views(views: Sequence[ScoredView]) -> Candidates:
-    """One candidate for each thing that some view has seen, and one for each stuff class.
+    """Fuse the candidates of several views to one candidate per thing and one per stuff class.
 
-    A stuff class has the same query in every view: probability and mask are averaged. Thing queries answer for other
-    things in other views, so things are grouped: in order of confidence, each joins the group of its class whose first
-    member it overlaps most, if their mask IoU exceeds `SAME_THING` and the group has no member of this view yet; else
-    it begins a group. A group's mask is the mean of its members', weighted by confidence, and its probability is the
-    highest of theirs: what one view alone has seen is judged as without the others.
+    A stuff class has the same query in every view: probability and mask are averaged. A thing query may predict
+    different things in different views, so things are grouped: in order of confidence, each thing joins the group of
+    its class whose first member it overlaps most, if their mask IoU exceeds `SAME_THING` and the group has no member of
+    this view yet; else it starts a group. A group's mask is the mean of its members' masks, weighted by confidence, and
+    its probability is their highest: a thing found in only one view keeps its probability.
 
     Args:
-        views: at least one, all of the same grid and the same stuff.
+        views: at least one, all with the same grid and the same stuff classes.
     """
     stuff = _mean_stuff([view.candidates.select(~view.candidates.is_thing) for view in views])
     kept = [view.candidates.is_thing for view in views]
@@ -79,7 +79,7 @@ def _mean_stuff(views: list[Candidates]) -> Candidates:
 
 
 def _ious(masks: Tensor) -> Tensor:
-    """(N, N) mask IoU, 0 of empty masks."""
+    """(N, N) mask IoU, 0 for empty masks."""
     flat = masks.flatten(1).float()
     shared = flat @ flat.T
     areas = flat.sum(1)
@@ -94,7 +94,7 @@ def _group(confidence: Tensor, classes: Tensor, views: Tensor, ious: Tensor) -> 
     view_of = views[order].tolist()
     group_of: list[int] = []
     firsts: list[int] = []
-    full: list[list[int]] = [[] for _ in range(max(view_of, default=-1) + 1)]  # per view, groups that have it
+    full: list[list[int]] = [[] for _ in range(max(view_of, default=-1) + 1)]  # per view, the groups that contain it
     for position, view in enumerate(view_of):
         candidates = overlap[position, firsts]
         candidates[full[view]] = 0

@@ -1,4 +1,4 @@
-"""Target assignment: which query is matched to which thing (section 3.4), and which queries the mask decoder learns on.
+"""Target assignment: match queries to things (section 3.4), and select the queries that train the mask decoder.
 
 `SharedAssigner` is the paper's assignment, `PerLayerAssigner` that of the released code; both use `HungarianMatcher`.
 """
@@ -34,8 +34,8 @@ __all__ = [
     "target_locations",
 ]
 
-DICE_COST_EPS = 1e-3  # added to each of the two squared sums
-TOKENS_PER_THING = 4  # about so many tokens learn to propose each thing
+DICE_COST_EPS = 1e-3  # added to both squared sums
+TOKENS_PER_THING = 4  # approximate number of tokens that learn to propose each thing
 
 
 class Assignment(NamedTuple):
@@ -51,7 +51,7 @@ class MaskQueries(NamedTuple):
     queries: Tensor  # (B, M, D); an image with fewer queries than M is padded
     query_pos: Tensor | None  # (B, M, D), their positional part
     kept: list[Tensor] | None  # per image, the (M_b,) indices among all thing queries; None: all of them
-    location_assignments: list[list[Assignment]]  # per location layer and image, if they have been made already
+    location_assignments: list[list[Assignment]]  # per location layer and image; empty until assigned
     boxes_cxcywh_norm: Tensor | None = None  # (B, M, 4), their predicted boxes
 
 
@@ -65,7 +65,7 @@ class ThingAssignments(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SharedAssigner:
-    """The paper: all queries are decoded; one assignment, by the last layer's class, location and mask, serves all.
+    """The paper's assignment: all queries are decoded, and one assignment by the last layer's predictions serves all.
 
     Args:
         matcher: with class, location and mask weights.
@@ -80,7 +80,7 @@ class SharedAssigner:
     def assign(
         self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
     ) -> ThingAssignments:
-        """Match once; all layers have the same assignment."""
+        """Match once; all layers use the same assignment."""
         layers = predictions.location_layers
         logits = predictions.thing_class_logits[-1] if predictions.thing_class_logits else layers[-1].class_logits
         locations = layers[-1].locations if layers else None
@@ -91,12 +91,12 @@ class SharedAssigner:
 
 @dataclasses.dataclass(frozen=True)
 class PerLayerAssigner:
-    """The released code: each location layer is matched alone, and the mask decoder receives the matched queries.
+    """The released code: each location layer has its own assignment; the mask decoder receives the matched queries.
 
     Args:
         matcher: for the location layers, without mask cost.
-        second_matcher: for the kept queries, with mask cost.
-        queries_per_thing: rounds of matching on the last location layer; each round keeps one more query per thing.
+        second_matcher: for the matched queries, with mask cost.
+        queries_per_thing: rounds of matching on the last location layer; each round matches one more query per thing.
     """
 
     matcher: HungarianMatcher
@@ -131,7 +131,7 @@ class PerLayerAssigner:
     def assign(
         self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
     ) -> ThingAssignments:
-        """Match the kept queries again, with the cost of their masks."""
+        """Match the decoded queries again, with mask cost."""
         assert selected.kept is not None
         last, masks = predictions.location_layers[-1], predictions.things.mask_scores[-1]
         logits = [last.class_logits[b][kept] for b, kept in enumerate(selected.kept)]
@@ -145,10 +145,10 @@ class PerLayerAssigner:
 def assign_proposals(
     matcher: HungarianMatcher, proposals: LocationLayer | None, targets: list[PanopticTargets]
 ) -> list[Assignment]:
-    """Match several tokens to each thing: one by the cheapest one-to-one assignment, and other cheap tokens.
+    """Match several tokens to each thing: one by the cheapest one-to-one assignment, and other tokens of low cost.
 
-    The others are the thing's `TOKENS_PER_THING` cheapest tokens, without those that are assigned one-to-one or that
-    are cheaper for another thing with the same claim. So each thing in a crowd has a token.
+    The other tokens are the thing's `TOKENS_PER_THING` cheapest. Excluded are tokens that are assigned one-to-one, and
+    tokens among the cheapest of another thing with a lower cost. So every thing has a token, also in crowded images.
 
     Args:
         matcher: defines the class, L1 and GIoU costs.
@@ -175,13 +175,13 @@ def assign_proposals(
 
 
 class HungarianMatcher:
-    """Minimises class + location + mask cost over all one-to-one assignments of queries to things.
+    """Minimizes class + location + mask cost over all one-to-one assignments of queries to things.
 
     Args:
-        class_weight: of the focal class cost.
-        l1_weight: of the L1 distance of boxes, or of centers of mass, in units of the image.
-        giou_weight: of minus the generalised IoU; boxes only.
-        dice_weight: of the dice cost of masks.
+        class_weight: weight of the focal class cost.
+        l1_weight: weight of the L1 distance of boxes, or of centers of mass, in units of the image.
+        giou_weight: weight of the negative generalized IoU; boxes only.
+        dice_weight: weight of the dice cost of masks.
         focal_alpha: weight of the positive class in the focal cost.
         focal_gamma: exponent of the focal cost.
     """
@@ -207,15 +207,15 @@ class HungarianMatcher:
 
         Args:
             class_logits: (N, K_things).
-            locations: (N, 4) boxes_cxcywh_norm or (N, 2) centres; None: no such cost.
-            mask_scores: (N, h, w); None: no such cost.
+            locations: (N, 4) boxes_cxcywh_norm or (N, 2) centers of mass; None: no location cost.
+            mask_scores: (N, h, w); None: no mask cost.
             target: the ground truth, with G things.
 
         Returns:
             (N, G), float32 or as precise as the inputs.
 
         Raises:
-            UserError: if a cost is not finite, naming the term.
+            UserError: if a cost is not finite; the message names the term.
         """
         terms = {
             "class": self.class_weight
@@ -235,7 +235,7 @@ class HungarianMatcher:
             bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
             raise UserError(
                 f"the matching cost is not finite (in: {', '.join(bad)}): the model's outputs have become NaN or "
-                "infinite; look at the last losses, and lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.CLIP_VALUE"
+                "infinite; check the last losses, and lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.CLIP_VALUE"
             )
         return total
 
@@ -246,7 +246,7 @@ class HungarianMatcher:
         mask_scores: Tensor | list[Tensor] | None,
         targets: list[PanopticTargets],
     ) -> list[Assignment]:
-        """Match each image of a batch; inputs as in `cost`, with a leading B or as a list over images."""
+        """Match each image of a batch; inputs as in `cost`, with a batch dimension or as a list over images."""
         assignments = []
         for b, target in enumerate(targets):
             if len(target.thing_classes) == 0:
@@ -264,7 +264,7 @@ class HungarianMatcher:
 
 
 def solve(cost: Tensor) -> Assignment:
-    """The cheapest assignment for a cost matrix (N, G), of min(N, G) matched indices."""
+    """The cheapest assignment for a cost matrix (N, G), with min(N, G) matched indices."""
     queries, things = linear_sum_assignment(cost.cpu().numpy())
     return Assignment(
         torch.as_tensor(queries, dtype=torch.long, device=cost.device),
@@ -273,7 +273,7 @@ def solve(cost: Tensor) -> Assignment:
 
 
 def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float = 1e-12) -> Tensor:
-    """Focal loss of labelling a query with class k, minus that of not doing so: (N, K) -> (N, K)."""
+    """Focal loss of query n with target class k, minus the loss without it: (N, K) -> (N, K)."""
     p = logits.sigmoid()
     positive = -(p + eps).log() * alpha * (1 - p) ** gamma
     negative = -(1 - p + eps).log() * (1 - alpha) * p**gamma
@@ -281,7 +281,7 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float = 1e-12) -
 
 
 def dice_cost(mask_scores: Tensor, masks: Tensor) -> Tensor:
-    """1 - dice of each query and thing, at the size of the scores: (N, h, w), (G, H, W) bool -> (N, G)."""
+    """1 - dice of each query and thing, at the size of the scores: (N, h, w) and (G, H, W) bool -> (N, G)."""
     gt = masks[:, None].to(mask_scores.dtype)
     gt = F.interpolate(gt, size=mask_scores.shape[-2:], mode="bilinear", align_corners=False)
     scores, gt = mask_scores.flatten(1), gt.flatten(1)
@@ -299,15 +299,15 @@ def target_locations(target: PanopticTargets, location_dim: int) -> Tensor:
     """Ground truth of the auxiliary head, for each thing.
 
     Returns:
-        (G, 4) boxes_cxcywh_norm for `location_dim` 4, (G, 2) the masks' centres of mass for 2; in [0, 1].
+        (G, 4) boxes_cxcywh_norm for `location_dim` 4, (G, 2) the masks' centers of mass for 2; in [0, 1].
     """
     if location_dim == 2:
-        return _mass_centres(target.thing_masks) / image_scale(target)[:2]
+        return _mass_centers(target.thing_masks) / image_scale(target)[:2]
     return box_convert(target.thing_boxes_xyxy_px, "xyxy", "cxcywh") / image_scale(target)
 
 
-def _mass_centres(masks: Tensor) -> Tensor:
-    """(G, H, W) bool -> (G, 2) x and y of the mean pixel centre, in pixels."""
+def _mass_centers(masks: Tensor) -> Tensor:
+    """(G, H, W) bool -> (G, 2) x and y of the mean pixel center, in pixels."""
     columns, rows = masks.sum(1).float(), masks.sum(2).float()  # pixels per column, per row
     x = torch.arange(columns.shape[1], device=masks.device) + 0.5
     y = torch.arange(rows.shape[1], device=masks.device) + 0.5

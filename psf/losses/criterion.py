@@ -1,4 +1,4 @@
-"""The training loss, L = lambda_things L_things + lambda_stuff L_stuff (section 3.4), and the health of the masks."""
+"""The training loss, L = lambda_things L_things + lambda_stuff L_stuff (section 3.4), and the mask health."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from psf.structures import DecodedMasks, LocationLayer, PanopticTargets, Trainin
 
 __all__ = ["HeadCounts", "MaskHealth", "PanopticCriterion", "dice_loss", "measure_mask_health"]
 
-DICE_EPS = 1e-6  # added to each of the two squared sums
+DICE_EPS = 1e-6  # added to both squared sums
 GIOU_EPS = 1e-6
 BALANCES = ("fixed", "share")
 
@@ -26,16 +26,16 @@ BALANCES = ("fixed", "share")
 class PanopticCriterion:
     """Deep supervision of masks and classes, and the auxiliary L_det, for things and stuff.
 
-    Every term is a sum over matched things (present stuff classes) divided by their number in the batch, counted over
-    all processes and at least 1: the mean over processes is what one process would get for the whole batch.
+    Every term is a sum over matched things (present stuff classes) divided by their mean number per process, at least 1
+    over all processes: the mean over processes equals the loss of one process for the whole batch.
 
     Args:
-        cls_weight: lambda_cls of the mask decoder's thing classes.
-        stuff_cls_weight: lambda_cls of the stuff classes.
+        cls_weight: lambda_cls for the mask decoder's thing classes.
+        stuff_cls_weight: lambda_cls for the stuff classes.
         seg_weight: lambda_seg.
-        det_cls_weight: class term of L_det, lambda_det included.
-        det_l1_weight: L1 term of L_det, in units of the image.
-        det_giou_weight: GIoU term of L_det; boxes only.
+        det_cls_weight: weight of L_det's class term, including lambda_det.
+        det_l1_weight: weight of L_det's L1 term, in units of the image.
+        det_giou_weight: weight of L_det's GIoU term; boxes only.
         things_weight: lambda_things.
         stuff_weight: lambda_stuff.
         balance: "fixed", or "share": lambda_things and lambda_stuff are multiplied by each kind's share of the
@@ -72,7 +72,7 @@ class PanopticCriterion:
     def __call__(
         self, predictions: TrainingPredictions, assignments: ThingAssignments, targets: list[PanopticTargets]
     ) -> dict[str, Tensor]:
-        """The terms by name; the total is their plain sum. Layers but the last have their number, from 0, as suffix."""
+        """The terms by name; their sum is the total. All layers but the last have their index, from 0, as suffix."""
         num_things, num_stuff = _count_segments(targets)
         things_scale, stuff_scale = self.things_weight / num_things, self.stuff_weight / num_stuff
         if self.balance == "share":
@@ -108,7 +108,7 @@ class PanopticCriterion:
     def _proposals(
         self, proposals: LocationLayer | None, assignments: Sequence[Assignment], targets: list[PanopticTargets]
     ) -> dict[str, Tensor]:
-        """The same for the predictions of all tokens, divided by the number of tokens that are matched to a thing."""
+        """The same for the predictions of all tokens, divided by the number of matched tokens."""
         if proposals is None:
             return {}
         terms = self._location(proposals, assignments, targets, "_proposals")
@@ -132,14 +132,14 @@ class PanopticCriterion:
     def _thing_classes(
         self, layers: list[Tensor], assignments: list[Assignment], targets: list[PanopticTargets]
     ) -> dict[str, Tensor]:
-        """L_cls of things: each query against all thing classes; unmatched queries have none of them."""
+        """L_cls of things: each query against all thing classes; unmatched queries have no class."""
         return {
             f"loss_cls_things{_suffix(i, len(layers))}": self.cls_weight * self._focal(logits, assignments, targets)
             for i, logits in enumerate(layers)
         }
 
     def _stuff_classes(self, layers: list[Tensor], targets: list[PanopticTargets]) -> dict[str, Tensor]:
-        """L_cls of stuff: is the query's own class present in the image?"""
+        """L_cls of stuff: whether the query's class is in the image."""
         losses = {}
         for i, logits in enumerate(layers):
             logits = at_least_float32(logits)
@@ -175,13 +175,13 @@ class PanopticCriterion:
         losses = {}
         for i, scores in enumerate(layers):
             matched = torch.cat([x[a.queries] for x, a in zip(scores, assignments, strict=True)])
-            # The sum over no mask is 0, and still part of the graph: every process must send the same gradients.
+            # Without masks the sum is 0, but still in the graph: every process must send the same gradients.
             losses[f"{name}{_suffix(i, len(layers))}"] = self.seg_weight * dice_loss(_resize(matched, size), gt).sum()
         return losses
 
 
 def dice_loss(mask_scores: Tensor, masks: Tensor) -> Tensor:
-    """1 - 2 sum(m t) / (sum(m^2) + sum(t^2)) per mask: (M, h, w) scores >= 0, (M, h, w) gt in [0, 1] -> (M,)."""
+    """1 - 2 sum(m t) / (sum(m^2) + sum(t^2)) per mask: (M, h, w) scores >= 0 and gt in [0, 1] -> (M,)."""
     scores, masks = mask_scores.flatten(1), masks.flatten(1)
     squares = (scores.square().sum(1) + DICE_EPS) + (masks.square().sum(1) + DICE_EPS)
     return 1 - 2 * (scores * masks).sum(1) / squares
@@ -201,7 +201,7 @@ def _count_segments(targets: list[PanopticTargets]) -> tuple[Tensor, Tensor]:
 
 
 def _resize(masks: Tensor, size: list[int]) -> Tensor:
-    """(M, h, w) -> (M, *size); M may be 0, which only the first dimension of `interpolate` may be."""
+    """(M, h, w) -> (M, *size); M may be 0, as `interpolate` allows only for its first dimension."""
     return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -214,7 +214,7 @@ def _suffix(i: int, num_layers: int) -> str:
 
 
 class HeadCounts(NamedTuple):
-    """Counts for the mask heads of one decoder, over the masks of one batch that are matched to ground truth."""
+    """Counts for the mask heads of one decoder, over the matched masks of one batch."""
 
     above_zero: Tensor  # (heads,) int64 pixels with a score above 0; the decoder's layers in order, then its tail
     above_threshold: Tensor  # (heads,) int64 pixels with a score above the mask threshold
@@ -222,9 +222,9 @@ class HeadCounts(NamedTuple):
 
 
 class MaskHealth(NamedTuple):
-    """Counts of one training batch; None without such a decoder, or without ground truth for it in the batch."""
+    """Counts of one training batch; None if the model has no such decoder or the batch no ground truth for it."""
 
-    things: HeadCounts | None  # with joint queries also those of stuff
+    things: HeadCounts | None  # with joint queries, things and stuff
     stuff: HeadCounts | None
 
 
@@ -235,13 +235,13 @@ def measure_mask_health(
     targets: list[PanopticTargets],
     mask_threshold: float,
 ) -> MaskHealth:
-    """Count the pixels of the matched things and the present stuff classes in each head's masks.
+    """Count the mask pixels of matched things and present stuff classes, for each mask head.
 
     A ReLU head without a pixel above 0 receives no gradient. The counts stay on the device until they are read.
 
     Args:
         predictions: of a batch, in training.
-        assignments: which thing queries are matched.
+        assignments: matched indices of the thing queries.
         targets: one per image.
         mask_threshold: a pixel belongs to a mask where its score is above (MODEL.PSF.POST_PROCESSOR.MASK_THRESHOLD).
     """
@@ -253,7 +253,7 @@ def measure_mask_health(
 
 
 def _count(decoded: DecodedMasks, queries: list[Tensor], mask_threshold: float) -> HeadCounts | None:
-    """Counts over the (M_b,) queries of each image."""
+    """Counts over the queries of each image, (M_b,) indices."""
     num_queries = sum(map(len, queries))
     if not decoded.mask_scores or not num_queries:
         return None

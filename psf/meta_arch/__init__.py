@@ -1,4 +1,4 @@
-"""Panoptic SegFormer as a Detectron2 meta-architecture: built from a config, on one view of an image or several."""
+"""Panoptic SegFormer as a Detectron2 meta-architecture, its construction from a config, and test-time augmentation."""
 
 from psf.meta_arch.build import classes_from_config
 from psf.meta_arch.panoptic_segformer import PanopticSegFormer, padded_pixels

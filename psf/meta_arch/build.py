@@ -1,4 +1,4 @@
-"""A config -> the parts of `psf.meta_arch.PanopticSegFormer`."""
+"""Build the parts of `psf.meta_arch.PanopticSegFormer` from a config."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ __all__ = [
     "model_parts",
 ]
 
-MIN_TILE_SIDE = 64  # in pixels; a smaller tile shows too little context
+MIN_TILE_SIDE = 64  # in pixels; smaller tiles have too little context
 SECOND_CLASS_FACTOR = 2.0  # the released code doubles the class weight in its second assignment
 
 
 def classes_from_config(cfg: CfgNode) -> PanopticClasses:
-    """The classes of the first dataset in DATASETS.TRAIN, then DATASETS.TEST, whose metadata has any.
+    """The classes of the first dataset in DATASETS.TRAIN, then DATASETS.TEST, that has classes in its metadata.
 
-    MODEL.PSF.NUM_STUFF_CLASSES 0 leaves its stuff out. Without such a dataset, NUM_THING_CLASSES and
-    NUM_STUFF_CLASSES count the classes: things first.
+    MODEL.PSF.NUM_STUFF_CLASSES 0 removes its stuff classes. Without such a dataset, NUM_THING_CLASSES and
+    NUM_STUFF_CLASSES define the classes, things first.
 
     Raises:
-        UserError: if the keys contradict the metadata or leave no class, or neither says how many there are.
+        UserError: if the keys contradict the metadata or leave no class, or neither defines the classes.
     """
     counts = (cfg.MODEL.PSF.NUM_THING_CLASSES, cfg.MODEL.PSF.NUM_STUFF_CLASSES)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -60,9 +60,7 @@ def classes_from_config(cfg: CfgNode) -> PanopticClasses:
             classes = classes._replace(stuff_ids=())
         _check_count("NUM_STUFF_CLASSES", counts[1], classes.stuff_ids, name)
         if not any(classes):
-            raise UserError(
-                f'MODEL.PSF.NUM_STUFF_CLASSES is 0 (stuff is left out), and dataset "{name}" has no things either'
-            )
+            raise UserError(f'MODEL.PSF.NUM_STUFF_CLASSES is 0 (no stuff), but dataset "{name}" has no things either')
         return classes
     if min(counts) < 0 or sum(counts) == 0:
         raise UserError(
@@ -118,9 +116,9 @@ def build_criterion(cfg: CfgNode) -> PanopticCriterion:
 
 
 class ResultSettings(NamedTuple):
-    """What is computed at test (MODEL.PSF.TEST_LAYER and MODEL.PSF.TEST)."""
+    """Settings of inference (MODEL.PSF.TEST_LAYER and MODEL.PSF.TEST)."""
 
-    layer: int  # of the mask decoder, from 1; -1: the last
+    layer: int  # layer of the mask decoder, from 1; -1: the last
     candidates: str  # "best_class" | "top_pairs"
     num_top_pairs: int
     panoptic: bool
@@ -133,7 +131,7 @@ def model_parts(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of the model, by name.
 
     Raises:
-        UserError: if keys mean nothing, contradict each other or the dataset's metadata.
+        UserError: if keys have invalid values, or contradict each other or the dataset's metadata.
     """
     node = cfg.MODEL.PSF
     import_user_modules(cfg)
@@ -184,17 +182,17 @@ def _tile_settings(cfg: CfgNode) -> TileSettings:
     """MODEL.PSF.TEST.TILES.
 
     Raises:
-        UserError: if SIZE is neither 0 nor at least 64, or OVERLAP not between 0 and 1.
+        UserError: if SIZE is neither 0 nor at least 64, or OVERLAP is not between 0 and 1.
     """
     node = cfg.MODEL.PSF.TEST.TILES
     if node.SIZE != 0 and node.SIZE < MIN_TILE_SIDE:
         raise UserError(
-            f"MODEL.PSF.TEST.TILES.SIZE is {node.SIZE}: expected {MIN_TILE_SIDE} pixels or more, or 0 for none"
+            f"MODEL.PSF.TEST.TILES.SIZE is {node.SIZE}: expected {MIN_TILE_SIDE} pixels or more, or 0 for no tiles"
         )
     if not 0 < node.OVERLAP < 1:
         raise UserError(
             f"MODEL.PSF.TEST.TILES.OVERLAP is {node.OVERLAP}: expected a share between 0 and 1; segments "
-            "that cross tiles can be joined only where tiles overlap"
+            "can be joined across tiles only where the tiles overlap"
         )
     return TileSettings(node.SIZE, node.OVERLAP)
 
@@ -217,14 +215,14 @@ def _mask_feature_map(cfg: CfgNode, backbone: Backbone) -> MaskFeatureMap | None
 
 
 def _channels_of_finer_map(cfg: CfgNode, backbone: Backbone, key: str, other_key: str, other: str) -> int:
-    """Channels of the backbone's map that `key` names, which must be finer than the map `other` of another key."""
+    """Channels of the backbone map named by `key`, which must be finer than the map `other`, named by `other_key`."""
     name, shapes = cfg.MODEL.PSF[key], backbone.output_shape()
     coarser = shapes[other].stride
     if name not in shapes or shapes[name].stride >= coarser:
         strides = {map_name: shape.stride for map_name, shape in shapes.items()}
         raise UserError(
             f'MODEL.PSF.{key} is "{name}": expected a map of the backbone finer than stride {coarser}, "{other}" '
-            f"of MODEL.PSF.{other_key}; the backbone gives these strides: {strides}; of a ResNet, "
+            f"of MODEL.PSF.{other_key}; the backbone has these strides: {strides}; for a ResNet, "
             "MODEL.RESNETS.OUT_FEATURES names the maps"
         )
     channels: int = shapes[name].channels
@@ -232,7 +230,7 @@ def _channels_of_finer_map(cfg: CfgNode, backbone: Backbone, key: str, other_key
 
 
 def _mask_decoders(cfg: CfgNode, classes: PanopticClasses) -> dict[str, MaskDecoderProtocol | QueryClassifier | None]:
-    """Mask decoders and classifiers of the queries of these classes."""
+    """Mask decoders and classifiers for the queries of these classes."""
     model, node = cfg.MODEL.PSF, cfg.MODEL.PSF.MASK_DECODER
     num_things = len(classes.thing_ids)
     thing_depth = MaskDecoderDepth(node.NUM_THING_LAYERS, node.THING_SELF_ATTENTION, has_boxes=True)

@@ -67,15 +67,15 @@ class PanopticSegFormer(nn.Module):
         backbone: images -> maps by name.
         neck: maps -> levels of D channels.
         pixel_encoder: levels -> tokens.
-        fine_level: one more level for the mask decoders; None: they receive the encoder's levels alone.
-        mask_feature_map: features that masks are refined with; None: masks have the size of the finest level.
+        fine_level: one more level for the mask decoders; None: they receive only the encoder's levels.
+        mask_feature_map: features that refine the masks; None: masks have the size of the finest level.
         location_decoder: tokens -> thing queries with their locations; None: the model has no thing classes.
         thing_decoder: mask decoder of the thing queries.
         thing_classifier: classes of the refined thing queries; None: the location decoder predicts them.
         stuff_decoder: mask decoder of the stuff queries; None: the model has no stuff classes, or its queries are joint
             and `location_decoder` and `thing_classifier` have the stuff classes after the thing classes.
         stuff_classifier: presence of each refined stuff query's class; None without stuff queries.
-        matching: target assignment, and which queries the mask decoder learns on.
+        matching: target assignment, and selection of the queries that train the mask decoder.
         criterion: the training loss.
         post_processor: candidates -> panoptic map and instances.
         classes: contiguous ids of the thing and stuff classes.
@@ -83,15 +83,15 @@ class PanopticSegFormer(nn.Module):
         fine_feature: name of the input map of `fine_level`.
         mask_feature: name of the input map of `mask_feature_map`.
         num_mask_levels: levels that the mask decoders attend to, the finest ones.
-        pixel_mean: per channel, in the images' units.
+        pixel_mean: per channel, in units of the images.
         pixel_std: per channel.
-        size_divisibility: images are padded to a multiple of it; -1: what the backbone asks for.
+        size_divisibility: images are padded to a multiple of it; -1: the backbone's `size_divisibility`.
         channels_last: memory format of the images and of the backbone's weights.
         activation_checkpointing: parts whose blocks run again in backward, see `checkpoint_activations`.
-        settings: what is computed at test.
+        settings: settings of inference.
 
     Attributes:
-        mask_health: pixels in the matched masks of the last training batch; None before the first.
+        mask_health: counts for the last training batch; None before the first.
     """
 
     @configurable
@@ -173,7 +173,7 @@ class PanopticSegFormer(nn.Module):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Memory format of the backbone's input. Not an attribute: torch.save cannot write it."""
+        """Memory format of the backbone's input; a property because torch.save cannot store it as an attribute."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -186,11 +186,11 @@ class PanopticSegFormer(nn.Module):
 
         Returns:
             In training the loss terms by name (the total is their sum); else one dict per image with `panoptic_seg`
-            ((H, W) int32 map, segments_info), `instances` and `sem_seg` (K, H, W), as MODEL.PSF.TEST switches them on.
+            ((H, W) int32 map, segments_info), `instances` and `sem_seg` (K, H, W), each if enabled in MODEL.PSF.TEST.
 
         Raises:
-            UserError: if an image holds NaN or infinite values or has other channels than the model, or the ground
-                truth has none of the three forms.
+            UserError: if an image has NaN or infinite values or another number of channels than the model, or the
+                ground truth has none of the three forms.
         """
         if not self.training:
             return [
@@ -203,14 +203,14 @@ class PanopticSegFormer(nn.Module):
         return self._losses(*self._encode(images.tensor, padded_pixels(images)), targets)
 
     def explain(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, CandidateOutcomes]]:
-        """Why candidates are, or are not, in the results that `forward` gives at test, image by image.
+        """Explain why each candidate is, or is not, in the test results of `forward`.
 
         Args:
-            batched_inputs: as `forward` takes them at test.
+            batched_inputs: inputs of `forward` at test.
 
         Returns:
-            One dict per image with the outcomes behind `panoptic_seg` and `instances`, as MODEL.PSF.TEST switches them
-            on; see `psf.inference.PostProcessor.explain`.
+            One dict per image with the outcomes for `panoptic_seg` and `instances`, each if enabled in MODEL.PSF.TEST;
+            see `psf.inference.PostProcessor.explain`.
         """
         on = {"panoptic": self.settings.panoptic, "instance": self.settings.instance}
         return [
@@ -244,7 +244,7 @@ class PanopticSegFormer(nn.Module):
         )
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised, then padded with zeros to the largest height and width of the batch."""
+        """Normalize the images, and pad them with zeros to the largest height and width of the batch."""
         images = []
         for x in batched_inputs:
             image = x["image"].to(self.device)
@@ -254,7 +254,7 @@ class PanopticSegFormer(nn.Module):
                     f"image {name} has {len(image)} channels, the model {len(self.pixel_mean)} (MODEL.PIXEL_MEAN)"
                 )
             if image.is_floating_point() and not torch.isfinite(image).all():
-                raise UserError(f"image {name} holds NaN or infinite values; expected finite numbers")
+                raise UserError(f"image {name} has NaN or infinite values; expected finite numbers")
             images.append((image - self.pixel_mean) / self.pixel_std)
         return ImageList.from_tensors(
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
@@ -304,11 +304,11 @@ class PanopticSegFormer(nn.Module):
     def candidates(self, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
         """The candidates of each image: chosen things, then all stuff classes; or chosen joint queries.
 
-        This is the whole network at test, without the post-processing; torch.compile makes one graph of it.
+        This is the whole network at test, without post-processing; torch.compile makes one graph of it.
 
         Args:
-            images: (B, C, H, W), normalised and padded.
-            padding_mask: (B, H, W), True where padded; None if no image is.
+            images: (B, C, H, W), normalized and padded.
+            padding_mask: (B, H, W), True where padded; None if no image is padded.
         """
         tokens, memory = self._encode(images, padding_mask)
         stuff, stuff_logits = self._decode_stuff(memory, self.settings.layer)
@@ -347,7 +347,7 @@ class PanopticSegFormer(nn.Module):
         return thing_candidates(things, masks, pred_boxes)
 
     def result(self, candidates: Candidates, geometry: ImageGeometry) -> dict[str, Any]:
-        """One image's results at the output size of `geometry`, as MODEL.PSF.TEST switches them on."""
+        """One image's results at the output size of `geometry`, each if enabled in MODEL.PSF.TEST."""
         result = self.post_processor.results(
             candidates, self.classes, geometry, panoptic=self.settings.panoptic, instance=self.settings.instance
         )
@@ -357,7 +357,7 @@ class PanopticSegFormer(nn.Module):
 
 
 def padded_pixels(images: ImageList) -> Tensor | None:
-    """(B, H, W) bool, True where padded; None if nothing is."""
+    """(B, H, W) bool, True where padded; None if no image is padded."""
     height, width = images.tensor.shape[-2:]
     if all(tuple(size) == (height, width) for size in images.image_sizes):
         return None

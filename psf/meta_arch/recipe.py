@@ -1,4 +1,4 @@
-"""Which values and combinations of the keys under MODEL.PSF make a model, as a table of rules."""
+"""Check the values and combinations of the keys under MODEL.PSF by a table of rules."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ REGISTRIES = {
     "MASK_DECODER": MASK_DECODER_REGISTRY,
     "POST_PROCESSOR": POST_PROCESSOR_REGISTRY,
 }
-# Of each INPUT.FORMAT; None: of any, as many as MODEL.PIXEL_MEAN has numbers.
+# Channels of each INPUT.FORMAT; None: as many as MODEL.PIXEL_MEAN has numbers.
 NUM_CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "BANDS": None}
 
 
 class Rule(NamedTuple):
-    """A combination that makes no model; both take the node MODEL.PSF."""
+    """An invalid combination; both fields take the node MODEL.PSF."""
 
     is_broken: Callable[[CfgNode], bool]
-    message: str  # after "MODEL.PSF."; with {node.KEY} for values
+    message: str  # without the leading "MODEL.PSF."; {node.KEY} stands for a value
 
 
 def _predicts_boxes(node: CfgNode) -> bool:
@@ -45,14 +45,15 @@ def _predicts_boxes(node: CfgNode) -> bool:
 
 
 def _needs_head(node: CfgNode) -> bool:
-    """Whether a key asks for a class or a location from the location decoder's head at test."""
+    """Whether a key needs a class or a location from the location decoder's head at test."""
     head_users = (node.THING_CLASSIFIER, node.TEST.INSTANCE.BOXES)
     return "location_decoder" in head_users or bool(node.MASK_DECODER.THING_POSITION == "located")
 
 
 NEEDS_BOXES = (
-    "{key} is True, which needs predicted boxes; LOCATION_DECODER.NUM_LAYERS is {{node.LOCATION_DECODER.NUM_LAYERS}} "
-    'and TARGET "{{node.LOCATION_DECODER.TARGET}}": set them to 1 or more and "box", or {key} to False'
+    "{key} is True, which needs predicted boxes, but LOCATION_DECODER.NUM_LAYERS is "
+    '{{node.LOCATION_DECODER.NUM_LAYERS}} and TARGET "{{node.LOCATION_DECODER.TARGET}}": '
+    'set them to 1 or more and "box", or {key} to False'
 )
 RULES = (
     Rule(
@@ -65,7 +66,7 @@ RULES = (
     ),
     Rule(
         lambda node: node.NUM_THING_QUERIES == -1,
-        "NUM_THING_QUERIES is -1 (from the data), which psf's trainer, predictor and tools replace by a number: call "
+        "NUM_THING_QUERIES is -1 (from the data); psf's trainer, predictor and tools replace it by a number: call "
         "psf.engine.resolve_num_queries(cfg) before you build a model, or set a number",
     ),
     Rule(
@@ -75,13 +76,12 @@ RULES = (
     ),
     Rule(
         lambda node: not (node.TEST.PANOPTIC_ON or node.TEST.INSTANCE_ON or node.TEST.SEMANTIC_ON),
-        "TEST.PANOPTIC_ON, INSTANCE_ON and SEMANTIC_ON are all False: the model would give nothing; set one of them to "
-        "True",
+        "TEST.PANOPTIC_ON, INSTANCE_ON and SEMANTIC_ON are all False, so there are no results; set one of them to True",
     ),
     Rule(
         lambda node: node.MATCHER.MODE == "per_layer" and node.THING_CLASSIFIER != "location_decoder",
-        'MATCHER.MODE "per_layer" gives the mask decoder matched queries alone, so it cannot learn which queries are '
-        'no thing: set MODEL.PSF.THING_CLASSIFIER to "location_decoder", or MODE to "shared"',
+        'MATCHER.MODE "per_layer" trains the mask decoder only on matched queries, so it cannot learn which queries '
+        'are no thing: set MODEL.PSF.THING_CLASSIFIER to "location_decoder", or MODE to "shared"',
     ),
     Rule(
         lambda node: node.MATCHER.MODE == "per_layer" and node.MASK_DECODER.THING_SELF_ATTENTION,
@@ -90,7 +90,7 @@ RULES = (
     ),
     Rule(
         lambda node: node.LOCATION_DECODER.NUM_LAYERS == 0 and _needs_head(node),
-        "LOCATION_DECODER.NUM_LAYERS is 0: there is no head that gives classes or boxes; set THING_CLASSIFIER to "
+        "LOCATION_DECODER.NUM_LAYERS is 0: there is no head that predicts classes or boxes; set THING_CLASSIFIER to "
         '"mask_decoder", TEST.INSTANCE.BOXES to "mask", MASK_DECODER.THING_POSITION to "none"',
     ),
     Rule(
@@ -110,10 +110,10 @@ RULES = (
 
 
 def check_recipe(cfg: CfgNode) -> None:
-    """Refuse unknown values, the combinations of `RULES`, and numbers of channels that disagree.
+    """Check for unknown values, the combinations of `RULES`, and unequal numbers of channels.
 
     Raises:
-        UserError: naming the keys.
+        UserError: if a check fails; the message names the keys.
     """
     _check_channels(cfg)
     node = cfg.MODEL.PSF
@@ -142,7 +142,7 @@ def _value(node: CfgNode, key: str) -> CfgNode:
 
 
 def _check_channels(cfg: CfgNode) -> None:
-    """INPUT.FORMAT is a known one, and MODEL.PIXEL_MEAN and PIXEL_STD have its number of channels."""
+    """Check INPUT.FORMAT, and that MODEL.PIXEL_MEAN and PIXEL_STD have its number of channels."""
     image_format, num_means, num_stds = cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
     if image_format not in NUM_CHANNELS:
         raise UserError(f'INPUT.FORMAT is "{image_format}": expected one of {list(NUM_CHANNELS)}')

@@ -1,4 +1,4 @@
-"""Results from several views of each image: flipped, and at other scales (TEST.AUG)."""
+"""Test-time augmentation: results from several views of each image, flipped and scaled (TEST.AUG)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ Size = tuple[int, int]
 
 
 class PanopticSegFormerWithTTA(nn.Module):
-    """The model run on each view of an image; the views' candidates are fused before anything is merged.
+    """Runs the model on each view of an image, and fuses the candidates of the views before merging.
 
-    Panoptic map, instances and semantic scores then come from one set of candidates, as without views. Beside its
-    stuff classes a view brings as many things as an image may have instances (TEST.DETECTIONS_PER_IMAGE).
+    Panoptic map, instances and semantic scores then come from one set of candidates, as without views. A view
+    contributes its stuff classes and at most TEST.DETECTIONS_PER_IMAGE things.
 
     Args:
         model: the model, as trained.
         min_sizes: short sides of the views in pixels (TEST.AUG.MIN_SIZES).
-        max_size: most pixels of their long sides (TEST.AUG.MAX_SIZE).
-        flip: run the mirror image at each size, too (TEST.AUG.FLIP).
+        max_size: upper limit of their long sides in pixels (TEST.AUG.MAX_SIZE).
+        flip: also run the flipped image at each size (TEST.AUG.FLIP).
 
     Raises:
-        UserError: if there are no sizes, or one is no number of pixels, or the model's queries are joint, or
-            it cuts images into tiles.
+        UserError: if a size is missing or not positive, or the model has joint queries or uses tiles.
     """
 
     @configurable
@@ -42,12 +41,12 @@ class PanopticSegFormerWithTTA(nn.Module):
         if not min_sizes or min(*min_sizes, max_size) < 1:
             raise UserError(
                 f"TEST.AUG.MIN_SIZES is {tuple(min_sizes)}, TEST.AUG.MAX_SIZE is {max_size}: expected short sides of "
-                "the views, and a longest side, in pixels"
+                "the views, and a maximum for the long sides, in pixels"
             )
         if model.has_joint_queries:
             raise UserError(
-                'MODEL.PSF.QUERIES is "joint": the views of a stuff class cannot be averaged without a query of its '
-                'own; set QUERIES to "decoupled", or TEST.AUG.ENABLED to False'
+                'MODEL.PSF.QUERIES is "joint": a stuff class without its own query cannot be averaged over '
+                'views; set QUERIES to "decoupled", or TEST.AUG.ENABLED to False'
             )
         if model.has_tiles:
             raise UserError(
@@ -62,7 +61,7 @@ class PanopticSegFormerWithTTA(nn.Module):
         return {"model": model, "min_sizes": node.MIN_SIZES, "max_size": node.MAX_SIZE, "flip": node.FLIP}
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """As the model at test. Views are made of `image`, so that one should be as large as the largest view."""
+        """As the model at test. `image` should be as large as the largest view, as all views are made from it."""
         return [self._result(x) for x in batched_inputs]
 
     def _result(self, x: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ class PanopticSegFormerWithTTA(nn.Module):
         return self.model.result(fuse_views(views), ImageGeometry(grid, grid, output_size))
 
     def _score(self, candidates: Candidates) -> ScoredView:
-        """The most confident things and all stuff of a view."""
+        """The most confident things and all stuff classes of a view."""
         processor = self.model.post_processor
         grid = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
         everything = torch.ones_like(candidates.is_thing)
@@ -94,13 +93,13 @@ class PanopticSegFormerWithTTA(nn.Module):
 
 
 def view_size(size: Size, short_side: int, max_size: int) -> Size:
-    """Height and width with this short side, or with the long side `max_size` where that is less; at least 1."""
+    """Height and width with this short side, or with the long side `max_size` if that is smaller; at least 1."""
     factor = min(short_side / min(size), max_size / max(size))
     return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
 
 
 def resize_image(image: Tensor, size: Size) -> Tensor:
-    """(C, H, W) of any type -> (C, *size), bilinear and antialiased, in float32; itself at its own size."""
+    """(C, H, W) of any type -> (C, *size), bilinear and antialiased, in float32; unchanged if it has this size."""
     if tuple(image.shape[1:]) == size:
         return image
     return F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False, antialias=True)[0]

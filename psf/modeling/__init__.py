@@ -1,4 +1,4 @@
-"""The paper's network, part by part; each file is one of its nouns."""
+"""The paper's network, one part per file."""
 
 from psf.modeling.interfaces import (
     LocationDecoderProtocol,

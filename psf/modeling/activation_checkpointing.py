@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block stores its inputs alone and runs again in backward; less memory, more time."""
+"""Activation checkpointing: a block stores only its inputs and runs again in backward; less memory, more time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PARTS = {
     "location_decoder": ["location_decoder"],
     "mask_decoder": ["thing_decoder", "stuff_decoder"],
 }
-# Ends of the class names of the blocks that backbones consist of, in Detectron2 and timm.
+# Class names of the blocks of Detectron2's and timm's backbones end in one of these.
 BACKBONE_BLOCKS = ("Block", "Bottleneck", "InvertedResidual", "DepthwiseSeparableConv", "CondConvResidual", "BasicStem")
 
 
 def checkpoint_activations(model: nn.Module, parts: Iterable[str]) -> None:
-    """Turn on activation checkpointing for the blocks of some parts.
+    """Turn on activation checkpointing for the blocks of the given parts.
 
-    The blocks of encoder and decoders are their `layers`, those of a backbone are found by the names of their classes.
-    Parameters, their names and all results stay the same, as do dropout and the running statistics of norms. A module
-    in a block that checkpoints its own work (its attribute `activation_checkpointing` is True) stops doing so, so that
-    nothing runs more than twice.
+    The blocks of encoder and decoders are their `layers`; those of a backbone are found by class name. Parameters,
+    their names and all results stay the same, including dropout and the running statistics of norms. If a module in a
+    block checkpoints itself (its attribute `activation_checkpointing` is True), that is switched off, so that nothing
+    runs more than twice.
 
     Args:
         model: has the parts as attributes; a part that is None is skipped.
@@ -43,7 +43,7 @@ def checkpoint_activations(model: nn.Module, parts: Iterable[str]) -> None:
     """
     for part in parts:
         if part not in PARTS:
-            raise UserError(f'MODEL.PSF.ACTIVATION_CHECKPOINTING holds "{part}": expected some of {list(PARTS)}')
+            raise UserError(f'MODEL.PSF.ACTIVATION_CHECKPOINTING contains "{part}": expected some of {list(PARTS)}')
         for module in (getattr(model, name) for name in PARTS[part]):
             if module is not None:
                 for block in _blocks(part, module):
@@ -53,10 +53,10 @@ def checkpoint_activations(model: nn.Module, parts: Iterable[str]) -> None:
 def _blocks(part: str, module: nn.Module) -> list[nn.Module]:
     blocks = _backbone_blocks(module) if part == "backbone" else getattr(module, "layers", None)
     if blocks is None or (part == "backbone" and not blocks):
-        expected = "known blocks" if part == "backbone" else "attribute `layers` with its blocks"
+        expected = "known blocks" if part == "backbone" else "attribute `layers`, a list of blocks"
         raise UserError(
-            f'MODEL.PSF.ACTIVATION_CHECKPOINTING holds "{part}", and {type(module).__name__} has no {expected}: leave '
-            "the part out"
+            f'MODEL.PSF.ACTIVATION_CHECKPOINTING contains "{part}", but {type(module).__name__} has no {expected}: '
+            f'remove "{part}"'
         )
     return list(blocks)
 
@@ -71,21 +71,21 @@ def _backbone_blocks(backbone: nn.Module) -> list[nn.Module]:
 
 
 def _checkpoint_block(block: nn.Module) -> None:
-    """Replace `forward` of this one module: its class and the names of its parameters stay."""
+    """Replace `forward` of this module only: its class and parameter names stay."""
     block.forward = functools.partial(_checkpointed, block)
     for module in block.modules():
         if hasattr(module, "activation_checkpointing"):
-            setattr(module, "activation_checkpointing", False)  # noqa: B010 (of any module, which mypy cannot type)
+            setattr(module, "activation_checkpointing", False)  # noqa: B010 (mypy: not every module has it)
 
 
 def _checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A module-level function, so that pickle and deepcopy carry it over to copies of the block."""
+    """The block's checkpointed `forward`; a module-level function, so that pickle and deepcopy keep it in copies."""
     forward = functools.partial(type(block).forward, block)
-    is_frozen = not any(p.requires_grad for p in block.parameters())  # stores less than its inputs
+    is_frozen = not any(p.requires_grad for p in block.parameters())  # a frozen block stores less than its inputs
     if is_frozen or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     norms = [m for m in block.modules() if m.training and getattr(m, "track_running_stats", False)]
-    if norms:  # else not an argument at all: torch.compile supports few kinds of context
+    if norms:  # without norms no context at all: torch.compile supports few kinds
         kwargs["context_fn"] = functools.partial(_contexts, norms)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
@@ -96,7 +96,7 @@ def _contexts(norms: list[nn.Module]) -> tuple[AbstractContextManager[None], Abs
 
 
 class _UnchangedStatistics:
-    """In this context, norms in training update copies of their running statistics, which are then dropped."""
+    """Context in which norms in training update copies of their running statistics, which are then discarded."""
 
     def __init__(self, norms: list[nn.Module]):
         self.norms = norms

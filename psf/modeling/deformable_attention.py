@@ -1,4 +1,4 @@
-"""Layers that encoder and decoders share: multi-scale deformable attention (Deformable DETR, section 4.1), the FFN."""
+"""Layers of encoder and decoders: multi-scale deformable attention (Deformable DETR, section 4.1) and the FFN."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DeformableAttention(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Head i starts in the i-th compass direction, its point p at p times the unit step."""
+        """Head i samples in the i-th compass direction; its point p is p steps away."""
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
         for linear in (self.value_proj, self.output_proj):
@@ -54,7 +54,7 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).flatten())
 
     def values(self, features: FeatureTokens) -> Tensor:
-        """The projected tokens, (B, T, heads, D/heads), which are sampled; 0 in padding."""
+        """The projected tokens to sample, (B, T, heads, D/heads); 0 in padding."""
         value = self.value_proj(features.tokens)
         if features.padding_mask is not None:
             value = value.masked_fill(features.padding_mask[..., None], 0.0)
@@ -66,7 +66,7 @@ class DeformableAttention(nn.Module):
         """Sample the tokens around each query's reference point.
 
         Args:
-            queries: (B, Q, D), position included.
+            queries: (B, Q, D), with their position added.
             reference_points: (B, Q, L, 2) points x y, or (B, Q, L, 4) boxes cx cy w h, in units of the padded level.
             values: from `values`.
             spatial_shapes: (h, w) of each level.

@@ -1,7 +1,7 @@
 """The replaceable parts of the network: what each one receives and returns, and the registry that finds it by name.
 
 A part is an nn.Module. Decorate its class with `@..._REGISTRY.register()`, name it in the config (MODEL.PSF.*.NAME),
-and import its module with `psf train --import my_package.my_module`. `psf.testing` checks a part against this page;
+and import its module with `psf train --import my_package.my_module`. `psf.testing` checks a part against this module;
 docs/your-own-decoder.md is a complete example. The post-processor is the fourth replaceable part: a subclass of
 `psf.inference.PostProcessor`.
 
@@ -10,17 +10,17 @@ Rules for all parts:
 * The registry calls the class with the config: `MyDecoder(cfg, ...)`. With Detectron2's `@configurable`, `from_config`
   receives these arguments and returns the keyword arguments of `__init__`.
 * B images are padded at the right and at the bottom to one size. `padding_mask` is True where padded, and None if no
-  image is padded. Values in padding never change what an image's own pixels give, and the images of a batch do not
-  influence each other. (The exception is MODEL.PSF.MASK_DECODER.IGNORE_PADDING False, with which padded tokens take
-  part in the mask decoder's attention.)
+  image is padded. Values in padding never change the output for an image's own pixels, and the images of a batch do
+  not influence each other. (Exception: with MODEL.PSF.MASK_DECODER.IGNORE_PADDING False, the mask decoder attends to
+  padded tokens.)
 * All tensors have the dtype and device of the part's input; under autocast, scores and logits may be float16 or
   bfloat16. Box coordinates are float32 at least.
 * Every parameter receives a gradient in each training step: DistributedDataParallel requires it.
-* MODEL.PSF.ACTIVATION_CHECKPOINTING works on a part with an attribute `layers`, a list of modules: it stores the inputs
-  of each layer alone and runs the layer again in backward. So the result of a layer depends on nothing but its
-  arguments, its parameters and torch's random numbers, and its arguments are tensors or tuples of them. A module in
-  a layer that checkpoints its own work has the attribute `activation_checkpointing`; it is set to False there.
-* At test, `candidates` of the model is one graph of torch.compile if no part branches on the values of tensors.
+* MODEL.PSF.ACTIVATION_CHECKPOINTING works on a part with an attribute `layers`, a list of modules: it stores only the
+  inputs of each layer and runs the layer again in backward. So the result of a layer must depend only on its arguments,
+  its parameters and torch's random numbers, and its arguments are tensors or tuples of tensors. If a module in a layer
+  checkpoints itself, its attribute `activation_checkpointing` is set to False.
+* At test, torch.compile makes one graph of the model's `candidates` if no part branches on the values of tensors.
 
 Letters in shapes: B batch, N queries, T tokens, D channels (MODEL.PSF.HIDDEN_DIM), L levels, K classes, H W pixels.
 """
@@ -82,7 +82,7 @@ class PixelEncoderProtocol(Protocol):
 class LocationDecoderProtocol(Protocol):
     """Tokens -> location-aware thing queries (section 3.3.2). Built as (cfg, num_classes); LOCATION_DECODER.NAME.
 
-    `num_classes` is K, the number of thing classes; with MODEL.PSF.QUERIES "joint" that of all classes. The attribute
+    `num_classes` is K, the number of thing classes (of all classes with MODEL.PSF.QUERIES "joint"). The attribute
     `training` decides for which layers the auxiliary head runs.
     """
 
@@ -95,11 +95,10 @@ class LocationDecoderProtocol(Protocol):
         Returns:
             LocatedQueries with
             queries (B, N, D), N = MODEL.PSF.NUM_THING_QUERIES or less;
-            layers, predictions of the auxiliary head: in training one for each decoder layer; at test the last one
-            alone, or none where no key needs it (THING_CLASSIFIER "location_decoder" and TEST.INSTANCE.BOXES
-            "location_decoder" do). Each has class_logits (B, N, K) and locations (B, N, 4), boxes_cxcywh_norm, or
-            (B, N, 2), centres of mass, as LOCATION_DECODER.TARGET says; float32 at least, in [0, 1] of the image
-            without padding;
+            layers, predictions of the auxiliary head: in training one for each decoder layer; at test only the last, or
+            none if no key needs it (THING_CLASSIFIER "location_decoder" and TEST.INSTANCE.BOXES "location_decoder"
+            do). Each has class_logits (B, N, K) and locations, by LOCATION_DECODER.TARGET (B, N, 4) boxes_cxcywh_norm
+            or (B, N, 2) centers of mass; float32 at least, in [0, 1] of the image without padding;
             query_pos (B, N, D), positional part of the queries, if MASK_DECODER.THING_POSITION is "located"; else None;
             boxes_cxcywh_norm (B, N, 4) without gradient, if MASK_DECODER.BOX_PRIOR is True; else None;
             proposals, predictions for all T tokens, if the queries are chosen from them; else None.
@@ -107,7 +106,7 @@ class LocationDecoderProtocol(Protocol):
 
 
 class MaskDecoderDepth(NamedTuple):
-    """What a mask decoder is built for, beside the config: thing queries and stuff queries have one each."""
+    """Arguments of a mask decoder in addition to the config; thing queries and stuff queries have one decoder each."""
 
     num_layers: int  # D_m
     self_attention: bool  # queries attend to one another
@@ -137,16 +136,16 @@ class MaskDecoderProtocol(Protocol):
             boxes: (B, N, 4) boxes_cxcywh_norm, with MASK_DECODER.BOX_PRIOR and `depth.has_boxes`; else None.
             layer: which of the depth.num_layers layers to return.
                 None (training): all of them.
-                k >= 1 (MODEL.PSF.TEST_LAYER): layer min(k, num_layers) alone. Later layers need not be computed.
-                -1: the last masks and the last queries alone.
+                k >= 1 (MODEL.PSF.TEST_LAYER): only layer min(k, num_layers). Later layers need not be computed.
+                -1: only the last masks and the last queries.
 
         Returns:
             DecodedMasks. mask_scores: tensors (B, N, h, w) at the size of the first level of `features`, or of
-            features.mask_features (MODEL.PSF.MASK_FEATURE) if it is not None; >= 0 and, but
-            for MASK_ACTIVATION "relu", <= 1; 0 in padding. refined_queries: tensors (B, N, D), from which a linear
-            layer each predicts the class. With `layer` None: num_layers refined queries, and num_layers masks or one
-            more, which the last refined queries make (psf's decoder does). With a number: one of each, equal to those
-            of `layer` None.
+            features.mask_features (MODEL.PSF.MASK_FEATURE) if it is not None; >= 0, and <= 1 except with
+            MASK_ACTIVATION "relu"; 0 in padding. refined_queries: tensors (B, N, D); one linear layer per tensor
+            predicts the classes. With `layer` None: num_layers refined queries, and num_layers masks or one more, made
+            from the last refined queries (as in psf's decoder). With a number: one of each, equal to those of `layer`
+            None.
         """
 
 

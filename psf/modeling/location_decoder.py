@@ -1,6 +1,6 @@
-"""Thing queries become location-aware (section 3.3.2).
+"""The location decoder: makes thing queries location-aware (section 3.3.2).
 
-The queries are learned, or chosen from the tokens (`QueryProposals`, two-stage Deformable DETR, arXiv 2010.04159).
+The queries are learned, or selected from the tokens (`QueryProposals`, two-stage Deformable DETR, arXiv 2010.04159).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from psf.structures import FeatureTokens, LocatedQueries, LocationLayer
 __all__ = ["LocationDecoder", "ProposedQueries", "QueryProposals", "inverse_sigmoid"]
 
 LOCATION_DIMS = {"box": 4, "mass_center": 2}  # numbers that the auxiliary head predicts
-ANCHOR_TOKENS = 4.0  # side of the box that a token starts from, in tokens of its level
-NOT_PROPOSED = -1e4  # class logit of padded tokens; within float16, and its sigmoid is 0
-NOT_A_PEAK = -1e3  # added to the logits of tokens that are not peaks: they rank after all peaks, and before padding
+ANCHOR_TOKENS = 4.0  # side of a token's initial box, in tokens of its level
+NOT_PROPOSED = -1e4  # class logit of padded tokens: fits into float16, and its sigmoid is 0
+NOT_A_PEAK = -1e3  # added to the logits of tokens that are not peaks: they rank after all peaks and before padding
 
 
 @LOCATION_DECODER_REGISTRY.register()
 class LocationDecoder(nn.Module):
-    """N_things learned queries look at one another and, at a few sampled points each, at the tokens.
+    """N_things learned queries attend to one another, and to the tokens at a few sampled points.
 
     In training an auxiliary head (a class layer and a location MLP per decoder layer) predicts the class and location
     of each query, for L_det. At test it runs only with `head_at_test`.
@@ -41,16 +41,16 @@ class LocationDecoder(nn.Module):
         num_classes: K_things.
         num_heads: heads of both attentions.
         num_feature_levels: L.
-        num_layers: decoder layers; 0 hands the learned queries on, without any head.
+        num_layers: decoder layers; 0 returns the learned queries, without a head.
         feedforward_dim: hidden channels of the FFN.
         num_points: P, sampled points per head and level.
         dropout: probability, in and after attention and in the FFN.
-        target: "box" (cx cy w h) or "mass_center" (x y), which the head predicts.
-        box_refinement: each layer corrects the location of the one before, and samples there.
+        target: the head's prediction, "box" (cx cy w h) or "mass_center" (x y).
+        box_refinement: each layer samples at the location predicted by the previous layer, and corrects it.
         head_at_test: the last layer's head runs at test too.
         encode_location: `query_pos` is the sine encoding of the location that the last layer's head predicts.
         give_boxes: `boxes_cxcywh_norm` are the boxes that the last layer's head predicts.
-        two_stage: queries are the encoder's best proposals instead of learned ones, see `QueryProposals`.
+        two_stage: queries are the encoder's best proposals instead of learned queries, see `QueryProposals`.
     """
 
     @configurable
@@ -131,8 +131,8 @@ class LocationDecoder(nn.Module):
         self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in self.layers)
         self.bbox_embed = nn.ModuleList(location_heads)
         for i, head in enumerate(location_heads):
-            # Boxes start small (sigmoid(-2) of the image); with refinement the later layers start from the first's, and
-            # with proposals all do from theirs.
+            # Boxes start small (sigmoid(-2) of the image). With refinement the later layers start from the first
+            # layer's boxes; with proposals all layers start from the proposed boxes.
             if self.proposals is None and (i == 0 or not self.box_refinement):
                 nn.init.constant_(head.last.bias[2:], -2.0)
 
@@ -176,9 +176,9 @@ class LocationDecoder(nn.Module):
         return _Start(queries, query_pos, reference_points, None)
 
     def _locate(self, i: int, queries: Tensor, reference_points: Tensor) -> Tensor:
-        """(B, N, 4 or 2) in [0, 1]: the head corrects the reference, which may be a box or a point.
+        """Locations (B, N, 4 or 2) in [0, 1]: the head's correction of the references, boxes or points.
 
-        Without autocast: in half precision a box would be off by pixels.
+        This runs without autocast: in half precision a box would be off by pixels.
         """
         head = self.bbox_embed[i]
         assert isinstance(head, _MLPHead)
@@ -231,7 +231,7 @@ def _in_padded_units(reference_points: Tensor, valid_ratios: Tensor) -> Tensor:
 
 
 class ProposedQueries(NamedTuple):
-    """The chosen tokens as queries, and the predictions of all tokens."""
+    """The selected tokens as queries, and the predictions of all tokens."""
 
     queries: Tensor  # (B, N, D)
     query_pos: Tensor  # (B, N, D), encoding of the proposed boxes
@@ -242,12 +242,12 @@ class ProposedQueries(NamedTuple):
 class QueryProposals(nn.Module):
     """Every token predicts classes and a box; the most probable peaks become queries.
 
-    A token with a more probable neighbor (3 x 3, on its level) ranks after all peaks. So a thing that several tokens
-    describe does not use up the queries of other things.
+    A token with a more probable neighbor (3 x 3, on its level) ranks after all peaks, so that several tokens of one
+    thing do not use up the queries of other things.
 
     Args:
         dim: D.
-        num_queries: N_things; fewer where there are fewer tokens.
+        num_queries: N_things; fewer if there are fewer tokens.
         num_classes: K_things.
     """
 
@@ -290,7 +290,7 @@ class QueryProposals(nn.Module):
         return self.query_pos(torch.cat((center, size), dim=-1).to(self.query_pos.weight.dtype))
 
     def _choose(self, scores: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        """(B, T) best class logit of each token -> (B, N) indices of the chosen tokens, best first."""
+        """(B, T) best class logit of each token -> (B, N) indices of the selected tokens, best first."""
         ranked = []
         for level, (h, w) in zip(scores.split([h * w for h, w in shapes], dim=1), shapes, strict=True):
             highest = F.max_pool2d(level.view(-1, 1, h, w), kernel_size=3, stride=1, padding=1).flatten(1)
@@ -299,7 +299,7 @@ class QueryProposals(nn.Module):
 
 
 def _anchors(features: FeatureTokens) -> Tensor:
-    """(B, T, 4) boxes_cxcywh_norm around the tokens' centers, `ANCHOR_TOKENS` tokens wide and high."""
+    """(B, T, 4) boxes_cxcywh_norm centered on the tokens, `ANCHOR_TOKENS` tokens wide and high."""
     centers = token_centers(features)
     sizes = []
     for level, (h, w) in enumerate(features.spatial_shapes):

@@ -1,7 +1,7 @@
-"""Queries become masks and classes: the attention maps of every layer are its masks (section 3.3.3).
+"""The mask decoder: turns queries into masks and classes; each layer's attention maps give its masks (section 3.3.3).
 
-The refined query needs the softmax over all tokens, the mask needs the logits before it. Both are computed separately:
-the first by torch's fused attention, which never stores the logits, the second only in layers whose mask is used.
+Refined queries need the softmax over all tokens, masks need the logits before it. The two are computed separately: the
+first by torch's fused attention, which never stores the logits, the second only in layers whose mask is used.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = [
 NORM_EPS = 1e-6
 ACTIVATIONS = ("relu", "sigmoid")
 RELU_GRADIENTS = ("plain", "revive")
-# Share of a raising gradient that passes below 0. An empty mask asks for more with the full strength of its dice loss,
-# a mask that covers the image for less with a tiny one, as its gradient has the squared area in the denominator. With
-# a slope of 1 or 0.1 the first outweighs the second, and masks grow over the whole image instead.
+# Share of a score-raising gradient that passes below 0. The dice gradient of an empty mask is strong and raises scores;
+# that of a mask that covers the image lowers them but is tiny, as it has the squared area in the denominator. With a
+# slope of 1 or 0.1 the first outweighs the second, and masks grow over the whole image.
 REVIVE_SLOPE = 0.01
-BOX_PRIOR_FLOOR = 3.0  # outside of twice the ellipse the prior is constant
+BOX_PRIOR_FLOOR = 3.0  # beyond twice the ellipse's radius the prior is constant
 MIN_HALF_SIDE = 0.002  # of a box, in units of the image: about a pixel, for boxes that shrink to nothing
 
 
 @MASK_DECODER_REGISTRY.register()
 class MaskDecoder(nn.Module):
-    """D_m blocks of dense cross-attention; each gives a mask per query, and a mask-only tail after them the last one.
+    """D_m blocks of dense cross-attention; each makes a mask per query, and a mask-only tail makes the last masks.
 
     Args:
         dim: D.
@@ -58,13 +58,13 @@ class MaskDecoder(nn.Module):
         self_attention: queries attend to one another at the start of each block.
         feedforward_dim: hidden channels of the MLP.
         mask_activation: "sigmoid" or "relu", from fused attention maps to mask scores.
-        relu_gradient: of "relu": "plain", or "revive", see `revivable_relu`; "sigmoid" ignores it.
-        ignore_padding: padded tokens are left out of the softmax and are 0 in the maps.
-        position_in_stream: the queries' position is added to the residual stream (where it accumulates), else to the
-            attention's queries alone.
+        relu_gradient: gradient of "relu", "plain" or "revive", see `revivable_relu`; "sigmoid" ignores it.
+        ignore_padding: the softmax excludes padded tokens, and masks are 0 there.
+        position_in_stream: the queries' position is added to the residual stream (where it accumulates), else only to
+            the attention's queries.
         key_position: the tokens' position encoding is added to the keys.
-        box_prior: queries come with boxes, which attention and masks start from, see `box_prior`.
-        mask_features: the tokens come with `MaskFeatures`, and masks are refined with them, at their size.
+        box_prior: queries come with boxes, and attention and masks start from these, see `box_prior`.
+        mask_features: the tokens come with `MaskFeatures`, which refine the masks at their size.
     """
 
     @configurable
@@ -87,7 +87,7 @@ class MaskDecoder(nn.Module):
     ):
         super().__init__()
         if num_layers < 1:
-            raise UserError(f"MODEL.PSF.MASK_DECODER: a mask decoder of {num_layers} layers; expected at least 1")
+            raise UserError(f"MODEL.PSF.MASK_DECODER: a mask decoder has {num_layers} layers; expected at least 1")
         self.ignore_padding, self.position_in_stream, self.key_position = (
             ignore_padding,
             position_in_stream,
@@ -147,7 +147,7 @@ class MaskDecoder(nn.Module):
     ) -> DecodedMasks:
         """Decode the queries; see `psf.modeling.interfaces.MaskDecoderProtocol`.
 
-        The tail adds one mask to those of the D_m layers; `layer` -1 gives that mask with the last layer's queries.
+        The tail makes one more mask than the D_m layers; `layer` -1 returns that mask with the last layer's queries.
 
         Raises:
             UserError: if `layer` is 0 or below -1.
@@ -205,7 +205,7 @@ class _MaskDecoderLayer(nn.Module):
     def forward(
         self, queries: Tensor, query_pos: Tensor | None, memory: AttentionMemory, *, with_masks: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, D) -> refined queries (B, N, D) and mask scores (B, N, h, w), None unless asked for."""
+        """(B, N, D) -> refined queries (B, N, D) and, if needed, mask scores (B, N, h, w), else None."""
         if self.self_attention is not None:
             positioned = _add_position(queries, query_pos)
             attended, _ = self.self_attention(positioned, positioned, queries, need_weights=False)
@@ -222,7 +222,7 @@ class QueryClassifier(nn.Module):
     Args:
         dim: D.
         num_layers: D_m.
-        num_outputs: K_things for thing queries; 1 for stuff queries, each of which stands for one class.
+        num_outputs: K_things for thing queries; 1 for stuff queries, as each has one class.
     """
 
     def __init__(self, dim: int, num_layers: int, num_outputs: int):
@@ -248,7 +248,7 @@ def _self_attention(dim: int, num_heads: int) -> nn.MultiheadAttention:
     attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
     nn.init.xavier_uniform_(attention.out_proj.weight)
     for bias in (attention.in_proj_bias, attention.out_proj.bias):
-        nn.init.uniform_(bias, -(dim**-0.5), dim**-0.5)  # as nn.Linear's, which MultiheadAttention sets to 0
+        nn.init.uniform_(bias, -(dim**-0.5), dim**-0.5)  # as in nn.Linear; MultiheadAttention sets it to 0
     return attention
 
 
@@ -258,10 +258,10 @@ class AttentionMemory(NamedTuple):
     keys: Tensor  # (B, T, D) input of the key projection
     values: Tensor  # (B, T, D) input of the value projection
     spatial_shapes: list[tuple[int, int]]
-    padding_mask: Tensor | None  # (B, T), True for tokens that take no part; None: all do
+    padding_mask: Tensor | None  # (B, T), True for tokens that are not attended to; None: all are
     # (B, N, T) in [-BOX_PRIOR_FLOOR, 1], see `box_prior`; None: there are no boxes
     box_prior: Tensor | None = None
-    mask_features: MaskFeatures | None = None  # of the tokens
+    mask_features: MaskFeatures | None = None  # refine the masks
 
 
 def box_prior(centers: Tensor, boxes_cxcywh_norm: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ class MaskAttention(nn.Module):
     Args:
         dim: D.
         num_heads: h, divides dim.
-        mask_only: only queries and keys are projected, for the tail that makes a mask and refines nothing.
+        mask_only: only queries and keys are projected, for the tail, which refines no queries.
         box_prior: the memory's box prior is added to the logits of all heads, times a learned weight.
     """
 
@@ -325,7 +325,7 @@ class MaskAttention(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A_3, A_4, A_5 -> one mask: mixes the heads of each level, and fuses all levels at the finest one's size.
+    """A_3, A_4, A_5 -> one mask: mixes the heads of each level, and fuses all levels at the size of the finest.
 
     With 8 heads and 3 levels it has 241 parameters, the paper's "200 parameters".
 
@@ -367,8 +367,8 @@ class MaskHead(nn.Module):
     def forward(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
         """Mask scores (B, N, h, w) from the attention logits of `q` (B, heads, N, d) and `keys` (B, heads, T, d).
 
-        With many queries the attention maps, of N x T x h numbers, outgrow the keys: they are not stored, and backward
-        computes them again (in a block that is checkpointed as a whole, once with the block).
+        With many queries the attention maps, N x T x h numbers, are larger than the keys: they are not stored, and
+        backward computes them again (once, together with the block, if the whole block is checkpointed).
         """
         num_queries, head_dim = q.shape[2:]
         is_worth_it = self.activation_checkpointing and num_queries > head_dim
@@ -379,8 +379,8 @@ class MaskHead(nn.Module):
     def _fuse(self, q: Tensor, keys: Tensor, memory: AttentionMemory) -> Tensor:
         """As `forward`.
 
-        Fusing is linear and upsampling acts on each map alone, so each level is fused to one map first and that one is
-        upsampled: the same numbers as upsampling h maps and fusing then, for a fraction of the work.
+        Fusing is linear and upsampling treats each map separately. So each level is fused to one map, which is then
+        upsampled: the result equals that of upsampling h maps and then fusing, at a fraction of the cost.
         """
         shapes = memory.spatial_shapes
         sizes = [h * w for h, w in shapes]
@@ -413,9 +413,9 @@ class MaskHead(nn.Module):
         return scores
 
     def _refine(self, fused: Tensor, q: Tensor, features: MaskFeatures, *, is_padded: bool) -> Tensor:
-        """Mask scores at the size of the mask features: the fused map, upsampled, plus query times features.
+        """Mask scores at the size of the mask features: the upsampled fused map plus the product of query and features.
 
-        At the start of training the product is 0.
+        The product is 0 at the start of training.
         """
         assert self.mask_embed is not None
         fused = F.interpolate(fused, size=features.values.shape[2:], mode="bilinear", align_corners=False)
@@ -433,7 +433,7 @@ def mask_activation(name: str, relu_gradient: str) -> Callable[[Tensor], Tensor]
 
     Args:
         name: "sigmoid": scores in [0, 1]; "relu": scores >= 0 (released recipe).
-        relu_gradient: backward of "relu": "plain", the derivative, or "revive", see `revivable_relu`; "sigmoid" ignores
+        relu_gradient: gradient of "relu": "plain", the derivative, or "revive", see `revivable_relu`; "sigmoid" ignores
             it.
 
     Raises:
@@ -451,11 +451,11 @@ def mask_activation(name: str, relu_gradient: str) -> Callable[[Tensor], Tensor]
 
 
 def revivable_relu(fused: Tensor) -> Tensor:
-    """ReLU, bit by bit; backward also passes a small gradient at scores of 0, where it would raise them.
+    """ReLU; backward also passes a small gradient at scores of 0 if the gradient would raise them.
 
-    The gradient of `fused` is that of the scores where they are above 0; elsewhere its negative part times
+    The gradient of `fused` is that of the scores where they are above 0, elsewhere its negative part times
     `REVIVE_SLOPE`. In an empty mask the dice loss has the gradient -2 t / sum(t^2), where t is the ground truth: it
-    asks for more inside a segment and for nothing outside, and the plain derivative drops that.
+    would raise the scores inside a segment, but the derivative of ReLU drops it.
 
     Without gradients, and in traced or exported graphs, this is `F.relu`.
 

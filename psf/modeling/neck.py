@@ -1,4 +1,4 @@
-"""The backbone's maps as feature levels of D channels (section 3.2), and one optional finer level."""
+"""Project the backbone's maps to feature levels of D channels (section 3.2), with optional finer maps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from psf.structures import FeatureTokens, MaskFeatures
 
 __all__ = ["FineLevel", "MaskFeatureMap", "Neck"]
 
-NUM_GROUPS = 32  # of the GroupNorm after each projection
+NUM_GROUPS = 32  # groups of the GroupNorm after each projection
 MASK_FEATURE_DIM = 32  # channels of `MaskFeatures`
-MASK_FEATURE_GROUPS = 8  # of their GroupNorm
+MASK_FEATURE_GROUPS = 8  # groups of their GroupNorm
 
 
 class Neck(nn.Module):
-    """A 1x1 convolution and GroupNorm per backbone map; coarser levels by a strided 3x3 one on the backbone's last map.
+    """A 1x1 convolution and GroupNorm per backbone map; coarser levels by strided 3x3 convolutions of the last map.
 
     Args:
         input_shape: channels of each backbone map.
@@ -43,11 +43,11 @@ class Neck(nn.Module):
             raise UserError(f"MODEL.PSF.HIDDEN_DIM is {dim}: expected a multiple of {NUM_GROUPS}")
         missing = [name for name in in_features if name not in input_shape]
         if missing:
-            raise UserError(f"MODEL.PSF.IN_FEATURES asks for {missing}; the backbone gives {sorted(input_shape)}")
+            raise UserError(f"MODEL.PSF.IN_FEATURES contains {missing}; the backbone has {sorted(input_shape)}")
         strides = [input_shape[name].stride for name in in_features]
         if any(finer >= coarser for finer, coarser in pairwise(strides)):
             raise UserError(
-                f"MODEL.PSF.IN_FEATURES is {list(in_features)}, maps of strides {strides}: expected the finest first, "
+                f"MODEL.PSF.IN_FEATURES is {list(in_features)}, with strides {strides}: expected the finest map first, "
                 "and each once"
             )
         self.in_features = list(in_features)
@@ -70,14 +70,14 @@ class Neck(nn.Module):
 
 
 class FineLevel(nn.Module):
-    """A backbone map finer than those of the encoder, with the encoder's finest level added to it.
+    """A level finer than those of the encoder: a backbone map plus the encoder's finest level.
 
     Small things need masks finer than C3. As in feature pyramids (and in Mask2Former's pixel decoder), the map is
     projected, the finest encoded level is upsampled and added, and a 3x3 convolution follows. The deformable layers,
     whose cost grows with the tokens, do not process this level.
 
     Args:
-        in_channels: of the backbone's map.
+        in_channels: channels of the backbone's map.
         dim: D.
     """
 
@@ -92,7 +92,7 @@ class FineLevel(nn.Module):
 
         Args:
             feature: (B, C, h, w) of the backbone.
-            encoded: L levels; the first is added.
+            encoded: L levels; the first is added to the map.
             padding_mask: (B, H, W) of the image batch; None if no image is padded.
 
         Returns:
@@ -116,13 +116,13 @@ class FineLevel(nn.Module):
 
 
 class MaskFeatureMap(nn.Module):
-    """A backbone map finer than all levels, with the finest level added to it: `MaskFeatures` of few channels.
+    """Makes `MaskFeatures` with few channels from a backbone map finer than all levels, plus the finest level.
 
-    As in feature pyramids, both are projected and added, and a 3x3 convolution follows. With few channels this is cheap
-    at the size of the map.
+    As in feature pyramids, both are projected and added, and a 3x3 convolution follows. Few channels keep this cheap at
+    the size of the map.
 
     Args:
-        in_channels: of the backbone's map.
+        in_channels: channels of the backbone's map.
         dim: D.
     """
 
@@ -137,7 +137,7 @@ class MaskFeatureMap(nn.Module):
 
         Args:
             feature: (B, C, h, w) of the backbone.
-            memory: levels for the mask decoders; the first is added.
+            memory: levels for the mask decoders; the first is added to the map.
             padding_mask: (B, H, W) of the image batch; None if no image is padded.
 
         Returns:
@@ -154,7 +154,7 @@ class MaskFeatureMap(nn.Module):
 def _conv_and_norm(
     in_channels: int, dim: int, *, kernel_size: int, stride: int = 1, num_groups: int = NUM_GROUPS
 ) -> nn.Sequential:
-    """A convolution without bias, and its GroupNorm."""
+    """A convolution without bias, and a GroupNorm."""
     conv = nn.Conv2d(in_channels, dim, kernel_size, stride, padding=kernel_size // 2, bias=False)
     nn.init.xavier_uniform_(conv.weight)
     return nn.Sequential(conv, nn.GroupNorm(num_groups, dim))

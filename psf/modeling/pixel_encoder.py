@@ -18,12 +18,12 @@ from psf.structures import FeatureTokens
 
 __all__ = ["DeformablePixelEncoder"]
 
-TOKENS_AT_ONCE = 1024  # at test on a CPU: 4 MB between the layers of the FFN
+TOKENS_AT_ONCE = 1024  # chunk size of the FFN at test on a CPU: 4 MB of hidden channels
 
 
 @PIXEL_ENCODER_REGISTRY.register()
 class DeformablePixelEncoder(nn.Module):
-    """Tokens of all levels attend to one another, each at a few sampled points.
+    """Encoder in which the tokens of all levels attend to one another, each at a few sampled points.
 
     Args:
         dim: D.
@@ -111,7 +111,7 @@ class _EncoderLayer(nn.Module):
         tokens, pos_embed, shapes = features.tokens, features.pos_embed, features.spatial_shapes
         if tokens.device.type != "cpu" or torch.is_grad_enabled() or is_traced() or torch.compiler.is_compiling():
             return self._refine(tokens, pos_embed, reference_points, values, shapes)
-        # Given the values, tokens are independent: a few at a time stay in the CPU's cache.
+        # Given the values, tokens are independent: a chunk of tokens fits into the CPU's cache.
         parts = zip(*(x.split(TOKENS_AT_ONCE, dim=1) for x in (tokens, pos_embed, reference_points)), strict=True)
         return torch.cat([self._refine(t, p, r, values, shapes) for t, p, r in parts], dim=1)
 

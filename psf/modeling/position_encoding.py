@@ -23,7 +23,7 @@ def sine_position_encoding(padding_mask: Tensor, dim: int) -> Tensor:
         dim: channels of the encoding, a multiple of 4; the first half encodes y, the second x.
 
     Returns:
-        (B, dim, h, w) float32; the count does not increase in padding.
+        (B, dim, h, w) float32; rows and columns are not counted in padding.
     """
     valid = (~padding_mask).float()
     encoded = [_encode(valid, axis, dim // 2) for axis in (1, 2)]
@@ -64,9 +64,9 @@ def valid_ratio(padding_mask: Tensor) -> Tensor:
     return torch.stack((valid[:, 0, :].mean(1), valid[:, :, 0].mean(1)), dim=-1)
 
 
-# Always float32, and in this order of operations: in rows and columns that are all padding the count ends at 0, so the
+# Always float32, and in this order of operations: in rows and columns that are all padding the count is 0, so the
 # position is about -0.5 / 1e-6 and its sine depends on the last bit of every step. Checkpoints were trained with these
-# numbers.
+# values.
 def _encode(valid: Tensor, axis: int, num_features: int) -> Tensor:
     count = valid.cumsum(axis)
     last = count.narrow(axis, count.shape[axis] - 1, 1)

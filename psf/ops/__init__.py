@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3), with nothing to compile."""
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3), without compiled extensions."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def ms_deform_attn(
 ) -> Tensor:
     """Attend to a few sampled points on each level.
 
-    Sampling is bilinear between pixel centres (pixel i covers [i, i + 1] / size); outside the map the value is 0.
-    Arithmetic is in float32 at least, whatever the types; float64 if value or locations are.
+    Sampling is bilinear between pixel centers (pixel i covers [i, i + 1] / size); outside the map the value is 0.
+    Arithmetic is in float32 at least, and in float64 if value or locations are.
 
     Args:
         value: (B, S, heads, D), the tokens of all levels, finest first; S = sum of h * w.
         spatial_shapes: (h, w) of each level, as Python ints.
         sampling_locations: (B, Q, heads, L, P, 2), x and y in units of the level's width and height; any real number.
-            Half precision would misplace them by whole pixels: they should come as float32.
+            Pass them as float32: half precision would misplace them by whole pixels.
         attention_weights: (B, Q, heads, L, P); they usually sum to 1 over L and P.
-        implementation: "reference" (grid_sample), "bag" (embedding_bag) or "triton"; None: what the environment
-            variable PSF_MSDA names, else what suits device and size. Tracing and export always take the reference,
+        implementation: "reference" (grid_sample), "bag" (embedding_bag) or "triton"; None: the value of the environment
+            variable PSF_MSDA, else the fastest for the device and size. Tracing and export always use the reference,
             so that their graphs load without psf.
-        deterministic: the gradients must be the same in each run, bit by bit; None: as
-            torch.use_deterministic_algorithms says.
+        deterministic: the gradients must be bit-identical in each run; None: as set by
+            torch.use_deterministic_algorithms.
 
     Returns:
         (B, Q, heads * D), of value's type.
@@ -51,7 +51,7 @@ def ms_deform_attn(
     """
     num_tokens = sum(h * w for h, w in spatial_shapes)
     if num_tokens != value.shape[1]:
-        raise UserError(f"spatial_shapes {list(spatial_shapes)} hold {num_tokens} tokens, value has {value.shape[1]}")
+        raise UserError(f"spatial_shapes {list(spatial_shapes)} have {num_tokens} tokens, value has {value.shape[1]}")
     if not len(spatial_shapes) == sampling_locations.shape[3] == attention_weights.shape[3]:
         raise UserError(
             f"levels: {len(spatial_shapes)} in spatial_shapes, {sampling_locations.shape[3]} in sampling_locations, "
@@ -82,5 +82,5 @@ def ms_deform_attn(
 
 
 def is_traced() -> bool:
-    """Whether a graph is being made that has to run elsewhere; torch.compile's runs here, and is none of these."""
+    """Whether torch is tracing or exporting a graph that must run without psf; False under torch.compile."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

@@ -1,12 +1,12 @@
-"""Deformable attention as sums over bags of table rows: what is fast on a CPU.
+"""Deformable attention as sums over bags of table rows, which is fast on a CPU.
 
-Each head of each query is one bag: four pixels around every sampled point, each with a weight. `embedding_bag` adds
-them up without ever storing the sampled values. Backward runs the same sums the other way round: sorted by pixel,
-every pixel is a bag of queries. Nothing here depends on the order of threads.
+Each head of each query is one bag: the four pixels around every sampled point, each with a weight. `embedding_bag` adds
+them up and never stores the sampled values. Backward computes the reverse sums: sorted by pixel, every pixel is a bag
+of queries. No result depends on the order of threads.
 
-Pixels outside the map need no special case. The two neighbours of a coordinate x are those inside the map that are
-nearest to it, and pixel i counts max(0, 1 - |x - i|): zero by itself wherever it is further away than one pixel.
-A location that is infinite adds 0, here and in Triton's kernels; in the reference, NaN.
+Pixels outside the map need no special case. A coordinate x uses the two nearest pixels inside the map, and pixel i has
+the weight max(0, 1 - |x - i|), which is 0 if it is more than one pixel away.
+An infinite location adds 0, here and in the Triton kernels; in the reference it gives NaN.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from torch import Tensor
 
 __all__ = ["bag_backward", "bag_forward"]
 
-_BAGS_AT_ONCE = 4096  # with 4 levels and 4 points this keeps all temporaries within about 10 MB
+_BAGS_AT_ONCE = 4096  # with 4 levels and 4 points, all temporaries take about 10 MB
 
 
 class _Levels(NamedTuple):
-    """What the arithmetic needs to know of the levels, laid out to be added to the points of one query.
+    """Constants of the levels, in the layout of the points of one query.
 
-    The two axes, x and y, come first: so that each is one block of memory.
+    The two axes, x and y, come first, so that each is one block of memory.
     """
 
     size: Tensor  # (2, 1, heads, L, P) width and height
-    last: Tensor  # (2, 1, heads, L, P) the last coordinate that has a pixel after it, 0 if there is none
+    last: Tensor  # (2, 1, heads, L, P) the last coordinate with a next pixel, 0 if there is none
     has_next: Tensor  # (2, 1, heads, L, P) 1 where the level is at least two pixels wide or high, else 0
     zero: Tensor  # (2, 1, heads, L, P)
-    corners: Tensor  # (heads, 4, L * P) int32: table rows of the level's first pixel and of its three neighbours
+    corners: Tensor  # (heads, 4, L * P) int32: table rows of the level's first pixel and of its three neighbors
 
 
 class _Points(NamedTuple):
-    """Where the points of n queries lie."""
+    """Pixels and weights of the points of n queries."""
 
-    cell: Tensor  # (n, heads, L * P) int32: the upper left pixel, counted from the first of its level
+    cell: Tensor  # (n, heads, L * P) int32: the upper left pixel, counted from the first pixel of its level
     offset: Tensor  # (2, n, heads, L, P) from that pixel, in pixels; in [0, 1] inside the map
     near: Tensor  # (2, n, heads, L, P) weights of the left and the upper pixel
     far: Tensor  # (2, n, heads, L, P) weights of the right and the lower pixel
@@ -90,9 +90,9 @@ def _describe_levels(shapes: Sequence[tuple[int, int]], heads: int, points: int,
 
 
 def _corner_shifts(shapes: Sequence[tuple[int, int]], heads: int) -> Iterator[tuple[int, int, int, int]]:
-    """Of each level, from the table row of a pixel to those of itself, its right, lower and lower right neighbour.
+    """Offsets, per level, from the table row of a pixel to itself and its right, lower and lower right neighbors.
 
-    0 where the level is one pixel wide or high: there is no such neighbour, and its weight will be 0.
+    0 if the level is one pixel wide or high: the neighbor does not exist, and its weight will be 0.
     """
     for h, w in shapes:
         right, below = heads * (w > 1), heads * w * (h > 1)
@@ -102,12 +102,12 @@ def _corner_shifts(shapes: Sequence[tuple[int, int]], heads: int) -> Iterator[tu
 def _locate(locations: Tensor, levels: _Levels) -> _Points:
     """(n, heads, L, P, 2) locations -> pixels and their weights along each axis."""
     offset = locations.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
-    offset.mul_(levels.size).sub_(0.5)  # pixel 0 has its centre at 0
+    offset.mul_(levels.size).sub_(0.5)  # pixel 0 has its center at 0
     first = offset.floor().clamp_(levels.zero, levels.last)
     offset -= first
     near = offset.abs().neg_().add_(1).relu_()
     far = (offset - 1).abs_().neg_().add_(1).clamp_(levels.zero, levels.has_next)
-    # Not a number becomes some pixel, whose weight is not a number. Exact in float32 up to 2**24 pixels per level.
+    # NaN becomes some pixel, with NaN as its weight. Exact in float32 up to 2**24 pixels per level.
     cell = first[0].addcmul_(first[1], levels.size[0]).to(torch.int32).clamp_(min=0)
     return _Points(cell.flatten(2), offset, near, far)
 
@@ -119,7 +119,7 @@ def _table_rows(located: _Points, levels: _Levels) -> Tensor:
 
 
 def _corner_weights(located: _Points, attention: Tensor) -> Tensor:
-    """(n * heads, 4, L * P): of the upper left, upper right, lower left and lower right pixel of each point."""
+    """(n * heads, 4, L * P) weights of the upper left, upper right, lower left and lower right pixel of each point."""
     _, n, heads, num_levels, points = located.near.shape
     weights = located.near.new_empty(n, heads, 4, num_levels, points)
     for row, vertical in enumerate((located.near[1], located.far[1])):
@@ -138,7 +138,7 @@ def bag_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights, each in the precision of its tensor.
 
-    A few heads of one image at a time, so that their tables stay in the cache and memory stays small.
+    Processes a few heads of one image at a time, so that their tables fit into the cache and memory stays small.
     """
     batch, _, heads, dim = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
@@ -169,12 +169,12 @@ def bag_backward(
 
 
 def _products(rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """(n, K): of row i of (n, D) `rows` with row index[i, k] of `table`."""
+    """(n, K) inner products of row i of (n, D) `rows` with row index[i, k] of `table`."""
     n, k = index.shape
     if rows.device.type != "cpu":
         return torch.cat([(rows[part, None] * table[index[part]]).sum(-1) for part in _parts(n, _BAGS_AT_ONCE)])
-    # A sparse matrix by name only: a pixel may occur twice in a row, in any order, which its kernel does not mind.
-    # What torch does mind is more entries than places.
+    # Not a valid sparse matrix: a row may hold a pixel twice and in any order, which the kernel accepts. But torch
+    # rejects more entries than columns.
     if len(table) < k:
         table = F.pad(table, (0, 0, 0, k - len(table)))
     starts = torch.arange(0, n * k + 1, k, dtype=torch.int32)
@@ -190,8 +190,8 @@ def _grad_table(
 ) -> Tensor:
     """(S * heads, D): each pixel's sum over the queries that sampled it, from index and weights (Q * heads, 4, L * P).
 
-    The points are sorted by their upper left pixel alone: of the other three, the sums are those of that pixel's bag
-    with other weights, moved to the right and down.
+    The points are sorted only by their upper left pixel. The sums of the other three pixels use the same bags with
+    other weights, shifted right and down.
     """
     rows, order = index[:, 0].flatten().sort(stable=True)
     num_rows = heads * sum(h * w for h, w in shapes)
@@ -210,7 +210,7 @@ def _grad_table(
 
 
 def _grad_points(products: Tensor, located: _Points, levels: _Levels) -> tuple[Tensor, Tensor]:
-    """From the products of (n, heads, 2, 2, L, P) corners with the output's gradient: what moves and weighs points.
+    """Gradients of locations and weights from the (n, heads, 2, 2, L, P) products of corners and output gradient.
 
     Returns:
         (2, n, heads, L, P) gradient of the locations for attention weights of 1, and (n, heads, L, P) of the weights.
@@ -222,7 +222,7 @@ def _grad_points(products: Tensor, located: _Points, levels: _Levels) -> tuple[T
     for row, total in enumerate((near[1], far[1])):
         torch.mul(products[:, :, row, 0], near_x, out=total).addcmul_(products[:, :, row, 1], far_x)
     grad_attention = (near[1] * near_y).addcmul_(far[1], far_y)
-    # Slopes of max(0, 1 - |x - i|), at its kinks those to the right.
+    # Slopes of max(0, 1 - |x - i|); at a kink, the slope to its right.
     steps = located.offset.floor()
     before, inside, after = (torch.eq(steps, step, out=torch.empty_like(steps)) for step in (-1, 0, 1))
     near *= before.sub_(inside)

@@ -1,4 +1,4 @@
-"""Which implementation of deformable attention runs, and why."""
+"""Choose the implementation of deformable attention, with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BAG_PAYS_TRAINING = 32_000
 
 
 class Work(NamedTuple):
-    """What is to be computed."""
+    """Properties of a call that the choice depends on."""
 
     device: str  # type of the device: "cpu", "cuda", ...
     points: int  # sampled points per image: queries * heads * levels * points
@@ -32,55 +32,55 @@ class Work(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """An implementation and the reason for it, as half a sentence."""
+    """An implementation and the reason for it, as a phrase."""
 
     name: str
     reason: str
 
 
 def choose(work: Work, asked: str | None = None) -> Choice:
-    """What was asked for, by argument or by the environment variable PSF_MSDA; else what suits the work best.
+    """The implementation named by the argument or the environment variable PSF_MSDA, else the fastest one.
 
     Raises:
-        UserError: if what was asked for is unknown, or cannot do this work.
+        UserError: if the named implementation is unknown or does not support this work.
     """
     variable = os.environ.get("PSF_MSDA") or None
     for name, source in ((asked, "the argument implementation"), (variable, "the environment variable PSF_MSDA")):
         if name is not None:
             _check(name, source, work)
-            return Choice(name, f"{source} asks for it")
+            return Choice(name, f"set by {source}")
     if work.device == "cuda":
         if work.is_deterministic and work.has_gradient:
             return Choice("bag", "the only one on a GPU whose gradients are deterministic")
-        # Until a result in benchmarks/results shows triton correct and faster on a GPU: so far none was at hand.
-        return Choice("reference", "no measurement on a GPU speaks for another one so far (PSF_MSDA=triton to try)")
+        # No result in benchmarks/results shows yet that triton is correct and faster on a GPU.
+        return Choice("reference", "no GPU benchmark shows a faster one yet (PSF_MSDA=triton tries Triton)")
     if work.device == "cpu":
         least = _BAG_PAYS_TRAINING if work.has_gradient else _BAG_PAYS_FORWARD
         if work.points >= least:
             return Choice("bag", f"the fastest on a CPU from {least} points per image")
         return Choice("reference", f"the fastest on a CPU below {least} points per image")
-    return Choice("reference", f"the only one that is known to run on {work.device}")
+    return Choice("reference", f"the only one known to run on {work.device}")
 
 
 def _check(name: str, source: str, work: Work) -> None:
     if name not in IMPLEMENTATIONS:
         raise UserError(f"{source} is {name!r}; known implementations: {', '.join(IMPLEMENTATIONS)}")
     if name == "bag" and work.device not in ("cpu", "cuda"):
-        raise UserError(f"{source} is 'bag', which runs on cpu and cuda, and the tensors are on {work.device}")
+        raise UserError(f"{source} is 'bag', which runs on cpu and cuda, but the tensors are on {work.device}")
     if name == "reference" and work.device == "cuda" and work.is_deterministic and work.has_gradient:
-        raise UserError(f"{source} is 'reference', whose gradients are not deterministic on a GPU; take 'bag'")
+        raise UserError(f"{source} is 'reference', whose gradients are not deterministic on a GPU; use 'bag'")
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
-            raise UserError(f"{source} is 'triton', and the package triton is not installed: pip install triton")
+            raise UserError(f"{source} is 'triton', but the package triton is not installed: pip install triton")
         if work.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise UserError(f"{source} is 'triton', which runs on cuda, and the tensors are on {work.device}")
+            raise UserError(f"{source} is 'triton', which runs on cuda, but the tensors are on {work.device}")
 
 
 _logged = False
 
 
 def log_once(choice: Choice) -> None:
-    """Tell which implementation this process began with."""
+    """Log the first implementation that this process uses."""
     global _logged
     if not _logged:
         _logged = True
@@ -97,6 +97,6 @@ def describe_implementation(device: str | None = None) -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         choice = choose(Work(device, points=10**6, has_gradient=False, is_deterministic=False))
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return f"{choice.name} on {device}: {choice.reason}"

@@ -1,6 +1,6 @@
-"""`psf::ms_deform_attn`: one operator with gradients for torch, so that torch.compile sees one node and no Python.
+"""The torch operator `psf::ms_deform_attn`, with gradients: torch.compile sees one node and no Python.
 
-Its tensors are contiguous, and spatial_shapes is h0, w0, h1, w1, ...: schemas know no pairs.
+Its tensors are contiguous, and spatial_shapes is h0, w0, h1, w1, ...: operator schemas have no pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INPUTS = "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Ten
 
 
 def _functions(name: str) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    """Forward and backward of an implementation; triton, an optional package, is imported here and nowhere before."""
+    """Forward and backward of an implementation; imports the optional package triton only if it is needed."""
     if name == "triton":
         kernels = importlib.import_module("psf.ops.triton_kernels")
         return kernels.triton_forward, kernels.triton_backward
@@ -42,7 +42,7 @@ def attend(
     forward_by: str,
     backward_by: str,
 ) -> Tensor:
-    """`psf.ops.ms_deform_attn` of checked arguments, by "bag" or "triton"."""
+    """`psf.ops.ms_deform_attn` for checked arguments, by "bag" or "triton"."""
     forward, _ = _functions(forward_by)
     return forward(value, _pairs(spatial_shapes), sampling_locations, attention_weights)
 

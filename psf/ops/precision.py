@@ -1,4 +1,4 @@
-"""Half precision is for the large matrices; what decides is computed in float32 at least."""
+"""Convert half precision to float32 where precision matters."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["at_least_float32"]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32, whose sums over pixels neither overflow nor stall; float64 as it is."""
+    """Half precision as float32, so that sums over pixels neither overflow nor stall; float64 is unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention written from its formula: the specification that faster versions must equal."""
+"""Multi-scale deformable attention as in its formula: the specification of the faster implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ms_deform_attn_reference(
     batch, _, heads, dim = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     precision = sampling_locations.dtype
-    grids = 2 * sampling_locations - 1  # grid_sample counts from -1 to 1, edge to edge
+    grids = 2 * sampling_locations - 1  # grid_sample's range is -1 to 1, edge to edge
     levels = value.to(precision).split([h * w for h, w in spatial_shapes], dim=1)
     samples = []
     for level, (level_value, (h, w)) in enumerate(zip(levels, spatial_shapes, strict=True)):

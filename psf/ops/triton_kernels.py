@@ -1,11 +1,11 @@
-"""Deformable attention in Triton, forward and backward: compiled on a GPU at the first call, in seconds.
+"""Deformable attention in Triton, forward and backward; the first call on a GPU compiles the kernels in seconds.
 
-A program takes one head of one image and a block of neighbouring queries. All queries of a head come before the next
-head's, so that its part of the value stays in the cache. Whatever is loaded becomes COMPUTE (float32, or float64)
-before any arithmetic, and the gradient of the value is summed in COMPUTE, whatever the type of the value. That sum is
-taken in the order in which programs happen to run: its last bits differ from run to run.
+A program computes a block of neighboring queries for one head of one image. All queries of a head come before those of
+the next head, so that the head's values stay in the cache. Loaded values are converted to COMPUTE (float32 or float64)
+before any arithmetic, and the gradient of the value is summed in COMPUTE. The order of this sum depends on the order in
+which programs run, so its last bits differ from run to run.
 
-Under TRITON_INTERPRET=1, set before the first import, the same kernels run on a CPU, for tests.
+With TRITON_INTERPRET=1, set before the first import, the same kernels run on a CPU, for tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TILE = 1024  # numbers in a (queries, channels) tile: 8 for each thread of 4 wa
 
 @triton.jit
 def _block(queries, heads, POINTS: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's image and head, which of its queries exist, their first points, and their rows of the output."""
+    """This program's image and head; a mask of its valid queries, their first points, and their output elements."""
     query, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     bag = (image * queries + query) * heads + head
@@ -36,15 +36,15 @@ def _block(queries, heads, POINTS: tl.constexpr, DIM: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 def _axis(coordinate, size, COMPUTE: tl.constexpr):
-    """The first of the two pixels around a coordinate, and the distance from it. Far outside: from -2 or from size."""
+    """The first of the two pixels around a coordinate, clamped to [-2, size], and the distance from it."""
     x = tl.clamp(coordinate.to(COMPUTE) * size - 0.5, -2.0, size.to(COMPUTE), propagate_nan=tl.PropagateNan.ALL)
     first = tl.floor(x)
     return first, x - first
 
 
 @triton.jit
-def _neighbour(first, distance, size, IS_SECOND: tl.constexpr):
-    """One of the two pixels: its coordinate, whether it is on the map, its weight, and the slope of that."""
+def _neighbor(first, distance, size, IS_SECOND: tl.constexpr):
+    """One of the two pixels: its coordinate, whether it is on the map, its weight, and the slope of the weight."""
     if IS_SECOND:
         return first.to(tl.int32) + 1, (first >= -1) & (first < size - 1), distance, 1.0
     else:
@@ -81,9 +81,9 @@ def _forward_kernel(
             upper, y = _axis(tl.load(locations_ptr + 2 * at + 1, mask=exists, other=-1.0), height, COMPUTE)
             weight = tl.load(weights_ptr + at, mask=exists, other=0.0).to(COMPUTE)
             for i in tl.static_range(2):
-                row, has_row, weight_y, _ = _neighbour(upper, y, height, i == 1)
+                row, has_row, weight_y, _ = _neighbor(upper, y, height, i == 1)
                 for j in tl.static_range(2):
-                    column, has_column, weight_x, _ = _neighbour(left, x, width, j == 1)
+                    column, has_column, weight_x, _ = _neighbor(left, x, width, j == 1)
                     pixels = (start + row * width + column)[:, None] * (heads * DIM) + channel
                     mask = is_bag & (has_row & has_column)[:, None]
                     values = tl.load(value_ptr + pixels, mask=mask, other=0.0).to(COMPUTE)
@@ -128,9 +128,9 @@ def _backward_kernel(
             grad_x = tl.zeros((ROWS,), COMPUTE)
             grad_y = tl.zeros((ROWS,), COMPUTE)
             for i in tl.static_range(2):
-                row, has_row, weight_y, slope_y = _neighbour(upper, y, height, i == 1)
+                row, has_row, weight_y, slope_y = _neighbor(upper, y, height, i == 1)
                 for j in tl.static_range(2):
-                    column, has_column, weight_x, slope_x = _neighbour(left, x, width, j == 1)
+                    column, has_column, weight_x, slope_x = _neighbor(left, x, width, j == 1)
                     pixels = (start + row * width + column)[:, None] * (heads * DIM) + channel
                     mask = is_bag & (has_row & has_column)[:, None]
                     values = tl.load(value_ptr + pixels, mask=mask, other=0.0).to(COMPUTE)
@@ -148,7 +148,7 @@ def _backward_kernel(
 
 @functools.lru_cache(maxsize=1024)
 def _level_table(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L, 3) int32: height, width and first token. Remembered, as a copy to a GPU makes the host wait."""
+    """(L, 3) int32: height, width and first token. Cached, because a copy to a GPU makes the host wait."""
     rows, start = [], 0
     for h, w in shapes:
         rows.append((h, w, start))
@@ -157,7 +157,7 @@ def _level_table(shapes: tuple[tuple[int, int], ...], device: torch.device) -> T
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], shapes: Sequence[tuple[int, int]]) -> None:
-    """Run over all queries; tensors are the kernel's, beginning with value, locations and weights."""
+    """Run a kernel over all queries; its tensors begin with value, locations and weights."""
     value, locations, weights, *others = tensors
     batch, tokens, heads, dim = value.shape
     queries, num_levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
@@ -177,7 +177,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], shapes: Sequence[tuple[int
             ROWS=rows,
             COLUMNS=columns,
             COMPUTE=compute,
-            enable_fp_fusion=True,  # triton 3.10 changes the default, and 3.9 warns of that
+            enable_fp_fusion=True,  # triton 3.10 changes the default, and 3.9 warns about it
         )
 
 

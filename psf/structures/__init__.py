@@ -1,4 +1,4 @@
-"""Data that travels between the parts of psf: predictions, targets, classes and boxes."""
+"""Data structures that the parts of psf exchange: predictions, targets, classes and boxes."""
 
 from psf.structures.targets import all_as_things, panoptic_targets, stuff_as_things
 from psf.structures.types import (

@@ -1,17 +1,17 @@
-"""The ground truth of a training batch: three forms of Detectron2 input dicts, one internal form.
+"""Convert the ground truth of a training batch from three forms of Detectron2 input dicts to `PanopticTargets`.
 
-An input dict carries the ground truth in one of these forms (H, W are those of its `image`):
+An input dict has the ground truth in one of these forms (H, W are those of its `image`):
 
 (a) psf's own mapper: `panoptic_labels` (H, W) integer map, 0 = void, and `segments_info`, a list of dicts with `id`
-    (the value in the map), `category_id` (contiguous), `isthing` and `iscrowd`. With `panoptic_boxes_xyxy_px` (S, 4),
-    a box for each, x1 and y1 exclusive, every segment must have a pixel, and no mask is looked at again;
-(b) `instances` with `gt_classes` and `gt_masks` of things and stuff together, in joint contiguous ids (what
-    Mask2Former's mappers give); a `sem_seg` beside them is not looked at;
-(c) `instances` of things and `sem_seg` (H, W), contiguous ids of stuff (what Detectron2's default mapper gives for
+    (the value in the map), `category_id` (contiguous), `isthing` and `iscrowd`. The optional `panoptic_boxes_xyxy_px`
+    (S, 4), one box per segment, x1 and y1 exclusive, saves computing boxes; every segment must then have a pixel;
+(b) `instances` with `gt_classes` and `gt_masks` of things and stuff together, in joint contiguous ids (as from
+    Mask2Former's mappers); a `sem_seg` is ignored;
+(c) `instances` of things and `sem_seg` (H, W), contiguous ids of stuff (as from Detectron2's default mapper for
     Panoptic FPN).
 
-Crowds and void are in no mask: (a) leaves them out by `iscrowd`, (b) and (c) expect them to be left out already. For a
-model without stuff classes stuff is void, too.
+Crowds and void are in no mask: form (a) marks crowds with `iscrowd`; forms (b) and (c) must not contain them. For a
+model without stuff classes, stuff is void.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def panoptic_targets(
     """The ground truth of each image, on `device`, with masks at the padded size.
 
     Raises:
-        UserError: if an input holds none of the three forms, things without masks, a ground truth of another size than
+        UserError: if an input has none of the three forms, things without masks, a ground truth of another size than
             its image, or a category id that is not among the classes.
     """
     return [_one_image(x, classes, padded_size, device) for x in batched_inputs]
@@ -53,8 +53,8 @@ def _one_image(
     elif "instances" in x:
         if classes.is_separated:
             raise UserError(
-                "the ground truth is `instances` alone, and stuff ids of the dataset overlap thing ids: give `sem_seg` "
-                "too, or use a dataset with joint contiguous ids"
+                "the ground truth has only `instances`, but stuff ids of the dataset overlap thing ids: add `sem_seg`, "
+                "or use a dataset with joint contiguous ids"
             )
         masks, ids = _instance_masks(x["instances"], image_size, device)
         is_thing = [one in classes.thing_ids for one in ids]
@@ -83,7 +83,7 @@ def _one_image(
 def _from_labels(
     x: dict[str, Any], classes: PanopticClasses, image_size: tuple[int, int], padded_size: tuple[int, int], device: Any
 ) -> PanopticTargets:
-    """Form (a). One small map goes to the device; each mask is one comparison there, written once."""
+    """Form (a). Only one small map is copied to the device; each mask is one comparison there."""
     indices = [i for i, segment in enumerate(x["segments_info"]) if not segment["iscrowd"]]
     labels = _pad(x["panoptic_labels"].to(device), x, image_size, padded_size)
     segments = x["segments_info"]
@@ -94,7 +94,7 @@ def _from_labels(
         indices = [i for i, has_pixel in enumerate(has_pixels.tolist()) if has_pixel and i in indices]
     things = [i for i in indices if segments[i]["isthing"]]
     stuff = [segments[i] for i in indices if not segments[i]["isthing"] and classes.stuff_ids]
-    first_of: dict[int, int] = {}  # class -> label of its first segment, which takes in the others
+    first_of: dict[int, int] = {}  # class -> label of its first segment, which the others are joined to
     for segment, one in zip(stuff, _indices([segment["category_id"] for segment in stuff], classes, False)):
         if first_of.setdefault(one, segment["id"]) != segment["id"]:
             labels = labels.masked_fill(labels == segment["id"], first_of[one])
@@ -111,17 +111,17 @@ def _from_labels(
 
 
 def _compare(labels: Tensor, values: Sequence[int]) -> Tensor:
-    """(H, W) map -> (G, H, W) bool, one mask for each value."""
+    """(H, W) map -> (G, H, W) bool, one mask per value."""
     return labels[None] == torch.tensor(values, dtype=labels.dtype, device=labels.device)[:, None, None]
 
 
 def _pad(maps: Tensor, x: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
-    """(..., H, W) at the image's size -> the padded one, with void."""
+    """Pad (..., H, W) from the image's size to `padded_size`, with void."""
     (height, width), map_size = image_size, tuple(maps.shape[-2:])
     if map_size != image_size:
         raise UserError(
             f"image {_name(x)} has {height} x {width} pixels (height x width), its ground truth "
-            f"{map_size[0]} x {map_size[1]}; the data mapper must resize and crop both alike"
+            f"{map_size[0]} x {map_size[1]}; the data mapper must resize and crop both in the same way"
         )
     return F.pad(maps, (0, padded_size[1] - width, 0, padded_size[0] - height))
 
@@ -139,12 +139,12 @@ def _from_instances_and_semantics(
 
 
 def _instance_masks(instances: Instances, image_size: tuple[int, int], device: Any) -> tuple[Tensor, list[int]]:
-    """(G, H, W) bool and G contiguous ids; polygons are drawn."""
+    """(G, H, W) bool and G contiguous ids; polygons are rasterized."""
     ids = instances.gt_classes.tolist()
-    if not instances.has("gt_masks"):  # Detectron2's mapper leaves them out where an image has no instance
+    if not instances.has("gt_masks"):  # Detectron2's mapper omits them if an image has no instance
         if len(ids):
             raise UserError(
-                f"{len(ids)} `instances` without `gt_masks`: the model learns masks; with Detectron2's own mapper set "
+                f"{len(ids)} `instances` without `gt_masks`, which the model learns; with Detectron2's own mapper set "
                 "MODEL.MASK_ON to True"
             )
         return torch.zeros(0, *image_size, dtype=torch.bool, device=device), ids
@@ -156,7 +156,7 @@ def _instance_masks(instances: Instances, image_size: tuple[int, int], device: A
 
 
 def _holds_stuff(x: dict[str, Any], classes: PanopticClasses) -> bool:
-    """Whether the instances are form (b), which some mappers give with a `sem_seg` beside it."""
+    """Whether the instances are form (b), to which some mappers add a `sem_seg`."""
     if "instances" not in x or classes.is_separated:
         return False
     return bool(set(x["instances"].gt_classes.tolist()) & set(classes.stuff_ids))
@@ -167,7 +167,7 @@ def _name(x: dict[str, Any]) -> Any:
 
 
 def _indices(ids: Sequence[int], classes: PanopticClasses, is_thing: bool) -> list[int]:
-    """Contiguous ids -> positions among the classes of their kind."""
+    """Contiguous ids -> positions among the thing classes, or among the stuff classes."""
     kind, known = ("thing", classes.thing_ids) if is_thing else ("stuff", classes.stuff_ids)
     position = {one: i for i, one in enumerate(known)}
     unknown = sorted(set(ids) - position.keys())
@@ -180,7 +180,7 @@ def _indices(ids: Sequence[int], classes: PanopticClasses, is_thing: bool) -> li
 
 
 def _one_mask_a_class(classes: Sequence[int], masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Stuff is one region a class: segments of the same class are joined."""
+    """Join the segments of each stuff class to one mask."""
     unique = sorted(set(classes))
     joined = torch.zeros(len(unique), *masks.shape[1:], dtype=torch.bool, device=masks.device)
     for mask, one in zip(masks, classes, strict=True):
@@ -189,12 +189,12 @@ def _one_mask_a_class(classes: Sequence[int], masks: Tensor) -> tuple[Tensor, Te
 
 
 def all_as_things(classes: PanopticClasses) -> PanopticClasses:
-    """The classes of joint queries: thing classes, then stuff classes, all of them things."""
+    """The classes of joint queries: thing classes, then stuff classes, all as things."""
     return PanopticClasses(classes.thing_ids + classes.stuff_ids, ())
 
 
 def stuff_as_things(target: PanopticTargets, num_thing_classes: int) -> PanopticTargets:
-    """The ground truth for joint queries: each stuff region is a thing, of a class after the thing classes.
+    """The ground truth for joint queries: each stuff region becomes a thing, with a class after the thing classes.
 
     Args:
         target: of one image.

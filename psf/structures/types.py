@@ -1,7 +1,7 @@
 """Data that the parts of the model exchange: features, queries, predictions, targets.
 
-`modeling` makes them, `losses` and `inference` read them, `meta_arch` passes them on; these packages do not import
-each other (but for `meta_arch`, which imports all three).
+`modeling` makes them, `losses` and `inference` read them, and `meta_arch` passes them on. `modeling`, `losses` and
+`inference` do not import each other.
 Letters in shapes: B batch, N queries, T tokens, D channels, L levels, K classes, G ground truths, H W pixels.
 """
 
@@ -35,7 +35,7 @@ Size = tuple[int, int]
 
 
 class MaskFeatures(NamedTuple):
-    """A map finer than all levels, which masks are refined with and no query attends to."""
+    """A map finer than all levels that refines masks; no query attends to it."""
 
     values: Tensor  # (B, C, h, w)
     padding_mask: Tensor | None  # (B, h, w), True where padded; None: nothing is padded
@@ -49,10 +49,10 @@ class FeatureTokens(NamedTuple):
     spatial_shapes: list[Size]  # L times (h, w); their products add up to T
     padding_mask: Tensor | None  # (B, T), True where padded; None: nothing is padded
     valid_ratios: Tensor  # (B, L, 2) share of a level's width and height that is not padding
-    mask_features: MaskFeatures | None = None  # masks are refined with these; None: they stay at the finest level
+    mask_features: MaskFeatures | None = None  # refine the masks; None: masks have the size of the finest level
 
     def finest(self, num_levels: int) -> FeatureTokens:
-        """The first `num_levels` levels alone."""
+        """Only the first `num_levels` levels."""
         shapes = self.spatial_shapes[:num_levels]
         end = sum(h * w for h, w in shapes)
         padding_mask = None if self.padding_mask is None else self.padding_mask[:, :end]
@@ -65,7 +65,7 @@ class LocationLayer(NamedTuple):
     """Predictions of the auxiliary head for one location decoder layer (section 3.3.2)."""
 
     class_logits: Tensor  # (B, N, K_things)
-    # (B, N, 4) boxes_cxcywh_norm, or (B, N, 2) centres of mass; in [0, 1], of the image without padding
+    # (B, N, 4) boxes_cxcywh_norm or (B, N, 2) centers of mass, in [0, 1] of the image without padding
     locations: Tensor
 
 
@@ -73,13 +73,13 @@ class LocatedQueries(NamedTuple):
     """Location-aware queries, and the predictions of the auxiliary head."""
 
     queries: Tensor  # (B, N, D)
-    query_pos: Tensor | None  # (B, N, D) encoding of their predicted locations; None where the recipe has none
+    query_pos: Tensor | None  # (B, N, D) encoding of their predicted locations; None if the recipe has none
     layers: list[LocationLayer]  # all layers in training, the last or none at test
     boxes_cxcywh_norm: Tensor | None = None  # (B, N, 4) their predicted boxes, without gradient; None as `query_pos`
-    proposals: LocationLayer | None = None  # predictions of the T tokens, N = T; None where queries are learned
+    proposals: LocationLayer | None = None  # predictions of the T tokens, N = T; None if queries are learned
 
     def pick(self, indices: Tensor) -> LocatedQueries:
-        """The queries, positions and boxes at (B, M) indices; the predictions of the heads stay whole."""
+        """Select queries, positions and boxes by (B, M) indices; the predictions of the heads are unchanged."""
         index = indices[..., None]
         parts = (self.query_pos, self.boxes_cxcywh_norm)
         query_pos, boxes = (None if x is None else torch.take_along_dim(x, index, dim=1) for x in parts)
@@ -90,8 +90,8 @@ class LocatedQueries(NamedTuple):
 class DecodedMasks(NamedTuple):
     """Output of a mask decoder (section 3.3.3).
 
-    With all D_m layers: `refined_queries` has one entry per layer and `mask_scores` one more, of the tail. At test: one
-    each, of the requested layer.
+    With all D_m layers, `refined_queries` has one entry per layer and `mask_scores` one more, of the tail. At test both
+    have one entry, of the requested layer.
     """
 
     mask_scores: list[Tensor]  # (B, N, h, w) at the finest level; in [0, 1] after a sigmoid, >= 0 after a ReLU
@@ -102,13 +102,11 @@ class TrainingPredictions(NamedTuple):
     """Input of the losses, for a batch."""
 
     location_layers: list[LocationLayer]
-    things: DecodedMasks  # of all layers; N = the queries that the mask decoder received
-    thing_class_logits: list[
-        Tensor
-    ]  # (B, N, K_things) per layer; empty where the location decoder predicts the classes
+    things: DecodedMasks  # of all layers; N = number of queries that the mask decoder received
+    thing_class_logits: list[Tensor]  # (B, N, K_things) per layer; empty if the location decoder predicts the classes
     stuff: DecodedMasks  # of all layers; N = K_stuff
     stuff_class_logits: list[Tensor]  # (B, K_stuff) per layer
-    proposals: LocationLayer | None = None  # of the T tokens; None where queries are learned
+    proposals: LocationLayer | None = None  # of the T tokens; None if queries are learned
 
 
 class PanopticTargets(NamedTuple):
@@ -117,22 +115,22 @@ class PanopticTargets(NamedTuple):
     thing_classes: Tensor  # (G_things,) indices of thing classes, 0 .. K_things - 1
     thing_masks: Tensor  # (G_things, H, W) bool, at the padded size
     thing_boxes_xyxy_px: Tensor  # (G_things, 4) x1 and y1 exclusive
-    stuff_classes: Tensor  # (G_stuff,) indices of stuff classes, 0 .. K_stuff - 1, no two the same
+    stuff_classes: Tensor  # (G_stuff,) indices of stuff classes, 0 .. K_stuff - 1, all different
     stuff_masks: Tensor  # (G_stuff, H, W) bool
     image_size: Size  # height and width without padding
 
 
 class Candidates(NamedTuple):
-    """The masks of one image that compete for its pixels: N = candidate things, then all stuff classes.
+    """The N masks of one image that compete for its pixels: candidate things, then all stuff classes.
 
-    With joint queries, N of both kinds in any order.
+    With joint queries, things and stuff are in any order.
     """
 
     class_scores: Tensor  # (N,) probability p of the class, in [0, 1]
     class_indices: Tensor  # (N,) index among the thing classes, or among the stuff classes
     is_thing: Tensor  # (N,) bool
     mask_scores: Tensor  # (N, h, w) mask scores m of the padded image
-    boxes_cxcywh_norm: Tensor | None  # (N, 4) of the things; None where the recipe predicts none
+    boxes_cxcywh_norm: Tensor | None  # (N, 4) of the things; None if the recipe predicts no boxes
 
     def select(self, index: Tensor) -> Candidates:
         """The candidates at `index` (bool mask or indices)."""
@@ -146,13 +144,13 @@ class Segment(NamedTuple):
     """One segment of a panoptic map."""
 
     id: int  # its value in the map, from 1
-    candidate: int  # position in the Candidates that it was made from
+    candidate: int  # position of its candidate in the Candidates
     score: float  # confidence
     area: int  # pixels
 
 
 class PanopticSegmentation(NamedTuple):
-    """A panoptic map: every pixel belongs to one segment or, 0, to none."""
+    """A panoptic map: every pixel has the id of one segment, or 0 for none."""
 
     panoptic_seg: Tensor  # (H, W) int32
     segments: list[Segment]
@@ -162,7 +160,7 @@ class PanopticClasses(NamedTuple):
     """Contiguous ids of the model's thing classes and stuff classes, in the model's order.
 
     In Detectron2's panoptic metadata both kinds share one id space, in any order. In its "separated" metadata stuff has
-    ids of its own, from 1, with 0 for all things together; the semantic scores then have a channel for that.
+    separate ids from 1, and 0 means all things together; the semantic scores then have a channel for 0.
     """
 
     thing_ids: tuple[int, ...]
@@ -177,7 +175,7 @@ class PanopticClasses(NamedTuple):
             return None
         thing_map, stuff_map = thing_map or {}, stuff_map or {}
         thing_ids = tuple(sorted(set(thing_map.values())))
-        # Metadata for semantic evaluation list the things among the stuff, too.
+        # Metadata for semantic evaluation also lists the things as stuff.
         stuff_ids = tuple(sorted({contiguous for i, contiguous in stuff_map.items() if i not in thing_map}))
         if metadata.get("stuff_classes", [None])[:1] == ["things"]:
             stuff_ids = tuple(i for i in stuff_ids if i != 0)
@@ -217,20 +215,20 @@ class CategoryIds(NamedTuple):
         """The dataset's own id of a predicted class.
 
         Raises:
-            UserError: if the metadata do not list the class.
+            UserError: if the metadata does not contain the class.
         """
         known = self.things if is_thing else self.stuff
         if contiguous_id not in known:
             raise UserError(
-                f"a prediction has class {contiguous_id} as {'a thing' if is_thing else 'stuff'}, the dataset's "
-                f"metadata list {sorted(known)}; DATASETS.TEST must have the classes that the model was built for"
+                f"a prediction has class {contiguous_id} as {'a thing' if is_thing else 'stuff'}, but the dataset's "
+                f"metadata has {sorted(known)}; DATASETS.TEST must have the classes that the model was built for"
             )
         return known[contiguous_id]
 
     def coco_segments(self, segments_info: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Detectron2's segments with `id` and the dataset's `category_id` alone, as COCO's format has them.
+        """Detectron2's segments in COCO's format: only `id` and the dataset's `category_id`.
 
-        As in Detectron2, a segment without `isthing` has the dataset's own category id already.
+        As in Detectron2, a segment without `isthing` already has the dataset's own category id.
 
         Raises:
             UserError: as `category_id`.
@@ -253,11 +251,11 @@ def tight_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
         masks: (N, H, W) bool, H and W at least 1.
 
     Returns:
-        (N, 4) long x0 y0 x1 y1 in pixels, x1 and y1 exclusive; and (N,) whether a mask has any pixel, without which
-        its box means nothing.
+        (N, 4) long x0 y0 x1 y1 in pixels, x1 and y1 exclusive; and (N,) whether a mask has any pixel. The box of an
+        empty mask is meaningless.
     """
     edges = []
-    bits = masks.view(torch.uint8)  # `amax` of bytes is several times as fast on a CPU as `any` of bools
+    bits = masks.view(torch.uint8)  # on a CPU `amax` of bytes is several times as fast as `any` of bools
     for occupied in (bits.amax(1), bits.amax(2)):  # (N, W), (N, H)
         first = occupied.argmax(1)
         last = occupied.shape[1] - occupied.flip(1).argmax(1)

@@ -1,7 +1,7 @@
-"""Contract tests for replaceable parts: does a part of your own fit into the model?
+"""Contract tests for replaceable parts: check whether your own part fits into the model.
 
-Each function takes the class that you register (or any function that is called with the same arguments), builds it, and
-raises an AssertionError that says what was found and what `psf.modeling.interfaces` requires:
+Each function takes the class that you register (or a function with the same arguments), builds the part, and raises an
+AssertionError with what was found and what `psf.modeling.interfaces` requires:
 
     from psf.testing import check_mask_decoder
 

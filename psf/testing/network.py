@@ -23,11 +23,11 @@ def check_pixel_encoder(encoder: Callable[[CfgNode], Any], cfg: CfgNode | None =
     """Check a pixel encoder against `psf.modeling.interfaces.PixelEncoderProtocol`.
 
     Args:
-        encoder: called as (cfg), for one the class that PIXEL_ENCODER_REGISTRY has.
-        cfg: with the keys that the encoder reads; None: `small_config()`.
+        encoder: called as (cfg), for example a class in PIXEL_ENCODER_REGISTRY.
+        cfg: has the keys that the encoder reads; None: `small_config()`.
 
     Raises:
-        AssertionError: naming the first requirement that the encoder does not meet.
+        AssertionError: if the encoder violates a requirement; the message names the first.
     """
     cfg = cfg or small_config()
     PixelEncoderCheck(lambda: encoder(cfg), cfg).run()
@@ -37,25 +37,25 @@ def check_location_decoder(decoder: Callable[[CfgNode, int], Any], cfg: CfgNode 
     """Check a location decoder against `psf.modeling.interfaces.LocationDecoderProtocol`.
 
     Args:
-        decoder: called as (cfg, num_classes), for one the class that LOCATION_DECODER_REGISTRY has.
-        cfg: with the keys that the decoder reads; None: `small_config()`.
+        decoder: called as (cfg, num_classes), for example a class in LOCATION_DECODER_REGISTRY.
+        cfg: has the keys that the decoder reads; None: `small_config()`.
 
     Raises:
-        AssertionError: naming the first requirement that the decoder does not meet.
+        AssertionError: if the decoder violates a requirement; the message names the first.
     """
     cfg = cfg or small_config()
     LocationDecoderCheck(lambda: decoder(cfg, NUM_THING_CLASSES), cfg).run()
 
 
 def check_mask_decoder(decoder: Callable[[CfgNode, MaskDecoderDepth], Any], cfg: CfgNode | None = None) -> None:
-    """Check a mask decoder against `psf.modeling.interfaces.MaskDecoderProtocol`, for thing and for stuff queries.
+    """Check a mask decoder against `psf.modeling.interfaces.MaskDecoderProtocol`, for thing and stuff queries.
 
     Args:
-        decoder: called as (cfg, depth), for one the class that MASK_DECODER_REGISTRY has.
-        cfg: with the keys that the decoder reads; None: `small_config()`.
+        decoder: called as (cfg, depth), for example a class in MASK_DECODER_REGISTRY.
+        cfg: has the keys that the decoder reads; None: `small_config()`.
 
     Raises:
-        AssertionError: naming the first requirement that the decoder does not meet.
+        AssertionError: if the decoder violates a requirement; the message names the first.
     """
     cfg = cfg or small_config()
     node = cfg.MODEL.PSF.MASK_DECODER
@@ -86,7 +86,7 @@ class PixelEncoderCheck(PartCheck):
         dtype = output.valid_ratios.dtype
         self.require(dtype in (torch.float32, torch.float64), f"valid_ratios are {dtype}; expected float32 at least")
         has_mask = output.padding_mask is not None
-        expected = "is None; expected (B, T)" if is_padded else "is not None where no image is padded"
+        expected = "is None; expected (B, T)" if is_padded else "is not None although no image is padded"
         self.require(has_mask == is_padded, f"padding_mask {expected}")
         if has_mask:
             self.require_shape("padding_mask", output.padding_mask, (batch, num_tokens))
@@ -229,18 +229,18 @@ class MaskDecoderCheck(PartCheck):
             self.check_layers(self.make(seed=0))
 
     def check_layers(self, part: nn.Module) -> None:
-        """`layer` k gives the masks and queries of layer min(k, num_layers); -1 the last."""
+        """`layer` k returns the masks and queries of layer min(k, num_layers); -1 the last."""
         everything, depth = self.call(part, [0, 1]), self.depth.num_layers
         for layer in (*range(1, depth + 2), -1):
             output = self.call(part, [0, 1], layer=layer)
             self.require(
                 len(output.mask_scores) == len(output.refined_queries) == 1,
-                f"`layer` {layer} gives {len(output.mask_scores)} masks and {len(output.refined_queries)} refined "
+                f"`layer` {layer} returns {len(output.mask_scores)} masks and {len(output.refined_queries)} refined "
                 "queries; expected one of each",
             )
             index = -1 if layer == -1 else min(layer, depth) - 1
             expected = DecodedMasks([everything.mask_scores[index]], [everything.refined_queries[index]])
-            message = f"`layer` {layer} gives another result than that layer has with `layer` None"
+            message = f"the result with `layer` {layer} differs from that of the same layer with `layer` None"
             self.require_equal(self.tensors(output, [0, 1]), self.tensors(expected, [0, 1]), message)
 
     def tensors(self, output: Any, images: Sequence[int]) -> dict[str, Tensor]:

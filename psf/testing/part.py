@@ -1,4 +1,4 @@
-"""What every part of the network has to meet: padding, batches, gradients, autocast, storing and checkpointing."""
+"""Requirements for every part of the network: padding, batches, gradients, autocast, saving and checkpointing."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def small_config() -> CfgNode:
 
 
 class PartCheck(abc.ABC):
-    """Checks that all parts of the network have in common.
+    """The checks for all parts of the network.
 
     Args:
-        build: a new instance, with its own initialisation.
-        cfg: that it is built with.
+        build: returns a new, initialized instance.
+        cfg: the config of the instance.
     """
 
-    attribute: str  # of the model, which holds the part
-    checkpointing_name: str  # in MODEL.PSF.ACTIVATION_CHECKPOINTING
+    attribute: str  # name of the part in the model
+    checkpointing_name: str  # name of the part in MODEL.PSF.ACTIVATION_CHECKPOINTING
 
     def __init__(self, build: Callable[[], Any], cfg: CfgNode):
         self.build, self.cfg, self.node = build, cfg, cfg.MODEL.PSF
@@ -59,7 +59,7 @@ class PartCheck(abc.ABC):
 
     @abc.abstractmethod
     def check_output(self, output: Any, batch: int, *, is_padded: bool, is_training: bool = False) -> None:
-        """Types, shapes and ranges."""
+        """Check types, shapes and ranges."""
 
     @abc.abstractmethod
     def tensors(self, output: Any, images: Sequence[int]) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class PartCheck(abc.ABC):
         self.check_activation_checkpointing(part)
 
     def make(self, seed: int) -> nn.Module:
-        """A new instance in evaluation mode; its parameters are changed a little, so that none is 0."""
+        """A new instance in evaluation mode, with slightly changed parameters, so that none is 0."""
         torch.manual_seed(seed)
         part = self.build()
         self.require(isinstance(part, nn.Module), f"it is a {type(part).__name__}; expected an nn.Module")
@@ -117,7 +117,7 @@ class PartCheck(abc.ABC):
 
     def check_repeatable(self, part: nn.Module) -> None:
         first, second = (self.tensors(self.call(part, [0, 1]), [0, 1]) for _ in range(2))
-        self.require_equal(second, first, "a second call in evaluation mode gives another result")
+        self.require_equal(second, first, "the result of a second call in evaluation mode differs")
 
     def check_padding(self, part: nn.Module) -> None:
         first, second = (self.tensors(self.call(part, [0, 1], noise=noise), [0, 1]) for noise in range(2))
@@ -128,7 +128,7 @@ class PartCheck(abc.ABC):
         for image in (0, 1):
             alone = self.tensors(self.call(part, [image]), [image])
             own = {name: value[image : image + 1] for name, value in together.items()}
-            self.require_equal(own, alone, f"image {image} gives another result in a batch than alone")
+            self.require_equal(own, alone, f"the result of image {image} in a batch differs from its result alone")
 
     def check_gradients(self, part: nn.Module) -> None:
         part.train()
@@ -168,8 +168,8 @@ class PartCheck(abc.ABC):
         except RuntimeError as error:
             raise AssertionError(f"{self.name}: a second instance does not load its state_dict: {error}") from error
         expected = self.tensors(self.call(part, [0, 1]), [0, 1])
-        message = "with the same state_dict a second instance gives another result; what it lacks must be a parameter"
-        self.require_equal(self.tensors(self.call(other, [0, 1]), [0, 1]), expected, f"{message} or a buffer")
+        message = "the result of a second instance with the same state_dict differs; store all state in parameters"
+        self.require_equal(self.tensors(self.call(other, [0, 1]), [0, 1]), expected, f"{message} or buffers")
 
     def check_saved(self, part: nn.Module) -> None:
         file = io.BytesIO()
@@ -177,7 +177,7 @@ class PartCheck(abc.ABC):
             torch.save(part, file)
             file.seek(0)
             loaded = torch.load(file, weights_only=False)
-        except Exception as error:  # of pickle, or of the part's own methods
+        except Exception as error:  # from pickle, or the part's own methods
             raise AssertionError(f"{self.name}: torch.save and torch.load of the module fail: {error}") from error
         expected = self.tensors(self.call(part, [0, 1]), [0, 1])
         self.require_equal(self.tensors(self.call(loaded, [0, 1]), [0, 1]), expected, "after torch.save")
@@ -193,7 +193,7 @@ class PartCheck(abc.ABC):
                 setattr(model, attribute, twin if attribute == self.attribute else None)
             if is_checkpointed:
                 checkpoint_activations(model, [self.checkpointing_name])
-            torch.manual_seed(0)  # of dropout
+            torch.manual_seed(0)  # for dropout
             self.backward(twin, self.call(twin, [0, 1]))
             gradients.append({name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
         self.require_equal(gradients[1], gradients[0], "activation checkpointing of its `layers` changes gradients")
@@ -212,7 +212,7 @@ class PartCheck(abc.ABC):
         return [resize_padding_mask(mask, torch.empty(len(images), 0, *shape)) for shape in shapes]
 
     def maps(self, images: Sequence[int], shapes: Sequence[tuple[int, int]], noise: int, seed: int = 0) -> list[Tensor]:
-        """Random maps (B, D, h, w), other values in padding for another `noise`."""
+        """Random maps (B, D, h, w); `noise` seeds the values in padding."""
         dim, maps = self.node.HIDDEN_DIM, []
         for shape, mask in zip(shapes, self.level_masks(images, shapes), strict=True):
             own, padding = (
@@ -236,7 +236,7 @@ class PartCheck(abc.ABC):
 
 
 def level_shapes(num_levels: int, stride: int = FINEST_STRIDE) -> list[tuple[int, int]]:
-    """(h, w) of each level for images of PADDED_SIZE; each stride is twice the one before."""
+    """(h, w) of each level for images of PADDED_SIZE; each stride is twice the previous stride."""
     strides = [stride * 2**level for level in range(num_levels)]
     return [(-(-PADDED_SIZE[0] // s), -(-PADDED_SIZE[1] // s)) for s in strides]
 

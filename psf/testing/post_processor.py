@@ -1,4 +1,4 @@
-"""The contract of a post-processor: candidates of one image -> panoptic map and instances."""
+"""The contract of post-processors: from candidates of one image to panoptic map and instances."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def check_post_processor(post_processor: Callable[[CfgNode], Any], cfg: CfgNode 
     """Check a subclass of `psf.inference.PostProcessor`.
 
     Args:
-        post_processor: called as (cfg), for one the class that POST_PROCESSOR_REGISTRY has.
-        cfg: with the keys that it reads; None: `small_config()`.
+        post_processor: called as (cfg), for example a class in POST_PROCESSOR_REGISTRY.
+        cfg: has the keys that it reads; None: `small_config()`.
 
     Raises:
-        AssertionError: naming the first requirement that it does not meet.
+        AssertionError: if it violates a requirement; the message names the first.
     """
     processor = post_processor(cfg or small_config())
     check = _PostProcessorCheck(processor)
@@ -43,7 +43,7 @@ def check_post_processor(post_processor: Callable[[CfgNode], Any], cfg: CfgNode 
 
 
 def _candidates(noise: int = 0) -> Candidates:
-    """Three things, two of which overlap, above two stuff classes; `noise` is the seed of the scores in padding."""
+    """Three things, two of them overlapping, above two stuff classes; `noise` seeds the scores in padding."""
     masks = 0.05 * torch.rand(5, *MASK_SIZE, generator=torch.Generator().manual_seed(0))
     masks[0, 1:4, 1:5] += 0.9
     masks[1, 1:4, 2:6] += 0.8
@@ -51,7 +51,7 @@ def _candidates(noise: int = 0) -> Candidates:
     masks[3, :3] += 0.9
     masks[4, 3:] += 0.9
     padding = torch.rand(5, *MASK_SIZE, generator=torch.Generator().manual_seed(100 + noise))
-    height, width = (side + 1 for side in OWN_MASK_SIZE)  # interpolation at the border reads one more
+    height, width = (side + 1 for side in OWN_MASK_SIZE)  # interpolation at the border reads one more pixel
     masks[:, height:], masks[:, :, width:] = padding[:, height:], padding[:, :, width:]
     return Candidates(
         class_scores=torch.tensor([0.9, 0.6, 0.8, 0.9, 0.7]),
@@ -76,7 +76,7 @@ class _PostProcessorCheck:
         return (processor or self.processor).results(candidates, CLASSES, GEOMETRY, panoptic=True, instance=True)
 
     def check_results(self, candidates: Candidates) -> None:
-        """Types and shapes; the map and its segments agree; the candidates stay as they are."""
+        """Check types and shapes, that the map and its segments agree, and that the candidates are unchanged."""
         before = [None if x is None else x.clone() for x in candidates]
         results = self.results(candidates)
         fields = zip(Candidates._fields, candidates, before, strict=True)
@@ -104,7 +104,7 @@ class _PostProcessorCheck:
             self.require(not segments, "segments without candidates")
 
     def check_repeatable(self) -> None:
-        self.require_same(self.results(_candidates()), self.results(_candidates()), "a second call gives another map")
+        self.require_same(self.results(_candidates()), self.results(_candidates()), "the map of a second call differs")
 
     def check_padding(self) -> None:
         message = "mask scores in padding change the map"
@@ -114,7 +114,7 @@ class _PostProcessorCheck:
         self.require(torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0]), message)
 
     def check_explain(self) -> None:
-        """`explain` says "kept" of the candidates that are segments or instances."""
+        """Check that `explain` reports "kept" for candidates that are segments or instances."""
         candidates = _candidates()
         results = self.results(candidates)
         outcomes = self.processor.explain(candidates, GEOMETRY, panoptic=True, instance=True)
@@ -129,7 +129,9 @@ class _PostProcessorCheck:
             torch.save(self.processor, file)
             file.seek(0)
             loaded = torch.load(file, weights_only=False)
-        except Exception as error:  # of pickle, or of the post-processor's own methods
+        except Exception as error:  # from pickle, or the post-processor's own methods
             raise AssertionError(f"{self.name}: torch.save and torch.load fail: {error}") from error
         expected = self.results(_candidates())
-        self.require_same(self.results(_candidates(), loaded), expected, "after torch.save it gives another map")
+        self.require_same(
+            self.results(_candidates(), loaded), expected, "the map after torch.save and torch.load differs"
+        )

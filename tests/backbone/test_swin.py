@@ -104,7 +104,7 @@ class TestFrozen:
         assert sum(frozen.values()) == 3 * 4 * 4 * 8 + 8 + 2 * 8  # patches of 4 x 4, bias, norm
 
     def test_a_name_of_nothing(self):
-        with pytest.raises(ValueError, match=r'SWIN\.FREEZE holds "stem", which names no parameter of Swin'):
+        with pytest.raises(ValueError, match=r'SWIN\.FREEZE contains "stem": expected the name of a parameter of Swin'):
             backbone(freeze=["stem"])
 
 
@@ -115,7 +115,7 @@ class TestErrors:
             backbone()
 
     def test_map_that_it_lacks(self):
-        with pytest.raises(ValueError, match=r"IN_FEATURES asks for \['res6'\]"):
+        with pytest.raises(ValueError, match=r"IN_FEATURES contains \['res6'\]"):
             backbone(out_features=["res3", "res6"])
 
     @pytest.mark.parametrize("heads", [[1, 2, 2], [1, 2, 3, 4]])

@@ -109,7 +109,7 @@ class TestFrozen:
     @pytest.mark.parametrize("name", ["stem", "", "blocks.", "block"])
     def test_a_name_of_nothing(self, name: str):
         with pytest.raises(
-            ValueError, match=rf'TIMM\.FREEZE holds "{name}", which names no parameter of test_efficientnet'
+            ValueError, match=rf'TIMM\.FREEZE contains "{name}": expected the name of a parameter of test_efficientnet'
         ):
             backbone(freeze=[name])
 
@@ -212,13 +212,13 @@ class TestFetchedWeights:
             backbone(pretrained=True)
 
     def test_there_are_none(self):
-        with pytest.raises(ValueError, match=r"TIMM\.PRETRAINED is True, but timm has no weights of efficientnet_b6"):
+        with pytest.raises(ValueError, match=r"TIMM\.PRETRAINED is True, but timm has no weights for efficientnet_b6"):
             backbone("efficientnet_b6", pretrained=True)
 
 
 class TestErrors:
     def test_one_size_alone(self):
-        with pytest.raises(ValueError, match=r'TIMM\.NAME is "hiera_tiny_224", which takes images of one size alone'):
+        with pytest.raises(ValueError, match=r'TIMM\.NAME is "hiera_tiny_224", which accepts only one image size'):
             backbone("hiera_tiny_224")
 
     def test_unknown_model(self):
@@ -226,17 +226,17 @@ class TestErrors:
             backbone("no_such_net")
 
     def test_unknown_tag(self):
-        with pytest.raises(ValueError, match=r'TIMM\.NAME is "resnet18\.nonsense", and timm makes no'):
+        with pytest.raises(ValueError, match=r'TIMM\.NAME is "resnet18\.nonsense", but timm cannot return'):
             backbone("resnet18.nonsense")
 
     def test_a_typing_error(self):
-        with pytest.raises(ValueError, match=r"near: .*pvt_v2_b0"):
+        with pytest.raises(ValueError, match=r"similar names: .*pvt_v2_b0"):
             backbone("pvtv2_b0")
 
     def test_map_that_it_lacks(self):
         with pytest.raises(
             ValueError,
-            match=r"IN_FEATURES, FINE_FEATURE and MASK_FEATURE ask for \['res3', 'res5'\]; test_vit gives \['res4'\]",
+            match=r"IN_FEATURES, FINE_FEATURE and MASK_FEATURE contain \['res3', 'res5'\]; test_vit has \['res4'\]",
         ):
             backbone("test_vit")
 

@@ -99,7 +99,7 @@ def test_what_a_classifier_lacks_is_said(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named(released: Path, cfg: CfgNode, tmp_path: Path) -> None:
     zeros = torch.zeros(2, 2)
     changed(released, neck__convs__1__gn__bias=None, neck__convs__7__gn__bias=zeros, backbone__conv1__weight=zeros)
-    with pytest.raises(ValueError, match="is not for the model of this config") as caught:
+    with pytest.raises(ValueError, match="does not fit the model of this config") as caught:
         convert_checkpoint(released, tmp_path / "out.pth", cfg)
     text = str(caught.value)
     assert "1 not in the model: neck.input_proj.7.1.bias;" in text
@@ -117,7 +117,7 @@ def test_unknown_entries_are_named(released: Path, cfg: CfgNode, tmp_path: Path)
 def test_nothing_is_overwritten_unasked(released: Path, cfg: CfgNode, tmp_path: Path) -> None:
     target = tmp_path / "out.pth"
     target.write_text("mine")
-    with pytest.raises(ValueError, match=r"out\.pth: is there already"):
+    with pytest.raises(ValueError, match=r"out\.pth: already exists"):
         convert_checkpoint(released, target, cfg)
     assert target.read_text() == "mine"
     convert_checkpoint(released, target, cfg, overwrite=True)

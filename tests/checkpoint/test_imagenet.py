@@ -145,7 +145,9 @@ def position_index(window: int) -> Tensor:
 
 
 def test_no_known_layout() -> None:
-    with pytest.raises(ValueError, match=r"nor an ImageNet ResNet of torchvision or timm.* its first are stem\.weight"):
+    with pytest.raises(
+        ValueError, match=r"nor an ImageNet ResNet of torchvision or timm.* its first entries are stem\.weight"
+    ):
         convert_imagenet({"stem.weight": torch.zeros(1)})
 
 

@@ -73,7 +73,7 @@ def test_an_unknown_entry_is_named() -> None:
 
 
 def test_a_foreign_checkpoint_is_refused() -> None:
-    with pytest.raises(ValueError, match="no released Panoptic SegFormer"):
+    with pytest.raises(ValueError, match="not a released Panoptic SegFormer"):
         convert_released({"model.weight": torch.zeros(1)})
 
 

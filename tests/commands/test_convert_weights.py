@@ -36,7 +36,7 @@ def test_says_what_it_used_and_what_comes_next(
         f"psf train --config-file {config_file} MODEL.WEIGHTS {target}",
     ]
     assert tool.main([source, target, "--config-file", config_file]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert tool.main([source, target, "--config-file", config_file, "--force"]) == 0
 
 

@@ -186,7 +186,7 @@ class TestTuning:
         [
             (("MODEL.PSF.POST_PROCESSOR.NAME", "PixelArgmax"), "only MaskWiseMerging"),
             (("MODEL.PSF.QUERIES", "joint"), 'MODEL.PSF.QUERIES is "joint"'),
-            (("MODEL.PSF.TEST.TILES.SIZE", "64"), "tuning looks at whole images"),
+            (("MODEL.PSF.TEST.TILES.SIZE", "64"), "tuning uses whole images"),
         ],
     )
     def test_refuses_before_the_model_runs(

@@ -97,7 +97,7 @@ class TestInstanceEvaluator:
         write_instance_json(mini, path)
         evaluator = InstanceEvaluator(mini, str(path))
         (image, output), *_ = true_instances(mini)
-        with pytest.raises(ValueError, match=r"instances\.json does not list the image with id 99"):
+        with pytest.raises(ValueError, match=r"instances\.json does not contain image id 99"):
             evaluator.process([{**image, "image_id": 99}], [output])
 
     @pytest.mark.parametrize("use_fast_impl", [False, True])
@@ -220,5 +220,5 @@ class TestInstanceEvaluator:
         evaluator = InstanceEvaluator(mini, str(tmp_path / "instances.json"))
         (image, output), *_ = true_instances(mini)
         output["instances"].pred_classes[:] = 0
-        with pytest.raises(ValueError, match=r"classes \[0\], the things are \[1, 3\]"):
+        with pytest.raises(ValueError, match=r"classes \[0\], but the thing classes are \[1, 3\]"):
             evaluator.process([image], [output])

@@ -229,7 +229,7 @@ class TestPanopticQualityEvaluator:
         ids, segments = output["panoptic_seg"]
         with pytest.raises(ValueError, match=r"image 1: .*height"):
             evaluator.process([image], [{"panoptic_seg": (ids[:-1], segments)}])
-        with pytest.raises(ValueError, match="no annotation of the image with id 77"):
+        with pytest.raises(ValueError, match="no annotation for image id 77"):
             evaluator.process([{"image_id": 77}], [output])
         with pytest.raises(ValueError, match="class 44 as a thing"):
             evaluator.process([image], [{"panoptic_seg": (ids, [{"id": 1, "category_id": 44, "isthing": True}])}])

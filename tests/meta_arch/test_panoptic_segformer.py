@@ -60,8 +60,8 @@ class TestBuild:
             ({"HIDDEN_DIM": 48}, r"MODEL\.PSF\.HIDDEN_DIM is 48: expected a multiple of 32"),
             ({"NUM_HEADS": 7}, r"HIDDEN_DIM 64 is not a multiple of MODEL\.PSF\.NUM_HEADS 7"),
             ({"NUM_FEATURE_LEVELS": 2}, r"NUM_FEATURE_LEVELS is 2, fewer than the 3 maps of"),
-            ({"IN_FEATURES": ["res4", "res6"]}, r"IN_FEATURES asks for \['res6'\]; the backbone gives"),
-            ({"MASK_DECODER.NUM_THING_LAYERS": 0}, r"mask decoder of 0 layers; expected at least 1"),
+            ({"IN_FEATURES": ["res4", "res6"]}, r"IN_FEATURES contains \['res6'\]; the backbone has"),
+            ({"MASK_DECODER.NUM_THING_LAYERS": 0}, r"mask decoder has 0 layers; expected at least 1"),
         ],
     )
     def test_numbers_that_do_not_fit(self, keys: dict[str, Any], message: str):
@@ -128,7 +128,7 @@ class TestImages:
         x = make_input(32, 32, things=1, stuff=1)
         x["image"] = x["image"].float()
         x["image"][1, 3, 5] = value
-        with pytest.raises(ValueError, match=r"image noise_0\.png holds NaN or infinite values"):
+        with pytest.raises(ValueError, match=r"image noise_0\.png has NaN or infinite values"):
             tiny_model().train(training)([x])
 
     @pytest.mark.parametrize("channels", [1, 4])

@@ -110,7 +110,7 @@ def test_pickled_and_saved_whole(inputs):
 
 
 def test_unknown_part():
-    with pytest.raises(ValueError, match=r'MODEL.PSF.ACTIVATION_CHECKPOINTING holds "neck": expected some of'):
+    with pytest.raises(ValueError, match=r'MODEL.PSF.ACTIVATION_CHECKPOINTING contains "neck": expected some of'):
         tiny_model({"ACTIVATION_CHECKPOINTING": ["neck"]})
 
 
@@ -146,7 +146,7 @@ def test_nothing_runs_more_than_twice(parts, inputs, monkeypatch):
 def test_part_without_layers():
     model = tiny_model()
     del model.pixel_encoder.layers
-    with pytest.raises(ValueError, match="DeformablePixelEncoder has no attribute `layers` with its blocks: leave"):
+    with pytest.raises(ValueError, match="DeformablePixelEncoder has no attribute `layers`, a list of blocks: remove"):
         checkpoint_activations(model, ["pixel_encoder"])
 
 

@@ -173,7 +173,7 @@ class TestQueries:
 
 
 def test_no_layers():
-    with pytest.raises(ValueError, match="MASK_DECODER: a mask decoder of 0 layers; expected at least 1"):
+    with pytest.raises(ValueError, match="MASK_DECODER: a mask decoder has 0 layers; expected at least 1"):
         build(num_layers=0)
 
 

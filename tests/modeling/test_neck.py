@@ -84,10 +84,10 @@ def test_errors_name_the_keys():
         build(1)
     with pytest.raises(ValueError, match="HIDDEN_DIM is 40: expected a multiple of 32"):
         build(2, dim=40)
-    with pytest.raises(ValueError, match=r"IN_FEATURES asks for \['res3'\]; the backbone gives \['res4', 'res5'\]"):
+    with pytest.raises(ValueError, match=r"IN_FEATURES contains \['res3'\]; the backbone has \['res4', 'res5'\]"):
         build(2, in_features=("res3", "res5"))
     for order in (("res5", "res4"), ("res4", "res4")):
-        with pytest.raises(ValueError, match=r"IN_FEATURES is .*: expected the finest first, and each once"):
+        with pytest.raises(ValueError, match=r"IN_FEATURES is .*: expected the finest map first, and each once"):
             build(2, in_features=order)
 
 

@@ -41,8 +41,8 @@ def test_default(device, points, has_gradient, is_deterministic, name):
 def test_argument_comes_before_the_environment_and_that_before_the_default(monkeypatch):
     small = Work("cpu", 10, False, False)
     monkeypatch.setenv("PSF_MSDA", "bag")
-    assert choose(small) == ("bag", "the environment variable PSF_MSDA asks for it")
-    assert choose(small, "reference") == ("reference", "the argument implementation asks for it")
+    assert choose(small) == ("bag", "set by the environment variable PSF_MSDA")
+    assert choose(small, "reference") == ("reference", "set by the argument implementation")
     monkeypatch.setenv("PSF_MSDA", "")
     assert choose(small).name == "reference"
 
@@ -52,9 +52,9 @@ def test_wishes_that_cannot_be_met_are_errors(monkeypatch):
         ValueError, match="argument implementation is 'cuda'; known implementations: reference, bag, triton"
     ):
         choose(Work("cpu", 10, False, False), "cuda")
-    with pytest.raises(ValueError, match="'bag', which runs on cpu and cuda, and the tensors are on mps"):
+    with pytest.raises(ValueError, match="'bag', which runs on cpu and cuda, but the tensors are on mps"):
         choose(Work("mps", 10, False, False), "bag")
-    with pytest.raises(ValueError, match="'reference', whose gradients are not deterministic on a GPU; take 'bag'"):
+    with pytest.raises(ValueError, match="'reference', whose gradients are not deterministic on a GPU; use 'bag'"):
         choose(Work("cuda", 10, True, True), "reference")
     assert choose(Work("cuda", 10, False, True), "reference").name == "reference"
     monkeypatch.setenv("PSF_MSDA", "grid_sample")
@@ -73,7 +73,7 @@ def test_triton_is_optional(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 def test_triton_needs_a_gpu():
     assert choose(Work("cuda", 10, True, True), "triton").name == "triton"
-    with pytest.raises(ValueError, match="'triton', which runs on cuda, and the tensors are on cpu"):
+    with pytest.raises(ValueError, match="'triton', which runs on cuda, but the tensors are on cpu"):
         choose(Work("cpu", 10, False, False), "triton")
 
 
@@ -97,7 +97,7 @@ def test_doctor_can_say_what_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert describe_implementation() == "bag on cpu: the fastest on a CPU from 16000 points per image"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert describe_implementation().startswith("reference on cuda: no measurement on a GPU")
+    assert describe_implementation().startswith("reference on cuda: no GPU benchmark shows a faster one")
 
 
 def test_a_device_that_is_named_is_described_whatever_is_here(monkeypatch):

@@ -200,7 +200,7 @@ class TestErrors:
             read(image())
 
     def test_joint_instances_with_separated_ids(self):
-        with pytest.raises(ValueError, match="overlap thing ids: give `sem_seg`"):
+        with pytest.raises(ValueError, match="overlap thing ids: add `sem_seg`"):
             read(form_b(), SEPARATED)
 
     def test_things_without_masks(self):

@@ -81,7 +81,7 @@ BROKEN = {
     "unknown ids": (UnknownIds, "which no segment has; 0 means no segment"),
     "area": (WrongArea, r"segment 1 has area \d+, and \d+ pixels of the map; expected equal numbers above 0"),
     "input": (ChangesInput, "it changes its input in place: mask_scores"),
-    "random": (RandomThreshold, "a second call gives another map"),
+    "random": (RandomThreshold, "the map of a second call differs"),
     "padding": (SeesPadding, "mask scores in padding change the map"),
     "explain": (ExplainsNothing, r"`explain` calls 0 candidates kept; `panoptic_seg` has \d"),
     "pickle": (NotPicklable, r"torch\.save and torch\.load fail"),

@@ -1,8 +1,8 @@
-"""The candidates of an image in a compact form that can be merged hundreds of times.
+"""A compact form of an image's candidates, which can be merged hundreds of times.
 
-Pixels that lie in the same masks and in the same ground-truth segment are equal for merging and matching. They are kept
-as one atom with a number of pixels. An image has thousands of atoms instead of a million pixels, and merging and
-matching atoms gives the same result as merging and matching pixels.
+Pixels in the same masks and the same ground-truth segment are equal for merging and matching. They are stored as one
+atom with a number of pixels. An image has thousands of atoms instead of a million pixels, and merging and matching
+atoms gives the same result as merging and matching pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CachedImage(NamedTuple):
     mean_scores: np.ndarray  # (N,) float32, mean mask score, `extra_pixels` counted
     is_thing: np.ndarray  # (N,) bool
     categories: np.ndarray  # (N,) the dataset's own category ids
-    members: np.ndarray  # (N, ceil(A / 8)) uint8, which atoms a mask has; bits as np.packbits lays them
+    members: np.ndarray  # (N, ceil(A / 8)) uint8, the atoms of each mask, as bits of np.packbits
     areas: np.ndarray  # (N,) pixels of the masks
     pixels: np.ndarray  # (A,) pixels of the atoms
     gt: np.ndarray  # (A,) ground-truth segment ids, 0 is void
@@ -34,7 +34,7 @@ class CachedImage(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the arrays."""
+        """Size of the arrays in bytes."""
         return sum(part.nbytes for part in self if isinstance(part, np.ndarray))
 
 
@@ -47,17 +47,17 @@ def cache_image(
     gt: np.ndarray,
     segments: Sequence[Mapping[str, Any]],
 ) -> CachedImage:
-    """Gather pixels into atoms.
+    """Group pixels into atoms.
 
     Args:
         class_scores, mean_scores, is_thing: (N,) of the candidates, in their order.
         masks: (N, H, W) bool, at the size of the ground truth.
         categories: N, the dataset's own ids.
         gt: (H, W) segment ids, 0 is void.
-        segments: of the ground truth, as `match_segments` takes them.
+        segments: of the ground truth, as for `match_segments`.
     """
     flat = masks.cpu().numpy().reshape(len(masks), gt.size)
-    # A mask adds its own random number to its pixels: equal sums are equal masks, but for one chance in 10^10 or so.
+    # Each mask adds a random number to its pixels: equal sums mean equal masks, with an error rate of about 1 in 10^10.
     marks = np.random.default_rng(0).integers(2**63, size=len(masks) + 1, dtype=np.uint64)
     sums = gt.reshape(-1).astype(np.uint64) * (marks[-1] | np.uint64(1))
     for mask, mark in zip(flat, marks):
@@ -77,7 +77,7 @@ def cache_image(
 
 
 def match_cached(image: CachedImage, things: MergingThresholds, stuff: MergingThresholds) -> SegmentMatches:
-    """The matches of an image whose candidates are merged with these thresholds: Algorithm 1 on atoms."""
+    """The matches of an image after merging with these thresholds: Algorithm 1 on atoms."""
     alpha, beta, t_cnf, t_keep = np.array([stuff, things])[image.is_thing.astype(int)].T
     scores, means = image.class_scores.astype(np.float64), image.mean_scores.astype(np.float64)
     confidence = (scores**alpha * means**beta).astype(np.float32)

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Grid(NamedTuple):
-    """The values that are tried; the start values are added."""
+    """The values to try; the start values are added."""
 
     alpha: tuple[float, ...]
     beta: tuple[float, ...]
@@ -51,20 +51,20 @@ DEFAULT_GRID = Grid(
     t_cnf=(0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
     t_keep=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
 )
-# For a few dozen images: on so few, a finer search follows their noise.
+# For a few dozen images: on so few images, a finer search overfits.
 COARSE_GRID = Grid(
     alpha=(0.5, 1.0, 2.0),
     beta=(0.5, 1.0, 2.0),
     t_cnf=(0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
     t_keep=(0.4, 0.6, 0.8),
 )
-# Two numbers of a kind at a time. The confidence that t_cnf is compared with depends on alpha and beta.
+# Numbers of one kind that are searched together. Confidence, which t_cnf bounds, depends on alpha and beta.
 PAIRS = (("t_cnf", "t_keep"), ("beta", "t_cnf"), ("alpha", "beta"))
 MAX_ROUNDS = 4
 
 
 class Surface(NamedTuple):
-    """PQ, in percent, over two numbers of a kind; all others as chosen."""
+    """PQ, in percent, over two numbers of a kind; all others have their chosen values."""
 
     kind: str  # "things" or "stuff"
     names: tuple[str, str]  # of the numbers, rows first
@@ -80,12 +80,12 @@ class Tuning(NamedTuple):
     stuff: MergingThresholds
     pq: float
     pq_at_start: float
-    is_settled: bool  # a whole round found nothing better; else the search was ended
+    is_settled: bool  # the last round found nothing better; False: the search reached `MAX_ROUNDS`
     surfaces: list[Surface]
 
 
 def check_can_be_tuned(model: PanopticSegFormer) -> None:
-    """Raise a UserError that names the key, if a model does not have these numbers, or its images cannot be cached."""
+    """Raise a UserError that names the key if the model has no such numbers or its images cannot be cached."""
     if not isinstance(model.post_processor, MaskWiseMerging):
         raise UserError(
             f"MODEL.PSF.POST_PROCESSOR.NAME is {type(model.post_processor).__name__!r}: only MaskWiseMerging has these "
@@ -97,7 +97,7 @@ def check_can_be_tuned(model: PanopticSegFormer) -> None:
             'images do not contain; only "decoupled" queries can be tuned'
         )
     if model.has_tiles:
-        raise UserError("MODEL.PSF.TEST.TILES.SIZE is not 0: tuning looks at whole images; set it to 0")
+        raise UserError("MODEL.PSF.TEST.TILES.SIZE is not 0: tuning uses whole images; set it to 0")
 
 
 def cache_dataset(
@@ -107,17 +107,17 @@ def cache_dataset(
     grid: Grid = DEFAULT_GRID,
     max_bytes: int = 2**32,
 ) -> list[CachedImage]:
-    """Run the model once over a dataset, and keep what merging needs of each image.
+    """Run the model once over a dataset, and cache each image in compact form.
 
     Args:
         model: its post-processor has the mask threshold.
-        batches: what the model is given, with "image_id", "height" and "width".
-        dataset_name: whose ground truth is matched.
+        batches: inputs of the model, with "image_id", "height" and "width".
+        dataset_name: dataset with the ground truth.
         grid: candidates that cannot reach its least T_CNF are dropped.
-        max_bytes: that may be kept; some kilobytes are needed per image.
+        max_bytes: limit of the cache; an image needs some kilobytes.
 
     Raises:
-        UserError: as `check_can_be_tuned`, or if there is too much to keep.
+        UserError: as `check_can_be_tuned`, or if the cache exceeds `max_bytes`.
     """
     gt = PanopticGroundTruth(dataset_name)
     category_ids = CategoryIds.from_metadata(gt.metadata)
@@ -133,12 +133,12 @@ def cache_images(
     grid: Grid = DEFAULT_GRID,
     max_bytes: int = 2**32,
 ) -> list[CachedImage]:
-    """As `cache_dataset`, with the ground truth from anywhere.
+    """As `cache_dataset`, with ground truth from any source.
 
     Args:
-        model, batches, grid, max_bytes: see there.
+        model, batches, grid, max_bytes: as in `cache_dataset`.
         read_gt: input dict of an image -> its ground truth, (height, width) of the dict.
-        category_of: contiguous id of a class, and whether it is a thing -> category id in the ground truth.
+        category_of: (contiguous id of a class, whether it is a thing) -> category id in the ground truth.
     """
     check_can_be_tuned(model)
     processor = model.post_processor
@@ -157,7 +157,7 @@ def cache_images(
                 if num_bytes > max_bytes:
                     raise UserError(f"{len(cached)} images take more than {max_bytes} bytes: cache fewer images")
             if len(cached) % 100 < len(batch):
-                logger.info("%d images, %.1f MiB kept", len(cached), num_bytes / 2**20)
+                logger.info("%d images, %.1f MiB cached", len(cached), num_bytes / 2**20)
     return cached
 
 
@@ -170,17 +170,17 @@ def tune(
     tolerance: float = 0.0,
     fixed: Mapping[str, Container[str]] | None = None,
 ) -> Tuning:
-    """Search two numbers of a kind at a time, in turns, until a round over all pairs finds nothing better.
+    """Search over two numbers of a kind at a time, in turn, until a round over all pairs finds nothing better.
 
-    At most `MAX_ROUNDS` rounds.
+    There are at most `MAX_ROUNDS` rounds.
 
     Args:
-        images: cached ones.
+        images: cached images.
         categories: category id -> whether it is a thing.
-        things, stuff: where to start.
+        things, stuff: start values.
         grid: the values to try.
-        tolerance: numbers whose PQ, in percent, is by no more than this below the best count as equal. Of those the
-            least T_CNF is chosen with T_KEEP: a model is surer of images that it was trained on than of others.
+        tolerance: in percent; values with a PQ at most this much below the best count as equal. With T_KEEP, the least
+            T_CNF among them is chosen: a model is more confident on its training images than on others.
         fixed: "things" and "stuff" -> names of numbers that are not searched.
     """
     grid = _with(grid, things, stuff)
@@ -209,16 +209,14 @@ def tune(
                 held = (fixed or {}).get(kind, ())
                 rows, columns = ((getattr(chosen[kind], n),) if n in held else getattr(grid, n) for n in names)
                 tried = [[chosen[kind]._replace(**{names[0]: a, names[1]: b}) for b in columns] for a in rows]
-                pq = [[quality({**chosen, kind: one}) for one in line] for line in tried]
+                pq = [[quality({**chosen, kind: thresholds}) for thresholds in line] for line in tried]
                 surfaces.append(Surface(kind, names, rows, columns, pq))
                 best = max(max(line) for line in pq)
-                equals = [
-                    one for line, row in zip(pq, tried) for value, one in zip(line, row) if value >= best - tolerance
-                ]
+                equals = [t for line, row in zip(pq, tried) for value, t in zip(line, row) if value >= best - tolerance]
                 if tolerance and "t_keep" in names:
-                    chosen[kind] = min(equals, key=lambda one: (one.t_cnf, _distance(one, chosen[kind])))
-                else:  # the one that changes least
-                    chosen[kind] = min(equals, key=lambda one: _distance(one, chosen[kind]))
+                    chosen[kind] = min(equals, key=lambda t: (t.t_cnf, _distance(t, chosen[kind])))
+                else:  # the smallest change
+                    chosen[kind] = min(equals, key=lambda t: _distance(t, chosen[kind]))
         logger.info("round %d: PQ %.3f", round_number, quality(chosen))
         is_settled = chosen == before
         if is_settled:
@@ -227,7 +225,7 @@ def tune(
 
 
 def surface_table(surface: Surface) -> str:
-    """A surface in Markdown, its best figure marked."""
+    """A surface as a Markdown table with the best PQ in bold."""
     best = max(max(line) for line in surface.pq)
     names = [name.upper() for name in surface.names]
     rows = [
@@ -239,7 +237,7 @@ def surface_table(surface: Surface) -> str:
 
 
 def key_value_words(tuning: Tuning) -> list[str]:
-    """The chosen numbers as config options, every digit of them; yacs reads them as what they are."""
+    """The chosen numbers as config options with all digits; yacs reads back the same values."""
     words = []
     for kind, numbers in (("THINGS", tuning.things), ("STUFF", tuning.stuff)):
         for name, value in numbers._asdict().items():
@@ -285,7 +283,7 @@ def _cache_one(
 
 
 def _can_be_painted(candidates: Candidates, grid: Grid, mask_threshold: float) -> Tensor:
-    """(N,) bool, those that reach the least T_CNF with some ALPHA and BETA; no mean exceeds the highest score."""
+    """(N,) bool: the candidate reaches the least T_CNF with some ALPHA and BETA; no mean exceeds the highest score."""
     highest = 1.001 * candidates.mask_scores.flatten(1).amax(1).float()
     bound = candidates.class_scores.float() ** min(grid.alpha)
     bound = bound * torch.maximum(highest ** min(grid.beta), highest ** max(grid.beta))

@@ -107,7 +107,7 @@ def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceIm
         file_name = take(entry, "file_name", TEXT, place)
         try:
             png_name(file_name)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{place}: {error}") from error
         if image_key(number) in images:
             earlier = images[image_key(number)].image["file_name"]

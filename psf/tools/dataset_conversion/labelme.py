@@ -170,7 +170,7 @@ def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict
         raise UserError(f"{path}: its image {file} is not below {root}; set --image-root to the folder of all images")
     try:
         png_name(name)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: imagePath {content['imagePath']!r}: {error}") from error
     return {"id": number, "file_name": name, "height": content["imageHeight"], "width": content["imageWidth"]}
 

@@ -126,7 +126,7 @@ def convert_source(
             labels, segments, composing = compose(
                 size, regions, overlap=overlap, stuff_ids=stuff_ids, background=background
             )
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{item.image['file_name']}: {error}") from error
         return Drawing(item.image, labels, segments, notes + new_notes + composing)
 

@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from psf.data.images import read_picture
 from psf.data.panoptic_format import find_problems, is_integer
 from psf.data.panoptic_labels import MeasuredSegments, measure_panoptic_png
+from psf.errors import UserError
 from psf.tools.dataset_validation.lists import fault_of_problem
 from psf.tools.dataset_validation.report import Fault, number_of
 
@@ -98,7 +99,7 @@ def _image_size(path: str, faults: list[Fault]) -> tuple[int, int] | None:
         return None
     try:
         height, width = read_picture(path).shape[:2]
-    except ValueError as error:
+    except UserError as error:
         faults.append(Fault("unreadable image", path, str(error).removeprefix(f"{path}: ")))
         return None
     return height, width
@@ -110,7 +111,7 @@ def _measure(path: str, faults: list[Fault]) -> MeasuredSegments | None:
         return None
     try:
         return measure_panoptic_png(path)
-    except ValueError as error:
+    except UserError as error:
         faults.append(Fault("unreadable PNG", path, str(error).removeprefix(f"{path}: ")))
         return None
 

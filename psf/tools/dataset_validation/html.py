@@ -19,6 +19,7 @@ from psf.data.images import read_picture
 from psf.data.panoptic_format import find_problems, image_key
 from psf.data.panoptic_json import panoptic_metadata
 from psf.data.panoptic_labels import measure_panoptic_png, read_panoptic_ids
+from psf.errors import UserError
 from psf.tools.dataset_validation.lists import check_lists
 from psf.tools.dataset_validation.report import (
     BEGINNING_OF_REPORT,
@@ -191,7 +192,7 @@ def _figure(
         pictures = draw_sample(
             os.path.join(image_root, image["file_name"]), os.path.join(png_root, annotation["file_name"]), colors
         )
-    except ValueError:
+    except UserError:
         return ""
     counts = Counter(looks.get(category, (f"category {category}", UNKNOWN)) for category in category_of.values())
     chips = "".join(_chip(*look, number) for look, number in sorted(counts.items()))
