@@ -39,8 +39,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from psf.commands import run_command
-from psf.data import build_test_loader, load_dataset
-from psf.engine import Trainer, add_import_flag, add_register_flag, build_config, launch, setup, spread_evenly
+from psf.data import build_test_loader, load_dataset, spread_evenly
+from psf.engine import Trainer, add_import_flag, add_register_flag, build_config, launch, setup
 from psf.engine.arguments import write_config
 from psf.errors import UserError
 from psf.evaluation import has_panoptic_gt

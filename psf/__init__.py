@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,10 +40,19 @@ def __getattr__(name: str) -> Any:
             f"psf.{name} needs {' and '.join(missing)}, which this Python lacks; `{sys.executable} -m psf doctor` "
             "prints the commands that install them"
         )
-    module = importlib.import_module(_NAMES[name] or f"psf.{name}")
+    with without_deprecations():
+        module = importlib.import_module(_NAMES[name] or f"psf.{name}")
     value = getattr(module, name) if _NAMES[name] else module
     globals()[name] = value
     return value
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Import without the warnings of newer torch versions about Detectron2 and fvcore, which use torch.jit.script."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=Warning)
+        yield
 
 
 def __dir__() -> list[str]:

@@ -20,13 +20,17 @@ def main(words: Sequence[str] | None = None) -> int:
         complete()
     if words and words[0] in COMMANDS:
         try:
-            command = load_command(words[0])
+            with psf.without_deprecations():
+                command = load_command(words[0])
         except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
             sys.stderr.write(
                 f"error: psf {words[0]} cannot start ({error}); `{sys.executable} -m psf doctor` prints the fix\n"
             )
             return 2
         return int(command.main(words[1:]))
+    if not words:
+        build_parser().print_help()
+        return 0
     build_parser().parse_args(words)  # exits: --help, --version, or an unknown command
     return 0
 

@@ -15,7 +15,17 @@ from types import ModuleType
 
 from psf.errors import UserError
 
-__all__ = ["COMMANDS", "add_workers_flag", "command_parser", "echo", "load_command", "run_command"]
+__all__ = [
+    "COMMANDS",
+    "add_config_arguments",
+    "add_num_images_flag",
+    "add_workers_flag",
+    "command_parser",
+    "echo",
+    "load_command",
+    "positive",
+    "run_command",
+]
 
 # Name -> help text. Module names have "_" instead of "-".
 COMMANDS = {
@@ -46,20 +56,46 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
     )
 
 
+def positive(text: str) -> int:
+    """Parse a number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
+    return int(text)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, opts: str = "opts") -> None:
+    """Add `--config-file`, `--register`, `--import` and, last, the config options, for `psf.engine.build_config`.
+
+    Args:
+        parser: of a command.
+        opts: "opts" for positional KEY VALUE pairs; "--opts" where the command has other positional arguments, or
+            flags with any number of values.
+    """
+    from psf.engine import add_import_flag, add_register_flag
+
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
+    add_register_flag(parser)
+    add_import_flag(parser)
+    default: list[str] | None = None if opts == "opts" else []
+    parser.add_argument(
+        opts, nargs=argparse.REMAINDER, default=default, metavar="KEY VALUE", help="config options; last"
+    )
+
+
+def add_num_images_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--num-images`, 1 or more; None if it is not given."""
+    help_text = "number of images, spread evenly over the dataset (default: all)"
+    parser.add_argument("--num-images", type=positive, help=help_text)
+
+
 def add_workers_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--workers`, the number of threads that read and write images."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
-        return int(text)
-
     parser.add_argument(
         "--workers",
-        type=number,
+        type=positive,
         default=min(os.cpu_count() or 1, 16),
         metavar="N",
-        help="images processed in parallel (default: one per processor, at most 16)",
+        help="images that are processed at a time (default: one per processor, at most 16)",
     )
 
 

@@ -14,8 +14,8 @@ from itertools import takewhile
 
 from detectron2.modeling import build_model
 
-from psf.commands import command_parser, echo, run_command
-from psf.engine import add_import_flag, add_register_flag, build_config, resolve_num_queries
+from psf.commands import add_config_arguments, command_parser, echo, positive, run_command
+from psf.engine import build_config, resolve_num_queries
 from psf.tools.analysis import count_image_flops, count_parameters, flop_tables, parameter_table
 
 __all__ = ["build_parser", "main"]
@@ -26,12 +26,9 @@ TASKS = ("params", "flops")
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser; `main` checks the values."""
     parser = command_parser("analyze", __doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="params, flops (default: both)")
-    parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1200), metavar=("HEIGHT", "WIDTH"))
-    add_register_flag(parser)
-    add_import_flag(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
+    parser.add_argument("--input-size", nargs=2, type=positive, default=(800, 1200), metavar=("HEIGHT", "WIDTH"))
+    add_config_arguments(parser)
     return parser
 
 
@@ -43,8 +40,6 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     args.tasks, args.opts = tasks, [*args.tasks[len(tasks) :], *args.opts]
     if not tasks:
         parser.error(f"--tasks: expected {' or '.join(TASKS)}, found {args.opts[0]!r}")
-    if min(args.input_size) < 1:
-        parser.error(f"--input-size: expected two positive numbers of pixels, found {args.input_size}")
     return args
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from detectron2.modeling import build_model
 
-from psf.commands import command_parser, echo, run_command
-from psf.engine import add_import_flag, add_register_flag, build_config, resolve_num_queries
+from psf.commands import add_config_arguments, command_parser, echo, positive, run_command
+from psf.engine import build_config, resolve_num_queries
 from psf.ops import describe_implementation
 from psf.tools.analysis import measure_stages, peak_memory, stage_table
 
@@ -25,28 +25,20 @@ __all__ = ["build_parser", "main"]
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser; `main` checks the values."""
     parser = command_parser("benchmark", __doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default_device, help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--input-size", nargs=2, type=int, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--input-size", nargs=2, type=positive, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch-size", type=positive, default=1)
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--amp", choices=("float16", "bfloat16"), help="autocast to this type")
-    add_register_flag(parser)
-    add_import_flag(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
+    add_config_arguments(parser)
     return parser
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(words)
-    for name in ("batch_size", "repeats", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(args, name)}")
-    if min(args.input_size) < 1:
-        parser.error(f"--input-size: expected two positive numbers of pixels, found {args.input_size}")
     if args.device not in ("cpu", "cuda"):
         parser.error(f"--device: expected cpu or cuda, found {args.device!r}")
     if args.device == "cuda" and not torch.cuda.is_available():

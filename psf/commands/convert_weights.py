@@ -15,8 +15,8 @@ import shlex
 from collections.abc import Sequence
 
 from psf.checkpoint import Conversion, convert_checkpoint
-from psf.commands import command_parser, echo, run_command
-from psf.engine import add_import_flag, add_register_flag, build_config
+from psf.commands import add_config_arguments, command_parser, echo, run_command
+from psf.engine import build_config
 
 __all__ = ["build_parser", "main"]
 
@@ -38,11 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="IN.pth", help="checkpoint to convert")
     add("target", metavar="OUT.pth", help="file to write")
-    add("--config-file", required=True, metavar="FILE", help="config of the target model")
     add("--force", action="store_true", help="overwrite OUT.pth")
-    add_register_flag(parser)
-    add_import_flag(parser)
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+    add_config_arguments(parser, "--opts")
     return parser
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import glob
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,8 +28,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
-from psf.commands import command_parser, echo, run_command
-from psf.engine import Predictor, add_import_flag, add_register_flag, build_config
+from psf.commands import add_config_arguments, command_parser, echo, run_command
+from psf.engine import Predictor, build_config
 from psf.errors import UserError
 from psf.output import FILE_KINDS, TASKS, Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata, write_output
 
@@ -36,6 +37,7 @@ __all__ = ["build_parser", "main"]
 
 logger = logging.getLogger("psf.predict")
 
+CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -50,7 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = command_parser("predict", __doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="yaml of the model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
     source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
@@ -65,10 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
-    add_register_flag(parser)
-    add_import_flag(parser)
     add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+    add_config_arguments(parser, "--opts")
     return parser
 
 
@@ -171,7 +170,7 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     files with any suffix.
 
     Raises:
-        UserError: if no pattern has a match.
+        UserError: if no pattern has a match, or a pattern is a config key.
     """
     images: dict[Path, Path] = {}  # by the real path
     unmatched = []
@@ -185,6 +184,8 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
             matches = [path]
         else:
             matches = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
+        if not matches and CONFIG_KEY.fullmatch(pattern):
+            raise UserError(f"--input contains {pattern}, a config key: config options come last, after --opts")
         if not matches:
             hint = f"; sub-folders are not searched; use --input '{path}/**/*'" if path.is_dir() else ""
             logger.error("--input %s: no image found%s", pattern, hint)

@@ -17,13 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from psf.commands import add_num_images_flag, echo, run_command, train
-from psf.data import build_test_loader, load_dataset
+from psf.data import build_test_loader, load_dataset, spread_evenly
 from psf.engine import (
     Trainer,
     build_checkpointer,
     panoptic_test_set,
     setup,
-    spread_evenly,
 )
 from psf.evaluation import PanopticGroundTruth
 from psf.evaluation.merging_search.search import (

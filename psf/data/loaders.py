@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.utils.data as torch_data
 from detectron2.config import CfgNode
@@ -17,7 +17,9 @@ from PIL import Image
 from psf.data.mappers import build_mapper
 from psf.errors import UserError
 
-__all__ = ["build_test_loader", "check_sampler", "same_size_batches", "without_empty_images"]
+__all__ = ["build_test_loader", "check_sampler", "same_size_batches", "spread_evenly", "without_empty_images"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,12 @@ def build_test_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
     )
+
+
+def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """`count` evenly spaced items, starting with the first; all items if `count` is None or too large."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def same_size_batches(dataset: Sequence[dict[str, Any]], batch_size: int) -> list[list[int]]:

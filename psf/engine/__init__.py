@@ -2,9 +2,8 @@
 
 from psf.engine.arguments import add_import_flag, add_register_flag, argument_parser, build_config, setup
 from psf.engine.checkpointer import Checkpointer, build_checkpointer
-from psf.engine.evaluators import build_evaluator
+from psf.engine.evaluators import build_evaluator, panoptic_test_set
 from psf.engine.launch import launch
-from psf.engine.merging import add_num_images_flag, panoptic_test_set, spread_evenly
 from psf.engine.num_queries import resolve_num_queries
 from psf.engine.optimizer import build_optimizer
 from psf.engine.predictor import Predictor
@@ -15,7 +14,6 @@ __all__ = [
     "Predictor",
     "Trainer",
     "add_import_flag",
-    "add_num_images_flag",
     "add_register_flag",
     "argument_parser",
     "build_checkpointer",
@@ -27,5 +25,4 @@ __all__ = [
     "panoptic_test_set",
     "resolve_num_queries",
     "setup",
-    "spread_evenly",
 ]

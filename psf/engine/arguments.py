@@ -43,6 +43,7 @@ UNUSED_KEYS: dict[str, tuple[Any, str]] = {
     "DATASETS.PROPOSAL_FILES_TEST": ((), "the queries come from MODEL.PSF.LOCATION_DECODER, not from files"),
     "MODEL.KEYPOINT_ON": (False, "the model predicts no keypoints; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON"),
     "TEST.KEYPOINT_OKS_SIGMAS": ([], "the model predicts no keypoints; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON"),
+    "INPUT.MASK_FORMAT": ("polygon", "psf's mappers read masks from the panoptic PNGs"),
     "VIS_PERIOD": (0, "pictures are drawn at each evaluation, OUTPUT_DIR/panel.png; set TEST.EVAL_PERIOD"),
 }
 
@@ -235,6 +236,8 @@ def _warn_if_unused(cfg: CfgNode, register: Sequence[str]) -> None:
 
 
 def _find_config_file(name: str) -> str:
+    if not name:
+        raise UserError("--config-file is missing: expected a yaml, or a config of psf such as small/psf_small.yaml")
     if os.path.isfile(name):
         return name
     try:

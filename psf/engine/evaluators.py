@@ -13,6 +13,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 
+from psf.data import load_dataset
 from psf.errors import UserError
 from psf.evaluation import (
     InstanceEvaluator,
@@ -27,7 +28,7 @@ from psf.evaluation import (
     write_per_class,
 )
 
-__all__ = ["build_evaluator", "check_gt", "empty_kinds"]
+__all__ = ["build_evaluator", "check_gt", "empty_kinds", "panoptic_test_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,3 +142,19 @@ def _instance_json(metadata: Metadata, has_gt: bool, folder: Path) -> str | None
 def _has_joint_ids(metadata: Metadata) -> bool:
     things = set(metadata.thing_dataset_id_to_contiguous_id.values())
     return things.isdisjoint(metadata.stuff_dataset_id_to_contiguous_id.values())
+
+
+def panoptic_test_set(cfg: CfgNode) -> str:
+    """Name of the first dataset of DATASETS.TEST, which has panoptic ground truth; a generated dataset is written.
+
+    Raises:
+        UserError: if DATASETS.TEST is empty, or the dataset's files are missing or damaged, or it has no panoptic
+            ground truth.
+    """
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a dataset with panoptic ground truth")
+    name: str = cfg.DATASETS.TEST[0]
+    load_dataset(name)
+    if not has_panoptic_gt(name):
+        raise UserError(f"{name} (DATASETS.TEST) has no panoptic_json and panoptic_root: PQ cannot be measured on it")
+    return name

@@ -5,10 +5,9 @@ POST_PROCESSOR.TUNE_IMAGES enables both.
 
 from __future__ import annotations
 
-import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
@@ -16,66 +15,26 @@ from torch import nn
 
 from psf.checkpoint import TunedMerging
 from psf.config import add_psf_config
-from psf.data import PanopticMapper, build_mapper, build_test_loader, load_dataset
+from psf.data import PanopticMapper, build_mapper, build_test_loader, load_dataset, spread_evenly
 from psf.errors import UserError
-from psf.evaluation import ImageGroundTruth, has_panoptic_gt
+from psf.evaluation import ImageGroundTruth
 from psf.evaluation.merging_search.cache import CachedImage
 from psf.evaluation.merging_search.search import COARSE_GRID, Tuning, cache_images, check_can_be_tuned, tune
 from psf.inference import MaskWiseMerging, MergingThresholds
 from psf.meta_arch import PanopticSegFormer
 
 __all__ = [
-    "add_num_images_flag",
     "apply_merging",
     "find_merging",
-    "panoptic_test_set",
-    "spread_evenly",
     "why_not_tuned",
     "with_merging",
 ]
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 KEY = "MODEL.PSF.POST_PROCESSOR"
 # PQ in percent. Smaller gains on a few dozen training images do not transfer to other images.
 LEAST_GAIN = 0.25
-
-
-def add_num_images_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--num-images`, 1 or more; None if it is not given."""
-
-    def number(text: str) -> int:
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-        return int(text)
-
-    parser.add_argument(
-        "--num-images", type=number, help="number of images, spread evenly over the dataset (default: all)"
-    )
-
-
-def panoptic_test_set(cfg: CfgNode) -> str:
-    """Name of the first dataset of DATASETS.TEST, which has panoptic ground truth; a generated dataset is written.
-
-    Raises:
-        UserError: if DATASETS.TEST is empty, or the dataset's files are missing or damaged, or it has no panoptic
-            ground truth.
-    """
-    if not cfg.DATASETS.TEST:
-        raise UserError("DATASETS.TEST is empty: name a dataset with panoptic ground truth")
-    name: str = cfg.DATASETS.TEST[0]
-    load_dataset(name)
-    if not has_panoptic_gt(name):
-        raise UserError(f"{name} (DATASETS.TEST) has no panoptic_json and panoptic_root: PQ cannot be measured on it")
-    return name
-
-
-def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` evenly spaced items, starting with the first; all items if `count` is None or too large."""
-    count = len(items) if count is None else min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def apply_merging(model: nn.Module, merging: TunedMerging | None, *, is_new: bool = False) -> None:

@@ -188,6 +188,8 @@ class Trainer(DefaultTrainer):
         check_detectron2_keys(cfg)
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
+        if not cfg.DATASETS.TEST:
+            logger.warning("DATASETS.TEST is empty: NOTHING WILL BE EVALUATED")
         _check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         for name in cfg.DATASETS.TEST:

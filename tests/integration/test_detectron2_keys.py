@@ -25,6 +25,7 @@ REFUSED = {
     "DATASETS.PROPOSAL_FILES_TEST": ("proposals.pkl",),
     "MODEL.KEYPOINT_ON": True,
     "TEST.KEYPOINT_OKS_SIGMAS": [0.1],
+    "INPUT.MASK_FORMAT": "bitmask",
     "VIS_PERIOD": 20,
 }
 

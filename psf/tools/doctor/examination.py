@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ __all__ = [
     "examine",
     "main",
 ]
+
+
+WIDTH = max(len(subject) for subject in ("deformable attention", *(part.name for part in all_parts())))
 
 
 class Finding(NamedTuple):
@@ -151,42 +154,46 @@ def _find_psf(can_run: bool) -> list[Finding]:
     ]
 
 
-def examine() -> list[Finding]:
-    """Check this machine and its Python: one finding per subject, in the order of the report."""
-    found: list[Finding] = []
+def examine() -> Iterator[Finding]:
+    """Check this machine and its Python: one finding per subject, in the order of the report, as soon as it is found.
+
+    The imports take seconds, and only they show that a library works.
+    """
+    yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
+    yield Finding("system", platform.platform())
+    can_run = True
     failed: set[str] = set()
     for part in all_parts():
-        found.append(_find_part(part, failed))
-        if found[-1].fix:
+        finding = _find_part(part, failed)
+        yield finding
+        can_run = can_run and not finding.is_fatal
+        if finding.fix:
             failed.add(part.name)
     gpus = (
         [Finding("GPU", "unknown without a working torch")] if "torch" in failed else _find_gpus(sys.modules["torch"])
     )
     has_gpu = any(gpu.subject != "GPU" for gpu in gpus)
-    can_run = not any(finding.is_fatal for finding in found)
-    return [
-        Finding("Python", f"{platform.python_version()}, {sys.executable}"),
-        Finding("system", platform.platform()),
-        *_find_psf(can_run),
-        *found,
-        _find_triton(has_gpu),
-        *gpus,
-    ]
+    yield _find_triton(has_gpu)
+    yield from gpus
+    yield from _find_psf(can_run)
 
 
-def _report(findings: list[Finding]) -> str:
-    width = max(len(finding.subject) for finding in findings)
-    lines = []
-    for finding in findings:
-        row = f"{'!' if finding.is_fatal else ' '} {finding.subject:<{width}}  {finding.state}"
-        indent = " " * (width + 4)
-        lines += textwrap.wrap(row, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def _lines(finding: Finding) -> str:
+    """One finding in lines of up to 120 characters."""
+    row = f"{'!' if finding.is_fatal else ' '} {finding.subject:<{WIDTH}}  {finding.state}"
+    indent = " " * (WIDTH + 4)
+    return textwrap.fill(row, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _conclusion(findings: Iterable[Finding]) -> str:
+    """Whether psf can run, and the commands that fix what was found."""
+    findings = list(findings)
     fatal = _fixes(finding for finding in findings if finding.is_fatal)
     optional = _fixes(finding for finding in findings if finding.fix and not finding.is_fatal)
-    lines += ["", "psf cannot run. Fix this first, in this order:" if fatal else "psf can run.", *fatal]
+    lines = ["psf cannot run. Fix this first, in this order:" if fatal else "psf can run.", *fatal]
     if optional:
         lines += ["", "Optional:", *optional]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _fixes(findings: Iterable[Finding]) -> list[str]:
@@ -198,7 +205,11 @@ def _fixes(findings: Iterable[Finding]) -> list[str]:
 
 
 def main() -> int:
-    """Write the report to standard output; 0: psf can run, 1: it cannot."""
-    findings = examine()
-    sys.stdout.write(_report(findings))
+    """Write the report to standard output, line by line as it is found; 0: psf can run, 1: it cannot."""
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        sys.stdout.write(f"{_lines(finding)}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"\n{_conclusion(findings)}\n")
     return int(any(finding.is_fatal for finding in findings))

@@ -15,8 +15,7 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from psf.data import build_mapper, build_test_loader, load_dataset
-from psf.engine import spread_evenly
+from psf.data import build_mapper, build_test_loader, load_dataset, spread_evenly
 from psf.errors import UserError
 from psf.evaluation import PanopticQualityEvaluator
 from psf.tools.robustness.corruptions import corrupt

@@ -89,7 +89,7 @@ def test_least_torch(version: str, is_fine: bool, monkeypatch: pytest.MonkeyPatc
 )
 def test_one_line_fixes_many(is_fatal: bool, expected: str) -> None:
     findings = [doctor.Finding(name, "missing", "do it", is_fatal) for name in "ab"]
-    assert expected in report._report(findings)
+    assert expected in report._conclusion(findings)
 
 
 class _Torch:
