@@ -74,7 +74,7 @@ def test_released_operator(shared: Path, attend):
 
 def test_levels_that_do_not_fit_are_named():
     value, shapes, locations, weights = problem(5, [(2, 3), (1, 1)])
-    with pytest.raises(ValueError, match=r"\[\(2, 3\), \(2, 2\)\] hold 10 tokens, value has 7"):
+    with pytest.raises(ValueError, match=r"\[\(2, 3\), \(2, 2\)\] have 10 tokens, value has 7"):
         ms_deform_attn(value, [(2, 3), (2, 2)], locations, weights)
     with pytest.raises(ValueError, match="levels: 2 in spatial_shapes, 1 in sampling_locations, 2 in"):
         ms_deform_attn(value, shapes, locations[:, :, :, :1], weights)

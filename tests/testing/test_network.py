@@ -195,7 +195,7 @@ MASK_DECODERS = {
     "padding": (AttendsToPadding, "values in padding change the result"),
     "not 0 in padding": (NotZeroInPadding, "mask_scores are not 0 in padding"),
     "batch": (MixesImages, "the result of image 0 in a batch differs from its result alone"),
-    "all layers": (IgnoresLayer, "`layer` 1 gives 3 masks and 2 refined queries; expected one of each"),
+    "all layers": (IgnoresLayer, "`layer` 1 returns 3 masks and 2 refined queries; expected one of each"),
     "another layer": (AlwaysLast, "the result with `layer` 1 differs from that of the same layer with `layer` None"),
     "unused": (UnusedParameter, "parameters without a gradient: unused; every output in training must depend"),
     "NaN gradient": (NaNGradient, "gradients with NaN or infinite values: scale"),
