@@ -11,8 +11,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,12 @@ __all__ = [*_NAMES, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module 'psf' has no attribute {name!r}")
-    missing = [package for package in ("torch", "detectron2") if find_spec(package) is None]
-    if missing:
-        raise ImportError(
-            f"psf.{name} needs {' and '.join(missing)}, which this Python lacks; `{sys.executable} -m psf doctor` "
-            "prints the commands that install them"
-        )
-    with without_deprecations():
-        module = importlib.import_module(_NAMES[name] or f"psf.{name}")
+    try:
+        with without_deprecations():
+            module = importlib.import_module(_NAMES[name] or f"psf.{name}")
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
+        hint = f"`{sys.executable} -m psf doctor` prints the fix"
+        raise ImportError(f"psf.{name} cannot be imported ({error}); {hint}") from error
     value = getattr(module, name) if _NAMES[name] else module
     globals()[name] = value
     return value
@@ -61,10 +58,14 @@ def __dir__() -> list[str]:
 
 def _is_command() -> bool:
     """Whether this process runs the command `psf`: its --help must be quick, and its doctor must run without torch."""
-    program = Path(sys.argv[0]).name if sys.argv else ""
-    return program in ("psf", "psf.exe") or ("-m", "psf") in zip(sys.orig_argv, sys.orig_argv[1:])
+    program = Path(sys.argv[0] if sys.argv else "")
+    if program.name == "-m":  # Python is looking for the module to run
+        return ("-m", "psf") in zip(sys.orig_argv, sys.orig_argv[1:])
+    # pip's script, and not somebody's own program of this name
+    return program.name == "psf" and program.is_file() and "psf.__main__" in program.read_text(errors="ignore")
 
 
-if not _is_command() and find_spec("torch") and find_spec("detectron2"):
-    for _name in _NAMES:
-        __getattr__(_name)
+if not _is_command():
+    with suppress(ImportError):  # the first use of a name raises it again
+        for _name in _NAMES:
+            __getattr__(_name)

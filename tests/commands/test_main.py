@@ -56,11 +56,18 @@ def test_other_commands_need_them(run_python: RunPython, name: str) -> None:
     )
 
 
-def test_help_imports_nothing_heavy(run_python: RunPython) -> None:
-    done = run_python(
-        "-c", "import sys; sys.argv[0] = 'psf'; import psf.__main__; print({'torch', 'detectron2'} & {*sys.modules})"
-    )
-    assert done.stdout.strip() == "set()", done.stderr
+@pytest.mark.parametrize(
+    ("code", "is_imported"),
+    [
+        ("from psf.__main__ import main", False),  # pip's script
+        ("import psf", True),  # somebody's own program of the same name
+    ],
+)
+def test_only_the_command_imports_lazily(run_python: RunPython, tmp_path: Path, code: str, is_imported: bool) -> None:
+    script = tmp_path / "psf"
+    script.write_text(f"{code}\nimport sys\nprint('detectron2' in sys.modules)")
+    done = run_python(str(script), "-m", "psf")  # a program's own flag
+    assert done.stdout.strip() == str(is_imported), done.stderr
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +80,24 @@ def test_use_without_detectron2_says_what_to_run(run_python: RunPython) -> None:
     done = run_python("-c", "import psf; print(psf.__version__); psf.add_psf_config", hidden=["detectron2"])
     assert done.stdout.strip() == psf.__version__
     last = done.stderr.splitlines()[-1]
-    assert re.fullmatch(r"ImportError: psf\.add_psf_config needs detectron2, .*-m psf doctor` prints the .*", last)
+    assert re.fullmatch(
+        r"ImportError: psf\.add_psf_config cannot be imported \(.*detectron2.*\); .* -m psf doctor` prints the fix",
+        last,
+    )
+
+
+@pytest.mark.parametrize("code", ["raise OSError('libcudart.so is missing')", "raise ImportError('undefined symbol')"])
+def test_a_broken_torch(run_python: RunPython, tmp_path: Path, code: str) -> None:
+    """`import psf` succeeds, as do the names that do without torch; the others name the reason and the way out."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(code)
+    use = "import psf; print(psf.model_zoo.get_config_file('Base-PSF.yaml'), psf.UserError); psf.PanopticSegFormer"
+    done = run_python("-c", use, path=[tmp_path])
+    assert "Base-PSF.yaml" in done.stdout and "UserError" in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"ImportError: psf\.PanopticSegFormer cannot be imported \((lib|und).*\); .* prints the fix", last
+    )
 
 
 def test_unknown_name_of_the_package() -> None:
