@@ -16,6 +16,7 @@ from psf.structures import PanopticClasses
 __all__ = ["ClassNames", "TunedMerging", "check_same_classes", "class_names_from_config"]
 
 CLASSES_ENTRY = "psf_class_names"
+MERGING_ENTRY = "psf_merging"
 
 
 class ClassNames(NamedTuple):
@@ -47,6 +48,38 @@ class ClassNames(NamedTuple):
     def as_entry(self) -> dict[str, dict[str, list[str]]]:
         """The checkpoint entry for the names."""
         return {CLASSES_ENTRY: {"things": list(self.things), "stuff": list(self.stuff)}}
+
+
+class TunedMerging(NamedTuple):
+    """Thresholds of things and stuff before and after the search (MODEL.PSF.POST_PROCESSOR.{THINGS,STUFF})."""
+
+    things: MergingThresholds
+    stuff: MergingThresholds
+    things_before: MergingThresholds  # from the training's config
+    stuff_before: MergingThresholds
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TunedMerging | None:
+        """The thresholds in a checkpoint; None if its training did not tune them."""
+        entry = checkpoint.get(MERGING_ENTRY)
+        return None if entry is None else cls(*(MergingThresholds(**entry[name]) for name in cls._fields))
+
+    def as_entry(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The checkpoint entry for the thresholds."""
+        numbers = {
+            name: {key: float(value) for key, value in one._asdict().items()} for name, one in self._asdict().items()
+        }
+        return {MERGING_ENTRY: numbers}
+
+    def in_force(
+        self, things: MergingThresholds, stuff: MergingThresholds
+    ) -> tuple[MergingThresholds, MergingThresholds]:
+        """The thresholds to use for a config with `things` and `stuff`.
+
+        A value equal to the training config's or to the tuned one becomes the tuned one. Any other value was set by
+        the user after the training and stays.
+        """
+        return _choose(self.things, self.things_before, things), _choose(self.stuff, self.stuff_before, stuff)
 
 
 def class_names_from_config(cfg: CfgNode) -> ClassNames | None:
@@ -87,41 +120,6 @@ def check_same_classes(datasets: Iterable[str]) -> None:
                     "datasets with the same classes in DATASETS.TRAIN and DATASETS.TEST; panoptic JSONs have the same "
                     "classes if their `categories` are equal and in the same order"
                 )
-
-
-MERGING_ENTRY = "psf_merging"
-
-
-class TunedMerging(NamedTuple):
-    """Thresholds of things and stuff before and after the search (MODEL.PSF.POST_PROCESSOR.{THINGS,STUFF})."""
-
-    things: MergingThresholds
-    stuff: MergingThresholds
-    things_before: MergingThresholds  # from the training's config
-    stuff_before: MergingThresholds
-
-    @classmethod
-    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TunedMerging | None:
-        """The thresholds in a checkpoint; None if its training did not tune them."""
-        entry = checkpoint.get(MERGING_ENTRY)
-        return None if entry is None else cls(*(MergingThresholds(**entry[name]) for name in cls._fields))
-
-    def as_entry(self) -> dict[str, dict[str, dict[str, float]]]:
-        """The checkpoint entry for the thresholds."""
-        numbers = {
-            name: {key: float(value) for key, value in one._asdict().items()} for name, one in self._asdict().items()
-        }
-        return {MERGING_ENTRY: numbers}
-
-    def in_force(
-        self, things: MergingThresholds, stuff: MergingThresholds
-    ) -> tuple[MergingThresholds, MergingThresholds]:
-        """The thresholds to use for a config with `things` and `stuff`.
-
-        A value equal to the training config's or to the tuned one becomes the tuned one. Any other value was set by
-        the user after the training and stays.
-        """
-        return _choose(self.things, self.things_before, things), _choose(self.stuff, self.stuff_before, stuff)
 
 
 def _choose(tuned: MergingThresholds, before: MergingThresholds, config: MergingThresholds) -> MergingThresholds:

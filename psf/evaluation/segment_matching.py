@@ -22,6 +22,52 @@ __all__ = [
 ]
 
 BOUNDARY_RATIO = 0.02  # width of the region as a share of the image's diagonal, as published
+VOID = 0
+Segments = Sequence[Mapping[str, Any]]
+
+
+class Match(NamedTuple):
+    """A ground-truth segment and the prediction that matches it."""
+
+    category: int  # id of the ground truth's JSON
+    iou: float
+    area: int  # of the ground-truth segment: from the JSON, else counted
+
+
+class Unmatched(NamedTuple):
+    """A segment without a match."""
+
+    category: int
+    area: int  # its own, in pixels
+
+
+class SegmentMatches(NamedTuple):
+    """Contribution of one image to the panoptic quality."""
+
+    true_positives: list[Match]
+    false_positives: list[Unmatched]
+    false_negatives: list[Unmatched]
+
+    def of_area(self, low: float, high: float) -> SegmentMatches:
+        """The matches and segments with low <= area < high; a match has the ground-truth segment's area."""
+        return SegmentMatches(
+            [one for one in self.true_positives if low <= one.area < high],
+            [one for one in self.false_positives if low <= one.area < high],
+            [one for one in self.false_negatives if low <= one.area < high],
+        )
+
+
+class _Overlaps(NamedTuple):
+    """Number of pixels that each ground-truth id (row) shares with each predicted id (column).
+
+    gt_ids: (G,) and pred_ids: (P,), the ids that occur, ascending, including void.
+    pixels: (G, P, 2, 2) int64: the last two dimensions separate pixels inside (0) from those on the boundary (1) of the
+        ground-truth and of the predicted segment. Without boundaries (G, P, 1, 1).
+    """
+
+    gt_ids: np.ndarray
+    pred_ids: np.ndarray
+    pixels: np.ndarray
 
 
 def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
@@ -58,42 +104,6 @@ def segment_boundaries(labels: np.ndarray, width: int) -> np.ndarray:
     if width == 1:
         return touching
     return cv2.dilate(touching, np.ones((2 * width - 1, 2 * width - 1), dtype=np.uint8))
-
-
-VOID = 0
-
-Segments = Sequence[Mapping[str, Any]]
-
-
-class Match(NamedTuple):
-    """A ground-truth segment and the prediction that matches it."""
-
-    category: int  # id of the ground truth's JSON
-    iou: float
-    area: int  # of the ground-truth segment: from the JSON, else counted
-
-
-class Unmatched(NamedTuple):
-    """A segment without a match."""
-
-    category: int
-    area: int  # its own, in pixels
-
-
-class SegmentMatches(NamedTuple):
-    """Contribution of one image to the panoptic quality."""
-
-    true_positives: list[Match]
-    false_positives: list[Unmatched]
-    false_negatives: list[Unmatched]
-
-    def of_area(self, low: float, high: float) -> SegmentMatches:
-        """The matches and segments with low <= area < high; a match has the ground-truth segment's area."""
-        return SegmentMatches(
-            [one for one in self.true_positives if low <= one.area < high],
-            [one for one in self.false_positives if low <= one.area < high],
-            [one for one in self.false_negatives if low <= one.area < high],
-        )
 
 
 def match_segments(
@@ -151,19 +161,6 @@ def match_with_boundaries(
     image = _Image(_count_overlaps(gt_labels, pred_labels, flags), gt_segments, pred_segments)
     mask_ious = image.mask_ious()
     return image.match(mask_ious), image.match(np.minimum(mask_ious, image.boundary_ious()))
-
-
-class _Overlaps(NamedTuple):
-    """Number of pixels that each ground-truth id (row) shares with each predicted id (column).
-
-    gt_ids: (G,) and pred_ids: (P,), the ids that occur, ascending, including void.
-    pixels: (G, P, 2, 2) int64: the last two dimensions separate pixels inside (0) from those on the boundary (1) of the
-        ground-truth and of the predicted segment. Without boundaries (G, P, 1, 1).
-    """
-
-    gt_ids: np.ndarray
-    pred_ids: np.ndarray
-    pixels: np.ndarray
 
 
 def _count_overlaps(

@@ -32,6 +32,11 @@ __all__ = [
     "upper_bound",
 ]
 
+ROUNDING = 1 + 1e-5  # above the relative error of float32
+# Pixels resized at a time, padding included; on a CPU they fit into its cache.
+CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**26}
+OTHER_CHUNK_PIXELS = 2**24
+
 
 class ChosenThings(NamedTuple):
     """Queries that become candidates, each with one class: (M,) for an image, or (B, M) for a batch."""
@@ -39,6 +44,44 @@ class ChosenThings(NamedTuple):
     indices: Tensor  # of the queries
     classes: Tensor
     scores: Tensor  # probabilities of the classes, in [0, 1]
+
+
+class MergingThresholds(NamedTuple):
+    """The four numbers of Algorithm 1, for things or for stuff."""
+
+    alpha: float  # exponent of the class probability
+    beta: float  # exponent of the mean mask score
+    t_cnf: float  # masks of lower confidence are dropped
+    t_keep: float  # masks that keep a smaller share of their pixels are dropped
+
+
+class CandidateThresholds(NamedTuple):
+    """`MergingThresholds` of N candidates, (N,) float64 each."""
+
+    alpha: Tensor
+    beta: Tensor
+    t_cnf: Tensor
+    t_keep: Tensor
+
+    def select(self, index: Tensor) -> CandidateThresholds:
+        """Select by a bool mask or indices."""
+        return CandidateThresholds(*(x[index] for x in self))
+
+
+class ScoredMasks(NamedTuple):
+    """Candidates at output size."""
+
+    masks: Tensor  # (N, H, W) bool, mask score above the threshold
+    area: Tensor  # (N,) pixels
+    confidence: Tensor  # (N,) s = p^alpha * mean(m over the mask)^beta; 0 for an empty mask
+
+
+class ImageGeometry(NamedTuple):
+    """Sizes of an image, (height, width) each."""
+
+    padded_size: tuple[int, int]  # of the batch, with padding
+    image_size: tuple[int, int]  # of the image in the batch, without padding
+    output_size: tuple[int, int]  # of the results
 
 
 def best_class(class_logits: Tensor) -> ChosenThings:
@@ -106,39 +149,6 @@ def separate_stuff(candidates: Candidates, num_thing_classes: int) -> Candidates
     )
 
 
-ROUNDING = 1 + 1e-5  # above the relative error of float32
-
-
-class MergingThresholds(NamedTuple):
-    """The four numbers of Algorithm 1, for things or for stuff."""
-
-    alpha: float  # exponent of the class probability
-    beta: float  # exponent of the mean mask score
-    t_cnf: float  # masks of lower confidence are dropped
-    t_keep: float  # masks that keep a smaller share of their pixels are dropped
-
-
-class CandidateThresholds(NamedTuple):
-    """`MergingThresholds` of N candidates, (N,) float64 each."""
-
-    alpha: Tensor
-    beta: Tensor
-    t_cnf: Tensor
-    t_keep: Tensor
-
-    def select(self, index: Tensor) -> CandidateThresholds:
-        """Select by a bool mask or indices."""
-        return CandidateThresholds(*(x[index] for x in self))
-
-
-class ScoredMasks(NamedTuple):
-    """Candidates at output size."""
-
-    masks: Tensor  # (N, H, W) bool, mask score above the threshold
-    area: Tensor  # (N,) pixels
-    confidence: Tensor  # (N,) s = p^alpha * mean(m over the mask)^beta; 0 for an empty mask
-
-
 def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> CandidateThresholds:
     """Thresholds of each candidate, thing or stuff; in float64, so that a share of exactly t_keep is kept."""
     values = torch.tensor([stuff, things], dtype=torch.float64, device=is_thing.device)
@@ -204,19 +214,6 @@ def score_masks(
         extra_pixels,
     )
     return ScoredMasks(masks, area, confidence)
-
-
-# Pixels resized at a time, padding included; on a CPU they fit into its cache.
-CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**26}
-OTHER_CHUNK_PIXELS = 2**24
-
-
-class ImageGeometry(NamedTuple):
-    """Sizes of an image, (height, width) each."""
-
-    padded_size: tuple[int, int]  # of the batch, with padding
-    image_size: tuple[int, int]  # of the image in the batch, without padding
-    output_size: tuple[int, int]  # of the results
 
 
 def resize_masks(mask_scores: Tensor, geometry: ImageGeometry) -> Tensor:

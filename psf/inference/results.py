@@ -24,6 +24,16 @@ __all__ = [
 ]
 
 
+class InstanceSettings(NamedTuple):
+    """Which instances are reported (MODEL.PSF.TEST.INSTANCE)."""
+
+    boxes: str  # "mask": tight boxes of the masks; "location_decoder": predicted boxes
+    score_thresh: float  # lower bound of the confidence
+    max_per_image: int
+    # When two instances of a class overlap by more than this IoU, the less confident one is dropped; 1: none.
+    nms_thresh: float
+
+
 def semantic_scores(candidates: Candidates, channels: Tensor, num_channels: int, geometry: ImageGeometry) -> Tensor:
     """For each class, the highest class probability times mask score of its candidates.
 
@@ -137,16 +147,6 @@ def _predicted_boxes(things: Candidates, geometry: ImageGeometry) -> Tensor:
     height, width = geometry.output_size
     boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
     return boxes * boxes.new_tensor([width, height, width, height])
-
-
-class InstanceSettings(NamedTuple):
-    """Which instances are reported (MODEL.PSF.TEST.INSTANCE)."""
-
-    boxes: str  # "mask": tight boxes of the masks; "location_decoder": predicted boxes
-    score_thresh: float  # lower bound of the confidence
-    max_per_image: int
-    # When two instances of a class overlap by more than this IoU, the less confident one is dropped; 1: none.
-    nms_thresh: float
 
 
 def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:

@@ -22,9 +22,9 @@ __all__ = [
 ]
 
 Images = TypeVar("Images")  # a preprocessed batch
-
 # Candidates of one class in two tiles are the same thing if their mask IoU in the overlap of the tiles exceeds this.
 SAME_THING = 0.4
+Part = tuple[int, int]  # number of a tile, position among its candidates
 
 
 class Tile(NamedTuple):
@@ -74,6 +74,13 @@ class ScoredTile(NamedTuple):
         return ScoredTile(
             self.candidates.select(rows), self.confidence[rows], self.masks[rows], self.is_kept[rows], self.tile
         )
+
+
+class TileSettings(NamedTuple):
+    """MODEL.PSF.TEST.TILES."""
+
+    side: int = 0  # side of a tile, in pixels of the model's input; 0: no tiles
+    overlap: float = 0.25  # least share of a tile's side that neighbors have in common
 
 
 def tile_grid(size: tuple[int, int], side: int, overlap: float, step: int) -> list[Tile]:
@@ -133,9 +140,6 @@ def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: 
     num_stuff = len(stuff[0].confidence)
     everywhere = [[(number, row) for number in range(len(stuff))] for row in range(num_stuff)]
     return join_candidates(joined, _join(stuff, everywhere, grid)._replace(boxes_cxcywh_norm=None))
-
-
-Part = tuple[int, int]  # number of a tile, position among its candidates
 
 
 def _groups(tiles: Sequence[ScoredTile]) -> list[list[Part]]:
@@ -224,13 +228,6 @@ def _of_firsts(values: Sequence[Tensor], groups: Sequence[Sequence[Part]]) -> Te
     """(G,) the value of the first part of each group, from the tiles' (N,) values."""
     numbers = [values[group[0][0]][group[0][1]] for group in groups]
     return torch.stack(numbers) if numbers else values[0][:0]
-
-
-class TileSettings(NamedTuple):
-    """MODEL.PSF.TEST.TILES."""
-
-    side: int = 0  # side of a tile, in pixels of the model's input; 0: no tiles
-    overlap: float = 0.25  # least share of a tile's side that neighbors have in common
 
 
 def tiled_candidates(

@@ -24,6 +24,8 @@ __all__ = [
 
 # Recorded separately, or without effect on the results.
 LEFT_OUT = {"MODEL.WEIGHTS", "MODEL.DEVICE"}
+CLEAN = "clean"
+MOST_NAMED = 5
 
 
 def describe_measurement(cfg: CfgNode, dataset_name: str, num_images: int | None) -> dict[str, Any]:
@@ -66,10 +68,6 @@ def _digest(path: str) -> str | None:
         while part := content.read(2**20):
             digest.update(part)
     return digest.hexdigest()
-
-
-CLEAN = "clean"
-MOST_NAMED = 5
 
 
 class RobustnessRecord:
