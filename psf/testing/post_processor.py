@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from psf.inference import KEPT, ImageGeometry, PostProcessor
 from psf.structures import Candidates, PanopticClasses
-from psf.testing.part import small_config
+from psf.testing.inputs import small_config
 
 __all__ = ["check_post_processor"]
 
