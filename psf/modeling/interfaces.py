@@ -137,8 +137,8 @@ class LocationDecoderProtocol(Part, Protocol):
             the image without padding;
             query_pos (B, N, D), positional part of the queries, if MASK_DECODER.THING_POSITION is "located"; else None;
             boxes_cxcywh_norm (B, N, 4) without gradient, if MASK_DECODER.BOX_PRIOR is True; else None;
-            proposals, in training predictions for all T tokens if the queries are chosen from them: class_logits
-            (B, T, K) and locations (B, T, 4) boxes_cxcywh_norm; else None.
+            proposals, predictions for all T tokens, if the queries are chosen from them: class_logits (B, T, K) and
+            locations (B, T, 4) boxes_cxcywh_norm; else None.
         """
 
     def __call__(self, features: FeatureTokens, /) -> LocatedQueries: ...
