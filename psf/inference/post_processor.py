@@ -58,12 +58,12 @@ class PostProcessor(abc.ABC):
     To write your own post-processor, register a subclass with POST_PROCESSOR_REGISTRY and name it in
     MODEL.PSF.POST_PROCESSOR.NAME; the registry calls it with (cfg). `psf.testing.check_post_processor` checks all this:
 
-    * It implements `panoptic_rows`, `panoptic` and `is_kept`. It may override `last_obstacle`, `decisive_confidence` and
-      `has_mask` (for `explain`), and `instance_rows` and `instances`. psf calls `results` and `explain`, which use them.
-    * `panoptic` returns a map (H, W) int32 at output size, and its segments. Their ids are 1, 2, ... in the order of the
-      list, 0 in the map means no segment, `area` is the number of pixels in the map, at least 1, and `candidate` is the
-      position of the candidate, whose class the segment gets. A segment's score is a confidence, in [0, 1] if mask
-      scores are.
+    * It implements `panoptic_rows`, `panoptic` and `is_kept`. It may override `last_obstacle`, `decisive_confidence`
+      and `has_mask` (for `explain`), `instance_rows` and `instances`. psf calls `results` and `explain`.
+    * `panoptic` returns a map (H, W) int32 at output size, and its segments. Their ids are 1, 2, ... in the order of
+      the list, 0 in the map means no segment, `area` is the number of pixels in the map, at least 1, and `candidate` is
+      the position of the candidate, whose class the segment gets. The score is a confidence, in [0, 1] if mask scores
+      are.
     * `instances` returns the things, at most `instance.max_per_image`, with scores of at least `instance.score_thresh`,
       best first: pred_masks (N, H, W) bool, none empty; pred_boxes, tight around the masks if `instance.boxes` is
       "mask"; scores (N,) float32; pred_classes (N,) int64, contiguous ids of things.

@@ -8,12 +8,12 @@ replaceable part: its contract is the docstring of `psf.inference.PostProcessor`
 Rules for all parts:
 
 * A part is an nn.Module that the registry builds from the config: `MyDecoder(cfg, ...)`. With Detectron2's
-  `@configurable`, `from_config` receives these arguments and returns the keyword arguments of `__init__`. All parameters
-  exist, with their shapes, when it is built (no nn.LazyLinear). It need not support pickle or deepcopy, but the
-  state_dict holds its whole state, in tensors: a second instance that loads it gives the same results.
+  `@configurable`, `from_config` receives these arguments and returns the keyword arguments of `__init__`. All
+  parameters exist, with their shapes, when it is built (no nn.LazyLinear). It need not support pickle or deepcopy, but
+  the state_dict holds its whole state, in tensors: a second instance that loads it gives the same results.
 * The number of images B and the sizes of images and levels differ between calls. A level has half the size of the
-  previous level, rounded up or down. B images are padded at the right and at the bottom to one size. `padding_mask` is a
-  bool tensor, True where padded. It is None if no image is padded, which gives the same result as False everywhere.
+  previous level, rounded up or down. B images are padded at the right and at the bottom to one size. `padding_mask` is
+  a bool tensor, True where padded. It is None if no image is padded, which gives the same result as False everywhere.
 * Values in padding never change the output for an image's own pixels, and the images of a batch do not influence each
   other, in training neither: no batch statistics (torch's BatchNorm; Detectron2's FrozenBatchNorm2d is fine).
   (Exception: with MODEL.PSF.MASK_DECODER.IGNORE_PADDING False, the mask decoder attends to padded tokens.)
@@ -186,11 +186,11 @@ class MaskDecoderProtocol(Part, Protocol):
                 Never 0.
 
         Returns:
-            DecodedMasks. mask_scores: tensors (B, N, h, w) at the size of features.mask_features.values, or of the first
-            level of `features` if there are none; >= 0, and <= 1 except with MASK_DECODER.MASK_ACTIVATION "relu"; 0 in
-            padding. refined_queries: tensors (B, N, D); one linear layer per tensor predicts the classes. With `layer`
-            None, first layer to last: num_layers refined queries, and num_layers masks or one more, made from the last
-            refined queries (as in psf's decoder). With a number: one of each, equal to those of `layer` None.
+            DecodedMasks. mask_scores: tensors (B, N, h, w) at the size of features.mask_features.values, or of the
+            first level of `features` if there are none; >= 0, and <= 1 except with MASK_DECODER.MASK_ACTIVATION "relu";
+            0 in padding. refined_queries: tensors (B, N, D); one linear layer per tensor predicts the classes. With
+            `layer` None, first layer to last: num_layers refined queries, and num_layers masks or one more, made from
+            the last refined queries (as in psf's decoder). With a number: one of each, equal to those of `layer` None.
         """
 
     def __call__(

@@ -28,7 +28,7 @@ def small_config(config_file: str = "") -> CfgNode:
     """A config with 32 channels and two layers everywhere: quick to build and to run.
 
     Args:
-        config_file: a config that comes with psf, such as "small/psf_small.yaml"; "": psf's defaults (the paper recipe).
+        config_file: a config that comes with psf, such as "small/psf_small.yaml"; "": psf's defaults (paper recipe).
     """
     cfg = get_cfg()
     add_psf_config(cfg)

@@ -33,7 +33,7 @@ def check_pixel_encoder(encoder: Callable[[CfgNode], Any], cfg: CfgNode | None =
 
     Args:
         encoder: called as (cfg), for example a class in PIXEL_ENCODER_REGISTRY.
-        cfg: has the keys that the encoder reads; None: both `small_config()` and `small_config("small/psf_small.yaml")`.
+        cfg: has the keys that the encoder reads; None: `small_config()`, then `small_config("small/psf_small.yaml")`.
 
     Raises:
         AssertionError: if the encoder violates a requirement; the message names the first, and the config.
@@ -47,7 +47,7 @@ def check_location_decoder(decoder: Callable[[CfgNode, int], Any], cfg: CfgNode 
 
     Args:
         decoder: called as (cfg, num_classes), for example a class in LOCATION_DECODER_REGISTRY.
-        cfg: has the keys that the decoder reads; None: both `small_config()` and `small_config("small/psf_small.yaml")`.
+        cfg: has the keys that the decoder reads; None: `small_config()`, then `small_config("small/psf_small.yaml")`.
 
     Raises:
         AssertionError: if the decoder violates a requirement; the message names the first, and the config.
@@ -62,7 +62,7 @@ def check_mask_decoder(decoder: Callable[[CfgNode, MaskDecoderDepth], Any], cfg:
 
     Args:
         decoder: called as (cfg, depth), for example a class in MASK_DECODER_REGISTRY.
-        cfg: has the keys that the decoder reads; None: both `small_config()` and `small_config("small/psf_small.yaml")`.
+        cfg: has the keys that the decoder reads; None: `small_config()`, then `small_config("small/psf_small.yaml")`.
 
     Raises:
         AssertionError: if the decoder violates a requirement; the message names the first, and the config.
@@ -282,9 +282,7 @@ class MaskDecoderCheck(PartCheck):
         if self.has_mask_features:
             mask_features = MaskFeatures(inputs["mask_features.values"], inputs.get("mask_features.padding_mask"))
             features = features._replace(mask_features=mask_features)
-        return part(
-            inputs["queries"], features, inputs.get("query_pos"), boxes=inputs.get("boxes"), layer=call.layer
-        )
+        return part(inputs["queries"], features, inputs.get("query_pos"), boxes=inputs.get("boxes"), layer=call.layer)
 
     def check_output(self, output: Any, call: Call, *, is_training: bool = False) -> None:
         self.require(isinstance(output, DecodedMasks), f"it returns a {type(output).__name__}, not DecodedMasks")

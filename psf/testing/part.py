@@ -136,7 +136,7 @@ class PartCheck(Check, abc.ABC):
         lazy = [name for name, p in part.named_parameters() if nn.parameter.is_lazy(p)]
         self.require(
             not lazy,
-            f"parameters without a shape before the first call: {', '.join(lazy)}; the optimizer needs them earlier, so "
+            f"parameters without a shape before the first call: {', '.join(lazy)}; the optimizer needs them earlier: "
             "give their sizes (nn.Linear in place of nn.LazyLinear)",
         )
         with torch.no_grad():

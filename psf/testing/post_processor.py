@@ -39,7 +39,7 @@ def check_post_processor(post_processor: Callable[[CfgNode], Any], cfg: CfgNode 
 
     Args:
         post_processor: called as (cfg), for example a class in POST_PROCESSOR_REGISTRY.
-        cfg: has the keys that it reads; None: both `small_config()` and `small_config("small/psf_small.yaml")`.
+        cfg: has the keys that it reads; None: `small_config()`, then `small_config("small/psf_small.yaml")`.
 
     Raises:
         AssertionError: if it violates a requirement; the message names the first, and the config.
@@ -152,9 +152,7 @@ class _PostProcessorCheck(Check):
         """A candidate of the class has part of its mask at the (H, W) bool pixels."""
         ids = CLASSES.thing_ids if isthing else CLASSES.stuff_ids
         kind = "thing" if isthing else "stuff"
-        self.require(
-            category_id in ids, f"{name} has the {kind} class {category_id}; expected one of {sorted(ids)}"
-        )
+        self.require(category_id in ids, f"{name} has the {kind} class {category_id}; expected one of {sorted(ids)}")
         own = (candidates.is_thing == isthing) & (candidates.class_indices == ids.index(category_id))
         masks = resize_masks(candidates.select(own).mask_scores, GEOMETRY) > INSIDE
         self.require(

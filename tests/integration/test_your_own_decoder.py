@@ -59,8 +59,11 @@ def test_it_trains_all_parts_of_the_small_recipe(
     """The mask feature map and the fine level, which only some recipes have, too."""
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("my_decoder")
-    keys = {**SMALL_RECIPE, "FINE_FEATURE": "", "MASK_FEATURE": "res2", "MASK_DECODER.NAME": "DotProductDecoder"}
-    _, found = gradients(tiny_model(keys), [make_input(64, 96, things=2, stuff=2), make_input(48, 64, things=1, stuff=1)])
+    levels = {"IN_FEATURES": ["res4", "res5"], "FINE_FEATURE": "res3", "MASK_FEATURE": "res2"}
+    keys = {**SMALL_RECIPE, **levels, "MASK_DECODER.NAME": "DotProductDecoder"}
+    _, found = gradients(
+        tiny_model(keys), [make_input(64, 96, things=2, stuff=2), make_input(48, 64, things=1, stuff=1)]
+    )
     assert [name for name, gradient in found.items() if gradient is None] == []
 
 
