@@ -15,7 +15,7 @@ Rules for all parts:
   previous level, rounded up or down. B images are padded at the right and at the bottom to one size. `padding_mask` is
   a bool tensor, True where padded. It is None if no image is padded, which gives the same result as False everywhere.
 * Values in padding never change the output for an image's own pixels, and the images of a batch do not influence each
-  other, in training neither: no batch statistics (torch's BatchNorm; Detectron2's FrozenBatchNorm2d is fine).
+  other, not even in training: no batch statistics (torch's BatchNorm; Detectron2's FrozenBatchNorm2d is fine).
   (Exception: with MODEL.PSF.MASK_DECODER.IGNORE_PADDING False, the mask decoder attends to padded tokens.)
 * A part does not change its arguments in place: several parts read them.
 * All tensors have the dtype and device of the part's input; under autocast, scores and logits may be float16 or
@@ -31,8 +31,8 @@ Rules for all parts:
   checkpoints itself, its attribute `activation_checkpointing` is set to False.
 * At test, torch.compile makes one graph of the model's `candidates` if no part branches on the values of tensors.
 
-Keys under MODEL.PSF that every part must support, because the rest of the model depends on them: those that this module
-names. All others, such as PIXEL_ENCODER.NUM_POINTS, LOCATION_DECODER.TWO_STAGE, BOX_REFINEMENT, FEEDFORWARD_DIM,
+Keys under MODEL.PSF that every part must support, because the rest of the model depends on them: those that the
+protocols below name. All others, such as PIXEL_ENCODER.NUM_POINTS, LOCATION_DECODER.TWO_STAGE, BOX_REFINEMENT, FEEDFORWARD_DIM,
 DROPOUT, MASK_DECODER.KEY_POSITION or STUFF_POSITION, are options of psf's own parts, which other parts may ignore.
 
 Letters in shapes: B batch, N queries, T tokens, D channels (MODEL.PSF.HIDDEN_DIM), L levels, K classes, H W pixels.
@@ -102,7 +102,7 @@ class PixelEncoderProtocol(Part, Protocol):
         Returns:
             FeatureTokens with
             tokens (B, T, D), T = sum of h * w, each level flattened row by row, in the order of `levels`;
-            pos_embed (B, T, D), the position encoding of each token (added to keys with MASK_DECODER.KEY_POSITION);
+            pos_embed (B, T, D), the position encoding of each token, for attention;
             spatial_shapes, the (h, w) of `levels`;
             padding_mask (B, T) bool, None if and only if the argument is None: the nearest value of the argument, that
             of row i * H // h and column j * W // w for row i and column j of a level;

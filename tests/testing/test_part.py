@@ -97,7 +97,7 @@ class OtherWithoutMask(Queries):
 
 
 class Repeated(MaskDecoder):
-    """Takes two dimensions for "no batch", and three for "the last image's"."""
+    """Doubles a query_pos that has a batch dimension."""
 
     def forward(self, queries: Tensor, features: Any, query_pos: Any = None, **kwargs: Any) -> DecodedMasks:
         is_repeated = query_pos is not None and query_pos.dim() == 3
@@ -269,8 +269,8 @@ class NotTwoStage(LocationDecoder):
     """Ignores TWO_STAGE and BOX_REFINEMENT, which are options of psf's own decoder."""
 
     @classmethod
-    def from_config(cls, *args: Any) -> dict[str, Any]:
-        return {**super().from_config(*args), "two_stage": False, "box_refinement": False}
+    def from_config(cls, cfg: Any, num_classes: int) -> dict[str, Any]:
+        return {**super().from_config(cfg, num_classes), "two_stage": False, "box_refinement": False}
 
 
 def test_options_of_psfs_own_decoder() -> None:
