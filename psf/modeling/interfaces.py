@@ -32,8 +32,8 @@ Rules for all parts:
 * At test, torch.compile makes one graph of the model's `candidates` if no part branches on the values of tensors.
 
 Keys under MODEL.PSF that every part must support, because the rest of the model depends on them: those that the
-protocols below name. All others, such as PIXEL_ENCODER.NUM_POINTS, LOCATION_DECODER.TWO_STAGE, BOX_REFINEMENT, FEEDFORWARD_DIM,
-DROPOUT, MASK_DECODER.KEY_POSITION or STUFF_POSITION, are options of psf's own parts, which other parts may ignore.
+protocols below name. All others, such as LOCATION_DECODER.TWO_STAGE and BOX_REFINEMENT, MASK_DECODER.KEY_POSITION and
+STUFF_POSITION, NUM_POINTS, FEEDFORWARD_DIM or DROPOUT, are options of psf's own parts, which other parts may ignore.
 
 Letters in shapes: B batch, N queries, T tokens, D channels (MODEL.PSF.HIDDEN_DIM), L levels, K classes, H W pixels.
 """
