@@ -134,7 +134,7 @@ def training_step(model: PanopticSegFormer, case: dict[str, Any], parts: dict[st
     assert isinstance(model.matching, PerLayerAssigner)
     inner, matching = model.matching, RecordedMatching(model.matching)
     model.zero_grad(set_to_none=True)
-    model.matching = matching  # type: ignore[assignment]
+    model.matching = matching
     try:
         with given_images(model, images, padded_size) as inputs:
             losses = model([{**x, "instances": gt} for x, gt in zip(inputs, instances, strict=True)])

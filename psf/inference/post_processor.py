@@ -56,9 +56,29 @@ class PostProcessor(abc.ABC):
     """Base class: reads the keys, scores the candidates, and makes instances; subclasses assign the pixels.
 
     To write your own post-processor, register a subclass with POST_PROCESSOR_REGISTRY and name it in
-    MODEL.PSF.POST_PROCESSOR.NAME; the registry calls it with (cfg). It implements `panoptic_rows`, `panoptic` and
-    `is_kept`, and changes no candidate in place. Segment ids are 1, 2, ... in the order of the list of segments; 0 in
-    the map means no segment. `psf.testing.check_post_processor` checks all this.
+    MODEL.PSF.POST_PROCESSOR.NAME; the registry calls it with (cfg). `psf.testing.check_post_processor` checks all this:
+
+    * It implements `panoptic_rows`, `panoptic` and `is_kept`. It may override `last_obstacle`, `decisive_confidence`
+      and `has_mask` (for `explain`), `instance_rows` and `instances`. psf calls `results` and `explain`.
+    * `panoptic` returns a map (H, W) int32 at output size, and its segments. Their ids are 1, 2, ... in the order of
+      the list, 0 in the map means no segment, `area` is the number of pixels in the map, at least 1, and `candidate` is
+      the position of the candidate, whose class the segment gets. The score is a confidence, in [0, 1] if mask scores
+      are.
+    * `instances` returns the things, at most `instance.max_per_image`, with scores of at least `instance.score_thresh`,
+      best first: pred_masks (N, H, W) bool, none empty; pred_boxes, tight around the masks if `instance.boxes` is
+      "mask"; scores (N,) float32; pred_classes (N,) int64, contiguous ids of things.
+    * It changes no candidate in place, and mask scores in padding change nothing. The same candidates give the same
+      results. It handles images without things, without stuff, and without any candidate.
+    * `explain` calls as many candidates "kept" as there are segments and instances.
+
+    psf reads the attributes below, which `__init__` sets; a subclass with an `__init__` of its own calls this one, and
+    uses the attributes instead of copies made when it was built. psf sets `things` and `stuff` (tuned thresholds; `psf
+    predict --confidence-threshold`), and `instance` (score threshold of `psf predict`).
+
+    Attributes:
+        things, stuff: thresholds in force.
+        configured: (things, stuff) of the config, which tuned ones replace.
+        is_tuned, mask_threshold, extra_pixels, instance: the arguments.
 
     Args:
         things: exponents and thresholds of things.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from psf.structures import LocatedQueries, LocationLayer, PanopticTargets, Train
 
 __all__ = [
     "TOKENS_PER_THING",
+    "Assigner",
     "Assignment",
     "HungarianMatcher",
     "MaskQueries",
@@ -61,6 +62,18 @@ class ThingAssignments(NamedTuple):
     location: list[list[Assignment]]  # per location layer, per image; indices among all thing queries
     masks: list[Assignment]  # per image; indices among the queries that the mask decoder received
     proposals: Sequence[Assignment] = ()  # per image; indices among all tokens
+
+
+class Assigner(Protocol):
+    """How the model matches its queries to the ground truth in training."""
+
+    def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> MaskQueries:
+        """The thing queries that the mask decoder receives; called before it runs."""
+
+    def assign(
+        self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
+    ) -> ThingAssignments:
+        """All assignments, from the predictions for the queries that `select` has returned."""
 
 
 @dataclasses.dataclass(frozen=True)

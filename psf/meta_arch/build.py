@@ -14,7 +14,7 @@ from psf.config import import_user_modules
 from psf.errors import UserError
 from psf.inference import build_post_processor
 from psf.inference.tiles import TileSettings
-from psf.losses import HungarianMatcher, PanopticCriterion, PerLayerAssigner, SharedAssigner
+from psf.losses import Assigner, HungarianMatcher, PanopticCriterion, PerLayerAssigner, SharedAssigner
 from psf.meta_arch.recipe import check_recipe
 from psf.modeling import (
     FineLevel,
@@ -79,7 +79,7 @@ def _check_count(key: str, count: int, ids: Sequence[int], dataset: str) -> None
         )
 
 
-def build_assigner(cfg: CfgNode) -> SharedAssigner | PerLayerAssigner:
+def build_assigner(cfg: CfgNode) -> Assigner:
     """The target assignment that MODEL.PSF.MATCHER.MODE names."""
     model, node = cfg.MODEL.PSF, cfg.MODEL.PSF.MATCHER
     weights = {

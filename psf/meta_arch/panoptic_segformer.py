@@ -24,14 +24,7 @@ from psf.inference import (
 )
 from psf.inference.candidates import separate_stuff
 from psf.inference.tiles import tiled_candidates
-from psf.losses import (
-    MaskHealth,
-    PanopticCriterion,
-    PerLayerAssigner,
-    SharedAssigner,
-    ThingAssignments,
-    measure_mask_health,
-)
+from psf.losses import Assigner, MaskHealth, PanopticCriterion, ThingAssignments, measure_mask_health
 from psf.meta_arch.build import ResultSettings, model_parts
 from psf.modeling import (
     FineLevel,
@@ -109,7 +102,7 @@ class PanopticSegFormer(nn.Module):
         thing_classifier: QueryClassifier | None,
         stuff_decoder: MaskDecoderProtocol | None,
         stuff_classifier: QueryClassifier | None,
-        matching: SharedAssigner | PerLayerAssigner,
+        matching: Assigner,
         criterion: PanopticCriterion,
         post_processor: PostProcessor,
         classes: PanopticClasses,

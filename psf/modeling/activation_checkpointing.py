@@ -51,14 +51,15 @@ def checkpoint_activations(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def _blocks(part: str, module: nn.Module) -> list[nn.Module]:
-    blocks = _backbone_blocks(module) if part == "backbone" else getattr(module, "layers", None)
-    if blocks is None or (part == "backbone" and not blocks):
+    found: Any = _backbone_blocks(module) if part == "backbone" else getattr(module, "layers", None)
+    blocks: list[Any] = list(found) if isinstance(found, (list, tuple, nn.ModuleList, nn.Sequential)) else [None]
+    if not all(isinstance(block, nn.Module) for block in blocks) or (part == "backbone" and not blocks):
         expected = "known blocks" if part == "backbone" else "attribute `layers`, a list of blocks"
         raise UserError(
             f'MODEL.PSF.ACTIVATION_CHECKPOINTING contains "{part}", but {type(module).__name__} has no {expected}: '
             f'remove "{part}"'
         )
-    return list(blocks)
+    return blocks
 
 
 def _backbone_blocks(backbone: nn.Module) -> list[nn.Module]:

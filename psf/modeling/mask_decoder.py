@@ -18,11 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from psf.errors import UserError
 from psf.modeling.deformable_attention import FeedForward, initial_class_bias
 from psf.modeling.interfaces import MASK_DECODER_REGISTRY, MaskDecoderDepth
-from psf.modeling.neck import MASK_FEATURE_DIM
 from psf.modeling.position_encoding import token_centers
 from psf.ops import is_traced
 from psf.ops.precision import at_least_float32
-from psf.structures import DecodedMasks, FeatureTokens, MaskFeatures
+from psf.structures import MASK_FEATURE_DIM, DecodedMasks, FeatureTokens, MaskFeatures
 
 __all__ = [
     "AttentionMemory",

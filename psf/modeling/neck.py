@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from psf.errors import UserError
 from psf.modeling.position_encoding import resize_padding_mask, sine_position_encoding, valid_ratio
-from psf.structures import FeatureTokens, MaskFeatures
+from psf.structures import MASK_FEATURE_DIM, FeatureTokens, MaskFeatures
 
 __all__ = ["FineLevel", "MaskFeatureMap", "Neck"]
 
 NUM_GROUPS = 32  # groups of the GroupNorm after each projection
-MASK_FEATURE_DIM = 32  # channels of `MaskFeatures`
-MASK_FEATURE_GROUPS = 8  # groups of their GroupNorm
+MASK_FEATURE_GROUPS = 8  # groups of the GroupNorms of `MaskFeatures`
 
 
 class Neck(nn.Module):

@@ -2,6 +2,7 @@
 
 from psf.structures.targets import all_as_things, panoptic_targets, stuff_as_things
 from psf.structures.types import (
+    MASK_FEATURE_DIM,
     Candidates,
     CategoryIds,
     DecodedMasks,
@@ -18,6 +19,7 @@ from psf.structures.types import (
 )
 
 __all__ = [
+    "MASK_FEATURE_DIM",
     "Candidates",
     "CategoryIds",
     "DecodedMasks",

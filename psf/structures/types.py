@@ -16,6 +16,7 @@ from torch import Tensor
 from psf.errors import UserError
 
 __all__ = [
+    "MASK_FEATURE_DIM",
     "Candidates",
     "CategoryIds",
     "DecodedMasks",
@@ -32,12 +33,13 @@ __all__ = [
 ]
 
 Size = tuple[int, int]
+MASK_FEATURE_DIM = 32  # channels of `MaskFeatures`
 
 
 class MaskFeatures(NamedTuple):
     """A map finer than all levels that refines masks; no query attends to it."""
 
-    values: Tensor  # (B, C, h, w)
+    values: Tensor  # (B, MASK_FEATURE_DIM, h, w)
     padding_mask: Tensor | None  # (B, h, w), True where padded; None: nothing is padded
 
 

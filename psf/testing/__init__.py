@@ -11,8 +11,8 @@ AssertionError with what was found and what `psf.modeling.interfaces` requires:
 Everything runs on the CPU, in seconds, on random numbers with fixed seeds.
 """
 
+from psf.testing.inputs import small_config
 from psf.testing.network import check_location_decoder, check_mask_decoder, check_pixel_encoder
-from psf.testing.part import small_config
 from psf.testing.post_processor import check_post_processor
 
 __all__ = [

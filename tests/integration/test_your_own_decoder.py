@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -15,6 +16,8 @@ from psf.engine import Predictor, build_config
 from psf.modeling.interfaces import MASK_DECODER_REGISTRY
 from tests.conftest import RunPython
 from tests.mini_set import NAME, unregister_mini_set, write_mini_set
+from tests.models import SMALL as SMALL_RECIPE
+from tests.models import gradients, make_input, tiny_model
 
 SMALL = (
     "MODEL.PSF.HIDDEN_DIM 64 MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES 0 "
@@ -27,20 +30,19 @@ SMALL = (
 
 @pytest.fixture
 def page(repository: Path, tmp_path: Path) -> str:
-    """The text of the page, whose example is written to my_decoder.py."""
+    """The text of the page, whose examples are written to my_decoder.py and test_my_decoder.py."""
     text = (repository / "docs" / "your-own-decoder.md").read_text()
-    [example] = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(example.splitlines()) <= 50
+    example, test = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(example.splitlines()) <= 45
     (tmp_path / "my_decoder.py").write_text(example)
+    (tmp_path / "test_my_decoder.py").write_text(test)
     return text
 
 
 def test_it_meets_the_contract(page: str, run_python: RunPython, repository: Path, tmp_path: Path) -> None:
-    check, _ = re.findall(r"```sh\n(.*?)\n```", page, re.S)
-    _, flag, code = shlex.split(check)
-    assert flag == "-c"
-    done = run_python("-W", "ignore", "-c", code, path=[repository], cwd=tmp_path)
-    assert done.returncode == 0 and not done.stdout, done.stderr
+    command = ["-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_decoder.py"]
+    done = run_python(*command, path=[repository, tmp_path], cwd=tmp_path)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -49,6 +51,20 @@ def forget_decoder() -> Iterator[None]:
     yield
     sys.modules.pop("my_decoder", None)
     MASK_DECODER_REGISTRY._obj_map.pop("DotProductDecoder", None)
+
+
+def test_it_trains_all_parts_of_the_small_recipe(
+    page: str, forget_decoder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask feature map and the fine level, which only some recipes have, too."""
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_decoder")
+    levels = {"IN_FEATURES": ["res4", "res5"], "FINE_FEATURE": "res3", "MASK_FEATURE": "res2"}
+    keys = {**SMALL_RECIPE, **levels, "MASK_DECODER.NAME": "DotProductDecoder"}
+    _, found = gradients(
+        tiny_model(keys), [make_input(64, 96, things=2, stuff=2), make_input(48, 64, things=1, stuff=1)]
+    )
+    assert [name for name, gradient in found.items() if gradient is None] == []
 
 
 def test_it_is_trained_and_used(
@@ -60,7 +76,7 @@ def test_it_is_trained_and_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two processes train, each of which imports the module; the config that they write needs no flag."""
-    _, command = re.findall(r"```sh\n(.*?)\n```", page, re.S)
+    [command] = re.findall(r"```sh\n(.*?)\n```", page, re.S)
     program, train, *words = shlex.split(command)
     assert (program, train) == ("psf", "train")
     mini = tmp_path / "mini"

@@ -143,9 +143,12 @@ def test_nothing_runs_more_than_twice(parts, inputs, monkeypatch):
     assert max(calls.values()) == 2
 
 
-def test_part_without_layers():
+@pytest.mark.parametrize("layers", [None, 6, [1, 2]])
+def test_part_without_layers(layers):
     model = tiny_model()
     del model.pixel_encoder.layers
+    if layers is not None:
+        model.pixel_encoder.layers = layers
     with pytest.raises(ValueError, match="DeformablePixelEncoder has no attribute `layers`, a list of blocks: remove"):
         checkpoint_activations(model, ["pixel_encoder"])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from psf.modeling import DeformablePixelEncoder, LocationDecoder, MaskDecoder
 from psf.modeling.mask_decoder import AttentionMemory
-from psf.structures import DecodedMasks
+from psf.structures import DecodedMasks, LocatedQueries, LocationLayer
 from psf.testing import check_location_decoder, check_mask_decoder, check_pixel_encoder, small_config
 from tests.models import RECIPES
 
@@ -161,12 +161,6 @@ class OtherNamesEachTime(MaskDecoder):
         self.register_buffer(f"buffer_{self.count}", torch.ones(()))
 
 
-class NotPicklable(MaskDecoder):
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.function = lambda x: x
-
-
 class CountsCalls(nn.Linear):
     calls = 0
 
@@ -199,10 +193,9 @@ MASK_DECODERS = {
     "another layer": (AlwaysLast, "the result with `layer` 1 differs from that of the same layer with `layer` None"),
     "unused": (UnusedParameter, "parameters without a gradient: unused; every output in training must depend"),
     "NaN gradient": (NaNGradient, "gradients with NaN or infinite values: scale"),
-    "autocast": (OnlyFloat32, r"under autocast with torch\.bfloat16: scatter"),
+    "autocast": (OnlyFloat32, r"RuntimeError: scatter.*under autocast with torch\.bfloat16"),
     "hidden state": (HiddenState, "the result of a second instance with the same state_dict differs"),
     "names": (OtherNamesEachTime, "a second instance does not load its state_dict"),
-    "pickle": (NotPicklable, r"torch\.save and torch\.load of the module fail"),
     "state in a layer": (LayerWithState, "activation checkpointing of its `layers` changes gradients"),
 }
 
@@ -252,9 +245,51 @@ class SeesPadding(DeformablePixelEncoder):
         return features._replace(tokens=features.tokens + features.tokens.mean(1, keepdim=True))
 
 
+class Inverted(DeformablePixelEncoder):
+    def forward(self, *args: Any) -> Any:
+        features = super().forward(*args)
+        padding_mask = None if features.padding_mask is None else ~features.padding_mask
+        return features._replace(padding_mask=padding_mask)
+
+
+class FloatMask(DeformablePixelEncoder):
+    def forward(self, *args: Any) -> Any:
+        features = super().forward(*args)
+        padding_mask = None if features.padding_mask is None else features.padding_mask.float()
+        return features._replace(padding_mask=padding_mask)
+
+
+class SwappedRatios(DeformablePixelEncoder):
+    def forward(self, *args: Any) -> Any:
+        features = super().forward(*args)
+        return features._replace(valid_ratios=features.valid_ratios.flip(-1))
+
+
+class RatiosOfOne(DeformablePixelEncoder):
+    def forward(self, *args: Any) -> Any:
+        features = super().forward(*args)
+        return features._replace(valid_ratios=torch.ones_like(features.valid_ratios))
+
+
+class DetachedLevel(DeformablePixelEncoder):
+    def forward(self, levels: Any, padding_mask: Any) -> Any:
+        return super().forward([levels[0], levels[1].detach(), levels[2]], padding_mask)
+
+
+class ChangesLevels(DeformablePixelEncoder):
+    def forward(self, levels: Any, padding_mask: Any) -> Any:
+        return super().forward([x.mul_(2) for x in levels], padding_mask)
+
+
 PIXEL_ENCODERS = {
+    "inverted": (Inverted, r"padding_mask is wrong at 378 of 378 tokens; expected True where"),
+    "float mask": (FloatMask, r"padding_mask has dtype torch\.float32; expected torch\.bool"),
+    "swapped ratios": (SwappedRatios, r"valid_ratios\[:, 0, 0\] is .*; expected the share of the level's width"),
+    "ratios of one": (RatiosOfOne, r"valid_ratios\[:, 0, 0\] is \[1\.0, 1\.0, 1\.0\]; expected the share"),
+    "detached": (DetachedLevel, r"no gradient of tokens reaches the argument levels\[1\]"),
+    "in place": (ChangesLevels, r"it changes its arguments in place: levels\[0\], levels\[1\], levels\[2\]"),
     "shapes": (SwappedShapes, r"spatial_shapes are \[\(12, 8\), .*; expected \[\(8, 12\)"),
-    "precision": (HalfRatios, r"valid_ratios are torch\.float16; expected float32 at least"),
+    "precision": (HalfRatios, r"valid_ratios has dtype torch\.float16; expected torch\.float32"),
     "no mask": (NoPaddingMask, r"padding_mask is None; expected \(B, T\)"),
     "always a mask": (AlwaysPaddingMask, "padding_mask is not None although no image is padded"),
     "layout": (MapsForTokens, r"tokens has shape \(1, 32, 126\); expected \(1, 126, 32\)"),
@@ -296,15 +331,79 @@ class GradientThroughBoxes(LocationDecoder):
         return located._replace(boxes_cxcywh_norm=located.layers[-1].locations)
 
 
-NAMED_BY_HEAD = {"THING_CLASSIFIER": "location_decoder"}
+class Replaces(LocationDecoder):
+    """A location decoder with another value of one field."""
+
+    def forward(self, *args: Any) -> Any:
+        return self.replace(super().forward(*args))
+
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        raise NotImplementedError
+
+
+class NoQueries(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        layers = [LocationLayer(*(x[:, :0] for x in layer)) for layer in located.layers]
+        return located._replace(queries=located.queries[:, :0], layers=layers)
+
+
+class DetachedQueries(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(queries=located.queries.detach())
+
+
+class DetachedHead(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(layers=[LocationLayer(*(x.detach() for x in layer)) for layer in located.layers])
+
+
+class AlwaysPositions(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(query_pos=located.queries)
+
+
+class NeverBoxes(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(boxes_cxcywh_norm=None)
+
+
+class ThreeTimes(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(layers=located.layers * 3)
+
+
+class ReversedInTraining(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(layers=located.layers[::-1])
+
+
+class ProposalsOfQueries(Replaces):
+    def replace(self, located: LocatedQueries) -> LocatedQueries:
+        return located._replace(proposals=LocationLayer(*(x[:, :5] for x in located.proposals or [])))
+
+
+BY_HEAD = {"THING_CLASSIFIER": "location_decoder"}
+TWO_STAGE = {"LOCATION_DECODER.TWO_STAGE": True}
 LOCATION_DECODERS = {
+    "no queries": (NoQueries, {}, r"queries are \(1, 0, 32\); expected \(B, N, D\) with 1 <= N <= 5"),
+    "detached queries": (DetachedQueries, {}, "queries have no gradient in training; do not detach them"),
+    "detached head": (DetachedHead, {}, r"layers\[0\] have no gradient in training"),
+    "positions": (AlwaysPositions, {}, r"query_pos is not None; expected a tensor with MASK_DECODER\.THING_POSITION"),
+    "no boxes": (NeverBoxes, {"MASK_DECODER.BOX_PRIOR": True}, r"boxes_cxcywh_norm is None; expected a tensor with"),
+    "three times": (ThreeTimes, BY_HEAD, r"3 predictions \(`layers`\) at test; expected 1"),
+    "order": (ReversedInTraining, BY_HEAD, r"the result in training .* is not that of evaluation: layers\[-1\]"),
+    "proposals": (
+        ProposalsOfQueries,
+        TWO_STAGE,
+        r"proposals\.class_logits has shape \(1, 5, 3\); expected \(1, 126, 3\)",
+    ),
     "pixels": (InPixels, {}, r"locations are not in \[0, 1\]"),
-    "precision": (HalfLocations, {}, r"locations are torch\.float16; expected float32 at least"),
-    "queries": (TooManyQueries, {}, r"queries are \(1, 10, 32\); expected \(B, N, D\) with N <= 5"),
+    "precision": (HalfLocations, {}, r"locations has dtype torch\.float16; expected torch\.float32"),
+    "queries": (TooManyQueries, {}, r"queries are \(1, 10, 32\); expected \(B, N, D\) with 1 <= N <= 5"),
     "no head in training": (NoPredictions, {}, r"no predictions \(`layers`\) in training"),
     "no head at test": (
         NoPredictions,
-        {"THING_CLASSIFIER": "location_decoder"},
+        BY_HEAD,
         r"0 predictions .* at test; expected 1",
     ),
     "boxes": (GradientThroughBoxes, {"MASK_DECODER.BOX_PRIOR": True}, "boxes_cxcywh_norm have a gradient"),
