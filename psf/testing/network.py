@@ -332,7 +332,7 @@ class MaskDecoderCheck(PartCheck):
             output = self.call(part, Call(layer=layer))
             self.require(
                 len(output.mask_scores) == len(output.refined_queries) == 1,
-                f"`layer` {layer} gives {len(output.mask_scores)} masks and {len(output.refined_queries)} refined "
+                f"`layer` {layer} returns {len(output.mask_scores)} masks and {len(output.refined_queries)} refined "
                 "queries; expected one of each",
             )
             index = -1 if layer == -1 else min(layer, depth) - 1
