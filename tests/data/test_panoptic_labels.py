@@ -86,10 +86,18 @@ def test_ids_that_the_json_does_not_know_are_named(make_sample):
         read_panoptic_labels(sample["pan_seg_file_name"], sample["segments_info"])
 
 
-@pytest.mark.parametrize("ids", [[5, 5], [0, 5], [-1, 5]])
-def test_ids_twice_or_below_one_are_refused(make_sample, ids):
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([5, 5], r"duplicate ids: \[5\]"),
+        ([0, 5], "the id 0, expected 1 to 16777215"),
+        ([-1, 5], "the id -1"),
+        ([2**70, 5], f"the id {2**70}"),  # beyond NumPy's integers, too
+    ],
+)
+def test_ids_twice_or_out_of_range_are_refused(make_sample, ids, message):
     sample = make_sample([[5, 5]], [info(id) for id in ids])
-    with pytest.raises(ValueError, match=r"gt\.png.*below 1 or duplicate ids"):
+    with pytest.raises(ValueError, match=rf"gt\.png.*{message}"):
         read_panoptic_labels(sample["pan_seg_file_name"], sample["segments_info"])
 
 
