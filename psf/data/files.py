@@ -63,7 +63,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a JSON file ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a valid JSON file ({error}); expected text in UTF-8") from error
+        raise UserError(f"{path}: not a valid JSON file (expected UTF-8, {error})") from error
     except ValueError as error:
         raise UserError(f"{path}: not a valid JSON file ({error})") from error
     except RecursionError as error:

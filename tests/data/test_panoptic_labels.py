@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from psf.data import compact, read_panoptic_ids, read_panoptic_labels
-from psf.data.panoptic_labels import compact_with_boxes
+from psf.data.panoptic_labels import compact_with_boxes, measure_panoptic_png
 
 
 def info(id: int, category: int = 0, *, isthing: bool = True, **rest) -> dict:
@@ -144,3 +145,13 @@ def test_label_type_is_the_least_that_fits(num_segments, dtype):
     labels = np.arange(1, num_segments + 1).reshape(-1, 1 if num_segments % 2 else 2)
     result = compact(labels, [{"id": k} for k in range(1, num_segments + 1)])
     assert result.labels.dtype == dtype and (result.labels == labels).all()
+
+
+def test_16_bits_per_channel_are_refused(make_sample):
+    """Pillow keeps the upper 8 bits: every id below 256 would become void."""
+    sample = make_sample([[5, 6]], [info(5), info(6)])
+    pixels = cv2.imread(sample["pan_seg_file_name"], cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(sample["pan_seg_file_name"], pixels.astype(np.uint16))
+    for read in (measure_panoptic_png, lambda path: read_panoptic_ids(path, [5, 6])):
+        with pytest.raises(ValueError, match=r"gt\.png: expected a panoptic PNG of 8 bits per channel, found 16 bits"):
+            read(sample["pan_seg_file_name"])
