@@ -56,11 +56,16 @@ def test_damaged_json_files_are_named(tmp_path: Path, content: bytes):
         read_json(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("name", ["none.json", ""])
-def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none.json", r"cannot be read as a JSON file \(No such file or directory\)"),
+        ("", "a folder, expected a regular file"),
+    ],
+)
+def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str, reason: str):
     path = tmp_path / name
-    reason = "Is a directory" if path.is_dir() else "No such file or directory"
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: cannot be read as a JSON file \\({reason}\\)$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {reason}$"):
         read_json(path)
 
 
