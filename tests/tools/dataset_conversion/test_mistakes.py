@@ -139,8 +139,8 @@ def test_what_is_harmless_is_taken(tmp_path, files):
     """Sizes as 20.0, ids as text, annotations without a shape, polygons of one or two points."""
     content = changed(INSTANCES, "images", 0, "height", to=20.0)
     content = changed(content, "annotations", 0, "image_id", to="1")
-    for shape in (None, [], {}, [[3, 3]], [[3, 3, 5, 5], SQUARE]):
-        content["annotations"].append({"id": 6, "image_id": 1, "category_id": 1, "segmentation": shape})
+    for number, shape in enumerate((None, [], {}, [[3, 3]], [[3, 3, 5, 5], SQUARE]), 6):
+        content["annotations"].append({"id": number, "image_id": 1, "category_id": 1, "segmentation": shape})
     source, _ = read_instances(write(tmp_path / "mine.json", content), {})
     notes = convert_source(source, files, overlap="later-on-top")
     assert areas(files) == [36] and notes["annotations without an area (boxes, points, lines), dropped"] == 4
