@@ -70,7 +70,7 @@ def import_user_modules(cfg: CN) -> None:
             ) from None
 
 
-# Keys outside MODEL.PSF: names that other Detectron2 projects use for the same purpose, and DATASETS.PSF_REGISTER.
+# Keys outside MODEL.PSF: names that other Detectron2 projects use for the same purpose, and those with PSF_.
 SHARED_KEYS = {
     "INPUT.DATASET_MAPPER_NAME": "psf_panoptic",  # name in psf.data.DATASET_MAPPER_REGISTRY
     "INPUT.IMAGE_SIZE": 1024,  # psf_panoptic_lsj: side of the square that it crops or pads to, in pixels
@@ -79,6 +79,9 @@ SHARED_KEYS = {
     "INPUT.COLOR_AUG_SSD": False,  # psf_panoptic_lsj and psf_panoptic_cityscapes: colour augmentation
     # psf_panoptic_cityscapes: the largest share of a crop's labelled pixels that one class may have; 1.0: no limit
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    # Largest number of pixels of an image or a panoptic PNG; decoding takes up to about 15 bytes per pixel. The default
+    # is Pillow's. Applies to the whole process.
+    "INPUT.PSF_MAX_PIXELS": 89_478_485,
     # Panoptic sets to register, as "NAME=JSON,PNGS,IMAGES" (see --register). psf.engine.build_config makes the paths
     # absolute, so that config.yaml works from any folder.
     "DATASETS.PSF_REGISTER": [],

@@ -1,15 +1,39 @@
-"""The exception class for user errors."""
+"""The exception class for user errors, and text that is safe to print."""
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+import re
+
+__all__ = ["UserError", "escape_controls", "printable"]
+
+# Control characters, line separators, marks that reverse the direction of text, and halves of surrogate pairs, which
+# no encoding accepts: a name from a file could move the cursor of a terminal, or begin a second line.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MAX_LENGTH = 2000  # characters of a message
+
+
+def escape_controls(text: str) -> str:
+    """The text with control characters, line breaks included, as Python escapes them."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def printable(text: object) -> str:
+    """One line of at most about 2000 characters.
+
+    Line breaks become spaces, other control characters are escaped, and the middle of a longer text is cut.
+    """
+    shown = str(text)
+    if len(shown) > _MAX_LENGTH:
+        half = _MAX_LENGTH // 2
+        shown = f"{shown[:half]} [... {len(shown) - 2 * half} characters ...] {shown[-half:]}"
+    return escape_controls(" ".join(line.strip() for line in shown.split("\n")))
 
 
 class UserError(ValueError):
     """A user error: wrong keys, files or data.
 
-    The message is one line with what was found, what was expected, and which key or file to change. Commands
-    print it without a traceback. Every other exception is a bug in psf or in a library.
+    The message is one `printable` line with what was found, what was expected, and which key or file to change.
+    Commands print it without a traceback. Every other exception is a bug in psf or in a library.
 
     A data loader re-raises a worker's error in the main process: same class, with one text argument that ends with
     "NAME: message". The constructor extracts the message.
@@ -19,4 +43,4 @@ class UserError(ValueError):
         text = str(message)
         if text.startswith(f"Caught {type(self).__name__} in "):
             text = text.rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2].strip()
-        super().__init__(text)
+        super().__init__(printable(text))

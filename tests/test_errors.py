@@ -22,8 +22,14 @@ def test_it_is_a_value_error():
     assert issubclass(UserError, ValueError) and str(UserError("found a")) == "found a"
 
 
+def test_the_message_is_one_short_line():
+    error = UserError("a\n  b \x1b[31m\u202e " + 5_000_000 * "x" + " end")
+    assert "\n" not in str(error) and str(error).isprintable()
+    assert str(error).startswith(r"a b \x1b[31m\u202e xxx") and str(error).endswith("x end") and len(str(error)) < 2200
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_worker_hands_the_message_on(num_workers: int):
     with pytest.raises(UserError) as caught:
         list(torch_data.DataLoader(Damaged(), num_workers=num_workers))
-    assert str(caught.value) == "a.png: empty\nor no image: expected a PNG"
+    assert str(caught.value) == "a.png: empty or no image: expected a PNG"

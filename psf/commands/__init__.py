@@ -7,22 +7,27 @@ imported only when its command is used: `psf --help` and `psf doctor` need neith
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
-from psf.errors import UserError
+from psf.errors import UserError, escape_controls, printable
 
 __all__ = [
     "COMMANDS",
     "add_config_arguments",
+    "add_max_pixels_flag",
     "add_num_images_flag",
     "add_workers_flag",
     "command_parser",
     "echo",
     "load_command",
+    "not_negative",
     "positive",
     "run_command",
 ]
@@ -58,8 +63,17 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 
 def positive(text: str) -> int:
     """Parse a number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
+    return _whole_number(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """Parse a number from 0."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a number from {least}, found {printable(text)!r}")
     return int(text)
 
 
@@ -99,10 +113,52 @@ def add_workers_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_pixels_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--max-pixels`, for commands without a config."""
+    from psf.config import SHARED_KEYS
+
+    default = SHARED_KEYS["INPUT.PSF_MAX_PIXELS"]
+    help_text = "largest number of pixels of an image, as INPUT.PSF_MAX_PIXELS of a config (default: %(default)s)"
+    parser.add_argument("--max-pixels", type=positive, default=default, metavar="N", help=help_text)
+
+
 def echo(text: object = "") -> None:
-    """Write one line of a command's result to standard output, at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """Write a command's result to standard output, at once.
+
+    Control characters of names are escaped, and so are characters that the output cannot encode. If nobody reads the
+    output any more (`| head`), the command goes on: it may still have files to write.
+    """
+    lines = "\n".join(map(escape_controls, str(text).split("\n")))
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(f"{lines}\n".encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+
+
+class _UnreadOutput(io.FileIO):
+    """Standard output that accepts everything after its reader has gone."""
+
+    def write(self, data: Any) -> Any:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def tolerate_output() -> None:
+    """Make standard output accept what it cannot encode or deliver: text of libraries, too, ends no command."""
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None or not hasattr(sys.stdout, "reconfigure"):
+        return  # it belongs to a caller
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        before, raw = sys.stdout, _UnreadOutput(sys.stdout.fileno(), "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            raw if before.write_through else io.BufferedWriter(raw),  # as Python itself does
+            before.encoding,
+            "backslashreplace",
+            line_buffering=before.line_buffering,
+            write_through=before.write_through,
+        )
 
 
 def run_command(action: Callable[[], int | None]) -> int:
@@ -112,8 +168,9 @@ def run_command(action: Callable[[], int | None]) -> int:
         The action's exit code (None counts as 0); 2 after a user error or a file system error, which is printed as one
         line on stderr.
     """
+    tolerate_output()
     try:
         return action() or 0
     except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(error)}\n")
         return 2

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from psf.commands import add_workers_flag, command_parser, echo, run_command
+from psf.commands import add_max_pixels_flag, add_workers_flag, command_parser, echo, run_command
+from psf.data.images import limit_pixels
 from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import PanopticFiles
 from psf.tools.dataset_conversion.labelme import read_labelme
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="treat iscrowd annotations as single things: some programs set iscrowd for all masks but polygons",
     )
     parser.add_argument("--overwrite", action="store_true", help="overwrite an existing OUTPUT/panoptic.json")
+    add_max_pixels_flag(parser)
     add_workers_flag(parser)
     return parser
 
@@ -70,6 +72,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
+    limit_pixels(args.max_pixels)
     files = PanopticFiles(args.output / "panoptic.json", args.output / "panoptic")
     files.check_free(overwrite=args.overwrite)
     stuff_names = read_labels(args.semantic_labels) if args.semantic_labels else {}

@@ -14,6 +14,7 @@ Exit code: 0 success; 1 an input could not be read, or not to its end (it is nam
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import logging
 import re
@@ -28,9 +29,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
-from psf.commands import add_config_arguments, command_parser, echo, run_command
+from psf.commands import add_config_arguments, command_parser, echo, not_negative, positive, run_command
+from psf.data import image_suffixes
+from psf.data.files import is_hidden, make_folder
 from psf.engine import Predictor, build_config
-from psf.errors import UserError
+from psf.errors import UserError, printable
 from psf.output import FILE_KINDS, TASKS, Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata, write_output
 
 __all__ = ["build_parser", "main"]
@@ -38,7 +41,6 @@ __all__ = ["build_parser", "main"]
 logger = logging.getLogger("psf.predict")
 
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -55,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
     source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
-    source.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, counted from 0")
+    source.add_argument(
+        "--webcam", nargs="?", type=not_negative, const=0, metavar="INDEX", help="a camera, counted from 0"
+    )
     add("--output", type=Path, default="output/demo", metavar="PATH", help="folder, or a video file [%(default)s]")
     add("--task", choices=TASKS, default="panoptic", help="kind of results [%(default)s]")
     add(
@@ -66,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
-    add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
+    add("--max-frames", type=positive, metavar="N", help="end a video or camera after N frames")
     add_config_arguments(parser, "--opts")
     return parser
 
@@ -144,7 +148,7 @@ def segment_images(args: argparse.Namespace) -> int:
         raise UserError("--save png has no effect with --task instance: masks may overlap; use --save masks")
     images, skipped = find_images(args.input)
     check_apart(images, args.output, *args.output.glob("*_masks"))
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output, "--output")
     predictor = build_predictor(args)
     num_written = 0
     with logging_redirect_tqdm():
@@ -154,8 +158,10 @@ def segment_images(args: argparse.Namespace) -> int:
                 output = TASKS[args.task](predictor(image), predictor.metadata)
                 write_output(output, picture, source=path, folder=args.output, name=name, kinds=kinds)
                 num_written += 1
-            except UserError as error:
-                logger.error("%s: skipped: %s", path, error)
+            except (UserError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                    raise  # such as a full disk, which the next image would meet, too
+                logger.error("%s: skipped: %s", printable(path), printable(error))
                 skipped.append(str(path))
     echo(f"{num_written} of {len(images)} images written to {args.output}")
     if skipped:
@@ -166,20 +172,24 @@ def segment_images(args: argparse.Namespace) -> int:
 def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Find the files that match the patterns, each once and in order; also return the patterns without a match.
 
-    A folder matches its files with an image suffix or, if there are none, its .npy arrays. A path or a glob matches
-    files with any suffix.
+    A folder matches its files with a suffix of `image_suffixes` or, if there are none, its .npy arrays; the number of
+    its other files is logged. A path or a glob matches files with any suffix.
 
     Raises:
         UserError: if no pattern has a match, or a pattern is a config key.
     """
     images: dict[Path, Path] = {}  # by the real path
     unmatched = []
+    suffixes = image_suffixes()
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            files = list(path.iterdir())
-            matches = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            files = [file for file in path.iterdir() if file.is_file() and not is_hidden(file, path)]
+            matches = [file for file in files if file.suffix.lower() in suffixes]
             matches = matches or [file for file in files if file.suffix.lower() == ".npy"]
+            if others := sorted({file.suffix or file.name for file in set(files) - set(matches)}):
+                number = len(files) - len(matches)
+                logger.info("--input %s: %d files are no images (%s)", pattern, number, ", ".join(others[:10]))
         elif path.exists():
             matches = [path]
         else:
@@ -193,7 +203,7 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
         for match in sorted(matches):
             images.setdefault(match.resolve(), match)
     if not images:
-        raise UserError(f"no image found; --input takes files, globs, and folders with {' '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"no image found; --input takes files, globs, and folders with {' '.join(sorted(suffixes))}")
     return list(images.values()), unmatched
 
 
@@ -255,8 +265,9 @@ def _video_target(args: argparse.Namespace) -> Path:
     target: Path = args.output
     if target.is_dir() or not target.suffix:
         check_apart([source] if source else [], target)
+        make_folder(target, "--output")
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
     if source is not None and target.resolve() == source.resolve():
         raise UserError(f"the result would overwrite {source}: change --output")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, "the folder of --output,")
     return target

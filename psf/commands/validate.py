@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psf.checkpoint import check_same_classes
-from psf.commands import add_workers_flag, command_parser, echo, run_command
+from psf.commands import add_max_pixels_flag, add_workers_flag, command_parser, echo, not_negative, run_command
+from psf.data.images import limit_pixels
 from psf.data.registration import PanopticSet, register_panoptic
 from psf.errors import UserError
 from psf.tools.dataset_validation.html import write_html
 from psf.tools.dataset_validation.report import check_corrected_target, check_report_target
-from psf.tools.dataset_validation.validation import places_of_dataset, validate_panoptic, write_corrected
+from psf.tools.dataset_validation.validation import places_of_dataset, shared_images, validate_panoptic, write_corrected
 
 __all__ = ["build_parser", "main"]
 
@@ -41,11 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a JSON with all safe corrections")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with drawn samples")
     parser.add_argument(
-        "--samples", type=int, default=12, metavar="N", help="number of drawn images (default: %(default)s)"
+        "--samples", type=not_negative, default=12, metavar="N", help="number of drawn images (default: %(default)s)"
     )
     parser.add_argument(
-        "--show", type=int, default=3, metavar="N", help="examples per kind of fault (default: %(default)s)"
+        "--show", type=not_negative, default=3, metavar="N", help="examples per kind of fault (default: %(default)s)"
     )
+    add_max_pixels_flag(parser)
     add_workers_flag(parser)
     return parser
 
@@ -66,6 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    limit_pixels(args.max_pixels)
     if len(args.register) > 1:
         return run_several(args)
     if args.register:
@@ -78,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_several(args: argparse.Namespace) -> int:
-    """Validate each set, and check that all have the same categories, as one training requires."""
+    """Validate each set; check that all have the same categories, as one training requires, and share no image."""
     sets = [PanopticSet.parse(text) for text in args.register]
     if args.fix or args.html:
         raise UserError(f"--fix and --html need a single set, found {len(sets)} --register: validate one set at a time")
     for one in sets:
         register_panoptic(*one)
     is_clean = [validate(args, *places) for _, *places in sets]
+    for note in shared_images(sets):
+        echo(f"note: {note}\n")
     try:
         check_same_classes(one.name for one in sets)
     except UserError as error:

@@ -3,10 +3,16 @@
 from psf.data.augmentations import build_augmentations
 from psf.data.builtin import register_builtin
 from psf.data.dataset_check import LargestCount, check_dataset, count_segments, largest_count, load_dataset
-from psf.data.images import as_picture, in_format, read_image, read_picture
-from psf.data.loaders import build_test_loader, check_sampler, spread_evenly, without_empty_images
+from psf.data.images import as_picture, image_suffixes, in_format, limit_pixels, read_image, read_picture
+from psf.data.loaders import (
+    build_test_loader,
+    check_sampler,
+    repeat_factors,
+    spread_evenly,
+    without_empty_images,
+)
 from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
-from psf.data.panoptic_format import image_key
+from psf.data.panoptic_format import distinct_names, image_key
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
 from psf.data.panoptic_labels import PanopticLabels, compact, read_panoptic_ids, read_panoptic_labels
 from psf.data.registration import PanopticSet, register_from_config, register_panoptic
@@ -25,9 +31,12 @@ __all__ = [
     "check_sampler",
     "compact",
     "count_segments",
+    "distinct_names",
     "image_key",
+    "image_suffixes",
     "in_format",
     "largest_count",
+    "limit_pixels",
     "load_dataset",
     "load_panoptic_json",
     "panoptic_metadata",
@@ -40,6 +49,7 @@ __all__ = [
     "register_builtin",
     "register_from_config",
     "register_panoptic",
+    "repeat_factors",
     "spread_evenly",
     "without_empty_images",
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from psf.data.files import check_regular
+from psf.data.panoptic_format import image_key
 from psf.errors import UserError
 
 __all__ = [
@@ -77,12 +79,30 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
         raise UserError(f"dataset {name!r}: {error} of {source} is missing. {_where_to_look(str(error))}") from error
     if not dicts:
         raise UserError(f"dataset {name!r}: {source} lists no image")
+    _check_image_ids(dicts, f"dataset {name!r}: {source}")
     return dicts
+
+
+def _check_image_ids(dicts: Sequence[Mapping[str, Any]], place: str) -> None:
+    """Raise a UserError if two images share an id: one would be evaluated with the ground truth of the other.
+
+    `load_panoptic_json` checks the JSON itself; other plugins' loaders do not. A dict may occur repeatedly.
+    """
+    file_of: dict[Any, Any] = {}
+    for one in dicts:
+        if "image_id" in one and "file_name" in one:
+            first = file_of.setdefault(image_key(one["image_id"]), one["file_name"])
+            if first != one["file_name"]:
+                raise UserError(
+                    f"{place} has the image id {one['image_id']!r} twice, for {first} and {one['file_name']}; give "
+                    "each image an id of its own"
+                )
 
 
 def require_file(path: str) -> None:
     """Raise a UserError if a file of a dataset is missing; it names the path and the source of the path."""
     if not PathManager.isfile(path):
+        check_regular(path)
         raise UserError(f"{path}: this file of a dataset is missing. {_where_to_look(path)}")
 
 

@@ -1,4 +1,4 @@
-"""Read and write files: JSON, atomic writes, and the cache folder."""
+"""Read and write files: regular files and JSON, atomic writes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -14,22 +14,60 @@ from detectron2.utils.file_io import PathManager
 
 from psf.errors import UserError
 
-__all__ = ["atomic_path", "cache_path", "cache_root", "read_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "cache_path",
+    "cache_root",
+    "check_regular",
+    "is_hidden",
+    "make_folder",
+    "read_json",
+    "write_text",
+]
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise a UserError if a path is a folder, a pipe or a device: reading a pipe would wait for ever.
+
+    A path that does not exist, or that has no file on this machine (s3://...), passes.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
+        raise UserError(f"{os.fspath(path)}: {kind}, expected a regular file")
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file is hidden below a folder: macOS's copies (._a.png), or in a hidden folder (.ipynb_checkpoints)."""
+    *parents, name = path.relative_to(folder).parts
+    return name.startswith("._") or any(parent.startswith(".") and parent != ".." for parent in parents)
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Create a folder for results, with its parents; a UserError that names `flag` if a file is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{flag} {path}: expected a folder, found a file; name a folder") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file in UTF-8.
+    """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: naming the file, if it is missing or damaged.
+        UserError: naming the file, if it is missing or damaged, or has lists in lists to a depth of about 1000.
     """
+    check_regular(path)
     try:
-        with PathManager.open(os.fspath(path), encoding="utf-8") as file:
+        with PathManager.open(os.fspath(path), encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a JSON file ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a valid JSON file (expected UTF-8, {error})") from error
     except ValueError as error:
         raise UserError(f"{path}: not a valid JSON file ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not a valid JSON file (its lists or objects are nested too deeply)") from error
 
 
 @contextmanager

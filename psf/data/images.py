@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from psf.errors import UserError
+from psf.data.files import check_regular
+from psf.errors import UserError, printable
 
 __all__ = [
     "as_numbers",
     "as_picture",
+    "check_pixels",
     "image_bands",
+    "image_suffixes",
     "in_format",
     "is_deep",
+    "is_turned",
+    "limit_pixels",
     "load_array",
     "open_image",
     "opencv_bands",
@@ -28,7 +35,55 @@ __all__ = [
 ]
 
 # What Pillow raises, while it opens or decodes, on files that are cut off, damaged or not images.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+# Formats that Pillow does not decode itself: it gives EPS to Ghostscript, a program that executes the file, and the
+# others to handlers that no one registers.
+_REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # beginnings of such files
+_ROWS = 256  # converted at a time, so that intermediate results stay small
+
+# `check_pixels` refuses such images with a message of its own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def limit_pixels(number: int) -> None:
+    """Set the largest number of pixels of an image in this process: INPUT.PSF_MAX_PIXELS, --max-pixels.
+
+    It is Pillow's own limit, which Pillow also applies to images inside of other files (icons).
+
+    Raises:
+        UserError: if the number is below 1.
+    """
+    if number < 1:
+        raise UserError(f"INPUT.PSF_MAX_PIXELS (--max-pixels) is {number}: expected 1 or more")
+    Image.MAX_IMAGE_PIXELS = number
+
+
+def check_pixels(place: str, height: int, width: int) -> None:
+    """Raise a UserError that begins with `place` if an image is larger than the limit, before memory is taken."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit:
+        raise _too_large(place, f"{width} x {height} pixels, ", height * width)
+
+
+def _too_large(place: str, size: str, number: int) -> UserError:
+    limit = Image.MAX_IMAGE_PIXELS or 0
+    return UserError(
+        f"{place}: {size}{number / 1e6:.1f} megapixels, the limit is {limit / 1e6:.1f}; cut the image into parts, or "
+        f"raise INPUT.PSF_MAX_PIXELS (--max-pixels of psf validate and convert-dataset) to {number} or more; "
+        "MODEL.PSF.TEST.TILES.SIZE then segments it in tiles"
+    )
+
+
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the image files that psf reads, in lower case: all of Pillow's but `_REFUSED_FORMATS`."""
+    formats = set(_formats())
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _REFUSED_FORMATS]
 
 
 def read_image(path: str, format: str = "BGR", num_channels: int | None = None) -> np.ndarray:
@@ -66,8 +121,10 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
         image = _upright(image, path)
         if image.mode == "F" or image.mode.startswith("I"):
             image = Image.fromarray(_to_8_bit(np.asarray(image), path))
-        # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
-        pixels = np.asarray(image.convert("RGBA" if image.mode == "P" else "RGB"))[..., :3]
+        if image.mode != "RGB":
+            # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
+            image = image.convert("RGBA" if image.mode == "P" else "RGB")
+        pixels = np.asarray(image)[..., :3]
     return in_format(pixels, format)
 
 
@@ -82,16 +139,46 @@ def in_format(pixels: np.ndarray, format: str) -> np.ndarray:
 
 @contextmanager
 def open_image(path: str) -> Iterator[Image.Image]:
-    """Open and decode an image file with Pillow, or raise a UserError that names it."""
+    """Open and decode an image file with Pillow, or raise a UserError that names it.
+
+    No program is started (see `_REFUSED_FORMATS`), and an image above `limit_pixels` is not decoded.
+    """
+    check_regular(path)
     try:
         with PathManager.open(path, "rb") as file:
-            image = Image.open(file)
+            image = Image.open(file, formats=_formats())
+            check_pixels(path, image.height, image.width)
             image.load()
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's check comes first: above the limit a warning, above twice the limit an error.
+        raise _too_large(path, "", int(re.findall(r"\d+", str(error))[0])) from error
+    except MemoryError as error:
+        raise UserError(f"{path}: not enough memory to decode the image") from error
     except _DECODING_ERRORS as error:
-        raise UserError(f"{path}: empty, corrupt or not an image ({error})") from error
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        hint = f"({error})"
+        if isinstance(error, UnidentifiedImageError) and _begins_with(path, _POSTSCRIPT):
+            hint = "of a kind that psf reads: PostScript is a program, which psf does not execute; convert it to PNG"
+        raise UserError(f"{path}: empty, corrupt or not an image {hint}") from error
     yield image
+
+
+def _begins_with(path: str, beginnings: tuple[bytes, ...]) -> bool:
+    with PathManager.open(path, "rb") as file:
+        return file.read(4).startswith(beginnings)
+
+
+def is_turned(path: str) -> bool:
+    """Whether the EXIF block of an image file has an orientation, by which psf turns or mirrors the image."""
+    if path.lower().endswith(".npy"):
+        return False
+    with PathManager.open(path, "rb") as file:
+        return _orientation(Image.open(file, formats=_formats()), path) != 1
 
 
 def _read_bands(path: str) -> np.ndarray:
@@ -102,12 +189,24 @@ def _read_bands(path: str) -> np.ndarray:
     return as_numbers(bands, path)
 
 
+def _orientation(image: Image.Image, path: str) -> int:
+    """EXIF's orientation, 1 to 8; 1 if there is none, or a broken one."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except (*_DECODING_ERRORS, KeyError, TypeError):
+        # Cameras write broken EXIF blocks; the pixels are still valid.
+        logging.getLogger(__name__).warning("%s: broken EXIF block, orientation ignored", printable(path))
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def _upright(image: Image.Image, path: str) -> Image.Image:
+    if _orientation(image, path) == 1:
+        return image  # `exif_transpose` would copy it
     try:
         return ImageOps.exif_transpose(image)
     except (*_DECODING_ERRORS, KeyError, TypeError):
-        # Cameras write broken EXIF blocks; the pixels are still valid.
-        logging.getLogger(__name__).warning("%s: broken EXIF block, orientation ignored", path)
+        logging.getLogger(__name__).warning("%s: broken EXIF block, orientation ignored", printable(path))
         return image
 
 
@@ -120,8 +219,12 @@ def _to_8_bit(values: np.ndarray, path: str) -> np.ndarray:
         low, high = 0.0, max(high, 65535.0)
     elif low >= 0 and high <= 255:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
-    scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
-    return scaled.clip(0, 255).round().astype(np.uint8)
+    scale = 255.0 / max(high - low, 1e-12)
+    pixels: np.ndarray = np.empty(values.shape, dtype=np.uint8)
+    for top in range(0, len(values), _ROWS):
+        scaled = (values[top : top + _ROWS].astype(np.float64) - low) * scale
+        pixels[top : top + _ROWS] = scaled.clip(0, 255).round()
+    return pixels
 
 
 # Pillow's modes whose channels are those of the file.
@@ -137,6 +240,7 @@ _WAY_OUT = 'save its array as a .npy file, (H, W) or (H, W, C), for INPUT.FORMAT
 
 def load_array(path: str) -> np.ndarray:
     """Read a .npy file of (H, W) or (H, W, C) as (H, W, C) of the same type."""
+    check_regular(path)
     try:
         array = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -145,6 +249,7 @@ def load_array(path: str) -> np.ndarray:
         raise UserError(f"{path}: empty, corrupt or not an array of numbers ({error})") from error
     if array.ndim not in (2, 3) or not array.size:
         raise UserError(f"{path}: the array has shape {array.shape}, expected a non-empty (H, W) or (H, W, C)")
+    check_pixels(path, *array.shape[:2])
     return np.atleast_3d(np.array(array))
 
 

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.utils.data as torch_data
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -17,14 +19,22 @@ from PIL import Image
 from psf.data.mappers import build_mapper
 from psf.errors import UserError
 
-__all__ = ["build_test_loader", "check_sampler", "same_size_batches", "spread_evenly", "without_empty_images"]
+__all__ = [
+    "build_test_loader",
+    "check_sampler",
+    "repeat_factors",
+    "same_size_batches",
+    "spread_evenly",
+    "without_empty_images",
+]
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# Detectron2's samplers whose keys its default config has -> whether they read `annotations`.
+# Detectron2's samplers whose keys its default config has -> whether they read the classes of an image.
 _SAMPLERS = {"TrainingSampler": False, "RepeatFactorTrainingSampler": True}
+_SEGMENTS = ("annotations", "segments_info")  # keys of Detectron2's dicts
 _ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
@@ -113,7 +123,7 @@ def without_empty_images(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[
 
 
 def _is_annotated(dataset_dict: dict[str, Any]) -> bool:
-    lists = [dataset_dict[key] for key in ("annotations", "segments_info") if key in dataset_dict]
+    lists = [dataset_dict[key] for key in _SEGMENTS if key in dataset_dict]
     return not lists or any(not one.get("iscrowd", 0) for entries in lists for one in entries)
 
 
@@ -121,13 +131,24 @@ def check_sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> None:
     """Check that Detectron2 can build DATALOADER.SAMPLER_TRAIN over these dicts.
 
     Raises:
-        UserError: if the sampler is not supported, or needs `annotations` and the dicts have none.
+        UserError: if the sampler is not supported, or needs the classes of each image and a dict does not list them.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in _SAMPLERS:
         raise UserError(f'DATALOADER.SAMPLER_TRAIN is "{name}": expected one of {list(_SAMPLERS)}')
-    if _SAMPLERS[name] and any("annotations" not in one for one in dicts):
+    if _SAMPLERS[name] and not all(one.keys() & set(_SEGMENTS) for one in dicts):
         raise UserError(
-            f'DATALOADER.SAMPLER_TRAIN is "{name}", which needs Detectron2\'s `annotations`; the panoptic sets of '
-            'DATASETS.TRAIN have none: set it to "TrainingSampler"'
+            f'DATALOADER.SAMPLER_TRAIN is "{name}", which needs the classes of each image; the dicts of DATASETS.TRAIN '
+            'have neither segments_info nor annotations: set it to "TrainingSampler"'
         )
+
+
+def repeat_factors(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """(N,) factors for RepeatFactorTrainingSampler: how often an epoch shows each image, by its rarest class.
+
+    Detectron2 reads the classes from `annotations`; here they come from `segments_info`, where a dict has it.
+    """
+    segments = [{"annotations": one.get("segments_info", one.get("annotations"))} for one in dicts]
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        segments, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )

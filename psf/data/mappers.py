@@ -13,7 +13,7 @@ from detectron2.utils.registry import Registry
 
 from psf.data.augmentations import VOID_CLASS, build_augmentations, crop_and_color, large_scale_jitter
 from psf.data.dataset_check import require_file
-from psf.data.images import in_format, read_image
+from psf.data.images import in_format, limit_pixels, read_image
 from psf.data.panoptic_labels import PanopticLabels, compact_with_boxes, read_panoptic_labels
 from psf.data.shapes.scene import make_scene
 from psf.errors import UserError
@@ -58,6 +58,7 @@ class PanopticMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         num_channels: int | None = None,
+        max_pixels: int | None = None,
     ):
         """
         Args:
@@ -65,10 +66,12 @@ class PanopticMapper:
             augmentations: for the image and, with nearest-neighbour interpolation, the label map.
             image_format: "RGB", "BGR", "L" or "BANDS", see `read_image`.
             num_channels: of the model; None: any number of "BANDS".
+            max_pixels: for `limit_pixels`; None: the limit of the process stays.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format, self.num_channels = image_format, num_channels
+        self.image_format, self.num_channels, self.max_pixels = image_format, num_channels, max_pixels
+        self._limit_pixels()  # evaluators read the ground truth in this process
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class PanopticMapper:
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "num_channels": len(cfg.MODEL.PIXEL_MEAN),
+            "max_pixels": cfg.INPUT.PSF_MAX_PIXELS,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class PanopticMapper:
 
     def read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
         """Read the image of a dict and, in training, its ground truth, before augmentation."""
+        self._limit_pixels()  # in a worker process
         image, gt = self._read(dataset_dict)
         height, width = image.shape[:2]
         listed = dataset_dict.get("width", width), dataset_dict.get("height", height)
@@ -110,6 +115,10 @@ class PanopticMapper:
                 f"{listed[0]} x {listed[1]} (width x height); psf validate --fix corrects the JSON"
             )
         return image, gt
+
+    def _limit_pixels(self) -> None:
+        if self.max_pixels is not None:
+            limit_pixels(self.max_pixels)
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
         if "psf_scene" in dataset_dict:

@@ -15,10 +15,22 @@ from detectron2.utils.colormap import colormap
 
 from psf.data.dataset_check import require_file
 from psf.data.files import read_json
-from psf.data.panoptic_format import LIST, SCHEMA, SINGULAR, find_problem, find_problems, image_key
+from psf.data.panoptic_format import (
+    LIST,
+    SCHEMA,
+    SINGULAR,
+    check_segment_ids,
+    distinct_names,
+    find_problem,
+    find_problems,
+    image_key,
+    name_notes,
+    shorten,
+    with_slashes,
+)
 from psf.errors import UserError
 
-__all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_panoptic_json"]
+__all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_lists", "read_panoptic_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +40,12 @@ def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         thing_classes and stuff_classes, thing_colors and stuff_colors: all K classes in both lists of a pair, because
-        Detectron2 indexes them by the joint id (a category without a color gets one);
+        Detectron2 indexes them by the joint id (a category without a color gets one; a name that several categories
+        have gets the id, "ball (id 3)", because results are stored by name);
         {thing,stuff}_dataset_id_to_contiguous_id: only things, and only stuff; ignore_label, label_divisor and
         evaluator_type.
     """
-    names = [category["name"] for category in categories]
+    names = distinct_names([one["name"] for one in categories], [one["id"] for one in categories])
     palette = colormap(rgb=True, maximum=255).astype(int).tolist()
     colors = [list(category.get("color", palette[i % len(palette)])) for i, category in enumerate(categories)]
     thing_ids, stuff_ids = (
@@ -75,18 +88,13 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         annotations, which is enough for predictions: one per image, without pan_seg_file_name and segments_info.
 
     Raises:
-        UserError: as `read_panoptic_json`; if it lists no image; if two image ids are the same number ("07" and
-            7); if a segment or an annotation refers to a category or image that the JSON does not list.
+        UserError: as `read_panoptic_json`; if it lists no image; if a segment or an annotation refers to a category or
+            image that the JSON does not list.
     """
     content = read_panoptic_json(json_file, ("categories", "images", "annotations"))
-    images: dict[int | str, dict[str, Any]] = {}
-    for image in content["images"]:
-        first = images.setdefault(image_key(image["id"]), image)
-        if first["id"] != image["id"]:
-            raise UserError(
-                f"{json_file}: the image ids {first['id']!r} and {image['id']!r} are the same "
-                "number, and ids are compared as numbers; change the id of one of the two images"
-            )
+    images = {image_key(image["id"]): image for image in content["images"]}
+    for note, number in name_notes([category["name"] for category in content["categories"]]).items():
+        logger.warning("%s: %d %s", json_file, number, note)
     if not content["annotations"]:
         if not images:
             raise UserError(f"{json_file}: `images` and `annotations` are empty, expected at least one image")
@@ -100,7 +108,7 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
         if key not in images:
             raise UserError(
                 f"{json_file}: annotation {annotation['file_name']} refers to the unknown image "
-                f"{annotation['image_id']!r}; `images` must list it"
+                f"{shorten(annotation['image_id'])}; `images` must list it"
             )
         segments = []
         for segment in annotation["segments_info"]:
@@ -119,16 +127,19 @@ def load_panoptic_json(json_file: str, png_root: str, image_root: str) -> list[d
                 "segments_info": segments,
             }
         )
+    if len(dicts) < len(images):
+        num_bare = len(images) - len(dicts)
+        logger.warning("%s: %d of %d images have no annotation and are not used", json_file, num_bare, len(images))
     return dicts
 
 
-def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) -> dict[str, Any]:
-    """The content of a panoptic JSON, after a check of the lists in `keys`.
+def read_lists(json_file: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The content of a panoptic JSON with the lists in `keys`, whose entries are unchecked.
 
-    `psf.data.panoptic_format` has the schema of the entries. `annotations` may be absent; it becomes [].
+    `annotations` may be absent; it becomes []. Backslashes in file names (Windows) become slashes.
 
     Raises:
-        UserError: if the JSON is missing, damaged or not panoptic, has no category or duplicate category ids.
+        UserError: if the JSON is missing or damaged, or has not these lists.
     """
     require_file(json_file)
     content = read_json(json_file)
@@ -137,26 +148,66 @@ def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) ->
     for key in keys:
         if problem := find_problem(content, key, LIST):
             raise UserError(f"{json_file}: not a panoptic JSON, {problem.text}")
+        if with_slashes(content[key]):
+            logger.info("%s: backslashes in the file names of `%s` are read as slashes", json_file, key)
+    return content
+
+
+def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) -> dict[str, Any]:
+    """The content of a panoptic JSON, after a check of the lists in `keys`; see `read_lists`.
+
+    `psf.data.panoptic_format` has the schema of the entries.
+
+    Raises:
+        UserError: if the JSON is missing, damaged or not panoptic, has no category, or two entries share what must be
+            unique: the id and the file of images ("07" and 7 are the same id), the image and the PNG of annotations,
+            the id of categories and of an image's segments.
+    """
+    content = read_lists(json_file, keys)
+    for key in keys:
         for entry in content[key]:
             _check_entry(key, entry, json_file)
-            for segment in entry["segments_info"] if key == "annotations" else ():
-                _check_entry("segments_info", segment, f"{json_file}: {entry['file_name']}")
+            if key == "annotations":
+                place = f"{json_file}: {entry['file_name']}"
+                for segment in entry["segments_info"]:
+                    _check_entry("segments_info", segment, place)
+                check_segment_ids([segment["id"] for segment in entry["segments_info"]], place)
+        _check_unique(key, content[key], json_file)
     if not content["categories"]:
         raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
-    ids = [category["id"] for category in content["categories"]]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{json_file}: `categories` has duplicate ids: {sorted({i for i in ids if ids.count(i) > 1})}")
     return content
+
+
+_UNIQUE = {"categories": ("id",), "images": ("id", "file_name"), "annotations": ("image_id", "file_name")}
+
+
+def _check_unique(name: str, entries: Sequence[dict[str, Any]], json_file: str) -> None:
+    """Raise a UserError if two entries share what must be unique: one of them would get what belongs to the other."""
+    for key in _UNIQUE[name]:
+        first: dict[Any, dict[str, Any]] = {}
+        for entry in entries:
+            value = os.path.normpath(entry[key]) if key == "file_name" else image_key(entry[key])
+            if (other := first.setdefault(value, entry)) is not entry:
+                values = dict.fromkeys(shorten(one[key]) for one in (other, entry))
+                same = "" if len(values) == 1 else ", which are the same"
+                raise UserError(
+                    f"{json_file}: two {name} have the {key} {' and '.join(values)}{same}: "
+                    f"{_label(other, name, key)} and {_label(entry, name, key)}; change or remove one of them "
+                    "(psf validate lists all, and --fix removes copies)"
+                )
+
+
+def _label(entry: dict[str, Any], name: str, without: str) -> str:
+    known = [key for key in SCHEMA[name] if key in entry and key not in ("segments_info", without)]
+    return ", ".join(f"{key} {shorten(entry[key])}" for key in known)
 
 
 def _check_entry(name: str, entry: Any, where: str) -> None:
     problems = find_problems(name, entry)
     if not problems:
         return
-    label = f"the {SINGULAR[name]}"
-    if isinstance(entry, dict):
-        known = [f"{key} {entry[key]!r}" for key in SCHEMA[name] if key in entry and key != "segments_info"]
-        label = f"{label} {', '.join(known)}" if known else label
+    known = _label(entry, name, "") if isinstance(entry, dict) else ""
+    label = f"the {SINGULAR[name]} {known}".rstrip()
     first = min(problems, key=lambda problem: not problem.is_missing)
     hint = "; is this a panoptic JSON?" if first.is_missing else ""
     raise UserError(f"{where}: {label}: {first.text}{hint}")

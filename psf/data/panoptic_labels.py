@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from detectron2.utils.logger import log_first_n
 
-from psf.data.images import open_image
+from psf.data.images import is_deep, open_image
+from psf.data.panoptic_format import check_segment_ids, shorten
 from psf.errors import UserError
 
 __all__ = [
@@ -68,16 +69,15 @@ def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, An
     for segment in segments_info:
         if not segment.keys() >= _NEEDED_KEYS:
             raise UserError(
-                f"{file_name}: segments_info has a segment without {_NEEDED_KEYS - segment.keys()}: {segment}"
+                f"{file_name}: segments_info has a segment without {_NEEDED_KEYS - segment.keys()}: {shorten(segment)}"
             )
-    known = np.sort(np.array([segment["id"] for segment in segments_info], dtype=np.int64))
-    if (np.diff(known, prepend=0) <= 0).any():
-        raise UserError(f"{file_name}: segments_info has an id below 1 or duplicate ids: {known.tolist()}")
+    known = [segment["id"] for segment in segments_info]
+    check_segment_ids(known, file_name)
 
     ids = _read_ids(file_name)
     starts, runs = _runs(ids)
-    present = _check_ids(file_name, runs, known.tolist())
-    absent = sorted(set(known.tolist()) - present)
+    present = _check_ids(file_name, runs, known)
+    absent = sorted(set(known) - present)
     if absent:
         message = f"{file_name}: segments {absent[:10]} of the JSON have no pixel in the PNG and are dropped"
         log_first_n(logging.WARNING, message, key="caller", name=__name__)
@@ -193,6 +193,11 @@ def _read_ids(file_name: str) -> np.ndarray:
         if image.mode not in ("RGB", "RGBA", "P"):
             raise UserError(
                 f"{file_name}: expected a panoptic PNG in RGB (id = R + 256 G + 65536 B), found mode {image.mode!r}"
+            )
+        if is_deep(image, file_name):
+            raise UserError(
+                f"{file_name}: expected a panoptic PNG of 8 bits per channel, found 16 bits, of which Pillow drops the "
+                "lower 8; save it with 8 bits (uint8)"
             )
         # Four bytes a pixel, so that a pixel is one little-endian number with the id in its lower three.
         colors = image if image.mode == "RGB" else image.convert("RGB")

@@ -9,7 +9,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from psf.config import import_user_modules
-from psf.data import as_picture, build_augmentations, in_format, read_image
+from psf.data import as_picture, build_augmentations, in_format, limit_pixels, read_image
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.num_queries import resolve_num_queries
 
@@ -35,6 +35,7 @@ class Predictor(DefaultPredictor):
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg
+        limit_pixels(cfg.INPUT.PSF_MAX_PIXELS)
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.input_format = cfg.INPUT.FORMAT
         [self.aug] = build_augmentations(cfg, is_train=False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
@@ -30,6 +31,7 @@ from psf.data import (
     check_dataset,
     check_sampler,
     load_dataset,
+    repeat_factors,
     without_empty_images,
 )
 from psf.engine.arguments import check_detectron2_keys, setup, write_config
@@ -309,7 +311,10 @@ class Trainer(DefaultTrainer):
         images = without_empty_images(cfg, [image for dataset in datasets for image in dataset])
         check_sampler(cfg, images)
         warn_of_too_few_queries(cfg, images)
-        return build_detection_train_loader(cfg, dataset=images, mapper=mapper)
+        sampler = None  # Detectron2's choice
+        if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+            sampler = RepeatFactorTrainingSampler(repeat_factors(cfg, images), seed=cfg.SEED)
+        return build_detection_train_loader(cfg, dataset=images, mapper=mapper, sampler=sampler)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:

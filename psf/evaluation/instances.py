@@ -21,8 +21,9 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from psf.data import image_key
+from psf.data import distinct_names, image_key
 from psf.data.files import write_text
+from psf.data.panoptic_format import shorten
 from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
 
@@ -49,10 +50,11 @@ class InstanceEvaluator(COCOEvaluator):
         # COCOeval sorts categories by their id in the JSON, and Detectron2 lists class names in that order.
         thing_ids = sorted(metadata.thing_dataset_id_to_contiguous_id.items())
         self._things_only = {contiguous: position for position, (_, contiguous) in enumerate(thing_ids)}
+        names = distinct_names(metadata.thing_classes)
         name = f"psf/instances/{dataset_name}/{json_file}"  # separate metadata: the dataset's stays unchanged
         MetadataCatalog.get(name).set(
             json_file=json_file,
-            thing_classes=[metadata.thing_classes[contiguous] for _, contiguous in thing_ids],
+            thing_classes=[names[contiguous] for _, contiguous in thing_ids],
             thing_dataset_id_to_contiguous_id={old: position for position, (old, _) in enumerate(thing_ids)},
         )
         super().__init__(name, tasks=("bbox", "segm"), distributed=distributed)
@@ -86,7 +88,7 @@ class InstanceEvaluator(COCOEvaluator):
     def _number_of(self, image_id: int | str) -> int:
         number = self._numbers.get(image_key(image_id))
         if number is None:
-            raise UserError(f"{self._json_file} does not contain image id {image_id!r}, which is evaluated")
+            raise UserError(f"{self._json_file} does not contain image id {shorten(image_id)}, which is evaluated")
         return number
 
     def _among_things(self, instances: Instances) -> Instances:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from detectron2.data import Metadata, MetadataCatalog
 
+from psf.data import distinct_names
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 
 __all__ = ["PER_CLASS_COLUMNS", "write_per_class"]
@@ -64,7 +65,7 @@ def _classes(metadata: Metadata) -> list[_Class]:
     things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
     for ids, is_thing in ((things, True), (stuff, False)):
-        names = metadata.get("thing_classes" if is_thing else "stuff_classes")
+        names = distinct_names(metadata.get("thing_classes" if is_thing else "stuff_classes") or [])
         for category_id, contiguous in ids.items():
             if is_thing or category_id not in things:  # semantic metadata also lists things as stuff
                 classes[contiguous, not is_thing] = _Class(names[contiguous], category_id, is_thing)

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from psf.data import distinct_names
 from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
 
@@ -38,7 +39,7 @@ class SemanticEvaluator(DatasetEvaluator):
         shared = set(self._gt.thing_ids.values()) & set(self._gt.stuff_ids.values())
         if shared:
             raise UserError(f"{dataset_name}: contiguous ids {sorted(shared)} mean both a thing and stuff")
-        self._names = self._gt.metadata.stuff_classes
+        self._names = distinct_names(self._gt.metadata.stuff_classes)
         self._num_classes = len(self._gt.thing_ids) + len(self._gt.stuff_ids)
         self._distributed = distributed
         self.reset()

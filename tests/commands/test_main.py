@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 import psf
 from psf.__main__ import main
-from psf.commands import COMMANDS, load_command, run_command
+from psf.commands import COMMANDS, echo, load_command, run_command
 from psf.errors import UserError
 from tests.conftest import RunPython
 
@@ -132,3 +133,28 @@ def test_completion(line: str, expected: str, tmp_path: Path, repository: Path) 
     }  # fmt: skip
     subprocess.run([sys.executable, "-m", "psf"], env=environment, cwd=repository, check=False, timeout=120)
     assert expected in answer.read_text().split()
+
+
+def test_results_that_the_output_cannot_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    echo("Straße\n道路 \x1b[31m")
+    assert raw.getvalue() == b"Stra\\xdfe\n\\u9053\\u8def \\x1b[31m\n"
+
+
+def test_nobody_reads_the_output(run_python: RunPython) -> None:
+    """As in `psf ... | true`: the command does its work, without a word."""
+    script = (
+        "import logging, os, sys\n"
+        "from psf.commands import echo, run_command\n"
+        "reading, writing = os.pipe()\n"
+        "os.dup2(writing, 1), os.close(reading), os.close(writing)\n"
+        "def action():\n"
+        "    logging.basicConfig(stream=sys.stdout, level=logging.INFO)\n"
+        "    for number in range(3):\n"
+        "        echo(100_000 * 'x'), print(100_000 * 'y'), logging.info('z')\n"
+        "    sys.stderr.write('done')\n"
+        "sys.exit(run_command(action))\n"
+    )
+    done = run_python("-c", script)
+    assert done.returncode == 0 and done.stderr == "done"

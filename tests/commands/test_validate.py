@@ -185,3 +185,10 @@ def test_it_runs_as_a_command(run_python: RunPython, repository: Path, tmp_path)
     written = json.loads((tmp_path / "fixed.json").read_text())
     assert written.pop("psf_corrected_from") == "panoptic.json"
     assert written == json.loads((root / "panoptic.json").read_text())
+
+
+@pytest.mark.parametrize("flag", ["--samples", "--show", "--max-pixels"])
+def test_numbers_below_zero_are_refused(tmp_path, flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([*words(tmp_path), flag, "-1"])
+    assert stopped.value.code == 2 and f"{flag}: expected a number from" in capsys.readouterr().err

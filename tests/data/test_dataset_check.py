@@ -147,3 +147,18 @@ def test_largest():
     assert largest_count([{"image_id": 1}, *dicts]) == (3, "b")
     assert largest_count([{"image_id": 7, "annotations": []}]) == (0, "7")
     assert largest_count([{"image_id": 7}]) is None
+
+
+def test_two_images_of_one_id_from_any_loader():
+    dicts = [{"image_id": one, "file_name": f"{name}.png"} for one, name in ((1, "a"), (2, "b"), (1, "a"), ("01", "c"))]
+    name = "psf_test_own_loader"
+    DatasetCatalog.register(name, lambda: dicts[:num])
+    try:
+        num = 3
+        assert load_dataset(name) == dicts[:3]  # an image may be listed repeatedly, to be seen more often
+        num = 4
+        with pytest.raises(ValueError, match=r"has the image id '01' twice, for a\.png and c\.png"):
+            load_dataset(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from detectron2.utils.file_io import PathManager
 
 from psf.checkpoint import pretrained
-from psf.data.files import atomic_path, cache_path, read_json, write_text
+from psf.data.files import atomic_path, cache_path, is_hidden, make_folder, read_json, write_text
 
 
 def test_a_file_appears_whole(tmp_path: Path):
@@ -55,11 +56,16 @@ def test_damaged_json_files_are_named(tmp_path: Path, content: bytes):
         read_json(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("name", ["none.json", ""])
-def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none.json", r"cannot be read as a JSON file \(No such file or directory\)"),
+        ("", "a folder, expected a regular file"),
+    ],
+)
+def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str, reason: str):
     path = tmp_path / name
-    reason = "Is a directory" if path.is_dir() else "No such file or directory"
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: cannot be read as a JSON file \\({reason}\\)$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {reason}$"):
         read_json(path)
 
 
@@ -79,3 +85,42 @@ def test_there_is_no_second_json_reader(repository: Path):
         if re.search(r"json\.loads?\(", file.read_text(encoding="utf-8"))
     }
     assert found == own
+
+
+def test_json_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{"a": "ü"}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": "ü"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (100_000 * b"[" + 100_000 * b"]", "nested too deeply"),
+        ('{"a": 1}'.encode("utf-16"), "expected UTF-8"),
+        (b'{"a": ' + 5000 * b"9" + b"}", "not a valid JSON file"),  # more digits than Python converts
+    ],
+)
+def test_json_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.json: .*{message}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_pipes_are_no_json(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a\.json: a pipe, .*expected a regular file"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a.png", False), ("._a.png", True), (".a/b.png", True), ("x/._b.png", True), ("x/b", False)]
+)
+def test_hidden_files(name: str, expected: bool):
+    assert is_hidden(Path("/.home/set", name), Path("/.home/set")) is expected
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
+    (tmp_path / "a").touch()
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(ValueError, match=rf"--output {path}: expected a folder, found a file"):
+            make_folder(path, "--output")

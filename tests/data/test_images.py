@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psf.data import as_picture, read_image, read_picture
+from psf.data import as_picture, image_suffixes, limit_pixels, read_image, read_picture
 
 RED, BLUE = [200, 30, 10], [10, 40, 220]
 
@@ -113,12 +114,10 @@ def test_broken_exif_does_not_lose_the_image(tmp_path):
     assert read_image(path).shape == (4, 6, 3)
 
 
-@pytest.mark.parametrize("content", ["missing", "empty", "text", "cut", "folder"])
+@pytest.mark.parametrize("content", ["missing", "empty", "text", "cut"])
 def test_what_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "broken.png"
-    if content == "folder":
-        path.mkdir()
-    elif content == "cut":
+    if content == "cut":
         save(path, np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
         path.write_bytes(path.read_bytes()[:900])
     elif content != "missing":
@@ -208,12 +207,10 @@ class TestArrays:
         with pytest.raises(ValueError, match=rf"broken\.npy: .*{message}"):
             read_image(str(tmp_path / "broken.npy"), "BANDS")
 
-    @pytest.mark.parametrize("content", ["missing", "empty", "text", "cut", "folder"])
+    @pytest.mark.parametrize("content", ["missing", "empty", "text", "cut"])
     def test_what_is_no_array_is_named(self, tmp_path: Path, content: str):
         path = tmp_path / "broken.npy"
-        if content == "folder":
-            path.mkdir()
-        elif content == "cut":
+        if content == "cut":
             np.save(path, numbers(4))
             path.write_bytes(path.read_bytes()[:-9])
         elif content != "missing":
@@ -360,3 +357,49 @@ def test_files(tmp_path: Path):
         assert np.array_equal(read_picture(str(tmp_path / name)), pixels[..., :3])
     with pytest.raises(ValueError, match=r"b\.npy: no such image file"):
         read_picture(str(tmp_path / "b.npy"))
+
+
+def test_images_above_the_limit_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    paths = [save(tmp_path / f"{side}.png", np.zeros((side, 10), np.uint8)) for side in (10, 15, 50)]
+    np.save(tmp_path / "a.npy", np.zeros((11, 10)))
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    limit_pixels(100)
+    for path in paths[1:]:  # Pillow warns of the first and refuses the second
+        with pytest.raises(ValueError, match=r"megapixels, the limit .*INPUT\.PSF_MAX_PIXELS .* to (150|500) "):
+            read_image(path)
+    with pytest.raises(ValueError, match=r"a\.npy: 10 x 11 pixels, .*to 110 or more"):
+        read_image(str(tmp_path / "a.npy"), "BANDS")
+    monkeypatch.undo()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(paths[0]).shape == (10, 10, 3)
+    with pytest.raises(ValueError, match=r"INPUT\.PSF_MAX_PIXELS .* is 0: expected 1 or more"):
+        limit_pixels(0)
+
+
+def test_postscript_is_not_executed(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("executed"))
+    with pytest.raises(ValueError, match=r"a\.png: .*PostScript is a program, which psf does not execute"):
+        read_image(str(tmp_path / "a.png"))
+
+
+def test_pipes_and_folders_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "a.npy").mkdir()
+    for path, kind in ((tmp_path / "a.png", "a pipe"), (tmp_path, "a folder"), (tmp_path / "a.npy", "a folder")):
+        for format in ("BGR", "BANDS"):
+            with pytest.raises(ValueError, match=f": {kind}.*expected a regular file"):
+                read_image(str(path), format)
+
+
+def test_suffixes_are_pillows():
+    assert {".jpg", ".jfif", ".jp2", ".tga", ".webp", ".png"} <= image_suffixes()
+    assert not {".eps", ".ps", ".mpg", ".h5", ".txt", ".npy"} & image_suffixes()
+
+
+def test_many_rows_are_rescaled_by_one_range(tmp_path):
+    values = np.linspace(-3, 7, 700 * 4, dtype=np.float32).reshape(700, 4)
+    path = save(tmp_path / "a.tif", values)
+    assert (read_image(path)[..., 0] == ((values.astype(np.float64) + 3) * 25.5).round()).all()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from psf.data import image_key, load_panoptic_json, panoptic_metadata, read_categories
+from psf.data import image_key, load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
 
 CATEGORIES = [
     {"id": 90, "name": "sea", "isthing": 0, "color": [0, 0, 9]},
@@ -120,7 +120,7 @@ def test_categories_alone_can_be_read(tmp_path):
     [
         ([], "`categories` is empty"),
         ([{"id": 1, "name": "person", "supercategory": "person"}], r"the category .*'person'.* 'isthing' is missing"),
-        ([*CATEGORIES, CATEGORIES[1]], r"`categories` has duplicate ids: \[7\]"),
+        ([*CATEGORIES, CATEGORIES[1]], "two categories have the id 7: name 'boat'"),
     ],
 )
 def test_categories_that_cannot_be_used(tmp_path, categories, message):
@@ -198,7 +198,7 @@ def test_text_and_number_are_one_image_id(tmp_path):
     assert entry["image_id"] == 4
     images = [{"id": one, "file_name": f"{one}.jpg", "height": 3, "width": 5} for one in ("0012", "12")]
     path = write(tmp_path, images=images, annotations=[])
-    with pytest.raises(ValueError, match=r"image ids '0012' and '12' are the same number"):
+    with pytest.raises(ValueError, match=r"two images have the id '0012' and '12', which are the same: .*'0012\.jpg'"):
         load_panoptic_json(path, "", "")
 
 
@@ -211,3 +211,85 @@ def test_names_in_any_script(tmp_path):
     text = json.dumps({"categories": [{**CATEGORIES[0], "name": "Straße 道路"}]}, ensure_ascii=False)
     Path(path).write_text(text, encoding="utf-8")
     assert read_categories(path)[0]["name"] == "Straße 道路"
+
+
+IMAGES = [{"id": number, "file_name": f"{number}.jpg", "height": 3, "width": 5} for number in (1, 2)]
+ANNOTATIONS = [{"image_id": number, "file_name": f"{number}.png", "segments_info": []} for number in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("images", {"id": 1}, "two images have the id 1: file_name '1.jpg', .* and file_name '2.jpg'"),
+        ("images", {"id": "01"}, "two images have the id 1 and '01', which are the same"),
+        ("images", {"file_name": "./1.jpg"}, r"two images have the file_name '1\.jpg' and '\./1\.jpg'"),
+        ("annotations", {"image_id": 1}, "two annotations have the image_id 1: file_name '1.png' and .* '2.png'"),
+        ("annotations", {"file_name": "1.png"}, r"two annotations have the file_name '1\.png': image_id 1 and .* 2"),
+    ],
+)
+def test_what_must_be_unique(tmp_path, name, change, message):
+    """Otherwise an image is trained and evaluated with the ground truth of another."""
+    lists = {"images": IMAGES, "annotations": ANNOTATIONS}
+    path = write(tmp_path, **(lists | {name: [lists[name][0], {**lists[name][1], **change}]}))
+    with pytest.raises(ValueError, match=rf"panoptic\.json: {message}"):
+        load_panoptic_json(path, "", "")
+    if name == "annotations":
+        with pytest.raises(ValueError, match=message):
+            read_panoptic_json(path, ("categories", "annotations"))  # as the evaluators
+
+
+@pytest.mark.parametrize(
+    ("segment_ids", "message"), [((1, 1), r"duplicate ids: \[1\]"), ((0, 1), "the id 0"), ((2**24,), "the id 16777216")]
+)
+def test_segment_ids_of_an_image(tmp_path, segment_ids, message):
+    segments = [{"id": one, "category_id": 7} for one in segment_ids]
+    path = write(tmp_path, images=IMAGES, annotations=[{**ANNOTATIONS[0], "segments_info": segments}])
+    with pytest.raises(ValueError, match=rf"panoptic\.json: 1\.png: segments_info has {message}"):
+        read_panoptic_json(path, ("categories", "annotations"))
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/a.png", "../a.png", "a/../../b.png", "..\\a.png", "C:\\a.png", "\\\\server\\a.png", "a\nb.png", 5000 * "a"],
+)
+def test_files_are_below_their_folder(tmp_path, key, name):
+    lists = {"images": IMAGES[:1], "annotations": ANNOTATIONS[:1]}
+    path = write(tmp_path, **(lists | {key: [{**lists[key][0], "file_name": name}]}))
+    with pytest.raises(ValueError, match=r"'file_name' is '.*expected a text: a path below its folder") as caught:
+        load_panoptic_json(path, "", "")
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_backslashes_are_slashes(tmp_path):
+    images = [{**IMAGES[0], "file_name": "city\\1.jpg"}]
+    annotations = [{**ANNOTATIONS[0], "file_name": ".\\city\\1.png"}]
+    [entry] = load_panoptic_json(write(tmp_path, images=images, annotations=annotations), "/png", "/img")
+    assert (entry["file_name"], entry["pan_seg_file_name"]) == ("/img/city/1.jpg", "/png/./city/1.png")
+
+
+def test_images_that_are_not_used_are_counted(tmp_path, caplog):
+    load_panoptic_json(write(tmp_path, images=IMAGES, annotations=ANNOTATIONS[:1]), "", "")
+    assert "panoptic.json: 1 of 2 images have no annotation and are not used" in caplog.text
+
+
+def test_two_classes_of_one_name_keep_both_results(tmp_path, caplog):
+    categories = [*CATEGORIES, {"id": 12, "name": "sea", "isthing": 1}, {"id": 13, "name": "Sea ", "isthing": 1}]
+    names = panoptic_metadata(categories)["thing_classes"]
+    assert names == ["sea (id 90)", "boat", "sky", "sea (id 12)", "Sea "]
+    load_panoptic_json(write(tmp_path, categories=categories), "", "")
+    assert "2 categories are called 'sea'" in caplog.text
+    assert "2 categories differ only in spaces or case: 'Sea ', 'sea'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["", "a\tb", "a\x1b[31m", "\ud800", 300 * "a"])
+def test_names_that_cannot_be_shown(tmp_path, name):
+    with pytest.raises(ValueError, match=r"'name' is '.*expected a text of 1 to 255 characters, without control"):
+        read_categories(write(tmp_path, categories=[{**CATEGORIES[0], "name": name}]))
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**64), 10**400])
+def test_numbers_beyond_63_bits_are_no_ids(tmp_path, value):
+    with pytest.raises(ValueError, match=r"panoptic\.json: .*expected a whole number of at most 63 bits") as caught:
+        read_categories(write(tmp_path, categories=[{**CATEGORIES[0], "id": value}]))
+    assert len(str(caught.value)) < 600

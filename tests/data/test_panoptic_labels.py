@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from psf.data import compact, read_panoptic_ids, read_panoptic_labels
-from psf.data.panoptic_labels import compact_with_boxes
+from psf.data.panoptic_labels import compact_with_boxes, measure_panoptic_png
 
 
 def info(id: int, category: int = 0, *, isthing: bool = True, **rest) -> dict:
@@ -86,10 +87,18 @@ def test_ids_that_the_json_does_not_know_are_named(make_sample):
         read_panoptic_labels(sample["pan_seg_file_name"], sample["segments_info"])
 
 
-@pytest.mark.parametrize("ids", [[5, 5], [0, 5], [-1, 5]])
-def test_ids_twice_or_below_one_are_refused(make_sample, ids):
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([5, 5], r"duplicate ids: \[5\]"),
+        ([0, 5], "the id 0, expected 1 to 16777215"),
+        ([-1, 5], "the id -1"),
+        ([2**70, 5], f"the id {2**70}"),  # beyond NumPy's integers, too
+    ],
+)
+def test_ids_twice_or_out_of_range_are_refused(make_sample, ids, message):
     sample = make_sample([[5, 5]], [info(id) for id in ids])
-    with pytest.raises(ValueError, match=r"gt\.png.*below 1 or duplicate ids"):
+    with pytest.raises(ValueError, match=rf"gt\.png.*{message}"):
         read_panoptic_labels(sample["pan_seg_file_name"], sample["segments_info"])
 
 
@@ -136,3 +145,13 @@ def test_label_type_is_the_least_that_fits(num_segments, dtype):
     labels = np.arange(1, num_segments + 1).reshape(-1, 1 if num_segments % 2 else 2)
     result = compact(labels, [{"id": k} for k in range(1, num_segments + 1)])
     assert result.labels.dtype == dtype and (result.labels == labels).all()
+
+
+def test_16_bits_per_channel_are_refused(make_sample):
+    """Pillow keeps the upper 8 bits: every id below 256 would become void."""
+    sample = make_sample([[5, 6]], [info(5), info(6)])
+    pixels = cv2.imread(sample["pan_seg_file_name"], cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(sample["pan_seg_file_name"], pixels.astype(np.uint16))
+    for read in (measure_panoptic_png, lambda path: read_panoptic_ids(path, [5, 6])):
+        with pytest.raises(ValueError, match=r"gt\.png: expected a panoptic PNG of 8 bits per channel, found 16 bits"):
+            read(sample["pan_seg_file_name"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import MetadataCatalog
 
-from psf.evaluation import ClassQuality, PanopticQualityEvaluator, write_per_class
+from psf.evaluation import ClassQuality, PanopticQualityEvaluator, SemanticEvaluator, write_per_class
 from psf.evaluation.per_class import PER_CLASS_COLUMNS
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 
@@ -59,3 +59,19 @@ def test_the_only_thing_has_the_mean(mini: str, tmp_path: Path):
     vars(MetadataCatalog.get(mini))["thing_dataset_id_to_contiguous_id"] = {3: 1}
     write_per_class(tmp_path / "one.csv", mini, {"segm": {"AP": 40.0}}, None)
     assert read(tmp_path / "one.csv")["ball"]["mask_AP"] == "40.0000"
+
+
+def test_two_classes_of_one_name(mini: str, tmp_path: Path):
+    """Sets of other plugins may have them; the position tells them apart."""
+    vars(MetadataCatalog.get(mini)).update(
+        {key: ["x", "x", "a", "x", "b"] for key in ("thing_classes", "stuff_classes")}
+    )
+    results = {
+        "sem_seg": {"IoU-x (id 0)": 10.0, "IoU-x (id 1)": 20.0},
+        "segm": {"AP-x (id 1)": 30.0, "AP-x (id 3)": 40.0},
+    }
+    write_per_class(tmp_path / "two.csv", mini, results, None)
+    table = read(tmp_path / "two.csv")
+    assert table["x (id 0)"]["IoU"] == "10.0000" and table["x (id 3)"]["mask_AP"] == "40.0000"
+    assert table["x (id 1)"]["IoU"] == "20.0000" and table["x (id 1)"]["mask_AP"] == "30.0000"
+    assert SemanticEvaluator(mini)._names == list(table) and len(table) == 5

@@ -10,7 +10,21 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from psf.data.files import read_json
-from psf.data.panoptic_format import FLAG, IMAGE_ID, INTEGER, LIST, SIDE, TEXT, image_key, shorten, take
+from psf.data.images import check_pixels
+from psf.data.panoptic_format import (
+    FLAG,
+    IMAGE_ID,
+    INTEGER,
+    LIST,
+    NAME,
+    SIDE,
+    TEXT,
+    image_key,
+    name_notes,
+    shorten,
+    take,
+    with_slashes,
+)
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.labelme import check_polygons, check_rle
@@ -46,13 +60,21 @@ def read_instances(
     if not known:
         raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
     images = _read_images(content["images"], str(json_file))
+    seen: set[int | str] = set()
     for position, annotation in enumerate(content["annotations"]):
         place = f"{json_file}: {_named('annotation', annotation, position)}"
+        if isinstance(annotation, dict) and annotation.get("id") is not None:
+            own_id = image_key(take(annotation, "id", IMAGE_ID, place))
+            if own_id in seen:
+                raise UserError(
+                    f"{place}: an earlier annotation has the same id; give each annotation an id of its own"
+                )
+            seen.add(own_id)
         image_id = take(annotation, "image_id", IMAGE_ID, place)
         category_id = take(annotation, "category_id", INTEGER, place)
         item = images.get(image_key(image_id))
         if item is None:
-            raise UserError(f"{place} refers to the image {image_id!r}, which `images` does not list")
+            raise UserError(f"{place} refers to the image {shorten(image_id)}, which `images` does not list")
         if category_id not in known:
             raise UserError(f"{place} has the category {category_id!r}, expected one of {sorted(known)}")
         if "iscrowd" in annotation:
@@ -66,7 +88,8 @@ def read_instances(
         kept = [region for region in found if region is not None]
         return kept, Counter({_WITHOUT_AREA: len(found) - len(kept)} if len(kept) < len(found) else {})
 
-    return Source(categories, list(images.values()), regions), category_of
+    notes = name_notes([category["name"] for category in categories])
+    return Source(categories, list(images.values()), regions, notes), category_of
 
 
 def _read(json_file: Path) -> dict[str, list[Any]]:
@@ -92,7 +115,7 @@ def _read_categories(entries: list[Any], json_file: str) -> list[dict[str, Any]]
     for position, entry in enumerate(entries):
         place = f"{json_file}: {_named('category', entry, position)}"
         number = take(entry, "id", INTEGER, place)
-        take(entry, "name", TEXT, place)
+        take(entry, "name", NAME, place)
         if number in categories:
             raise UserError(f"{place}: an earlier category, {categories[number]['name']!r}, has the same id")
         categories[number] = {key: entry[key] for key in ("id", "name", "supercategory") if key in entry}
@@ -101,6 +124,7 @@ def _read_categories(entries: list[Any], json_file: str) -> list[dict[str, Any]]
 
 def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceImage]:
     images: dict[int | str, SourceImage] = {}
+    with_slashes(entries)
     for position, entry in enumerate(entries):
         place = f"{json_file}: {_named('image', entry, position)}"
         number = take(entry, "id", IMAGE_ID, place)
@@ -111,8 +135,9 @@ def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceIm
             raise UserError(f"{place}: {error}") from error
         if image_key(number) in images:
             earlier = images[image_key(number)].image["file_name"]
-            raise UserError(f"{place}, {file_name!r}: an earlier image, {earlier!r}, has the same id")
+            raise UserError(f"{place}, {shorten(file_name)}: an earlier image, {shorten(earlier)}, has the same id")
         height, width = (int(take(entry, key, SIDE, place)) for key in ("height", "width"))
+        check_pixels(place, height, width)
         images[image_key(number)] = SourceImage(
             {"id": number, "file_name": file_name, "height": height, "width": width}, []
         )

@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from psf.data.files import atomic_path, read_json, write_text
+from psf.data.files import atomic_path, make_folder, read_json, write_text
+from psf.data.panoptic_format import FILE_NAME, shorten
 from psf.data.panoptic_labels import compact_with_boxes
 from psf.errors import UserError
 
@@ -73,9 +74,10 @@ def png_name(file_name: str) -> str:
         UserError: if the path leads out of the folder; the caller adds the image to the message.
     """
     path = Path(file_name)
-    if not path.name or path.is_absolute() or ".." in path.parts:
+    if not path.name or not FILE_NAME.accepts(file_name):
         raise UserError(
-            f"the file name {file_name!r} is not relative to the image folder, expected a path such as 'city/1.jpg'"
+            f"the file name {shorten(file_name)} is not relative to the image folder, expected a path such as "
+            "'city/1.jpg'"
         )
     return path.with_suffix(".png").as_posix()
 
@@ -107,8 +109,8 @@ def write_panoptic_set(
         UserError: if two images share an id or a PNG name, if a PNG name leads out of the folder, or if a file of that
             name exists and was not written by psf.
     """
-    files.json_file.parent.mkdir(parents=True, exist_ok=True)
-    files.png_root.mkdir(parents=True, exist_ok=True)
+    make_folder(files.json_file.parent, "the folder of the result (--output),")
+    make_folder(files.png_root, "the folder of the PNGs,")
 
     def write(item: Item) -> tuple[dict[str, Any], dict[str, Any], Counter[str]]:
         drawing = draw(item)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from psf.data.files import read_json
-from psf.data.panoptic_format import LIST, SIDE, TEXT, are_coordinates, shorten, take
+from psf.data.files import is_hidden, read_json
+from psf.data.images import check_pixels
+from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, region_of_polygons
@@ -81,8 +82,12 @@ def _decode_runs(text: str) -> list[int]:
 
 
 _CIRCLE_POINTS = 64
-_NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "mask": 2}
-_POLYGONS = ("polygon", "rectangle", "oriented_rectangle")  # including rectangles with more than two points
+_NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "rotation": 4, "quadrilateral": 4, "mask": 2}
+# Kinds whose points are the corners, including rectangles with more than two points; rotation and quadrilateral are
+# X-AnyLabeling's.
+_POLYGONS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral")
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
+_KINDS = (*_POLYGONS, "circle", "mask", *_WITHOUT_AREA)
 
 
 def read_labelme(
@@ -90,8 +95,9 @@ def read_labelme(
 ) -> tuple[Source, dict[int, int]]:
     """Read all labelme files below a folder, sorted by name; image ids count from 1.
 
-    Polygons, rectangles (upright or not), circles and masks are used; lines and points have no area. Shapes with the
-    same label and group_id are one region.
+    Polygons, rectangles (upright or not), quadrilaterals, circles and masks are used; lines and points have no area.
+    Shapes with the same label and group_id are one region. Hidden files are passed over (`is_hidden`). A missing image
+    is noted: the set can be trained only once it is there.
 
     Args:
         stuff_names: labels of stuff; see `join_categories`.
@@ -103,9 +109,10 @@ def read_labelme(
 
     Raises:
         UserError: if there is no labelme file, a file is damaged, lacks a key or has a wrong value (naming file and
-            shape), or a label is unknown.
+            shape), or a label or a kind of shape is unknown.
     """
-    contents = {path: _read(path) for path in sorted(folder.rglob("*.json"))}
+    paths = sorted(path for path in folder.rglob("*.json") if path.is_file() and not is_hidden(path, folder))
+    contents = {path: _read(path) for path in paths}
     if not any(contents.values()):
         raise UserError(f"{folder}: found no labelme JSON (expected the keys shapes and imagePath)")
     labels = {shape["label"] for content in contents.values() if content for shape in content["shapes"]}
@@ -113,7 +120,7 @@ def read_labelme(
         unknown = sorted(labels - {*thing_names.values(), *stuff_names.values()})
         if unknown:
             raise UserError(
-                f"{folder}: the labels {', '.join(unknown)} are neither thing nor semantic labels; add them"
+                f"{folder}: the labels {', '.join(map(repr, unknown))} are neither thing nor semantic labels; add them"
             )
     else:
         thing_names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
@@ -123,15 +130,18 @@ def read_labelme(
         [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
     )
     id_of = {category["name"]: category["id"] for category in categories}
-    images = [
-        SourceImage(_image(path, content, number, image_root or folder), content["shapes"])
-        for number, (path, content) in enumerate(((p, c) for p, c in contents.items() if c), 1)
-    ]
+    root, notes = image_root or folder, name_notes([category["name"] for category in categories])
+    images = []
+    for number, (path, content) in enumerate(((p, c) for p, c in contents.items() if c), 1):
+        images.append(SourceImage(_image(path, content, number, root), content["shapes"]))
+        if not (root / images[-1].image["file_name"]).is_file():
+            place = "in the imageData of their labelme file" if content["has_data"] else "missing"
+            notes[f"images that are {place}: save them below {root} before training"] += 1
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
         return _regions(item.shapes, (item.image["height"], item.image["width"]), id_of)
 
-    return Source(categories, images, regions), category_of
+    return Source(categories, images, regions, notes), category_of
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -146,19 +156,29 @@ def _read(path: Path) -> dict[str, Any] | None:
     if missing:
         raise UserError(f"{path}: {' and '.join(sorted(missing))} missing; save it with a recent labelme")
     height, width = (int(take(content, key, SIDE, place)) for key in ("imageHeight", "imageWidth"))
+    check_pixels(place, height, width)
     image_path = take(content, "imagePath", TEXT, place)
-    return {"shapes": content["shapes"], "imagePath": image_path, "imageHeight": height, "imageWidth": width}
+    return {
+        "shapes": content["shapes"],
+        "imagePath": image_path,
+        "imageHeight": height,
+        "imageWidth": width,
+        "has_data": bool(content.get("imageData")),
+    }
 
 
 def _check_shape(shape: Any, place: str) -> None:
-    """Raise a UserError that begins with `place`, unless the shape has a label and points."""
-    label, points = take(shape, "label", TEXT, place), take(shape, "points", LIST, place)
+    """Raise a UserError that begins with `place`, unless the shape has a label, points and a known kind."""
+    label, points = take(shape, "label", NAME, place), take(shape, "points", LIST, place)
     place = f"{place} ({shorten(label)})"
+    kind = shape.get("shape_type") or "polygon"
+    if kind not in _KINDS:
+        raise UserError(f"{place}: 'shape_type' is {shorten(kind)}, expected one of {', '.join(_KINDS)}")
     if not all(are_coordinates(point) and len(point) == 2 for point in points):
         raise UserError(f"{place}: 'points' is {shorten(points)}, expected [[x, y], ...] of finite numbers")
     if not isinstance(shape.get("group_id"), (int, str, type(None))):
         raise UserError(f"{place}: 'group_id' is {shorten(shape['group_id'])}, expected a whole number or null")
-    kind, number = shape.get("shape_type"), _NUM_POINTS.get(str(shape.get("shape_type")), len(points))
+    number = _NUM_POINTS.get(kind, len(points))
     if len(points) != number:
         raise UserError(f"{place}: {kind} with {len(points)} points, expected {number}")
 
@@ -171,7 +191,7 @@ def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict
     try:
         png_name(name)
     except UserError as error:
-        raise UserError(f"{path}: imagePath {content['imagePath']!r}: {error}") from error
+        raise UserError(f"{path}: imagePath {shorten(content['imagePath'])}: {error}") from error
     return {"id": number, "file_name": name, "height": content["imageHeight"], "width": content["imageWidth"]}
 
 
@@ -201,7 +221,7 @@ def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> R
     elif kind == "circle":
         angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
         points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    elif kind not in _POLYGONS:
+    elif kind in _WITHOUT_AREA:
         return None
     return region_of_polygons([points.ravel().tolist()], size, category_id)
 
@@ -209,9 +229,10 @@ def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> R
 def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     """Decode a mask, a PNG in base64 of the box between its two points."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as image:
+            check_pixels("its mask", image.height, image.width)
             part = np.asarray(image.convert("L")) > 0
-    except (KeyError, TypeError, ValueError, SyntaxError, OSError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError, OSError, Image.DecompressionBombError) as error:
         raise UserError(f"a mask labelled {shape['label']!r} is damaged ({error})") from error
     left, top = points.min(axis=0).round().astype(int).tolist()
     whole: np.ndarray = np.zeros(size, dtype=np.uint8, order="F")

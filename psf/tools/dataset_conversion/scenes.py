@@ -17,7 +17,8 @@ from psf.data.builtin import (
     cityscapes_categories,
     cityscapes_paths,
 )
-from psf.data.images import open_image
+from psf.data.files import is_hidden
+from psf.data.images import is_deep, open_image
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
 
@@ -52,6 +53,8 @@ def prepare_ade20k(
         semantic = _read_numbers(root / "annotations" / part / name)
         instance_file = root / "annotations_instance" / part / name
         with open_image(str(instance_file)) as image:
+            if is_deep(image, str(instance_file)):
+                raise UserError(f"{instance_file}: expected 8 bits per channel, found 16 bits")
             classes, instances = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)[:2]
         if semantic.shape != instances.shape:
             raise UserError(f"{instance_file} differs in size from the same file in annotations/{part}")
@@ -98,7 +101,7 @@ def prepare_cityscapes(
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    found = sorted(folder.glob(pattern))
+    found = sorted(file for file in folder.glob(pattern) if not is_hidden(file, folder))
     if not found:
         raise UserError(f"{folder}: found no file {pattern}; datasets/README.md shows the expected folders")
     return found

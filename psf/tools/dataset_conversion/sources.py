@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from psf.data.files import check_regular
 from psf.data.images import open_image
+from psf.data.panoptic_format import INTEGER, NAME, shorten
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
 from psf.tools.dataset_conversion.regions import Region, compose
@@ -33,11 +35,13 @@ class Source(NamedTuple):
     categories: as in a panoptic JSON: id, name, isthing.
     images: in the order of the output.
     regions: function of an image -> its regions and notes; raises a UserError for an invalid shape.
+    notes: on the whole source: text -> count.
     """
 
     categories: list[dict[str, Any]]
     images: Sequence[SourceImage]
     regions: Callable[[SourceImage], tuple[list[Region], Counter[str]]]
+    notes: Counter[str]
 
 
 class SemanticMasks(NamedTuple):
@@ -48,13 +52,14 @@ class SemanticMasks(NamedTuple):
 
 
 def read_labels(path: Path) -> dict[int, str]:
-    """Read a file of lines `id,name`: names by id. Empty lines and lines that begin with # are skipped.
+    """Read a file in UTF-8 of lines `id,name`: names by id. Empty lines and lines that begin with # are skipped.
 
     Raises:
         UserError: naming file and line, if the file is missing, a line has another form, or an id or name is repeated.
     """
+    check_regular(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a file of lines id,name") from error
     names: dict[int, str] = {}
@@ -62,10 +67,11 @@ def read_labels(path: Path) -> dict[int, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         number, _, name = (part.strip() for part in line.partition(","))
-        if not number.isdecimal() or not name:
-            raise UserError(f"{path}, line {position}: found {line!r}, expected id,name such as 21,grass")
+        is_valid = number.isdecimal() and len(number) < 20 and INTEGER.accepts(int(number)) and NAME.accepts(name)
+        if not is_valid:
+            raise UserError(f"{path}, line {position}: found {shorten(line)}, expected id,name such as 21,grass")
         if int(number) in names or name in names.values():
-            raise UserError(f"{path}, line {position}: {line!r} repeats an id or a name of an earlier line")
+            raise UserError(f"{path}, line {position}: {shorten(line)} repeats an id or a name of an earlier line")
         names[int(number)] = name
     if not names:
         raise UserError(f"{path}: found no line id,name")
@@ -130,9 +136,10 @@ def convert_source(
             raise UserError(f"{item.image['file_name']}: {error}") from error
         return Drawing(item.image, labels, segments, notes + new_notes + composing)
 
-    return write_panoptic_set(
+    notes = write_panoptic_set(
         source.images, draw, source.categories, files, workers=workers, show_progress=show_progress
     )
+    return notes + source.notes
 
 
 def _background(

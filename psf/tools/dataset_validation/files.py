@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
-from psf.data.images import read_picture
-from psf.data.panoptic_format import find_problems, is_integer
+from psf.data.images import is_turned, read_picture
+from psf.data.panoptic_format import MAX_SEGMENT_ID, find_problems, is_integer, shorten
 from psf.data.panoptic_labels import MeasuredSegments, measure_panoptic_png
 from psf.errors import UserError
 from psf.tools.dataset_validation.lists import fault_of_problem
@@ -18,7 +18,6 @@ from psf.tools.dataset_validation.report import Fault, number_of
 
 __all__ = ["CheckedAnnotation", "check_annotation"]
 
-_MAX_ID = 256**3 - 1
 _AREA_TOLERANCE = 0.05  # difference between the area of a polygon and of its pixels
 
 
@@ -33,7 +32,7 @@ class CheckedAnnotation(NamedTuple):
     """The result of checking one annotation.
 
     annotation: corrected. size: (height, width) of PNG and image if they agree, else None. areas, segments: number of
-    pixels and of segments by category, without crowds.
+    pixels and of segments by category, without crowds. is_turned: the image has an EXIF orientation.
     """
 
     faults: list[Fault]
@@ -44,6 +43,7 @@ class CheckedAnnotation(NamedTuple):
     num_crowds: int
     areas: Counter[int]
     segments: Counter[int]
+    is_turned: bool
 
 
 def check_annotation(
@@ -60,7 +60,8 @@ def check_annotation(
         is_thing: by category id; None: unknown.
     """
     faults: list[Fault] = []
-    picture_size = _image_size(os.path.join(image_root, image["file_name"]), faults)
+    image_file = os.path.join(image_root, image["file_name"])
+    picture_size = _image_size(image_file, faults)
     measured = _measure(os.path.join(png_root, annotation["file_name"]), faults)
     size = _compare_sizes(annotation, image, picture_size, measured, faults)
     where, pixels_of = annotation["file_name"], dict[int, int]()
@@ -89,13 +90,14 @@ def check_annotation(
     void = 0 if measured is None else int(measured.areas[measured.ids == 0].sum())
     pixels = 0 if measured is None else measured.size[0] * measured.size[1]
     crowds = sum(bool(one.get("iscrowd")) for one in sound)
-    return CheckedAnnotation(faults, corrected, size, pixels, void, crowds, areas, numbers)
+    turned = picture_size is not None and is_turned(image_file)
+    return CheckedAnnotation(faults, corrected, size, pixels, void, crowds, areas, numbers, turned)
 
 
 def _image_size(path: str, faults: list[Fault]) -> tuple[int, int] | None:
     """(height, width) of the decoded image, after rotation by its EXIF orientation, as in training."""
     if not PathManager.isfile(path):
-        faults.append(Fault("missing image", path, "no such file"))
+        faults.append(Fault("missing image", path, _why_missing(path)))
         return None
     try:
         height, width = read_picture(path).shape[:2]
@@ -105,9 +107,13 @@ def _image_size(path: str, faults: list[Fault]) -> tuple[int, int] | None:
     return height, width
 
 
+def _why_missing(path: str) -> str:
+    return "not a regular file" if PathManager.exists(path) else "no such file"
+
+
 def _measure(path: str, faults: list[Fault]) -> MeasuredSegments | None:
     if not PathManager.isfile(path):
-        faults.append(Fault("missing PNG", path, "no such file"))
+        faults.append(Fault("missing PNG", path, _why_missing(path)))
         return None
     try:
         return measure_panoptic_png(path)
@@ -144,7 +150,7 @@ def _check_entries(
         # The area is checked against the PNG.
         problems = [problem for problem in find_problems("segments_info", entry) if problem.key != "area"]
         if problems:
-            name = f"segment {entry['id']!r}: " if isinstance(entry, dict) and "id" in entry else "a segment: "
+            name = f"segment {shorten(entry['id'])}: " if isinstance(entry, dict) and "id" in entry else "a segment: "
             faults += [fault_of_problem(where, name, problem) for problem in problems]
             kept.append(entry)
             continue
@@ -152,8 +158,8 @@ def _check_entries(
         if "iscrowd" not in entry:
             faults.append(Fault("incomplete entry", where, f"{name}: 'iscrowd' is missing", True))
             entry = {**entry, "iscrowd": 0}
-        if not 0 < entry["id"] <= _MAX_ID:
-            faults.append(Fault("segment id out of range", where, f"{name}, expected 1 to {_MAX_ID}", True))
+        if not 0 < entry["id"] <= MAX_SEGMENT_ID:
+            faults.append(Fault("segment id out of range", where, f"{name}, expected 1 to {MAX_SEGMENT_ID}", True))
             continue
         if entry["category_id"] not in is_thing:
             detail = f"{name} has category {entry['category_id']}, expected one of {sorted(is_thing)[:20]}"
@@ -225,9 +231,11 @@ def _compare_segments(
         elif own_id in extents:
             area, box = extents[own_id]
             if one.get("area") != area:
-                faults.append(Fault("wrong area", where, f"{name}: {one.get('area')!r}, the PNG has {area}", True))
+                faults.append(
+                    Fault("wrong area", where, f"{name}: {shorten(one.get('area'))}, the PNG has {area}", True)
+                )
             if one.get("bbox") != box:
-                faults.append(Fault("wrong box", where, f"{name}: {one.get('bbox')!r}, the PNG has {box}", True))
+                faults.append(Fault("wrong box", where, f"{name}: {shorten(one.get('bbox'))}, the PNG has {box}", True))
             kept.append({**one, "area": area, "bbox": box})
         else:
             kind = "segment of the JSON, not in the PNG" if one.get("area") else "empty segment"

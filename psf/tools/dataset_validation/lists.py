@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from psf.data.dataset_check import require_file
-from psf.data.files import read_json
-from psf.data.panoptic_format import LIST, SINGULAR, Problem, find_problem, find_problems, image_key
+from psf.data.panoptic_format import SINGULAR, Problem, find_problems, image_key, name_notes, shorten
+from psf.data.panoptic_json import read_lists
 from psf.errors import UserError
 from psf.tools.dataset_validation.report import Fault, number_of
 
@@ -34,13 +33,7 @@ class CheckedLists(NamedTuple):
 
 def read_panoptic_content(json_file: str) -> dict[str, Any]:
     """Read the JSON; a UserError if it is missing, damaged or not a panoptic JSON."""
-    require_file(json_file)
-    content = read_json(json_file)
-    if isinstance(content, dict):
-        content = {"annotations": [], **content}
-    for key in _LISTS:
-        if problem := find_problem(content, key, LIST):
-            raise UserError(f"{json_file}: not a panoptic JSON, {problem.text}")
+    content = read_lists(json_file, _LISTS)
     annotations = [one for one in content["annotations"] if isinstance(one, dict)]
     if annotations and not any("segments_info" in one for one in annotations):
         raise UserError(
@@ -63,7 +56,7 @@ def check_lists(content: Mapping[str, Any]) -> CheckedLists:
         if image_key(one["image_id"]) in by_key:
             known.append(one)
         else:
-            detail = f"image_id {one['image_id']!r} is not among `images`"
+            detail = f"image_id {shorten(one['image_id'])} is not among `images`"
             faults.append(Fault("annotation of an unknown image", one["file_name"], detail))
     for key, entries in (("images", images), ("annotations", known)):
         files = Counter(os.path.normpath(one["file_name"]) for one in entries)
@@ -73,8 +66,7 @@ def check_lists(content: Mapping[str, Any]) -> CheckedLists:
     bare = len(by_key.keys() - {image_key(one["image_id"]) for one in known})
     unused = number_of(bare, "image has no annotation and is not used", "images have no annotation and are not used")
     notes = [unused] if bare else []
-    names = Counter(category["name"] for category in categories)
-    notes += [f"{number} categories are called {name!r}" for name, number in names.items() if number > 1]
+    notes += [f"{number} {note}" for note, number in name_notes([one["name"] for one in categories]).items()]
     return CheckedLists(categories, by_key, known, faults, notes)
 
 
@@ -107,6 +99,6 @@ def _once(
         known = first.setdefault(image_key(entry[key]), entry)
         if known is not entry:
             is_copy = known == entry
-            detail = "a copy of an earlier entry" if is_copy else f"an earlier entry has {key} {known[key]!r}"
-            faults.append(Fault(kind, f"{SINGULAR[name]} {entry[key]!r}", detail, is_copy))
+            detail = "a copy of an earlier entry" if is_copy else f"an earlier entry has {key} {shorten(known[key])}"
+            faults.append(Fault(kind, f"{SINGULAR[name]} {shorten(entry[key])}", detail, is_copy))
     return list(first.values())

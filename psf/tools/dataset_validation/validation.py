@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tqdm.contrib.concurrent import thread_map
 from psf.data.dataset_check import check_dataset
 from psf.data.files import write_text
 from psf.data.panoptic_format import image_key
+from psf.data.registration import PanopticSet
 from psf.errors import UserError
 from psf.tools.dataset_validation.files import CheckedAnnotation, check_annotation
 from psf.tools.dataset_validation.lists import check_lists, read_panoptic_content
@@ -26,7 +29,7 @@ from psf.tools.dataset_validation.report import (
     number_of,
 )
 
-__all__ = ["places_of_dataset", "validate_panoptic", "write_corrected"]
+__all__ = ["places_of_dataset", "shared_images", "validate_panoptic", "write_corrected"]
 
 
 def validate_panoptic(
@@ -64,7 +67,7 @@ def validate_panoptic(
         return check_annotation(annotation, image, is_thing, png_root, image_root)
 
     better: dict[int, dict[str, Any]] = {}  # by id() of an image's or an annotation's entry
-    num_all_void = 0
+    num_all_void = num_turned = 0
     checked = thread_map(
         check, lists.annotations, tqdm_class=tqdm, max_workers=workers, disable=not show_progress, unit="image"
     )
@@ -78,6 +81,7 @@ def validate_panoptic(
         report.num_crowds += one.num_crowds
         report.num_pixels += one.num_pixels
         report.num_void += one.num_void
+        num_turned += one.is_turned
         num_all_void += 0 < one.num_pixels == one.num_void
         for category_id in one.segments.keys() & classes.keys():
             classes[category_id].segments += one.segments[category_id]
@@ -85,6 +89,11 @@ def validate_panoptic(
             classes[category_id].pixels += one.areas[category_id]
     if num_all_void:
         report.notes.append(number_of(num_all_void, "image is entirely void", "images are entirely void"))
+    if num_turned:
+        turned = number_of(num_turned, "image is turned", "images are turned")
+        report.notes.append(
+            f"{turned} by EXIF orientation, as in training; sizes and PNGs belong to the image as turned"
+        )
     if any(fault.is_fixable for fault in report.faults):
         lists_of_json = ("images", "annotations", "categories")
         report.corrected = {**content, **{key: _without_copies(content[key], better) for key in lists_of_json}}
@@ -120,8 +129,43 @@ def write_corrected(report: ValidationReport, target: Path) -> Counter[str]:
         UserError: if the target exists and is not an earlier correction of the same JSON.
     """
     check_corrected_target(target, report.json_file)
-    write_text(target, corrected_text(report.corrected or report.content, report.json_file))
+    try:
+        text = corrected_text(report.corrected or report.content, report.json_file)
+    except RecursionError as error:
+        raise UserError(f"{report.json_file}: lists or objects are nested too deeply to be written again") from error
+    write_text(target, text)
     return Counter(fault.kind for fault in report.faults if fault.is_fixable)
+
+
+def shared_images(sets: Sequence[PanopticSet]) -> list[str]:
+    """A note for each two sets that have images in common: files with the same content, whatever their names are.
+
+    A model that was trained on one of the sets has seen these images of the other.
+    """
+    files = [[file for file in _image_files(one) if os.path.isfile(file)] for one in sets]
+    sizes = Counter(size for of_set in files for size in {os.path.getsize(file) for file in of_set})
+    known = [
+        {_digest(file): file for file in of_set if sizes[os.path.getsize(file)] > 1} for of_set in files
+    ]  # of files whose size occurs in another set, too
+    notes = []
+    for second, others in enumerate(known):
+        for first in range(second):
+            shared = [file for digest, file in others.items() if digest in known[first]]
+            if shared:
+                number = number_of(len(shared), "image is", "images are")
+                examples = ", ".join(os.path.basename(file) for file in shared[:3])
+                names = f"{sets[first].name} and {sets[second].name}"
+                notes.append(f"{number} in both {names} ({examples}{', ...' if len(shared) > 3 else ''})")
+    return notes
+
+
+def _image_files(one: PanopticSet) -> Iterator[str]:
+    for image in check_lists(read_panoptic_content(one.json_file)).images.values():
+        yield os.path.join(one.image_root, image["file_name"])
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _without_copies(entries: list[Any], better: Mapping[int, dict[str, Any]]) -> list[Any]:

@@ -300,3 +300,36 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
 def test_frames_of_images(run, image, out, capsys):
     assert run("--input", image, "--output", out, "--max-frames", "1") == 2
     assert "--max-frames needs --video-input or --webcam" in capsys.readouterr().err
+
+
+def test_a_folder_has_images_of_all_kinds_and_other_files(run, image, out, caplog):
+    picture = Image.open(image)
+    for name, kind in (("b.jfif", "JPEG"), ("c.TGA", "TGA"), ("d.jp2", "JPEG2000")):
+        picture.save(image.with_name(name), kind)
+    image.with_name("._a.png").write_bytes(b"\0\5\x16\7Mac OS X")
+    image.with_name("notes.txt").touch()
+    image.with_name("e.png").mkdir()
+    caplog.set_level("INFO")
+    assert run("--input", image.parent, "--output", out, "--save", "json") == 0
+    assert sorted(file.stem for file in out.glob("*.json")) == ["a", "b", "c", "d"]
+    assert "1 files are no images (.txt)" in caplog.text
+
+
+def test_a_name_that_is_too_long_is_skipped(run, image, out, capsys):
+    long = image.rename(image.with_name(250 * "a" + ".png"))
+    Image.open(long).save(image.with_name("b.png"))
+    assert run("--input", image.parent, "--output", out) == 1
+    assert (out / "b.jpg").is_file() and f"skipped: {long}" in capsys.readouterr().out
+
+
+def test_the_output_is_a_file(run, image, tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    assert run("--input", image, "--output", tmp_path / "taken") == 2
+    assert "taken: expected a folder, found a file" in capsys.readouterr().err
+
+
+def test_large_images_are_skipped_by_a_key(run, image, out, monkeypatch, caplog):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # restored afterwards
+    assert run("--input", image, "--output", out, "--opts", "INPUT.PSF_MAX_PIXELS", 5399) == 1
+    assert "a.png: skipped: " in caplog.text and "to 5400 or more" in caplog.text
+    assert run("--input", image, "--output", out, "--opts", "INPUT.PSF_MAX_PIXELS", 5400) == 0

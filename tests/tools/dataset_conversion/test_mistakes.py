@@ -21,7 +21,7 @@ from psf.errors import UserError
 from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
 from psf.tools.dataset_conversion.labelme import check_rle, read_labelme
-from psf.tools.dataset_conversion.sources import convert_source
+from psf.tools.dataset_conversion.sources import convert_source, read_labels
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
 POINTS = [[2, 2], [8, 2], [8, 8], [2, 8]]
@@ -139,8 +139,8 @@ def test_what_is_harmless_is_taken(tmp_path, files):
     """Sizes as 20.0, ids as text, annotations without a shape, polygons of one or two points."""
     content = changed(INSTANCES, "images", 0, "height", to=20.0)
     content = changed(content, "annotations", 0, "image_id", to="1")
-    for shape in (None, [], {}, [[3, 3]], [[3, 3, 5, 5], SQUARE]):
-        content["annotations"].append({"id": 6, "image_id": 1, "category_id": 1, "segmentation": shape})
+    for number, shape in enumerate((None, [], {}, [[3, 3]], [[3, 3, 5, 5], SQUARE]), 6):
+        content["annotations"].append({"id": number, "image_id": 1, "category_id": 1, "segmentation": shape})
     source, _ = read_instances(write(tmp_path / "mine.json", content), {})
     notes = convert_source(source, files, overlap="later-on-top")
     assert areas(files) == [36] and notes["annotations without an area (boxes, points, lines), dropped"] == 4
@@ -269,3 +269,74 @@ def test_the_first_mistake_ends_the_conversion(files):
     with pytest.raises(UserError, match=r"^0\.jpg is damaged"):
         write_panoptic_set([f"{number}.jpg" for number in range(400)], fail, [], files, workers=1)
     assert len(drawn) < 400 and not files.json_file.exists()
+
+
+def convert_labelme(folder: Path, files: PanopticFiles, shapes: list[dict[str, Any]], **others: Any) -> Counter[str]:
+    write(folder / "a.json", {**LABELME, "shapes": shapes, **others})
+    source, _ = read_labelme(folder, {}, thing_names={})
+    return convert_source(source, files, overlap="later-on-top")
+
+
+@pytest.mark.parametrize("kind", ["rotation", "quadrilateral", "oriented_rectangle", "polygon", None])
+def test_shapes_of_four_corners_are_regions(tmp_path, files, kind):
+    convert_labelme(tmp_path / "in", files, [{"label": "cat", "points": POINTS, "shape_type": kind}])
+    assert areas(files) == [36]
+
+
+def test_unknown_shapes_are_refused_and_lines_counted(tmp_path, files):
+    line = {"label": "cat", "points": POINTS[:2], "shape_type": "line"}
+    notes = convert_labelme(tmp_path / "in", files, [LABELME["shapes"][0], line])
+    assert notes["shapes without an area (line), dropped"] == 1
+    with pytest.raises(UserError, match=r"a\.json: shape 1 .*'shape_type' is 'cuboid', expected one of polygon"):
+        convert_labelme(tmp_path / "in", files, [{"label": "cat", "points": POINTS, "shape_type": "cuboid"}])
+
+
+def test_notes_on_labels_and_images_of_labelme(tmp_path, files):
+    shapes = [{"label": label, "points": POINTS} for label in ("cat", "cat ", "Cat")]
+    notes = convert_labelme(tmp_path / "in", files, shapes, imageData="iVBORw0KGgo=")
+    assert notes["categories differ only in spaces or case: 'Cat', 'cat', 'cat '"] == 3
+    assert any("imageData" in note for note in notes)
+    Image.new("RGB", (30, 20)).save(tmp_path / "in" / "a.jpg")
+    assert not any("images that are" in note for note in convert_labelme(tmp_path / "in", files, shapes))
+
+
+def test_hidden_files_beside_labelme_files(tmp_path, files):
+    (tmp_path / "in" / ".ipynb_checkpoints").mkdir(parents=True)
+    (tmp_path / "in" / "._a.json").write_bytes(b"\0\5\x16\7Mac OS X")
+    write(tmp_path / "in" / ".ipynb_checkpoints" / "a.json", LABELME)
+    assert convert_labelme(tmp_path / "in", files, LABELME["shapes"])["images"] == 1
+
+
+def test_instances_from_windows(tmp_path, files):
+    path = write(tmp_path / "a.json", changed(INSTANCES, "images", 0, "file_name", to="city\\a.jpg"))
+    convert_source(read_instances(path, {})[0], files, overlap="later-on-top")
+    assert (files.png_root / "city" / "a.png").is_file()
+    assert json.loads(files.json_file.read_text())["images"][0]["file_name"] == "city/a.jpg"
+    for name in ("..\\a.jpg", "C:\\a.jpg"):
+        write(path, changed(INSTANCES, "images", 0, "file_name", to=name))
+        with pytest.raises(UserError, match=r"image 1: the file name .* is not relative to the image folder"):
+            read_instances(path, {})
+
+
+def test_two_annotations_of_one_id(tmp_path):
+    annotations = [INSTANCES["annotations"][0], {**INSTANCES["annotations"][0], "id": "5"}]
+    path = write(tmp_path / "a.json", changed(INSTANCES, "annotations", to=annotations))
+    with pytest.raises(UserError, match=r"annotation '5': an earlier annotation has the same id"):
+        read_instances(path, {})
+
+
+def test_sizes_that_take_too_much_memory(tmp_path):
+    """A canvas of the listed size is drawn, whatever the file is."""
+    image = {**INSTANCES["images"][0], "height": 10**6, "width": 10**6}
+    path = write(tmp_path / "a.json", changed(INSTANCES, "images", to=[image]))
+    with pytest.raises(UserError, match=r"image 1: 1000000 x 1000000 pixels, .*the limit is"):
+        read_instances(path, {})
+
+
+def test_label_files_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "stuff.txt").write_text("1,grass\n", encoding="utf-8-sig")
+    assert read_labels(tmp_path / "stuff.txt") == {1: "grass"}
+    for line in (f"{2**63},grass", 5000 * "9" + ",grass", "1,gr\x1bass"):
+        (tmp_path / "stuff.txt").write_text(line)
+        with pytest.raises(UserError, match=r"stuff\.txt, line 1: found .*, expected id,name"):
+            read_labels(tmp_path / "stuff.txt")

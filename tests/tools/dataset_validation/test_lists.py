@@ -93,7 +93,7 @@ def test_names_in_any_script(tmp_path, monkeypatch):
     seen = []
     plain_open = PathManager.open
     monkeypatch.setattr(PathManager, "open", lambda *a, **k: seen.append(k.get("encoding")) or plain_open(*a, **k))
-    assert validate(root).classes[0].name == "道路" and seen[0] == "utf-8"
+    assert validate(root).classes[0].name == "道路" and seen[0] == "utf-8-sig"
 
 
 def test_numbers_and_their_nouns(tmp_path):

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from psf.data.panoptic_labels import measure_panoptic_png
+from psf.data.registration import PanopticSet
 from psf.tools.dataset_validation import html as validation_html
 from psf.tools.dataset_validation.html import draw_sample
 from psf.tools.dataset_validation.report import FAULT_KINDS
-from psf.tools.dataset_validation.validation import places_of_dataset, validate_panoptic, write_corrected
+from psf.tools.dataset_validation.validation import places_of_dataset, shared_images, validate_panoptic, write_corrected
 from tests.data.conftest import save_ids
 from tests.data.damaged_set import FILE_EDITS, JSON_EDITS, change, places, segments, validate, write_damaged
 from tests.mini_set import write_mini_set
@@ -230,3 +231,42 @@ def test_real_coco_is_clean(shared):
     report = validate_panoptic(*(str(root / file) for file in files))
     assert report.is_clean
     assert (report.num_segments, report.num_crowds, sum(one.segments > 0 for one in report.classes)) == (460, 12, 79)
+
+
+def test_files_outside_of_the_folder_are_faults_and_not_drawn(tmp_path):
+    root = tmp_path / "set"
+    write_mini_set(root)
+    secret = tmp_path / "secret.png"
+    (root / "images" / "1.png").rename(secret)
+    for name in (str(secret), "../../secret.png"):
+        change(root, lambda content, name=name: content["images"][1].update(file_name=name))
+        report = validate(root)
+        [first, *_] = report.faults
+        assert first.kind == "wrong value" and first.detail.startswith(f"'file_name' is {name!r}"[:60])
+        _, pngs, images = places(root)
+        validation_html.write_html(report, tmp_path / "report.html", png_root=pngs, image_root=images)
+        assert (tmp_path / "report.html").read_text().count("<figure>") == 4
+
+
+def test_notes(tmp_path):
+    root = tmp_path / "set"
+    write_mini_set(root)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = np.asarray(Image.open(root / "images" / "3.png"))
+    Image.fromarray(np.rot90(picture)).save(root / "images" / "3.png", exif=turned)
+    change(root, lambda content: content["categories"][4].update(name="SKY"))
+    report = validate(root)
+    assert report.is_clean and any(note.startswith("1 image is turned by EXIF") for note in report.notes)
+    assert "2 categories differ only in spaces or case: 'SKY', 'sky'" in report.notes
+
+
+def test_images_that_two_sets_share(tmp_path):
+    for name in ("train", "val"):
+        write_mini_set(tmp_path / name)
+    for number in range(1, 5):  # of the five, one stays the same
+        save_ids(tmp_path / "val" / "images" / f"{number}.png", np.full((20, 20), number))
+    (tmp_path / "val" / "images" / "0.png").rename(tmp_path / "val" / "images" / "x.png")
+    change(tmp_path / "val", lambda content: content["images"][0].update(file_name="x.png"))
+    sets = [PanopticSet(name, *places(tmp_path / name)) for name in ("train", "val")]
+    assert shared_images(sets) == ["1 image is in both train and val (x.png)"]
