@@ -255,8 +255,11 @@ class PostProcessor(abc.ABC):
         return order
 
     def score(self, candidates: Candidates, rows: Tensor, geometry: ImageGeometry) -> ScoredCandidates:
-        """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence."""
-        positions = rows.nonzero()[:, 0]
+        """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence.
+
+        A trace scores all candidates, since their number is a constant in it.
+        """
+        positions = torch.arange(len(rows), device=rows.device) if torch.jit.is_tracing() else rows.nonzero()[:, 0]
         chosen = candidates.select(positions)
         return ScoredCandidates(positions, chosen, self._score_masks(chosen, self._thresholds(chosen), geometry))
 

@@ -169,7 +169,7 @@ def test_joined_recordings_follow_each_other(tmp_path):
         ([1, 1.1, None, None, 1.4], [0, 0.1, 0.2, 0.3, 0.4]),
         ([1, 1.1, None, None, 1.2, 1.5], [0, 0.1, 0.2, 0.3, 0.3, 0.5]),  # the guesses were too late
         ([2, 2.1, 2.9, 0, 0.1, None], [0, 0.1, 0.9, 1.0, 1.1, 1.2]),  # another recording
-        ([2, 2.1, 0, 0.1, 0, 0.1], [0, 0.1, 0.2, 0.3, 0.4, 0.5]),  # and a third
+        ([2, 2.3, 0, 0.3, 0], [0, 0.3, 0.4, 0.7, 0.8]),  # and a third
         ([0, 0.2, 0.1, 0.3, 0.4], [0, 0.2, 0.2, 0.3, 0.4]),  # the wrong order: no other recording
         ([0, 0.1, 30.0, 30.1], [0, 0.1, 0.2, 0.3]),  # another recording that starts later
         ([0, 0.1, 9.0], [0, 0.1, 9.0]),  # a slow camera
