@@ -23,7 +23,7 @@ from psf.inference import (
     stuff_candidates,
     thing_candidates,
 )
-from psf.inference.candidates import separate_stuff
+from psf.inference.candidates import as_numbers, separate_stuff
 from psf.inference.tiles import tiled_candidates
 from psf.losses import (
     MaskHealth,
@@ -34,7 +34,7 @@ from psf.losses import (
     measure_mask_health,
 )
 from psf.meta_arch.build import ResultSettings, model_parts
-from psf.meta_arch.tracing import as_numbers, check_traceable, of_fixed_size, with_numbers
+from psf.meta_arch.tracing import check_traceable, of_fixed_size, with_numbers
 from psf.modeling import (
     FineLevel,
     LocationDecoderProtocol,

@@ -6,8 +6,7 @@ an image of another size raises an error. What needs other numbers of the exampl
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,17 +14,9 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from psf.errors import UserError
+from psf.inference.candidates import as_numbers
 
-__all__ = ["as_numbers", "check_traceable", "of_fixed_size", "with_numbers"]
-
-
-def as_numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
-    """Sizes as int; during a trace they are tensors."""
-    if not torch.jit.is_tracing():
-        return tuple(sizes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return tuple(int(size) for size in sizes)
+__all__ = ["check_traceable", "of_fixed_size", "with_numbers"]
 
 
 def of_fixed_size(image: Tensor) -> Tensor:

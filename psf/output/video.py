@@ -81,9 +81,16 @@ class VideoFile:
         clock = Clock(float(1 / self.rate), _MAX_GAP if has_joins else math.inf)
         try:
             for frame in self._container.decode(self._stream):
-                yield TimedFrame(self._upright(frame), clock.seconds(frame.time))
+                yield TimedFrame(self._upright(frame), clock.seconds(self._time_in_file(frame)))
         except self._av.FFmpegError as error:
             raise UserError(f"{self._path}: cannot be decoded further ({error})") from error
+
+    def _time_in_file(self, frame: Any) -> float | None:
+        if self._container.format.name != "avi":
+            time: float | None = frame.time
+            return time
+        # .avi stores when frames are decoded; FFmpeg numbers frames that are shown in another order wrongly.
+        return None if frame.dts is None else float(frame.dts * frame.time_base)
 
     def _upright(self, frame: Any) -> np.ndarray:
         """The pixels of a frame, (H, W, 3), as players show them."""
@@ -227,6 +234,7 @@ class VideoWriter:
             codec = stream.codec_context
             if not int(container.format.flags) & _HAS_TIMES:
                 self._tick = 1 / self._rate
+                codec.options = {"bf": "0"}  # such containers store no order of display
             codec.time_base = self._tick
             # Without these, players guess the colour space from the picture size, and colours shift.
             codec.colorspace = codec.color_primaries = codec.color_trc = _BT709

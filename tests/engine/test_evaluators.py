@@ -88,7 +88,7 @@ def test_separated_ids_take_semantic_pngs(mini: str, cfg: CfgNode, tmp_path: Pat
     ground_truth = np.array([[1, 1, 2, 2], [1, 1, 2, 255]], np.uint8)
     Image.fromarray(ground_truth).save(tmp_path / "semantic" / "1.png")
     image = {"file_name": "1.png", "sem_seg_file_name": str(tmp_path / "semantic" / "1.png"), "height": 2, "width": 4}
-    monkeypatch.setitem(DatasetCatalog, mini, lambda: [image])
+    monkeypatch.setitem(DatasetCatalog.data, mini, lambda: [image])
     metadata.set(ignore_label=255)
     vars(metadata)["stuff_classes"] = ["things", "sky", "ground"]
     assert kinds(cfg, mini) == [*ALL[:3], "SemSegEvaluator"]

@@ -10,6 +10,7 @@ from detectron2.export import TracingAdapter
 
 from psf import PanopticSegFormer
 from psf.errors import UserError
+from psf.structures import Candidates
 from tests.models import RECIPES, tiny_model
 
 pytestmark = [
@@ -48,10 +49,18 @@ def test_instances_and_semantic_scores(recipe: str):
             traced(photo(*size, 0))
 
 
-def test_panoptic_map():
+def by_brightness(images: torch.Tensor, padding_mask: torch.Tensor | None) -> list[Candidates]:
+    """A candidate for each channel: the pixels above the channel's mean, with a probability by this mean."""
+    means = images[0].mean((1, 2))
+    masks = (images[0] > means[:, None, None]).float()
+    return [Candidates(means.sigmoid(), torch.arange(3), torch.ones(3, dtype=torch.bool), masks, None)]
+
+
+def test_panoptic_map(monkeypatch: pytest.MonkeyPatch):
     """The segments' numbers are no tensors, which TracingAdapter leaves out by request alone."""
     switches = {"TEST.INSTANCE_ON": False, "TEST.SEMANTIC_ON": False}
-    model = tiny_model({**ALL_CANDIDATES, **switches}).eval()
+    model = tiny_model({**ALL_CANDIDATES, **switches, "POST_PROCESSOR.THINGS.T_KEEP": 0.4}).eval()
+    monkeypatch.setattr(model, "candidates", by_brightness, raising=False)
     with pytest.raises(ValueError, match="cannot flatten to tensors"):
         trace(model, photo(60, 90, 0))
     _, traced = trace(model, photo(60, 90, 0), allow_non_tensor=True)

@@ -93,16 +93,25 @@ def test_files_without_times_are_played_at_their_rate(tmp_path):
         assert np.allclose([frame.seconds for frame in video], np.arange(3) / 25)
 
 
-def encode(path: Path, images: list[np.ndarray], *, rate: int = 25, pixel_aspect: Fraction | None = None) -> Path:
+def encode(
+    path: Path,
+    images: list[np.ndarray],
+    *,
+    rate: int = 25,
+    pixel_aspect: Fraction | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
     """A file of other software: constant rate, any container."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=rate, options={"bf": "0"})
+        stream = container.add_stream("h264", rate=rate, options=options or {"bf": "0"})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, rate)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
 
@@ -195,6 +204,16 @@ def test_containers_of_a_constant_rate(tmp_path, times):
         assert video.rate == 10
         expected = times if len(times) == 20 else [0, 0.1, 0.2, 0.3, 0.5]
         assert [frame.seconds for frame in video] == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize("num_b_frames", [0, 2])
+def test_avi_of_other_software(tmp_path, num_b_frames):
+    pictures = [colour((20 * i, 20 * i, 20 * i)) for i in range(12)]
+    path = encode(tmp_path / "a.avi", pictures, rate=10, options={"bf": str(num_b_frames)})
+    with VideoFile(path) as video:
+        frames = list(video)
+    assert [frame.seconds for frame in frames] == pytest.approx(list(np.arange(12) / 10))
+    assert [round(float(frame.image_rgb.mean()) / 20) for frame in frames] == list(range(12))
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "ts"])
