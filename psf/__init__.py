@@ -2,12 +2,14 @@
 
 `import psf` registers the model, its parts, its data mappers and its datasets with Detectron2's registries and
 catalogs; `psf.add_psf_config(cfg)` adds its config keys. If torch or Detectron2 is missing, the first use of a name
-raises an ImportError with the command that fixes it. The command `psf` imports modules only when it needs them.
+raises an ImportError with the command that fixes it; if Detectron2 is too old, `import psf` raises it. The command
+`psf` imports modules only when it needs them.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Iterator
@@ -52,6 +54,27 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
+def detectron2_problem() -> str:
+    """The sentence that this Detectron2 is too old, or "" if it is not; an ImportError if there is none.
+
+    v0.6 of 2021 and later states have the same version number: only features distinguish them.
+    """
+    with without_deprecations():
+        build = importlib.import_module("detectron2.solver.build")
+        structures = importlib.import_module("detectron2.structures")
+    needed = {
+        build.get_default_optimizer_params: "lr_factor_func",
+        structures.ImageList.from_tensors: "padding_constraints",
+    }
+    missing = [feature for function, feature in needed.items() if feature not in inspect.signature(function).parameters]
+    if not missing:
+        return ""
+    return (
+        f"Detectron2 is too old: v0.6 of 2021 (which conda-forge has) or older, without {' and '.join(missing)}; psf "
+        "needs a state of April 2022 or later, which may also call itself 0.6"
+    )
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
@@ -66,6 +89,10 @@ def _is_command() -> bool:
 
 
 if not _is_command():
-    with suppress(ImportError):  # the first use of a name raises it again
-        for _name in _NAMES:
+    _problem = ""
+    with suppress(ImportError, OSError):  # the first use of a name raises it again
+        _problem = detectron2_problem()
+        for _name in _NAMES if not _problem else ():
             __getattr__(_name)
+    if _problem:
+        raise ImportError(f"{_problem}; `{sys.executable} -m psf doctor` prints the fix")

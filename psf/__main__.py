@@ -20,6 +20,8 @@ def main(words: Sequence[str] | None = None) -> int:
         complete()
     if words and words[0] in COMMANDS:
         try:
+            if words[0] != "doctor" and (problem := psf.detectron2_problem()):
+                raise ImportError(problem)
             with psf.without_deprecations():
                 command = load_command(words[0])
         except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing

@@ -73,6 +73,9 @@ def import_user_modules(cfg: CN) -> None:
 # Keys outside MODEL.PSF: names that other Detectron2 projects use for the same purpose, and those with PSF_.
 SHARED_KEYS = {
     "INPUT.DATASET_MAPPER_NAME": "psf_panoptic",  # name in psf.data.DATASET_MAPPER_REGISTRY
+    # Add `instances` to the ground truth of psf's mappers, for other models: "things" (BitMasks, as Detectron2's models
+    # take them) or "segments" (things and stuff as one bool tensor, as Mask2Former takes them); "none": do not.
+    "INPUT.PSF_INSTANCES": "none",
     "INPUT.IMAGE_SIZE": 1024,  # psf_panoptic_lsj: side of the square that it crops or pads to, in pixels
     "INPUT.MIN_SCALE": 0.1,  # psf_panoptic_lsj: least scale before the crop; at 1 the image just fits
     "INPUT.MAX_SCALE": 2.0,

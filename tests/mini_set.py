@@ -12,9 +12,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from psf import PanopticSegFormer
 from psf.data import load_panoptic_json, panoptic_metadata
+from psf.structures import Candidates
 
 NAME = "psf_test_mini"
 # Ids have gaps and stuff comes first. Nothing in the images is a "cloud".
@@ -134,3 +136,16 @@ class PsfTestColorModel(nn.Module):
         instances.scores = torch.full((len(things),), 0.9)
         instances.pred_classes = torch.tensor([one["category_id"] for one in things], dtype=torch.int64)
         return {"panoptic_seg": (ids, segments), "instances": instances, "sem_seg": scores}
+
+
+def candidates_by_color(model: PanopticSegFormer, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
+    """Each pixel belongs to the class of the nearest colour; each class is one candidate, also of several things."""
+    colors = torch.tensor([one["color"] for one in CATEGORIES], dtype=torch.float32)  # images come in RGB
+    pixels = images * model.pixel_std + model.pixel_mean  # (B, 3, H, W)
+    nearest = (pixels[:, None] - colors[:, :, None, None]).square().sum(dim=2).argmin(dim=1)  # (B, H, W)
+    masks = torch.stack([nearest == position for position in range(len(colors))], dim=1).float()
+    is_thing = torch.tensor([bool(one["isthing"]) for one in CATEGORIES])
+    order = torch.cat((is_thing.nonzero()[:, 0], (~is_thing).nonzero()[:, 0]))
+    indices = torch.cat((torch.arange(int(is_thing.sum())), torch.arange(int((~is_thing).sum()))))
+    scores = torch.full((len(order),), 0.9)
+    return [Candidates(scores, indices, is_thing[order], one[order], None) for one in masks]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.registry import Registry
 
 from psf.data.augmentations import VOID_CLASS, build_augmentations, crop_and_color, large_scale_jitter
@@ -21,6 +22,7 @@ from psf.errors import UserError
 __all__ = ["DATASET_MAPPER_REGISTRY", "PanopticMapper", "build_mapper"]
 
 DATASET_MAPPER_REGISTRY = Registry("PSF_DATASET_MAPPER")
+_INSTANCES = ("none", "things", "segments")
 DATASET_MAPPER_REGISTRY.__doc__ = "Functions (cfg, is_train) -> mapper, selected by INPUT.DATASET_MAPPER_NAME."
 
 
@@ -46,8 +48,9 @@ class PanopticMapper:
     Returns, in training: image (C, H, W) in INPUT.FORMAT, uint8, or float32 for other bands; height and width of
     the file; file_name; image_id; panoptic_labels (H, W) integers, 0 is void and k > 0 the segment with that id;
     segments_info, a list of {"id": 1..S, "category_id", "isthing", "iscrowd"} for the segments that remain after
-    augmentation; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive. The model makes masks on
-    its device. At test: a copy of the dict, with image, height and width.
+    augmentation; panoptic_boxes_xyxy_px (S, 4) int32, the box of each, x1 and y1 exclusive; and, for other models,
+    `instances` (see `make_instances`). The model makes masks on its device. At test: a copy of the dict, with image,
+    height and width.
     """
 
     @configurable
@@ -59,6 +62,7 @@ class PanopticMapper:
         image_format: str,
         num_channels: int | None = None,
         max_pixels: int | None = None,
+        instances: str = "none",
     ):
         """
         Args:
@@ -67,11 +71,15 @@ class PanopticMapper:
             image_format: "RGB", "BGR", "L" or "BANDS", see `read_image`.
             num_channels: of the model; None: any number of "BANDS".
             max_pixels: for `limit_pixels`; None: the limit of the process stays.
+            instances: ground truth for other models, "none", "things" or "segments", see `make_instances`.
         """
+        if instances not in _INSTANCES:
+            raise UserError(f"INPUT.PSF_INSTANCES is {instances!r}, expected one of {', '.join(_INSTANCES)}")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format, self.num_channels, self.max_pixels = image_format, num_channels, max_pixels
         self._limit_pixels()  # evaluators read the ground truth in this process
+        self.instances = instances
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -81,6 +89,7 @@ class PanopticMapper:
             "image_format": cfg.INPUT.FORMAT,
             "num_channels": len(cfg.MODEL.PIXEL_MEAN),
             "max_pixels": cfg.INPUT.PSF_MAX_PIXELS,
+            "instances": cfg.INPUT.PSF_INSTANCES,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +110,8 @@ class PanopticMapper:
         output["panoptic_labels"] = torch.from_numpy(np.require(gt.labels, requirements=["C", "W"]))
         output["panoptic_boxes_xyxy_px"] = torch.from_numpy(boxes)
         output["segments_info"] = gt.segments
+        if self.instances != "none":
+            output["instances"] = make_instances(gt, boxes, self.instances)
         return output
 
     def read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, PanopticLabels | None]:
@@ -187,6 +198,29 @@ class _ImageAndClasses:
         """(H, W) classes of the transformed image: VOID_CLASS, or 1 + the category id."""
         classes = [VOID_CLASS, *(segment["category_id"] + 1 for segment in self._gt.segments)]
         return np.array(classes)[_apply_to_labels(self._transforms, self._gt.labels)]
+
+
+def make_instances(gt: PanopticLabels, boxes_xyxy_px: np.ndarray, kind: str) -> Instances:
+    """Ground truth as Detectron2's Instances: gt_classes (contiguous ids), gt_boxes and gt_masks, without crowds.
+
+    Args:
+        gt: of one image, with S segments.
+        boxes_xyxy_px: (S, 4), x1 and y1 exclusive.
+        kind: "things": things alone, gt_masks are BitMasks. "segments": also stuff, gt_masks are a bool tensor
+            (N, H, W).
+    """
+    rows = [
+        row
+        for row, segment in enumerate(gt.segments)
+        if not segment["iscrowd"] and (segment["isthing"] or kind == "segments")
+    ]
+    ids = np.array([gt.segments[row]["id"] for row in rows], gt.labels.dtype)
+    masks = torch.from_numpy(gt.labels == ids[:, None, None])
+    instances = Instances(gt.labels.shape)
+    instances.gt_classes = torch.tensor([gt.segments[row]["category_id"] for row in rows], dtype=torch.long)
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes_xyxy_px[rows].reshape(-1, 4)).float())
+    instances.gt_masks = BitMasks(masks) if kind == "things" else masks
+    return instances
 
 
 def transform_gt(transforms: T.TransformList, gt: PanopticLabels) -> tuple[PanopticLabels, np.ndarray]:

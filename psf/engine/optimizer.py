@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils.logger import log_first_n
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,6 +23,7 @@ __all__ = [
     "layer_decay_factors",
 ]
 
+_LEAST_SGD_RATE = 1e-3  # rates of AdamW, which normalizes the gradients, are below
 CLIP_TYPES = ("value", "norm", "full_model")
 _BLOCKS = tuple(end for end in BACKBONE_BLOCKS if not end.endswith("Stem"))
 
@@ -95,6 +98,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     if solver.OPTIMIZER == "ADAMW":
         optimizer_class = torch.optim.AdamW
     elif solver.OPTIMIZER == "SGD":
+        if solver.BASE_LR < _LEAST_SGD_RATE:
+            log_first_n(
+                logging.WARNING,
+                f"SOLVER.OPTIMIZER is SGD, but SOLVER.BASE_LR is {solver.BASE_LR:g}, a learning rate for ADAMW: with "
+                "SGD the model learns next to nothing; 0.01 is usual",
+                key="message",
+                name=__name__,
+            )
         optimizer_class = torch.optim.SGD
         arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:

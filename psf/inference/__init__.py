@@ -17,6 +17,7 @@ from psf.inference.candidates import (
     upper_bound,
 )
 from psf.inference.mask_wise_merging import mask_wise_merging, paint_masks
+from psf.inference.merge_panoptic import merge_panoptic
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
 from psf.inference.post_processor import (
     POST_PROCESSOR_REGISTRY,
@@ -60,6 +61,7 @@ __all__ = [
     "join_candidates",
     "mask_nms",
     "mask_wise_merging",
+    "merge_panoptic",
     "on_common_grid",
     "paint_masks",
     "panoptic_result",

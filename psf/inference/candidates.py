@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ __all__ = [
     "ImageGeometry",
     "MergingThresholds",
     "ScoredMasks",
+    "as_numbers",
     "best_class",
     "choose_things",
     "join_candidates",
@@ -214,6 +216,15 @@ def score_masks(
         extra_pixels,
     )
     return ScoredMasks(masks, area, confidence)
+
+
+def as_numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
+    """Sizes as int; during a trace they are tensors."""
+    if not torch.jit.is_tracing():
+        return tuple(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(int(size) for size in sizes)
 
 
 def resize_masks(mask_scores: Tensor, geometry: ImageGeometry) -> Tensor:

@@ -44,7 +44,8 @@ def mask_wise_merging(
         area: (N,) pixels of each mask.
         t_cnf: (N,) masks of lower confidence are dropped.
         t_keep: (N,) masks that keep a smaller share of their pixels are dropped.
-        without_waiting: decide on the device, with one synchronization at the end; None: True except on a CPU.
+        without_waiting: decide on the device, with one synchronization at the end; None: True except on a CPU, and in
+            a trace, to which NumPy's results would be constants.
 
     Returns:
         The map; segment ids count from 1 in the order of painting, a segment's score is its confidence.
@@ -56,7 +57,7 @@ def mask_wise_merging(
     if len(lengths) != 1:
         raise UserError(f"confidence, masks, area, t_cnf and t_keep have different lengths: {sorted(lengths)}")
     if without_waiting is None:
-        without_waiting = masks.device.type != "cpu"
+        without_waiting = masks.device.type != "cpu" or torch.jit.is_tracing()
     paint = _paint_without_waiting if without_waiting else _paint_on_cpu
     return paint(confidence, masks, area, t_cnf, t_keep)
 

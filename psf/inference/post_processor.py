@@ -18,6 +18,7 @@ from psf.inference.candidates import (
     ImageGeometry,
     MergingThresholds,
     ScoredMasks,
+    as_numbers,
     per_candidate,
     score_masks,
     upper_bound,
@@ -233,11 +234,12 @@ class PostProcessor(abc.ABC):
         """
         thresholds = self._thresholds(candidates)
         possible = upper_bound(candidates, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
-        size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
+        height, width = as_numbers(candidates.mask_scores.shape[1:])
+        size = (height, width)
         confidence = self._score_masks(candidates, thresholds, ImageGeometry(size, size, size)).confidence
         confidence = confidence.masked_fill(~candidates.is_thing, -1.0)
         best = confidence.argsort(descending=True, stable=True)[: self.instance.max_per_image]
-        return possible & candidates.is_thing & torch.zeros_like(possible).index_fill(0, best, True)
+        return possible & candidates.is_thing & torch.zeros_like(possible).index_fill(0, best, 1)
 
     def instances(
         self,
@@ -275,8 +277,11 @@ class PostProcessor(abc.ABC):
         return order
 
     def score(self, candidates: Candidates, rows: Tensor, geometry: ImageGeometry) -> ScoredCandidates:
-        """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence."""
-        positions = rows.nonzero()[:, 0]
+        """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence.
+
+        A trace scores all candidates, since their number is a constant in it.
+        """
+        positions = torch.arange(len(rows), device=rows.device) if torch.jit.is_tracing() else rows.nonzero()[:, 0]
         chosen = candidates.select(positions)
         return ScoredCandidates(positions, chosen, self._score_masks(chosen, self._thresholds(chosen), geometry))
 

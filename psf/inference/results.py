@@ -124,7 +124,7 @@ def instance_result(
     result = Instances(geometry.output_size)
     result.pred_masks, result.scores = masks, scores
     result.pred_classes = things.class_indices.new_tensor(classes.thing_ids)[things.class_indices]
-    if boxes == "mask" or not len(masks):  # a model without things has no boxes at all
+    if boxes == "mask" or things.boxes_cxcywh_norm is None:  # a model without things has no boxes at all
         result.pred_boxes = Boxes(tight_boxes(masks)[0].float())
     else:
         result.pred_boxes = Boxes(_predicted_boxes(things, geometry))
@@ -134,11 +134,10 @@ def instance_result(
 def semantic_result(candidates: Candidates, classes: PanopticClasses, geometry: ImageGeometry) -> Tensor:
     """Detectron2's `sem_seg`: (K, H, W) scores; the channels are the dataset's contiguous ids."""
     things, stuff, num_channels = classes.semantic_channels
-    channels = [
-        (things if is_thing else stuff)[index]
-        for is_thing, index in zip(candidates.is_thing.tolist(), candidates.class_indices.tolist(), strict=True)
-    ]
-    return semantic_scores(candidates, candidates.class_indices.new_tensor(channels), num_channels, geometry)
+    # Indexing instead of a loop, as a trace would store the channels of its example.
+    indices = candidates.class_indices + torch.where(candidates.is_thing, 0, len(things))
+    channels = candidates.class_indices.new_tensor([*things, *stuff])[indices]
+    return semantic_scores(candidates, channels, num_channels, geometry)
 
 
 def _predicted_boxes(things: Candidates, geometry: ImageGeometry) -> Tensor:

@@ -15,6 +15,7 @@ from psf.errors import UserError
 from psf.inference import (
     CandidateOutcomes,
     ImageGeometry,
+    MaskWiseMerging,
     PostProcessor,
     choose_things,
     join_candidates,
@@ -22,10 +23,11 @@ from psf.inference import (
     stuff_candidates,
     thing_candidates,
 )
-from psf.inference.candidates import separate_stuff
+from psf.inference.candidates import as_numbers, separate_stuff
 from psf.inference.tiles import tiled_candidates
 from psf.losses import Assigner, MaskHealth, PanopticCriterion, ThingAssignments, measure_mask_health
 from psf.meta_arch.build import ResultSettings, model_parts
+from psf.meta_arch.tracing import check_traceable, of_fixed_size, with_numbers
 from psf.modeling import (
     FineLevel,
     LocationDecoderProtocol,
@@ -186,6 +188,8 @@ class PanopticSegFormer(nn.Module):
                 ground truth has none of the three forms.
         """
         if not self.training:
+            for x in batched_inputs:
+                check_traceable(x, self._obstacles_to_tracing())
             return [
                 self.result(candidates, geometry) for candidates, geometry in self._candidates_by_image(batched_inputs)
             ]
@@ -194,6 +198,21 @@ class PanopticSegFormer(nn.Module):
         if self.has_joint_queries:
             targets = [stuff_as_things(target, len(self.classes.thing_ids)) for target in targets]
         return self._losses(*self._encode(images.tensor, padded_pixels(images)), targets)
+
+    def _obstacles_to_tracing(self) -> dict[str, bool]:
+        """Settings whose results depend on numbers that Python reads from tensors, see `check_traceable`."""
+        processor, settings = self.post_processor, self.settings
+        is_merging = isinstance(processor, MaskWiseMerging)
+        return {
+            "set MODEL.PSF.TEST.TILES.SIZE to 0": self.has_tiles,
+            "set MODEL.PSF.TEST.PANOPTIC_ON to False, or MODEL.PSF.POST_PROCESSOR.NAME to MaskWiseMerging": (
+                settings.panoptic and not is_merging
+            ),
+            'set MODEL.PSF.TEST.PANOPTIC_ON to False, as MODEL.PSF.QUERIES is "joint"': (
+                settings.panoptic and self.has_joint_queries
+            ),
+            "set MODEL.PSF.TEST.INSTANCE.NMS_THRESH to 1.0": settings.instance and processor.instance.nms_thresh < 1,
+        }
 
     def explain(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, CandidateOutcomes]]:
         """Explain why each candidate is, or is not, in the test results of `forward`.
@@ -220,7 +239,8 @@ class PanopticSegFormer(nn.Module):
         candidates = self.candidates(images.tensor, padded_pixels(images))
         for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
-            yield image_candidates, ImageGeometry(tuple(images.tensor.shape[-2:]), tuple(image_size), output_size)
+            padded_size = as_numbers(images.tensor.shape[-2:])
+            yield image_candidates, ImageGeometry(padded_size, tuple(image_size), output_size)
 
     def _tiled_candidates(self, x: dict[str, Any]) -> tuple[Candidates, ImageGeometry]:
         def candidates_of(images: ImageList) -> Candidates:
@@ -240,18 +260,17 @@ class PanopticSegFormer(nn.Module):
         """Normalize the images, and pad them with zeros to the largest height and width of the batch."""
         images = []
         for x in batched_inputs:
-            image = x["image"].to(self.device)
+            image = of_fixed_size(x["image"].to(self.device))
             name = x.get("file_name", x.get("image_id", "?"))
             if len(image) != len(self.pixel_mean):
                 raise UserError(
                     f"image {name} has {len(image)} channels, the model {len(self.pixel_mean)} (MODEL.PIXEL_MEAN)"
                 )
-            if image.is_floating_point() and not torch.isfinite(image).all():
+            if image.is_floating_point() and not torch.jit.is_tracing() and not torch.isfinite(image).all():
                 raise UserError(f"image {name} has NaN or infinite values; expected finite numbers")
             images.append((image - self.pixel_mean) / self.pixel_std)
-        return ImageList.from_tensors(
-            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
+        padding = self.backbone.padding_constraints
+        return with_numbers(ImageList.from_tensors(images, self.size_divisibility, padding_constraints=padding))
 
     def _encode(self, images: Tensor, padding_mask: Tensor | None) -> tuple[FeatureTokens, FeatureTokens]:
         """All tokens, and the tokens that the mask decoders attend to."""
@@ -351,7 +370,7 @@ class PanopticSegFormer(nn.Module):
 
 def padded_pixels(images: ImageList) -> Tensor | None:
     """(B, H, W) bool, True where padded; None if no image is padded."""
-    height, width = images.tensor.shape[-2:]
+    height, width = as_numbers(images.tensor.shape[-2:])
     if all(tuple(size) == (height, width) for size in images.image_sizes):
         return None
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images.tensor.device)

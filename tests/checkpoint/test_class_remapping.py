@@ -63,7 +63,10 @@ def test_rows_of_a_model(recipe: str):
         {"NUM_THING_CLASSES": len(names.things), "NUM_STUFF_CLASSES": len(names.stuff)} for names in (FOUND, WANTED)
     ]
     old, fresh = (tiny_model({**RECIPES[recipe], **size}, seed=seed).state_dict() for seed, size in enumerate(sizes))
+    before = [{name: x.clone() for name, x in state.items()} for state in (old, fresh)]
     remapped = remap_classes(old, fresh, compare_classes(FOUND, WANTED))
+    for state, copies in zip((old, fresh), before, strict=True):  # neither the checkpoint nor the model is written to
+        assert all(torch.equal(x, copies[name]) for name, x in state.items())
     with_rows = {"things": ["location_decoder.class_embed.1.bias"], "stuff": ["stuff_query_feat.weight"]}
     with_rows["stuff"].append("stuff_query_pos.weight")
     if recipe == "paper":

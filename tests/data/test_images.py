@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from psf.data import as_picture, image_suffixes, limit_pixels, read_image, read_picture
+from psf.errors import UserError
 
 RED, BLUE = [200, 30, 10], [10, 40, 220]
 
@@ -69,6 +70,12 @@ def test_16_bit_is_rescaled_and_not_cut_off(tmp_path):
 def test_floats_by_their_range(tmp_path, values, expected):
     path = save(tmp_path / "a.tif", np.array([values], np.float32))
     assert read_image(path)[0, :, 0].tolist() == expected
+
+
+def test_32_bit_integers_within_16_bits_as_16_bits(tmp_path):
+    """Times 255 / 65535, whatever their maximum is: 1000 / 257 = 3.9, 25700 / 257 = 100."""
+    path = save(tmp_path / "a.tif", np.array([[0, 1000, 25_700]], np.int32))
+    assert read_image(path)[0, :, 0].tolist() == [0, 4, 100]
 
 
 def test_32_bit_integers_beyond_16_bits_by_their_maximum(tmp_path):
@@ -257,19 +264,26 @@ class TestPictures:
         assert np.array_equal(read_image(str(tmp_path / "a.tif"), "BANDS"), array)
 
     @pytest.mark.parametrize(
-        ("channels", "dtype", "more"),
+        ("channels", "dtype", "more", "reason"),
         [
-            (2, np.uint8, {"photometric": 1}),  # of which Pillow reads one, and says nothing
-            (5, np.uint8, {"photometric": 2}),  # of which Pillow reads three
-            (4, np.uint8, {"photometric": 1}),
-            (4, np.uint16, {"photometric": 1}),
-            (4, np.uint16, {"photometric": 2, "is_planar": True}),
-            (13, np.uint16, {"photometric": 1}),
+            (
+                2,
+                np.uint8,
+                {"photometric": 1},
+                "neither Pillow nor OpenCV",
+            ),  # Pillow reads one
+            (5, np.uint8, {"photometric": 2}, "neither Pillow nor OpenCV"),  # Pillow reads three
+            (4, np.uint8, {"photometric": 1}, "cannot identify"),  # Pillow opens none of these
+            (4, np.uint16, {"photometric": 1}, "cannot identify"),
+            (4, np.uint16, {"photometric": 2, "is_planar": True}, "unknown raw mode"),
+            (13, np.uint16, {"photometric": 1}, "cannot identify"),
         ],
     )
-    def test_tiffs_that_would_be_read_wrongly_are_refused(self, tmp_path: Path, channels: int, dtype: type, more: dict):
+    def test_tiffs_that_would_be_read_wrongly_are_refused(
+        self, tmp_path: Path, channels: int, dtype: type, more: dict, reason: str
+    ):
         write_tiff(tmp_path / "a.tif", numbers(channels, dtype), **more)
-        with pytest.raises(ValueError, match=r"a\.tif: "):
+        with pytest.raises(UserError, match=rf"a\.tif: .*{reason}"):
             read_image(str(tmp_path / "a.tif"), "BANDS")
 
     def test_palette_and_1_bit(self, tmp_path: Path):

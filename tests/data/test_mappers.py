@@ -126,6 +126,36 @@ def test_crop_where_no_class_takes_too_much(make_sample):
     assert shares[1.0] < 0.25 and shares[0.75] > 0.35
 
 
+def test_crops_of_cityscapes_have_their_size(make_sample):
+    """The crop comes after the resize, so it has CROP.SIZE at any scale: twice and half the size of the image."""
+    sample = make_sample(np.full((60, 120), 5), [info(5)])
+    for short_side, expected in ((120, (40, 50)), (30, (30, 50))):
+        crop = {"CROP__ENABLED": True, "CROP__TYPE": "absolute", "CROP__SIZE": [40, 50]}
+        cfg = make_cfg(**crop, DATASET_MAPPER_NAME="psf_panoptic_cityscapes", MIN_SIZE_TRAIN=(short_side,))
+        cfg.INPUT.MAX_SIZE_TRAIN = 999
+        assert build_mapper(cfg, is_train=True)(sample)["image"].shape[1:] == expected
+
+
+class SeenClasses(T.Augmentation):
+    """Records the class map that augmentations with a limit on a class get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = None
+
+    def get_transform(self, image, sem_seg):
+        self.seen = sem_seg
+        return T.NoOpTransform()
+
+
+def test_class_0_is_not_void(make_sample):
+    """Void is VOID_CLASS, 0; class k is k + 1. The flip before is applied, too."""
+    sample = make_sample([[0, 9, 5, 5]], [info(5, 0), info(9, 3)])
+    record = SeenClasses()
+    plain(T.HFlipTransform(4), record)(sample)
+    assert record.seen.tolist() == [[1, 1, 4, 0]]
+
+
 @pytest.mark.parametrize("name", MAPPERS[1:])
 def test_colors_change_the_image_alone(make_sample, name):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -185,6 +215,32 @@ def test_training_output_is_the_contract_and_the_dict_stays(make_sample):
     assert output["segments_info"][1] == {"id": 2, "category_id": 3, "isthing": True, "iscrowd": False}
 
 
+@pytest.mark.parametrize(("kind", "ids"), [("things", [9]), ("segments", [2, 9])])
+def test_instances_for_other_models(make_sample, kind, ids):
+    """A thing 9, stuff 2 and a crowd 5; the flip turns the columns round."""
+    sample = make_sample([[9, 9, 2, 5], [9, 0, 2, 2]], [info(9, 4), info(2, 7, isthing=False), info(5, 4, iscrowd=1)])
+    mapper = PanopticMapper(True, augmentations=[T.HFlipTransform(4)], image_format="RGB", instances=kind)
+    found = mapper(sample)["instances"]
+    order = found.gt_classes.argsort(descending=True).tolist()  # stuff has 7, the thing 4
+    masks = found.gt_masks.tensor if kind == "things" else found.gt_masks
+    expected = {2: [[0, 1, 0, 0], [1, 1, 0, 0]], 9: [[0, 0, 1, 1], [0, 0, 0, 1]]}
+    assert masks.dtype == torch.bool and masks[order].int().tolist() == [expected[one] for one in ids]
+    assert found.gt_classes[order].tolist() == [{2: 7, 9: 4}[one] for one in ids]
+    assert found.gt_boxes.tensor[order].tolist() == [{2: [0, 0, 2, 2], 9: [2, 0, 4, 2]}[one] for one in ids]
+    assert found.image_size == (2, 4)
+
+
+@pytest.mark.parametrize("name", MAPPERS)
+def test_instances_by_the_key(make_sample, name):
+    cfg = make_cfg(DATASET_MAPPER_NAME=name, PSF_INSTANCES="segments")
+    output = build_mapper(cfg, is_train=True)(make_sample(np.zeros((40, 60), int), []))
+    assert len(output["instances"]) == 0 and output["instances"].gt_masks.shape == (0, *output["image"].shape[1:])
+    assert "instances" not in build_mapper(make_cfg(), is_train=True)(make_sample([[5]], [info(5)]))
+    cfg.INPUT.PSF_INSTANCES = "all"
+    with pytest.raises(ValueError, match=r"INPUT\.PSF_INSTANCES is 'all', expected one of none, things, segments"):
+        build_mapper(cfg, is_train=True)
+
+
 def test_at_test_the_image_is_resized_alone(make_sample):
     sample = make_sample(np.full((10, 40), 5), [info(5)])
     output = build_mapper(make_cfg(), is_train=False)(sample)
@@ -224,16 +280,22 @@ def test_a_worker_keeps_nothing_of_an_image(make_sample):
 
 
 def test_detectron2s_loader_takes_the_mapper():
-    mapper = build_mapper(make_cfg(), is_train=True)
+    mapper = plain()
     loader = build_detection_train_loader(
         dataset=training_dicts()[:16],
         mapper=mapper,
         sampler=torch.utils.data.SequentialSampler(range(16)),
         total_batch_size=2,
         num_workers=0,
+        aspect_ratio_grouping=False,
     )
     batch = next(iter(loader))
-    assert len(batch) == 2 and all("panoptic_labels" in item for item in batch)
+    assert [item["image_id"] for item in batch] == [one["image_id"] for one in training_dicts()[:2]]
+    for index, item in enumerate(batch):
+        scene = make_scene(index, split="train")
+        assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), scene.image)
+        assert np.array_equal(item["panoptic_labels"].numpy(), scene.labels)
+        assert item["segments_info"] == scene.segments
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 4000), (4000, 17), (1, 4000)])
@@ -254,8 +316,9 @@ def test_extreme_sizes_simply_work(make_sample, shape, is_train, name):
             assert name == "psf_panoptic_lsj" or (output["panoptic_labels"] == 1).all()  # that one pads
 
 
-def test_released_augmentation_crops_half_of_the_images():
-    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE="absolute_range", CROP__SIZE=[384, 600])
+@pytest.mark.parametrize("kind", ["absolute_range", "absolute"])
+def test_released_augmentation_crops_half_of_the_images(kind):
+    cfg = make_cfg(CROP__ENABLED=True, CROP__TYPE=kind, CROP__SIZE=[384, 600])
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = tuple(range(480, 801, 32)), 1333
     augmentations = T.AugmentationList(build_augmentations(cfg, is_train=True))
     crops, num_flips, num_images = [], 0, 100
@@ -266,6 +329,8 @@ def test_released_augmentation_crops_half_of_the_images():
         resizes = [t for t in transforms.transforms if isinstance(t, T.ResizeTransform)]
         crop = [t for t in transforms.transforms if isinstance(t, T.CropTransform)]
         assert len(resizes) == len(crop) + 1
+        if crop:  # resize, crop, resize
+            assert [transforms.transforms.index(t) for t in (resizes[0], crop[0], resizes[1])] in ([0, 1, 2], [1, 2, 3])
         if crop:
             assert min(resizes[0].new_h, resizes[0].new_w) in (400, 500, 600)
         height, width = inputs.image.shape[:2]

@@ -7,10 +7,12 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import SemSegEvaluator
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from psf.engine import build_config, build_evaluator
 from psf.engine.results import results_table, write_results
@@ -82,8 +84,21 @@ def test_separated_ids_take_semantic_pngs(mini: str, cfg: CfgNode, tmp_path: Pat
     metadata.sem_seg_root = str(tmp_path / "semantic")
     assert kinds(cfg, mini) == ALL[:3]
     Path(metadata.sem_seg_root).mkdir()
-    monkeypatch.setattr(SemSegEvaluator, "__init__", lambda self, name: None)
+    # Detectron2's loader of semantic sets: class 1 on the left half of the image, 2 on the right one; 255 is void.
+    ground_truth = np.array([[1, 1, 2, 2], [1, 1, 2, 255]], np.uint8)
+    Image.fromarray(ground_truth).save(tmp_path / "semantic" / "1.png")
+    image = {"file_name": "1.png", "sem_seg_file_name": str(tmp_path / "semantic" / "1.png"), "height": 2, "width": 4}
+    monkeypatch.setitem(DatasetCatalog.data, mini, lambda: [image])
+    metadata.set(ignore_label=255)
+    vars(metadata)["stuff_classes"] = ["things", "sky", "ground"]
     assert kinds(cfg, mini) == [*ALL[:3], "SemSegEvaluator"]
+    cfg.MODEL.PSF.TEST.PANOPTIC_ON = cfg.MODEL.PSF.TEST.INSTANCE_ON = False
+    evaluators = build_evaluator(cfg, mini)
+    evaluators.reset()
+    predicted = torch.tensor([[1, 1, 1, 2], [1, 1, 2, 0]])
+    evaluators.process([image], [{"sem_seg": torch.nn.functional.one_hot(predicted, 3).permute(2, 0, 1)}])
+    result = evaluators.evaluate()["sem_seg"]
+    assert (result["IoU-sky"], result["IoU-ground"]) == pytest.approx((80, 200 / 3))  # 4 of 5, 2 of 3
 
 
 @pytest.mark.parametrize("names", [("psf_test_mini",), ("psf_test_mini", "another")])

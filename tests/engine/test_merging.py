@@ -12,17 +12,15 @@ import torch
 from detectron2.config import CfgNode
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from psf import PanopticSegFormer
 from psf.checkpoint import TunedMerging
-from psf.engine import Checkpointer, Trainer, main, merging, spread_evenly
+from psf.data.loaders import spread_evenly
+from psf.engine import Checkpointer, Trainer, main, merging
 from psf.evaluation import PanopticQualityEvaluator
 from psf.evaluation.merging_search.search import Tuning
 from psf.inference import MergingThresholds
-from psf.structures import Candidates
 from tests.engine.conftest import ParseArgs
-from tests.mini_set import CATEGORIES
+from tests.mini_set import candidates_by_color
 from tests.models import tiny_config, tiny_model
 
 BEFORE = MergingThresholds(1.0, 2.0, 0.25, 0.6), MergingThresholds(1.0, 2.0, 0.25, 0.8)  # the defaults
@@ -80,25 +78,12 @@ def test_loading(
     assert training.post_processor.things == training.post_processor.configured[0]  # fine-tuning starts anew
 
 
-def by_color(model: PanopticSegFormer, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
-    """Each pixel belongs to the class of the nearest colour; each class is one candidate, also of several things."""
-    colors = torch.tensor([one["color"] for one in CATEGORIES], dtype=torch.float32)  # images come in RGB
-    pixels = images * model.pixel_std + model.pixel_mean  # (B, 3, H, W)
-    nearest = (pixels[:, None] - colors[:, :, None, None]).square().sum(dim=2).argmin(dim=1)  # (B, H, W)
-    masks = torch.stack([nearest == position for position in range(len(colors))], dim=1).float()
-    is_thing = torch.tensor([bool(one["isthing"]) for one in CATEGORIES])
-    order = torch.cat((is_thing.nonzero()[:, 0], (~is_thing).nonzero()[:, 0]))
-    indices = torch.cat((torch.arange(int(is_thing.sum())), torch.arange(int((~is_thing).sum()))))
-    scores = torch.full((len(order),), 0.9)
-    return [Candidates(scores, indices, is_thing[order], one[order], None) for one in masks]
-
-
 def test_search_sees_the_ground_truth_of_training_images(mini: str, monkeypatch: pytest.MonkeyPatch):
     """PQ of the config's numbers is that of an evaluation of the same images: crowds, void and classes agree."""
     psf = {**PSF, "POST_PROCESSOR.TUNE_IMAGES": 99}
     keys = {"DATASETS__TRAIN": (mini,), **ON_MINI}
     cfg, model = tiny_config(psf, **keys), tiny_model(psf, **keys)
-    monkeypatch.setattr(model, "candidates", partial(by_color, model), raising=False)
+    monkeypatch.setattr(model, "candidates", partial(candidates_by_color, model), raising=False)
     seen: list[Tuning] = []
 
     def tune(*args: Any, **options: Any) -> Tuning:

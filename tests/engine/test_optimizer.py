@@ -80,6 +80,14 @@ def test_choice_of_optimizer():
         build_optimizer(solver_cfg(OPTIMIZER="LION"), Model())
 
 
+@pytest.mark.parametrize(("optimizer", "rate", "count"), [("SGD", 1.5e-4, 1), ("SGD", 0.01, 0), ("ADAMW", 1.5e-4, 0)])
+def test_sgd_with_the_learning_rate_of_adamw(optimizer: str, rate: float, count: int, caplog: pytest.LogCaptureFixture):
+    for _ in range(2):
+        build_optimizer(solver_cfg(OPTIMIZER=optimizer, BASE_LR=rate), Model())
+    messages = [one.getMessage() for one in caplog.records if "learning rate for ADAMW" in one.getMessage()]
+    assert len(messages) == count and all("SOLVER.BASE_LR is 0.00015" in one for one in messages)
+
+
 CLIPPED = {"CLIP_GRADIENTS__ENABLED": True, "CLIP_GRADIENTS__CLIP_VALUE": 1.0, "OPTIMIZER": "SGD", "MOMENTUM": 0.0,
            "WEIGHT_DECAY": 0.0}  # fmt: skip
 

@@ -119,6 +119,22 @@ class TestByHand:
             "large": ((0, 0, 0, 0.0), (1, 0, 0, 1.0)),
         }
 
+    @pytest.mark.parametrize(
+        ("area", "size"), [(1023, "small"), (1024, "medium"), (9215, "medium"), (9216, "large"), (20_000, "large")]
+    )
+    def test_limits_of_sizes(self, area: int, size: str):
+        """32 x 32 = 1024 is the least medium area, 96 x 96 = 9216 the least large area."""
+        nothing, one = np.zeros((1, area), int), np.ones((1, area), int)
+        segment = [{"id": 1, "category_id": THING}]
+        hit, missed = match_segments(one, segment, one, segment), match_segments(one, segment, nothing, [])
+        # A prediction on void is excused, so there is stuff below this false positive.
+        false = match_segments(one, [{"id": 1, "category_id": STUFF}], one, segment)
+        for name, span in SEGMENT_SIZES.items():
+            expected = int(name == size)
+            assert len(hit.of_area(*span).true_positives) == expected
+            assert len(false.of_area(*span).false_positives) == expected
+            assert len(missed.of_area(*span).false_negatives) == expected
+
 
 class TestMistakes:
     @pytest.mark.parametrize("segments", [[], [{"id": 1, "category_id": THING}, {"id": 2, "category_id": THING}]])

@@ -47,9 +47,12 @@ def test_boundaries_of_all_segments_are_those_of_each(labels: np.ndarray, width:
         np.testing.assert_array_equal(flags.astype(bool) & (labels == one), naive_boundary(labels, one, width))
 
 
-@pytest.mark.parametrize(("size", "width"), [((480, 640), 16), ((1, 1), 1), ((30, 40), 1), ((75, 100), 2)])
+@pytest.mark.parametrize(
+    ("size", "width"), [((480, 640), 16), ((1, 1), 1), ((30, 40), 1), ((48, 64), 2), ((75, 100), 2)]
+)
 def test_width_is_a_share_of_the_diagonal(size: tuple[int, int], width: int):
-    assert boundary_width(*size) == width  # 0.02 x 800 = 16; at least 1; 0.02 x 50 = 1; 0.02 x 125 = 2.5, to even
+    # 0.02 x 800 = 16; at least 1; 0.02 x 50 = 1; 0.02 x 80 = 1.6, rounded; 0.02 x 125 = 2.5, to even
+    assert boundary_width(*size) == width
 
 
 def test_by_hand():

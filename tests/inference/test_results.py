@@ -214,9 +214,12 @@ def test_highest_product_of_each_class():
 
 
 def test_resized_to_the_output():
-    candidates = make_candidates([1.0], torch.rand(1, 3, 4))
-    scores = semantic_scores(candidates, torch.tensor([0]), 1, ImageGeometry((24, 32), (20, 32), (10, 16)))
-    assert scores.shape == (1, 10, 16)
+    # Of 4 x 4 pixels, padded to 8 x 4. The output of twice the size would have 16 rows with the padding, and gets 8.
+    candidates = make_candidates([0.5], [[[0.2], [0.6], [0.9], [0.9]]])
+    scores = semantic_scores(candidates, torch.tensor([0]), 1, ImageGeometry((8, 4), (4, 4), (8, 8)))
+    # A row of scores is 4 rows of output: centers at 1.5, 5.5, 9.5, and 0.4 between them is 0.1 a row.
+    expected = 0.5 * torch.tensor([0.2, 0.2, 0.25, 0.35, 0.45, 0.55, 0.6375, 0.7125])
+    torch.testing.assert_close(scores, expected[None, :, None].expand(1, 8, 8))
 
 
 def test_no_candidates():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from psf.errors import UserError
 from psf.output import Camera, TimedFrame, VideoFile, VideoWriter
+from psf.output.video import Clock
 
 av = pytest.importorskip("av")
 
@@ -91,23 +93,139 @@ def test_files_without_times_are_played_at_their_rate(tmp_path):
         assert np.allclose([frame.seconds for frame in video], np.arange(3) / 25)
 
 
-@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot write rotated videos")
-# The corner (row, column) where the marked upper left one is seen after a turn, counter-clockwise.
-@pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
-def test_frames_are_upright(tmp_path, degrees, corner):
-    image = colour((0, 0, 0))
-    image[:16, :16] = 255
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("h264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        stream.set_display_rotation(degrees)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+def encode(
+    path: Path,
+    images: list[np.ndarray],
+    *,
+    rate: int = 25,
+    pixel_aspect: Fraction | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A file of other software: constant rate, any container."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=rate, options=options or {"bf": "0"})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, rate)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with VideoFile(tmp_path / "a.mp4") as video:
+    return path
+
+
+# (a, b, c, d): the pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift.
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),  # x -> y, y -> -x: clockwise
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image: np.rot90(image, 2).transpose(1, 0, 2)),
+    ],
+)
+def test_frames_are_upright(tmp_path, matrix, shown):
+    image = colour((0, 0, 0))
+    image[:24, :32], image[:24, 32:], image[24:, :32] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
+    path = encode(tmp_path / "a.mp4", [image])
+    # The track header of an .mp4 stores the matrix as 9 numbers in 16.16 and 2.30; encoders write the identity.
+    one, content = 1 << 16, path.read_bytes()
+    identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    at = content.index(identity, content.index(b"tkhd"))
+    a, b, c, d = (number * one for number in matrix)
+    changed = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + changed + content[at + len(changed) :])
+    with VideoFile(path) as video:
         (frame,) = video
-    assert frame.image_rgb.shape[:2] == ((64, 48) if degrees % 180 else (48, 64))
-    bright = [(row, column) for row in (0, -1) for column in (0, -1) if frame.image_rgb[row, column].min() > 200]
-    assert bright == [corner]
+    expected = shown(image)
+    assert frame.image_rgb.shape == expected.shape
+    corners = np.ix_((4, -5), (4, -5))
+    assert np.abs(frame.image_rgb[corners].astype(int) - expected[corners]).max() < 25
+
+
+@pytest.mark.parametrize(("aspect", "width"), [((2, 1), 128), ((3, 4), 48), ((12, 1), 64)])
+def test_pixels_become_square(tmp_path, aspect, width, caplog):
+    image = colour((0, 0, 0))
+    image[:, :32] = 250
+    path = encode(tmp_path / "a.mp4", [image], pixel_aspect=Fraction(*aspect))
+    with VideoFile(path) as video:
+        (frame,) = video
+    assert frame.image_rgb.shape == (48, width, 3)
+    assert frame.image_rgb[:, : width // 2 - 4].min() > 200 and frame.image_rgb[:, width // 2 + 4 :].max() < 50
+    assert ("pixel aspect ratio of 12" in caplog.text) == (aspect == (12, 1))
+
+
+def test_joined_recordings_follow_each_other(tmp_path):
+    """Two recordings of 10 frames at 10 a second, each with times from its own start."""
+    parts = [encode(tmp_path / f"{i}.ts", [colour((0, 0, 0))] * 10, rate=10).read_bytes() for i in range(2)]
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    with VideoFile(tmp_path / "a.ts") as video:
+        seconds = [frame.seconds for frame in video]
+    assert np.allclose(seconds, np.arange(20) / 10, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "expected"),
+    [
+        ([5, 5.1, 5.3], [0, 0.1, 0.3]),
+        ([None, None, 7, 7.1], [0, 0.1, 0.2, 0.3]),
+        ([1, 1.1, None, None, 1.4], [0, 0.1, 0.2, 0.3, 0.4]),
+        ([1, 1.1, None, None, 1.2, 1.5], [0, 0.1, 0.2, 0.3, 0.3, 0.5]),  # the guesses were too late
+        ([2, 2.1, 2.9, 0, 0.1, None], [0, 0.1, 0.9, 1.0, 1.1, 1.2]),  # another recording
+        ([2, 2.3, 0, 0.3, 0], [0, 0.3, 0.4, 0.7, 0.8]),  # and a third
+        ([0, 0.2, 0.1, 0.3, 0.4], [0, 0.2, 0.2, 0.3, 0.4]),  # the wrong order: no other recording
+        ([0, 0.1, 30.0, 30.1], [0, 0.1, 0.2, 0.3]),  # another recording that starts later
+        ([0, 0.1, 9.0], [0, 0.1, 9.0]),  # a slow camera
+    ],
+)
+def test_times_by_hand(in_file, expected):
+    clock = Clock(0.1, max_gap=10.0)
+    assert [clock.seconds(time) for time in in_file] == pytest.approx(expected)
+
+
+def test_long_steps_are_kept_where_files_are_not_joined(tmp_path):
+    frames = round_trip(tmp_path / "a.mkv", [TimedFrame(colour((0, 0, 0)), t) for t in (0.0, 60.0)])
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 60], abs=2e-3)
+
+
+@pytest.mark.parametrize("times", [np.arange(20) / 10, [0.0, 0.1, 0.1, 0.12, 0.5]])
+def test_containers_of_a_constant_rate(tmp_path, times):
+    """.avi has no times: frames get the nearest free multiple of 1/10 s."""
+    with VideoWriter(tmp_path / "a.avi", Fraction(10)) as writer:
+        for seconds in times:
+            writer.write(TimedFrame(colour((0, 0, 0)), seconds))
+    with VideoFile(tmp_path / "a.avi") as video:
+        assert video.rate == 10
+        expected = times if len(times) == 20 else [0, 0.1, 0.2, 0.3, 0.5]
+        assert [frame.seconds for frame in video] == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize("num_b_frames", [0, 2])
+def test_avi_of_other_software(tmp_path, num_b_frames):
+    pictures = [colour((20 * i, 20 * i, 20 * i)) for i in range(12)]
+    path = encode(tmp_path / "a.avi", pictures, rate=10, options={"bf": str(num_b_frames)})
+    with VideoFile(path) as video:
+        frames = list(video)
+    assert [frame.seconds for frame in frames] == pytest.approx(list(np.arange(12) / 10))
+    assert [round(float(frame.image_rgb.mean()) / 20) for frame in frames] == list(range(12))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "ts"])
+def test_repeated_times_in_any_container(tmp_path, ending):
+    frames = round_trip(tmp_path / f"a.{ending}", [TimedFrame(colour((0, 0, 0)), t) for t in (0.0, 0.1, 0.1, 0.1, 0.2)])
+    assert len(frames) == 5
+
+
+def test_frames_of_another_size_are_resized(tmp_path):
+    pictures = [colour((200, 30, 60), *size) for size in ((48, 64), (32, 96), (47, 63))]
+    frames = round_trip(tmp_path / "a.mp4", [TimedFrame(image, i / 25) for i, image in enumerate(pictures)])
+    assert [frame.image_rgb.shape for frame in frames] == [(48, 64, 3)] * 3
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", None])

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import psf
 from psf.tools.doctor.parts import PACKAGE_FOLDER, PIP_INSTALL, PYTHON, Part, all_parts
 
 __all__ = [
@@ -58,6 +59,9 @@ def _find_part(part: Part, failed: set[str]) -> Finding:
         return Finding(part.name, f"missing: no {part.purpose}" if part.purpose else "missing", part.fix, is_fatal)
     if broken := failed.intersection(part.needs):
         return Finding(part.name, f"installed; cannot be tested without {', '.join(sorted(broken))}")
+    if part.name == "detectron2" and (problem := _detectron2_problem()):
+        fix = f"remove this Detectron2 (pip uninstall detectron2, or conda remove detectron2), then: {part.fix}"
+        return Finding(part.name, problem, fix, is_fatal)
     module = _try_import(part.imports)
     if isinstance(module, ModuleType):
         state = _describe(part.name)
@@ -66,6 +70,14 @@ def _find_part(part: Part, failed: set[str]) -> Finding:
             return Finding(part.name, f"{state}; too old: psf needs {least} or later", part.fix_broken, is_fatal)
         return Finding(part.name, state)
     return Finding(part.name, f"cannot be imported: {_in_one_line(module)}", part.fix_broken, is_fatal)
+
+
+def _detectron2_problem() -> str:
+    """The sentence that Detectron2 is too old; "" if it is not, or cannot be imported."""
+    try:
+        return psf.detectron2_problem()
+    except Exception:  # the import that follows reports it
+        return ""
 
 
 def _major_and_minor(version: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from psf.evaluation.merging_search import search as tuning
 from psf.evaluation.merging_search.cache import cache_image
 from psf.evaluation.merging_search.search import Grid, Tuning, cache_dataset, key_value_words, surface_table, tune
 from psf.inference import MergingThresholds
-from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
+from tests.candidates import make_candidates
+from tests.mini_set import candidates_by_color, register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import tiny_config, tiny_model
 
 START = MergingThresholds(alpha=1.0, beta=2.0, t_cnf=0.25, t_keep=0.6)
@@ -108,19 +110,23 @@ def test_says_whether_the_search_settled(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("extra_pixels", [0.0, 1.0])
-def test_is_the_models_own_quality(mini: str, tmp_path: Path, extra_pixels: float):
-    """What the search says of the config's numbers is what an evaluation says; and so of those that it chooses."""
+def test_is_the_models_own_quality(mini: str, monkeypatch: pytest.MonkeyPatch, extra_pixels: float):
+    """What the search says of the config's numbers is what an evaluation says; and so of those that it chooses.
+
+    The classes have a probability of 0.9, below the T_CNF of the config: it finds nothing, a lower one all classes.
+    """
     numbers = {"NUM_THING_CLASSES": -1, "NUM_STUFF_CLASSES": -1, "POST_PROCESSOR.EXTRA_PIXELS": extra_pixels}
-    numbers |= {f"POST_PROCESSOR.{kind}.T_CNF": 0.1 for kind in ("THINGS", "STUFF")}
+    numbers |= {f"POST_PROCESSOR.{kind}.T_CNF": 0.95 for kind in ("THINGS", "STUFF")}
     more = {"DATASETS__TEST": (mini,), "INPUT__MIN_SIZE_TEST": 32, "DATALOADER__NUM_WORKERS": 0}
     cfg = tiny_config(numbers, **more)
     model = tiny_model(numbers, **more).eval()
+    monkeypatch.setattr(model, "candidates", partial(candidates_by_color, model), raising=False)
     cached = cache_dataset(model, Trainer.build_test_loader(cfg, mini), mini)
     kinds = {3: True, 5: True, 7: False, 12: False, 9: False}
     processor = model.post_processor
     grid = Grid((1.0,), (1.0, 2.0), (0.1, 0.3), (0.3, 0.6))
     found = tune(cached, kinds, processor.things, processor.stuff, grid)
-    assert found.pq >= found.pq_at_start
+    assert found.pq_at_start == 0 and 30 < found.pq < 100 and found.things.t_cnf < 0.9
     for things, stuff, pq in (
         (processor.things, processor.stuff, found.pq_at_start),
         (found.things, found.stuff, found.pq),
@@ -131,6 +137,17 @@ def test_is_the_models_own_quality(mini: str, tmp_path: Path, extra_pixels: floa
             for batch in Trainer.build_test_loader(cfg, mini):
                 evaluator.process(batch, model(batch))
         assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(pq, abs=1e-9)
+
+
+def test_weak_classes_are_cached_for_any_exponent():
+    """Mean scores of 1, T_CNF 0.3: a probability of 0.1 reaches it with ALPHA 0.5 (0.32), but not with ALPHA 2 (0.01).
+
+    With 0.05 no ALPHA is enough (0.22). A score of 0.5 reaches 0.3 with BETA 1 alone, one of 2 with any.
+    """
+    grid = Grid((0.5, 1.0, 2.0), (1.0, 3.0), (0.3, 0.4), (0.6,))
+    candidates = make_candidates([0.1, 0.05, 1.0, 1.0, 1.0], torch.tensor([1.0, 1.0, 0.5, 2.0, 0.29])[:, None, None])
+    assert tuning._can_be_painted(candidates, grid, 0.25).tolist() == [True, False, True, True, False]
+    assert not tuning._can_be_painted(candidates, grid, 0.6)[2]  # no pixel is above the mask threshold
 
 
 def test_refuses(mini: str):

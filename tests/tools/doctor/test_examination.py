@@ -53,6 +53,33 @@ def test_detectron2_missing(run_python) -> None:
     assert process.stderr == ""
 
 
+OLD_DETECTRON2 = """
+import detectron2.solver.build, detectron2.structures
+def from_tensors(tensors, size_divisibility=0, pad_value=0.0): ...
+detectron2.structures.ImageList.from_tensors = from_tensors
+"""
+
+
+@pytest.mark.parametrize("program", ["import psf", "import psf.engine"])
+def test_detectron2_too_old(run_python, tmp_path: Path, program: str) -> None:
+    """v0.6 and its successors have one version number: a feature is missing."""
+    (tmp_path / "sitecustomize.py").write_text(OLD_DETECTRON2)
+    process = run_python("-W", "ignore", "-c", program, path=[tmp_path])
+    sentence = "Detectron2 is too old: v0.6 of 2021 (which conda-forge has) or older, without padding_constraints; psf "
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {sentence}") and last.endswith("-m psf doctor` prints the fix")
+
+
+def test_commands_with_a_detectron2_too_old(run_python, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OLD_DETECTRON2)
+    process = run_python("-W", "ignore", "-m", "psf", "doctor", path=[tmp_path])
+    written = " ".join(process.stdout.split())
+    assert process.returncode == 1 and "! detectron2 Detectron2 is too old: v0.6 of 2021" in written
+    assert "remove this Detectron2" in written and MENDS_DETECTRON2 in process.stdout
+    process = run_python("-W", "ignore", "-m", "psf", "train", "--help", path=[tmp_path])
+    assert process.returncode == 2 and process.stderr.startswith("error: psf train cannot start (Detectron2 is too old")
+
+
 def test_all_missing(run_python) -> None:
     """-S: without site-packages, as in a new environment."""
     process = run_python("-S", "-m", "psf", "doctor")
