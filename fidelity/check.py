@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(folder: Path, dtype: torch.dtype) -> int:
-    """Compare, print a table and a summary; returns 1 if a deviation exceeds its tolerance or if nothing is compared."""
+    """Compare, print a table and a summary; returns 1 if a deviation exceeds its tolerance, or nothing is compared."""
     print(f"{'case':<20} {'tensor':<58} {'largest':>9} {'rms':>9} {'tolerance':>9}")
     comparisons: list[Comparison] = []
     skipped: dict[str, list[str]] = {}  # by reason
