@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from psf.checkpoint import TunedMerging, check_same_classes
+from psf.config_checks import check_config
 from psf.data import (
     PanopticMapper,
     build_mapper,
@@ -32,7 +33,7 @@ from psf.data import (
     load_dataset,
     without_empty_images,
 )
-from psf.engine.arguments import check_detectron2_keys, setup, write_config
+from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
 from psf.engine.mask_health import MaskHealthHook
@@ -145,6 +146,8 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         write_config(trainer.config_in_force)
         return trainer.train()
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a dataset to evaluate on")
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
@@ -185,7 +188,7 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "psf"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        check_detectron2_keys(cfg)
+        check_config(cfg)
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
         if not cfg.DATASETS.TEST:
@@ -200,6 +203,7 @@ class Trainer(DefaultTrainer):
 
         self.config_in_force = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        _check_batch(cfg)
         model = self.build_model(cfg)
         _check_views(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
@@ -248,6 +252,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, with mask health and, before checkpoints and evaluation, the tuning of merging."""
         hooks: list[HookBase | None] = super().build_hooks()
+        for hook in hooks:
+            if isinstance(hook, PeriodicCheckpointer) and hook.period == 0:
+                hook.period = self.max_iter + 1  # never; the last iteration writes model_final.pth
         model = _without_ddp(self.model)
         if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
             hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # after the timer, before the writers
@@ -396,6 +403,15 @@ def _without_ddp(model: nn.Module) -> Any:
 def _check_datasets(names: Iterable[str]) -> None:
     for name in names:
         check_dataset(name)
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    size, count = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if size % count:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {size}, the batch of all {count} processes: expected a multiple of {count}, or "
+            "another --num-processes or --num-gpus"
+        )
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:

@@ -97,8 +97,8 @@ def test_damaged(tmp_path: Path, is_zip: bool) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.pth"):
-        with pytest.raises(ValueError, match="no such file"):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "none.pth", "no such file")):
+        with pytest.raises(ValueError, match=message):
             read_state_dict(path)
 
 
