@@ -14,9 +14,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from psf.config import add_psf_config
+from psf.config_file import merge_config_file
 from psf.data import DATASET_MAPPER_REGISTRY
 from psf.errors import UserError
 from psf.meta_arch.recipe import check_recipe
+from psf.model_zoo import get_config_file
 
 __all__ = ["check_config", "check_device", "check_solver", "keys_without_effect", "warn_of_keys_without_effect"]
 
@@ -67,7 +69,19 @@ FREEZE_KEYS = {"build_psf_timm_backbone": "MODEL.PSF.TIMM.FREEZE", "build_psf_sw
 
 OPTIMIZERS = ("ADAMW", "SGD")
 CLIP_TYPES = ("value", "norm", "full_model")
-SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+CHOICES = {
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+}
+RESNET_CHOICES = {  # of build_resnet_backbone
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN"),
+}
+NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 MAX_SEED = 2**31 - 1  # NumPy takes seeds below 2**32, and each process adds its rank
 
 
@@ -111,8 +125,10 @@ def check_config(cfg: CfgNode) -> None:
         UserError: naming the key, if a value is not finite, out of range, or not the name of a registered class;
             or if a key of Detectron2 would have no effect, where other models may read it.
     """
-    _check_dataset_names(cfg)
+    if cfg.VERSION != get_cfg().VERSION:
+        raise UserError(f"VERSION is {cfg.VERSION}: expected {get_cfg().VERSION}, the version of Detectron2's configs")
     _check_numbers(cfg)
+    _check_choices(cfg, CHOICES)
     check_solver(cfg)
     check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     _check_registered(cfg, "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY)
@@ -123,18 +139,18 @@ def check_config(cfg: CfgNode) -> None:
     for key, (accepted, reason) in REFUSED.items():
         if (value := _value(cfg, key)) != accepted:
             raise UserError(f"{key} is {value!r}, which has no effect: {reason}; set it to {accepted!r}")
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+        _check_choices(cfg, RESNET_CHOICES)
     check_recipe(cfg)
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Raise a UserError if SOLVER names an optimizer, a schedule or a kind of clipping that does not exist."""
+    """Raise a UserError if SOLVER names an optimizer or a kind of clipping that does not exist."""
     solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise UserError(f'SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected "ADAMW" or "SGD"')
     if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
         raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}": expected one of {list(CLIP_TYPES)}')
-    if solver.LR_SCHEDULER_NAME not in SCHEDULERS:
-        raise UserError(f'SOLVER.LR_SCHEDULER_NAME is "{solver.LR_SCHEDULER_NAME}": expected one of {list(SCHEDULERS)}')
 
 
 def check_device(name: str, source: str, *, must_exist: bool = False) -> None:
@@ -155,17 +171,21 @@ def keys_without_effect(cfg: CfgNode) -> dict[str, str]:
     """
     if cfg.MODEL.META_ARCHITECTURE != "PanopticSegFormer":
         return {}
-    defaults = get_cfg()
-    add_psf_config(defaults)
+    defaults, base = get_cfg(), get_cfg()
+    for one in (defaults, base):
+        add_psf_config(one)
+    merge_config_file(base, get_config_file("Base-PSF.yaml"))  # also the base of configs with another backbone
     backbone = cfg.MODEL.BACKBONE.NAME
     patterns = {**IGNORED, **dict.fromkeys(FOREIGN_KEYS.get(backbone, ()), "")}
     if backbone in FREEZE_KEYS:
         patterns["MODEL.BACKBONE.FREEZE_AT"] = FREEZE_KEYS[backbone]
-    before = dict(_leaves(defaults))
+    usual: dict[str, list[Any]] = {key: [value] for key, value in _leaves(defaults)}
+    for key, value in _leaves(base):
+        usual[key].append(value)
     found = {}
     for key, value in _leaves(cfg):
         pattern = next((one for one in patterns if fnmatchcase(key, one)), None)
-        if pattern is not None and key in before and value != before[key]:
+        if pattern is not None and key in usual and value not in usual[key]:
             found[key] = patterns[pattern]
     return found
 
@@ -178,16 +198,16 @@ def warn_of_keys_without_effect(cfg: CfgNode) -> None:
         logger.warning("These keys have no effect on PanopticSegFormer: %s", ", ".join(texts))
 
 
-def _check_dataset_names(cfg: CfgNode) -> None:
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
-        names = _value(cfg, key)
-        if isinstance(names, str):
-            raise UserError(f"{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
-        if not all(isinstance(name, str) for name in names):
-            raise UserError(f"{key} is {names!r}: expected names of datasets")
+def _check_choices(cfg: CfgNode, choices: dict[str, tuple[Any, ...]]) -> None:
+    for key, allowed in choices.items():
+        if (value := _value(cfg, key)) not in allowed:
+            raise UserError(f"{key} is {value!r}: expected one of {list(allowed)}")
 
 
 def _check_numbers(cfg: CfgNode) -> None:
+    for key in NOT_EMPTY:
+        if not len(_value(cfg, key)):
+            raise UserError(f"{key} is empty: expected numbers")
     for key, value in _leaves(cfg):
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
@@ -199,9 +219,11 @@ def _check_numbers(cfg: CfgNode) -> None:
 
 
 def _describe(limits: Range) -> str:
-    text = f"at most {limits.most:g}" if limits.least == -math.inf else f"{limits.least:g} or more"
-    if limits.most != math.inf and limits.least != -math.inf:
-        text = f"{limits.least:g} to {limits.most:g}"
+    text = f"{limits.least} to {limits.most}"
+    if limits.most == math.inf:
+        text = f"{limits.least} or more"
+    elif limits.least == -math.inf:
+        text = f"at most {limits.most}"
     return f"{text} ({limits.hint})" if limits.hint else text
 
 

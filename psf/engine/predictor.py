@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -9,9 +11,11 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from psf.config import import_user_modules
+from psf.config_checks import check_config, check_device
 from psf.data import as_picture, build_augmentations, in_format, read_image
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.num_queries import resolve_num_queries
+from psf.errors import UserError
 
 __all__ = ["Predictor"]
 
@@ -27,11 +31,15 @@ class Predictor(DefaultPredictor):
             -1 is replaced, in place, by the number that the weights were trained with.
 
     Raises:
-        UserError: as the model and `psf.engine.Checkpointer`.
+        UserError: as `psf.config_checks.check_config`, the model and `psf.engine.Checkpointer`; if there is no such GPU.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         import_user_modules(cfg)  # before build_model: META_ARCHITECTURE may be a user's class
+        check_config(cfg)
+        check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", must_exist=True)
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST is empty: the names of the classes come from its first dataset")
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg
@@ -40,6 +48,28 @@ class Predictor(DefaultPredictor):
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
         build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Segment one image.
+
+        Raises:
+            UserError: if it is not an array (H, W, C) with the model's number of channels and at least one pixel.
+        """
+        num_channels = len(self.cfg.MODEL.PIXEL_MEAN)
+        if original_image is None:
+            raise UserError("the image is None, as cv2.imread returns it for a file that it cannot read")
+        if not isinstance(original_image, np.ndarray) or original_image.dtype.kind not in "uif":
+            kind = getattr(original_image, "dtype", type(original_image).__name__)
+            raise UserError(f"the image is of type {kind}: expected a NumPy array of numbers")
+        shape = original_image.shape
+        if len(shape) != 3 or shape[2] != num_channels or 0 in shape:
+            hint = "; cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) makes color of gray" if len(shape) == 2 else ""
+            raise UserError(
+                f"the image has the shape {shape}: expected (height, width, {num_channels}), as the model has "
+                f"{num_channels} channels (MODEL.PIXEL_MEAN){hint if num_channels == 3 else ''}"
+            )
+        result: dict[str, Any] = super().__call__(original_image)
+        return result
 
     def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order."""

@@ -255,7 +255,8 @@ class PanopticSegFormer(nn.Module):
                 )
             if image.is_floating_point() and not torch.isfinite(image).all():
                 raise UserError(f"image {name} has NaN or infinite values; expected finite numbers")
-            images.append((image - self.pixel_mean) / self.pixel_std)
+            # `.half()` and `.bfloat16()` also convert the two buffers.
+            images.append(((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype))
         return ImageList.from_tensors(
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )

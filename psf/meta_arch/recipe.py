@@ -9,7 +9,9 @@ from detectron2.config import CfgNode
 
 from psf.errors import UserError
 from psf.inference import POST_PROCESSOR_REGISTRY
+from psf.modeling.activation_checkpointing import PARTS
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY, MASK_DECODER_REGISTRY, PIXEL_ENCODER_REGISTRY
+from psf.modeling.neck import NUM_GROUPS
 
 __all__ = ["check_recipe"]
 
@@ -79,6 +81,10 @@ RULES = (
         "HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {node.NUM_HEADS}",
     ),
     Rule(
+        lambda node: node.HIDDEN_DIM % NUM_GROUPS != 0,
+        f"HIDDEN_DIM {{node.HIDDEN_DIM}} is not a multiple of {NUM_GROUPS}, the groups of the neck's norms",
+    ),
+    Rule(
         lambda node: node.TEST_LAYER == 0 or node.TEST_LAYER < -1,
         "TEST_LAYER is {node.TEST_LAYER}: expected a layer from 1, or -1 for the last",
     ),
@@ -136,8 +142,11 @@ def check_recipe(cfg: CfgNode) -> None:
     Raises:
         UserError: if a check fails; the message names the keys.
     """
+    _check_dataset_names(cfg)
     _check_channels(cfg)
     node = cfg.MODEL.PSF
+    if unknown := [name for name in node.ACTIVATION_CHECKPOINTING if name not in PARTS]:
+        raise UserError(f'MODEL.PSF.ACTIVATION_CHECKPOINTING contains "{unknown[0]}": expected some of {list(PARTS)}')
     for key, choices in CHOICES.items():
         if (value := _value(node, key)) not in choices:
             raise UserError(f'MODEL.PSF.{key} is "{value}": expected one of {list(choices)}')
@@ -164,6 +173,15 @@ def _value(node: CfgNode, key: str) -> CfgNode:
     for part in key.split("."):
         node = node[part]
     return node
+
+
+def _check_dataset_names(cfg: CfgNode) -> None:
+    """A config that is made in Python may have a text for want of a comma; its letters are no datasets."""
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        if isinstance(names, str):
+            raise UserError(f"DATASETS.{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(f"DATASETS.{key} is {names!r}: expected names of datasets")
 
 
 def _check_channels(cfg: CfgNode) -> None:
