@@ -210,9 +210,9 @@ def _check_numbers(cfg: CfgNode) -> None:
             raise UserError(f"{key} is empty: expected numbers")
     for key, value in _leaves(cfg):
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                if math.isnan(number) or key not in MAY_BE_INFINITE:
-                    raise UserError(f"{key} is {value}: expected finite numbers")
+            is_finite = not isinstance(number, float) or math.isfinite(number)
+            if not is_finite and (math.isnan(number) or key not in MAY_BE_INFINITE):
+                raise UserError(f"{key} is {value}: expected finite numbers")
             limits = RANGES.get(key)
             if limits is not None and not limits.least <= number <= limits.most:
                 raise UserError(f"{key} is {value}: expected {_describe(limits)}")

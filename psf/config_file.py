@@ -54,7 +54,9 @@ def find_config_file(name: str) -> str:
     if not name:
         raise UserError("--config-file is missing: expected a yaml, or a config of psf such as small/psf_small.yaml")
     if os.path.isdir(name):
-        raise UserError(f"--config-file {name!r} is a folder: expected a yaml, such as {os.path.join(name, 'config.yaml')}")
+        raise UserError(
+            f"--config-file {name!r} is a folder: expected a yaml, such as {os.path.join(name, 'config.yaml')}"
+        )
     if not os.path.isfile(name):
         try:
             name = get_config_file(name)
@@ -146,7 +148,7 @@ def _read(path: str, referring: tuple[str, ...]) -> dict[str, Any]:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{where} has {file.stat().st_size} bytes: expected a config in YAML")
         text = file.read_bytes().decode("utf-8-sig")
-        content = yaml.load(text, _PlainLoader)  # noqa: S506 (a subclass of SafeLoader)
+        content = yaml.load(text, _PlainLoader)
         num_values = _count(content, {})
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not in UTF-8 (byte {error.start}): save it as UTF-8") from error
@@ -224,7 +226,9 @@ def _leaves(content: Mapping[Any, Any], node: CfgNode, source: str, prefix: str 
         if isinstance(known, CfgNode) and isinstance(value, Mapping):
             yield from _leaves(value, known, source, f"{key}.")
         elif isinstance(known, CfgNode):
-            raise UserError(f"{source}: {key} is {_short(value)}: expected keys below it, such as {key}.{next(iter(known))}")
+            raise UserError(
+                f"{source}: {key} is {_short(value)}: expected keys below it, such as {key}.{next(iter(known))}"
+            )
         elif isinstance(value, Mapping) and name in node:
             raise UserError(f"{source}: {key} has keys below it: expected a value such as {known!r}")
         else:

@@ -33,7 +33,9 @@ _NUMPY: dict[str, Any] = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
 }
-_DTYPES = [type(np.dtype(kind)) for kind in ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "U1")]
+_DTYPES = [
+    type(np.dtype(kind)) for kind in ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "U1")
+]
 _DATES = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
 # What a checkpoint of torch may have besides tensors and plain values, for example in training logs.
 _TORCH_GLOBALS: list[Any] = [*((value, name) for name, value in _NUMPY.items()), *_DTYPES, *_DATES]
@@ -104,6 +106,8 @@ def _load(path: Path) -> Any:
                 f"{path}: refused, and nothing in it was executed: {reason}, but checkpoints may contain "
                 f"only tensors and plain values. {RESAVE}"
             ) from error
+        if _is_text(start):
+            raise UserError(f"{path}: a text file; expected a checkpoint") from error
         raise UserError(
             f"{path}: damaged, or not written by torch.save ({type(error).__name__}): {DOWNLOAD}, or name another"
         ) from error
@@ -120,11 +124,14 @@ def _other_kind(start: bytes) -> str | None:
         return f"damaged, or not written by torch.save: an HTML page; {DOWNLOAD}, from the address of the file itself"
     if start[8:10] == b'{"':
         return "a safetensors file; load it with safetensors.torch.load_file, and write its dict with torch.save"
+    return None
+
+
+def _is_text(start: bytes) -> bool:
     try:
-        is_text = start.decode("utf-8").replace("\n", "").replace("\r", "").replace("\t", "").isprintable()
+        return start.decode("utf-8").replace("\n", "").replace("\r", "").replace("\t", "").isprintable()
     except UnicodeDecodeError:
-        return None
-    return "a text file; expected a checkpoint" if is_text else None
+        return False
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -115,7 +115,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         """As Detectron2's, but reads files with `psf.checkpoint.load_weights`, which executes nothing in them.
 
         Raises:
-            UserError: if a file is missing, damaged, refused or cannot be downloaded; if its name has an unknown option.
+            UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
         """
         file, _, option = path.partition("?")
         if option not in ("", HEURISTICS):

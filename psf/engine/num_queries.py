@@ -13,10 +13,10 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
 from torch import nn
 
-from psf.config_file import stored_value
 from psf.checkpoint import read_checkpoint, stored_query_count
-from psf.data.files import local_path
+from psf.config_file import stored_value
 from psf.data import largest_count, load_dataset
+from psf.data.files import local_path
 from psf.errors import UserError
 
 __all__ = ["NumQueries", "queries_for", "resolve_num_queries", "warn_of_too_few_queries"]

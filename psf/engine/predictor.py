@@ -31,7 +31,8 @@ class Predictor(DefaultPredictor):
             -1 is replaced, in place, by the number that the weights were trained with.
 
     Raises:
-        UserError: as `psf.config_checks.check_config`, the model and `psf.engine.Checkpointer`; if there is no such GPU.
+        UserError: as `psf.config_checks.check_config`, the model and `psf.engine.Checkpointer`; if torch has no such
+            device.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

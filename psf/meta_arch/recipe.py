@@ -38,7 +38,10 @@ AT_LEAST_ZERO = (
     *(f"{part}.NUM_LAYERS" for part in ("PIXEL_ENCODER", "LOCATION_DECODER")),
     *(f"MASK_DECODER.NUM_{kind}_LAYERS" for kind in ("THING", "STUFF")),
     *(f"MATCHER.{name}_WEIGHT" for name in ("CLASS", "L1", "GIOU", "DICE")),
-    *(f"LOSS.{name}_WEIGHT" for name in ("THINGS", "STUFF", "CLS", "STUFF_CLS", "SEG", "DET_CLS", "DET_L1", "DET_GIOU")),
+    *(
+        f"LOSS.{name}_WEIGHT"
+        for name in ("THINGS", "STUFF", "CLS", "STUFF_CLS", "SEG", "DET_CLS", "DET_L1", "DET_GIOU")
+    ),
     "LOSS.FOCAL_GAMMA",
 )
 # Probabilities of dropping something, below 1.
