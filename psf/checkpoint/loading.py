@@ -1,4 +1,4 @@
-"""Files for MODEL.WEIGHTS in every layout that psf knows, as entries for Detectron2's checkpointer."""
+"""Checkpoints of every layout that psf knows, as entries for Detectron2's checkpointer."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ import numpy as np
 from torch import Tensor
 
 from psf.checkpoint.imagenet import LAYOUTS, convert_imagenet
-from psf.checkpoint.reading import read_checkpoint
 from psf.checkpoint.released import BACKBONES, convert_released
 from psf.errors import UserError
 
-__all__ = ["load_weights"]
+__all__ = ["arrange_weights"]
 
 logger = logging.getLogger(__name__)
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
 
-def load_weights(path: str) -> dict[str, Any]:
-    """Read a checkpoint for Detectron2's checkpointer; no code in the file is executed.
+def arrange_weights(content: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Arrange the content of a checkpoint for Detectron2's checkpointer.
 
     Takes the files of psf and Detectron2, .pkl files of Detectron2's model zoo and Caffe2, .pyth files of pycls, and a
     dict of weights, plain or under "state_dict". A released Panoptic SegFormer or an ImageNet classifier is converted
     as by `psf convert-weights`. Prefixes of DistributedDataParallel and torch.compile are removed.
+
+    Args:
+        content: of `psf.checkpoint.read_checkpoint`.
+        path: of the file, for its suffix and messages.
 
     Returns:
         The weights under "model", and the other entries of the file; "matching_heuristics": True if Detectron2 has to
         match the names.
 
     Raises:
-        UserError: naming the file, as `read_checkpoint` does; or if it has no weights, or cannot be converted.
+        UserError: naming the file, if it has no weights or cannot be converted.
     """
-    content = read_checkpoint(path)
     if path.endswith(".pkl") and not ("model" in content and "__author__" in content):
         blobs = content.get("blobs", content)  # detection models of Caffe2 have them, ImageNet models are them
         weights = {name: value for name, value in _weights(blobs, path).items() if not name.endswith("_momentum")}

@@ -17,11 +17,12 @@ from psf.checkpoint import (
     TunedMerging,
     adapt_input_channels,
     adapt_query_count,
+    arrange_weights,
     changes_table,
     class_names_from_config,
     compare_classes,
-    load_weights,
     query_count_entry,
+    read_checkpoint,
     remap_classes,
     stored_query_count,
 )
@@ -112,7 +113,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         super().save(name, **entries, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As Detectron2's, but reads files with `psf.checkpoint.load_weights`, which executes nothing in them.
+        """As Detectron2's, but reads files with `psf.checkpoint.read_checkpoint`, which executes nothing in them.
 
         Raises:
             UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
@@ -132,10 +133,13 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             self._parsed_url_during_load = None  # Detectron2 keeps it after an error, and refuses to load another file
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content = load_weights(filename)
+        content = arrange_weights(self._torch_load(filename), filename)
         if self._parsed_url_during_load.query == HEURISTICS:
             content["matching_heuristics"] = True
         return content
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         stored = ClassNames.of_checkpoint(checkpoint)

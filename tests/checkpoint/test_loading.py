@@ -12,13 +12,17 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from psf.checkpoint import load_weights
+from psf.checkpoint import arrange_weights, read_checkpoint
 from psf.engine import Checkpointer
 from psf.errors import UserError
 from tests.checkpoint.test_reading import Touch
 
 WEIGHTS = {"neck.a": torch.arange(6.0).view(2, 3), "neck.b": torch.ones(2)}
 ARRAYS = {name: value.numpy() for name, value in WEIGHTS.items()}
+
+
+def load_weights(path: str) -> dict[str, Any]:
+    return arrange_weights(read_checkpoint(path), path)
 
 
 def saved(path: Path, content: Any) -> str:
