@@ -97,7 +97,7 @@ def test_devices() -> None:
     check_device("cpu", "--device", must_exist=True)
     with pytest.raises(UserError, match="--device is 'gpu'"):
         check_device("gpu", "--device")
-    with pytest.raises(UserError, match="MODEL.DEVICE is 'cuda:99', but torch finds"):
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE is 'cuda:99', but torch finds"):
         check_device("cuda:99", "MODEL.DEVICE", must_exist=True)
 
 

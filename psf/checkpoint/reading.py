@@ -33,7 +33,7 @@ _NUMPY: dict[str, Any] = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
 }
-_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
 _DTYPES = [
     type(np.dtype(kind)) for kind in ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "U1")
 ]

@@ -134,7 +134,8 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = arrange_weights(self._torch_load(filename), filename)
-        if self._parsed_url_during_load.query == HEURISTICS:
+        url: Any = self._parsed_url_during_load  # Detectron2 has set it
+        if url.query == HEURISTICS:
             content["matching_heuristics"] = True
         return content
 
