@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
@@ -16,12 +17,15 @@ from psf.data import as_picture, build_augmentations, in_format, read_image
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.num_queries import resolve_num_queries
 from psf.errors import UserError
+from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = ["Predictor"]
 
 
 class Predictor(DefaultPredictor):
     """Detectron2's predictor for any number of channels, with psf's resize, which also accepts very thin images.
+
+    With TEST.AUG.ENABLED, a result comes from all views of the image, as in evaluation.
 
     As in Detectron2, a call takes (H, W, 3) in BGR order if INPUT.FORMAT is "BGR" or "RGB"; otherwise it takes the
     image that `read` returns.
@@ -48,6 +52,13 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
+        self._views: PanopticSegFormerWithTTA | None = None
+        if cfg.TEST.AUG.ENABLED:
+            self._views = PanopticSegFormerWithTTA(cfg, self.model)
+            views = cfg.clone()
+            views.defrost()
+            views.INPUT.MIN_SIZE_TEST, views.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
+            [self.aug] = build_augmentations(views, is_train=False)
         build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS)
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
@@ -69,8 +80,13 @@ class Predictor(DefaultPredictor):
                 f"the image has the shape {shape}: expected (height, width, {num_channels}), as the model has "
                 f"{num_channels} channels (MODEL.PIXEL_MEAN){hint if num_channels == 3 else ''}"
             )
-        result: dict[str, Any] = super().__call__(original_image)
-        return result
+        image = original_image[..., ::-1] if self.input_format == "RGB" else original_image
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
+        with torch.no_grad():
+            [result] = (self._views or self.model)([{"image": tensor, "height": shape[0], "width": shape[1]}])
+        predictions: dict[str, Any] = result
+        return predictions
 
     def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order."""

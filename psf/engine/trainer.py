@@ -17,6 +17,7 @@ from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBa
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -44,6 +45,7 @@ from psf.engine.results import (
     EMPTY_RESULT,
     append_metrics,
     as_numbers,
+    build_writers,
     describe_empty_results,
     explain_empty_results,
     results_table,
@@ -266,6 +268,10 @@ class Trainer(DefaultTrainer):
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """`psf.engine.results.build_writers`."""
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def tune_merging(self) -> None:
         """Search the merging thresholds on training images, and store them in model, checkpoints and config.yaml.

@@ -61,3 +61,14 @@ def test_devices_must_exist(tmp_path: Path) -> None:
         Predictor(cfg)
     with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
         Predictor(tiny_config())
+
+
+def test_views_are_used() -> None:
+    """TEST.AUG as in evaluation: the largest view is the size of the image, the results are those of all views."""
+    sizes = {"MIN_SIZES": (32, 64), "MAX_SIZE": 96, "FLIP": True, "ENABLED": True}
+    keys = {f"TEST__AUG__{name}": value for name, value in sizes.items()}
+    predictor = Predictor(tiny_config(DATASETS__TEST=("psf_test_predictor",), MODEL__WEIGHTS="", **keys))
+    seen = []
+    predictor.model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    assert predictor(IMAGE)["panoptic_seg"][0].shape == IMAGE.shape[:2]
+    assert [(len(shape), shape[0], min(shape[2:])) for shape in seen] == [(4, 2, 32), (4, 2, 64)]
