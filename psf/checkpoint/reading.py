@@ -1,12 +1,15 @@
-"""Read checkpoints safely: only tensors and plain values; no code is executed."""
+"""Read checkpoints safely: only tensors, arrays and plain values; no code is executed."""
 
 from __future__ import annotations
 
+import codecs
+import datetime
+import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -18,33 +21,41 @@ from psf.errors import UserError
 __all__ = ["read_checkpoint", "read_state_dict"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
+RESAVE = "If you trust its author, load it yourself and save only its state_dict"
+DOWNLOAD = "download the file again"
 
-# NumPy numbers, which training logs in checkpoints may contain; NumPy 2 renamed the function that creates them.
+# NumPy 2 renamed the modules of the functions that create its numbers and arrays.
 _MAKE_SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_SCALARS: list[Any] = [
-    (_MAKE_SCALAR, "numpy.core.multiarray.scalar"),
-    (_MAKE_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
+_MAKE_ARRAY = np.zeros(0).__reduce__()[0]
+_NUMPY: dict[str, Any] = {
+    **{f"{module}.scalar": _MAKE_SCALAR for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{f"{module}._reconstruct": _MAKE_ARRAY for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+}
+_FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
+_DTYPES = [
+    type(np.dtype(kind)) for kind in ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "U1")
 ]
+_DATES = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+# What a checkpoint of torch may have besides tensors and plain values, for example in training logs.
+_TORCH_GLOBALS: list[Any] = [*((value, name) for name, value in _NUMPY.items()), *_DTYPES, *_DATES]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """All entries of a checkpoint, on the CPU: weights under "model" and other entries. No code is executed.
 
     Args:
-        path: a dict written by torch.save.
+        path: a dict written by torch.save; or, if the name ends with .pkl, a pickle of Detectron2's model zoo, with
+            numpy arrays.
 
     Raises:
-        UserError: if the file does not exist, is damaged, is not a dict, or contains more than tensors and plain
-            values.
+        UserError: if the file does not exist, is damaged, is not a dict, or contains more than tensors, arrays and
+            plain values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    content = _load(path)
+    content = _load(Path(path))
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: expected a dict, found {type(content).__name__}")
+        raise UserError(f"{path}: expected a dict of weights, found {type(content).__name__}")
     return dict(content)
 
 
@@ -52,16 +63,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, by name, on the CPU. No code in the file is executed.
 
     Args:
-        path: written by torch.save: a dict of tensors, or a dict that contains one as "state_dict" or "model".
+        path: as for `read_checkpoint`: a dict of tensors, or a dict that contains one as "state_dict" or "model".
 
     Raises:
         UserError: if the file does not exist, is damaged, has no weights, or may contain more than tensors and plain
             values (the message names the function or class that loading it would call, if known).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    content = _load(path)
+    content = _load(Path(path))
     if isinstance(content, Mapping):
         for key in ("state_dict", "model"):
             if isinstance(content.get(key), Mapping):
@@ -74,29 +82,79 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> Any:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected a checkpoint file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with path.open("rb") as file:
+            start = file.read(1024)
+        if found := _other_kind(start):
+            raise UserError(f"{path}: {found}")
+        if path.suffix == ".pkl" and not start.startswith(ZIP):
+            with path.open("rb") as file:
+                return _PlainUnpickler(file, encoding="latin1").load()
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_TORCH_GLOBALS):
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # torch may raise any error for a damaged file
-        if reason := _refusal(path, error):
+    except Exception as error:  # torch and pickle may raise any error for a damaged file
+        if reason := _refusal(start, error):
             raise UserError(
                 f"{path}: refused, and nothing in it was executed: {reason}, but checkpoints may contain "
-                "only tensors and plain values. If you trust its author, load it yourself and save only its "
-                "state_dict"
+                f"only tensors and plain values. {RESAVE}"
             ) from error
-        raise UserError(f"{path}: damaged, or not written by torch.save ({type(error).__name__})") from error
+        if _is_text(start):
+            raise UserError(f"{path}: a text file; expected a checkpoint") from error
+        raise UserError(
+            f"{path}: damaged, or not written by torch.save ({type(error).__name__}): {DOWNLOAD}, or name another"
+        ) from error
 
 
-def _refusal(path: Path, error: Exception) -> str | None:
-    """The object in a pickle that torch refused to load; None if the file is damaged or not a pickle."""
+def _other_kind(start: bytes) -> str | None:
+    """What a file is, by its first bytes, if these are no checkpoint's."""
+    if not start:
+        return f"damaged, or not written by torch.save: the file is empty; {DOWNLOAD}"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer instead of the weights; run `git lfs pull` in its repository"
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return f"damaged, or not written by torch.save: an HTML page; {DOWNLOAD}, from the address of the file itself"
+    if start[8:10] == b'{"':
+        return "a safetensors file; load it with safetensors.torch.load_file, and write its dict with torch.save"
+    return None
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        return start.decode("utf-8").replace("\n", "").replace("\r", "").replace("\t", "").isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickler of Detectron2's model zoo: finds numpy arrays and plain values, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (found := _NUMPY.get(f"{module}.{name}")) is not None:
+            return found
+        if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):  # arrays since protocol 5
+            return lambda *arguments: _FROM_BUFFER(*arguments)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("_codecs", "encode"):  # bytes in protocols before 3
+            return lambda text, encoding="latin1": codecs.latin_1_encode(text)[0]
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is refused")
+
+
+def _refusal(start: bytes, error: Exception) -> str | None:
+    """The object in a pickle that was not loaded; None if the file is damaged or not a pickle."""
     if called := re.search(r"GLOBAL (\S+)", str(error)):
         return f"loading it would call {called[1]}"
-    with path.open("rb") as file:
-        is_pickle = file.read(2).startswith((PICKLE, ZIP))
-    if not is_pickle or not isinstance(error, UnpicklingError):
+    if not start.startswith((PICKLE, ZIP)) or not isinstance(error, pickle.UnpicklingError):
         return None
     found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-    return f"torch refused to load an object ({found[1] if found else error})"
+    return f"torch refused to load an object ({found[1] if found else ' '.join(str(error).split())})"

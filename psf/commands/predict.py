@@ -30,6 +30,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
 from psf.commands import add_config_arguments, command_parser, echo, not_negative, positive, run_command
+from psf.config_checks import check_device
 from psf.data import image_suffixes
 from psf.data.files import is_hidden, make_folder
 from psf.engine import Predictor, build_config
@@ -103,8 +104,6 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
     # Enable only the requested result: the semantic scores of one large photograph take gigabytes.
     for task in TASKS:
         cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is the result")
     predictor = Predictor(cfg)
     processor = getattr(predictor.model, "post_processor", None)
     if processor is not None and args.task == "instance" and args.confidence_threshold is None:
@@ -130,6 +129,7 @@ def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
 
 def _choose_device(requested: str | None, configured: str) -> str:
     device = requested or configured
+    check_device(device, "--device" if requested else "MODEL.DEVICE")
     if device.startswith("cuda") and not torch.cuda.is_available():
         if requested:
             raise UserError(f"--device {requested}: torch finds no CUDA GPU")

@@ -1,9 +1,10 @@
-"""Read and write files: regular files and JSON, atomic writes, and the cache folder."""
+"""Read and write files: regular files and JSON, atomic writes, downloads, and the cache folder."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,13 @@ __all__ = [
     "cache_root",
     "check_regular",
     "is_hidden",
+    "local_path",
     "make_folder",
     "read_json",
     "write_text",
 ]
+
+SECONDS_TO_ANSWER = 60.0  # an address that sends nothing for this long does not answer
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -68,6 +72,30 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: not a valid JSON file ({error})") from error
     except RecursionError as error:
         raise UserError(f"{path}: not a valid JSON file (its lists or objects are nested too deeply)") from error
+
+
+def local_path(address: str) -> str:
+    """Path of a file for Detectron2's PathManager: an address, such as https://..., is downloaded into its cache.
+
+    Raises:
+        UserError: naming the address, if it cannot be downloaded.
+    """
+    if "://" not in address:
+        return address
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS_TO_ANSWER)
+    try:
+        path: str = PathManager.get_local_path(address)
+    except UserError:
+        raise
+    except Exception as error:  # from the handlers of any project
+        raise UserError(
+            f"{address} cannot be downloaded ({' '.join(str(error).split())}): check the address and the network, or "
+            "download the file yourself and give its path"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return path
 
 
 @contextmanager

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -18,34 +16,23 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config, import_user_modules
+from psf.config_checks import check_config, warn_of_keys_without_effect
+from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
 from psf.data.files import write_text
 from psf.engine.num_queries import resolve_num_queries
 from psf.errors import UserError
-from psf.model_zoo import get_config_file
 
 __all__ = [
     "add_import_flag",
     "add_register_flag",
     "argument_parser",
     "build_config",
-    "check_detectron2_keys",
     "setup",
     "write_config",
 ]
 
 logger = logging.getLogger(__name__)
-
-# Keys of Detectron2 that PanopticSegFormer and psf's trainer do not read -> the only accepted value, and the reason.
-UNUSED_KEYS: dict[str, tuple[Any, str]] = {
-    "MODEL.LOAD_PROPOSALS": (False, "the queries come from MODEL.PSF.LOCATION_DECODER, not from precomputed proposals"),
-    "DATASETS.PROPOSAL_FILES_TRAIN": ((), "the queries come from MODEL.PSF.LOCATION_DECODER, not from files"),
-    "DATASETS.PROPOSAL_FILES_TEST": ((), "the queries come from MODEL.PSF.LOCATION_DECODER, not from files"),
-    "MODEL.KEYPOINT_ON": (False, "the model predicts no keypoints; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON"),
-    "TEST.KEYPOINT_OKS_SIGMAS": ([], "the model predicts no keypoints; MODEL.PSF.TEST.{PANOPTIC,INSTANCE,SEMANTIC}_ON"),
-    "INPUT.MASK_FORMAT": ("polygon", "psf's mappers read masks from the panoptic PNGs"),
-    "VIS_PERIOD": (0, "pictures are drawn at each evaluation, OUTPUT_DIR/panel.png; set TEST.EVAL_PERIOD"),
-}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -115,8 +102,8 @@ def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
         UserError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if
             `--num-gpus` is not 0 and MODEL.DEVICE is "cpu".
     """
-    args.config_file = _find_config_file(args.config_file)  # Detectron2 opens it, too
-    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
+    args.config_file = find_config_file(args.config_file)  # Detectron2 opens it, too
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     elif cfg.MODEL.DEVICE == "cpu":
@@ -131,6 +118,7 @@ def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
     if before is not None and comm.is_main_process():
         path.write_bytes(before)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
+    _warn(cfg, args.register)  # also in log.txt
     if choice := getattr(args, "process_choice", None):
         logger.info(choice)
     if num_queries is not None:
@@ -165,63 +153,33 @@ def build_config(
         opts: KEY VALUE pairs. Values of DATASETS.TRAIN and DATASETS.TEST may be plain names: "one" or "one,two".
         register: values of `--register`, in addition to DATASETS.PSF_REGISTER.
         imports: values of `--import`, in addition to MODEL.PSF.IMPORTS.
-        warn: log a warning, in the main process, if `register` names a set that the config does not use.
+        warn: log a warning, in the main process, if keys have no effect on the model, or if `register` names a set that
+            the config does not use.
 
     Raises:
-        UserError: if the file is missing, if a key is unknown (the message has the nearest known one), has no value or
-            has no effect (`check_detectron2_keys`), if a set cannot be registered (`psf.data.register_from_config`), or
+        UserError: if the file is missing or refused (`psf.config_file.merge_config_file`), if a key is unknown (the
+            message has the nearest known one) or has no value, if a value is not valid or has no effect
+            (`psf.config_checks.check_config`), if a set cannot be registered (`psf.data.register_from_config`), or
             a module cannot be imported (`psf.config.import_user_modules`).
     """
     cfg = get_cfg()
     add_psf_config(cfg)
-    config_file = _find_config_file(config_file)
-    known = list(_dotted_keys(cfg))
-    try:
-        cfg.merge_from_file(config_file)
-    except KeyError as error:
-        # the message of yacs: "Non-existent config key: A.B.C"
-        raise _unknown_key(str(error.args[0]).rpartition(": ")[2], config_file, known) from error
-    except ValueError as error:  # a value of another type
-        raise UserError(f"{config_file}: {error}") from error
-    if len(opts) % 2:
-        raise UserError(f"options come as KEY VALUE pairs, found {len(opts)} words: {' '.join(opts)}")
-    for key in opts[::2]:
-        if key not in known:
-            raise _unknown_key(key, "the command line", known)
-    for key, value in zip(opts[::2], opts[1::2]):
-        try:
-            cfg.merge_from_list([key, _names(value) if key in ("DATASETS.TRAIN", "DATASETS.TEST") else value])
-        except ValueError as error:  # a value of another type
-            raise UserError(str(error)) from error
-    check_detectron2_keys(cfg)
+    merge_config_file(cfg, find_config_file(config_file))
+    merge_options(cfg, list(opts))
     cfg.MODEL.PSF.IMPORTS = list(dict.fromkeys([*cfg.MODEL.PSF.IMPORTS, *imports]))
     import_user_modules(cfg)
+    check_config(cfg)
     register_from_config(cfg, register)
-    if warn and comm.is_main_process():
-        _warn_if_unused(cfg, register)
+    if warn:
+        _warn(cfg, register)
     return cfg
 
 
-def check_detectron2_keys(cfg: CfgNode) -> None:
-    """Refuse keys of Detectron2 that would have no effect on PanopticSegFormer; other models may read them.
-
-    Raises:
-        UserError: naming the key and the reason.
-    """
-    if cfg.MODEL.META_ARCHITECTURE != "PanopticSegFormer":
-        return
-    for path, (accepted, reason) in UNUSED_KEYS.items():
-        value: Any = cfg
-        for part in path.split("."):
-            value = value[part]
-        if value != accepted:
-            raise UserError(f"{path} is {value!r}, which has no effect: {reason}; set it to {accepted!r}")
-
-
-def _names(value: Any) -> Any:
-    """ "one,two" -> ("one", "two"); Python literals, which yacs reads, are returned unchanged."""
-    is_plain = isinstance(value, str) and value[:1].isalnum()
-    return tuple(value.split(",")) if is_plain else value
+def _warn(cfg: CfgNode, register: Sequence[str]) -> None:
+    """In the main process, warn of keys and sets that have no effect."""
+    if comm.is_main_process():
+        warn_of_keys_without_effect(cfg)
+        _warn_if_unused(cfg, register)
 
 
 def _warn_if_unused(cfg: CfgNode, register: Sequence[str]) -> None:
@@ -233,33 +191,6 @@ def _warn_if_unused(cfg: CfgNode, register: Sequence[str]) -> None:
             names[0],
             names[-1],
         )
-
-
-def _find_config_file(name: str) -> str:
-    if not name:
-        raise UserError("--config-file is missing: expected a yaml, or a config of psf such as small/psf_small.yaml")
-    if os.path.isfile(name):
-        return name
-    try:
-        return get_config_file(name)
-    except UserError as error:
-        raise UserError(f"--config-file {name!r} does not exist, and {error}") from error
-
-
-def _dotted_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    if key.startswith("-"):
-        hint = "; flags come before the KEY VALUE pairs"
-    return UserError(f"unknown config key {key!r} in {source}{hint}")
 
 
 def _check_writable(folder: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from typing import Any
-from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
 from torch import nn
 
@@ -17,13 +17,16 @@ from psf.checkpoint import (
     TunedMerging,
     adapt_input_channels,
     adapt_query_count,
+    arrange_weights,
     changes_table,
     class_names_from_config,
     compare_classes,
     query_count_entry,
+    read_checkpoint,
     remap_classes,
     stored_query_count,
 )
+from psf.data.files import local_path
 from psf.engine.merging import apply_merging
 from psf.errors import UserError
 
@@ -31,6 +34,7 @@ __all__ = ["Checkpointer", "build_checkpointer"]
 
 logger = logging.getLogger(__name__)
 
+HEURISTICS = "matching_heuristics=True"  # option of MODEL.WEIGHTS: FILE?matching_heuristics=True
 _WAY_OUT = "Name another OUTPUT_DIR, or train without --resume."
 _WHY_NOT_REMAPPED = (
     "Heads are re-mapped by class names only if both lists of names are known: that of the file, which psf's trainer "
@@ -109,12 +113,34 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         super().save(name, **entries, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As Detectron2's, but a missing file raises a UserError instead of an AssertionError."""
-        file = urlparse(path)._replace(query="").geturl()  # Detectron2 reads an option: "?matching_heuristics=True"
-        if file and "://" not in file and not os.path.isfile(file):
-            raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS, or with --resume the last in OUTPUT_DIR)")
+        """As Detectron2's, but reads files with `psf.checkpoint.read_checkpoint`, which executes nothing in them.
+
+        Raises:
+            UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
+        """
+        file, _, option = path.partition("?")
+        if option not in ("", HEURISTICS):
+            raise UserError(f'MODEL.WEIGHTS is "{path}": the only option of a file is ?{HEURISTICS}')
+        if file and not os.path.isfile(local_path(file)):
+            found = "is a folder" if os.path.isdir(file) else "no such checkpoint file"
+            raise UserError(f"{file}: {found} (MODEL.WEIGHTS, or with --resume the last in OUTPUT_DIR)")
+        if not file and not self.checkpointables and comm.is_main_process():
+            logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
         self._resumes = checkpointables is None and bool(self.checkpointables)
-        return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 keeps it after an error, and refuses to load another file
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = arrange_weights(self._torch_load(filename), filename)
+        url: Any = self._parsed_url_during_load  # Detectron2 has set it
+        if url.query == HEURISTICS:
+            content["matching_heuristics"] = True
+        return content
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         stored = ClassNames.of_checkpoint(checkpoint)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
 from torch import nn
 
 from psf.checkpoint import read_checkpoint, stored_query_count
+from psf.config_file import stored_value
 from psf.data import largest_count, load_dataset
+from psf.data.files import local_path
 from psf.errors import UserError
 
 __all__ = ["NumQueries", "queries_for", "resolve_num_queries", "warn_of_too_few_queries"]
@@ -108,18 +109,17 @@ def warn_of_too_few_queries(cfg: CfgNode, dicts: Iterable[Mapping[str, Any]]) ->
 def _of_trained_model(weights: str) -> NumQueries | None:
     """The number in a checkpoint or in config.yaml next to it; None if neither has it."""
     try:
-        path = Path(PathManager.get_local_path(weights.partition("?")[0]))
+        path = Path(local_path(weights.partition("?")[0]))
         count = stored_query_count(read_checkpoint(path))
-    except (OSError, ValueError):  # loading the weights raises the error
+    except UserError:  # loading the weights raises the error
         return None
     if count is not None:
         return NumQueries(count, f"as {weights} was trained with")
     beside = path.with_name("config.yaml")
     if not beside.is_file():
         return None
-    content = CfgNode.load_yaml_with_base(str(beside))
-    count = content.get("MODEL", {}).get("PSF", {}).get("NUM_THING_QUERIES", FROM_DATA)
-    return None if count == FROM_DATA else NumQueries(count, f"from {beside}")
+    count = stored_value(str(beside), KEY)
+    return None if not isinstance(count, int) or count == FROM_DATA else NumQueries(count, f"from {beside}")
 
 
 def _of_data(cfg: CfgNode) -> NumQueries:

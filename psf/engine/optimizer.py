@@ -14,6 +14,7 @@ from detectron2.utils.logger import log_first_n
 from torch import nn
 from torch.optim import Optimizer
 
+from psf.config_checks import check_solver
 from psf.errors import UserError
 from psf.modeling.activation_checkpointing import BACKBONE_BLOCKS
 
@@ -24,7 +25,6 @@ __all__ = [
 ]
 
 _LEAST_SGD_RATE = 1e-3  # rates of AdamW, which normalizes the gradients, are below
-CLIP_TYPES = ("value", "norm", "full_model")
 _BLOCKS = tuple(end for end in BACKBONE_BLOCKS if not end.endswith("Stem"))
 
 
@@ -82,8 +82,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     all gradients together.
 
     Raises:
-        UserError: if SOLVER.OPTIMIZER or CLIP_TYPE is unknown, or BACKBONE_LAYER_DECAY does not fit.
+        UserError: as `psf.config_checks.check_solver`, or if BACKBONE_LAYER_DECAY does not fit.
     """
+    check_solver(cfg)
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
         model,
@@ -97,7 +98,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "ADAMW":
         optimizer_class = torch.optim.AdamW
-    elif solver.OPTIMIZER == "SGD":
+    else:
         if solver.BASE_LR < _LEAST_SGD_RATE:
             log_first_n(
                 logging.WARNING,
@@ -108,12 +109,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
             )
         optimizer_class = torch.optim.SGD
         arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    else:
-        raise UserError(f'SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected "ADAMW" or "SGD"')
 
     clip = solver.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
-        raise UserError(f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is "{clip.CLIP_TYPE}": expected one of {list(CLIP_TYPES)}')
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         optimizer_class = _clipping_full_model(optimizer_class, clip.CLIP_VALUE, clip.NORM_TYPE)
     else:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from psf.config import import_user_modules
+from psf.config_checks import check_config, check_device
 from psf.data import as_picture, build_augmentations, in_format, limit_pixels, read_image
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.num_queries import resolve_num_queries
+from psf.errors import UserError
+from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = ["Predictor"]
 
 
 class Predictor(DefaultPredictor):
     """Detectron2's predictor for any number of channels, with psf's resize, which also accepts very thin images.
+
+    With TEST.AUG.ENABLED, a result comes from all views of the image, as in evaluation.
 
     As in Detectron2, a call takes (H, W, 3) in BGR order if INPUT.FORMAT is "BGR" or "RGB"; otherwise it takes the
     image that `read` returns.
@@ -27,11 +35,16 @@ class Predictor(DefaultPredictor):
             -1 is replaced, in place, by the number that the weights were trained with.
 
     Raises:
-        UserError: as the model and `psf.engine.Checkpointer`.
+        UserError: as `psf.config_checks.check_config`, the model and `psf.engine.Checkpointer`; if torch has no such
+            device.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         import_user_modules(cfg)  # before build_model: META_ARCHITECTURE may be a user's class
+        check_config(cfg)
+        check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", must_exist=True)
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST is empty: the names of the classes come from its first dataset")
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg
@@ -40,7 +53,41 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
+        self._views: PanopticSegFormerWithTTA | None = None
+        if cfg.TEST.AUG.ENABLED:
+            self._views = PanopticSegFormerWithTTA(cfg, self.model)
+            views = cfg.clone()
+            views.defrost()
+            views.INPUT.MIN_SIZE_TEST, views.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
+            [self.aug] = build_augmentations(views, is_train=False)
         build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Segment one image.
+
+        Raises:
+            UserError: if it is not an array (H, W, C) with the model's number of channels and at least one pixel.
+        """
+        num_channels = len(self.cfg.MODEL.PIXEL_MEAN)
+        if original_image is None:
+            raise UserError("the image is None, as cv2.imread returns it for a file that it cannot read")
+        if not isinstance(original_image, np.ndarray) or original_image.dtype.kind not in "uif":
+            kind = getattr(original_image, "dtype", type(original_image).__name__)
+            raise UserError(f"the image is of type {kind}: expected a NumPy array of numbers")
+        shape = original_image.shape
+        if len(shape) != 3 or shape[2] != num_channels or 0 in shape:
+            hint = "; cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) makes color of gray" if len(shape) == 2 else ""
+            raise UserError(
+                f"the image has the shape {shape}: expected (height, width, {num_channels}), as the model has "
+                f"{num_channels} channels (MODEL.PIXEL_MEAN){hint if num_channels == 3 else ''}"
+            )
+        image = original_image[..., ::-1] if self.input_format == "RGB" else original_image
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
+        with torch.no_grad():
+            [result] = (self._views or self.model)([{"image": tensor, "height": shape[0], "width": shape[1]}])
+        predictions: dict[str, Any] = result
+        return predictions
 
     def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order."""

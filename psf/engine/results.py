@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.engine import default_writers
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.events import EventStorage, JSONWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, get_event_storage
 from tabulate import tabulate
 
 from psf.data.files import write_text
@@ -22,6 +23,7 @@ __all__ = [
     "EMPTY_RESULT",
     "append_metrics",
     "as_numbers",
+    "build_writers",
     "describe_empty_results",
     "explain_empty_results",
     "results_table",
@@ -114,9 +116,36 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_plain(results), indent=2, allow_nan=False) + "\n")
 
 
+class MetricsWriter(JSONWriter):
+    """Detectron2's writer of metrics.json, in strict JSON: numbers that are not finite become null."""
+
+    def write(self) -> None:
+        lines: dict[int, dict[str, float | None]] = {}
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last_write:
+                line = lines.setdefault(iteration, {"iteration": iteration})
+                line[name] = value if math.isfinite(value) else None
+        for iteration in sorted(lines):
+            self._file_handle.write(json.dumps(lines[iteration], sort_keys=True, allow_nan=False) + "\n")
+            self._last_write = iteration
+        self._file_handle.flush()
+
+
+def build_writers(folder: str, max_iter: int) -> list[EventWriter]:
+    """Detectron2's writers of a training, with a `MetricsWriter`."""
+    writers: list[EventWriter] = []
+    for writer in default_writers(folder, max_iter):
+        if isinstance(writer, JSONWriter):
+            writer.close()
+            writer = MetricsWriter(str(Path(folder, "metrics.json")))
+        writers.append(writer)
+    return writers
+
+
 def append_metrics(path: Path, results: Mapping[str, Any], iteration: int) -> None:
     """Add one line of JSON to a file, as Detectron2's training does: "panoptic_seg/PQ" and so on, and "iteration"."""
-    writer = JSONWriter(str(path))
+    writer = MetricsWriter(str(path))
     with EventStorage(iteration) as storage:
         storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
         writer.write()

@@ -18,12 +18,14 @@ from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBa
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from psf.checkpoint import TunedMerging, check_same_classes
+from psf.config_checks import check_config
 from psf.data import (
     PanopticMapper,
     build_mapper,
@@ -34,7 +36,7 @@ from psf.data import (
     repeat_factors,
     without_empty_images,
 )
-from psf.engine.arguments import check_detectron2_keys, setup, write_config
+from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
 from psf.engine.mask_health import MaskHealthHook
@@ -45,6 +47,7 @@ from psf.engine.results import (
     EMPTY_RESULT,
     append_metrics,
     as_numbers,
+    build_writers,
     describe_empty_results,
     explain_empty_results,
     results_table,
@@ -147,6 +150,8 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         write_config(trainer.config_in_force)
         return trainer.train()
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a dataset to evaluate on")
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
@@ -187,7 +192,7 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "psf"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        check_detectron2_keys(cfg)
+        check_config(cfg)
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
         if not cfg.DATASETS.TEST:
@@ -202,6 +207,7 @@ class Trainer(DefaultTrainer):
 
         self.config_in_force = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        _check_batch(cfg)
         model = self.build_model(cfg)
         _check_views(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
@@ -250,6 +256,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, with mask health and, before checkpoints and evaluation, the tuning of merging."""
         hooks: list[HookBase | None] = super().build_hooks()
+        for hook in hooks:
+            if isinstance(hook, PeriodicCheckpointer) and hook.period == 0:
+                hook.period = self.max_iter + 1  # never; the last iteration writes model_final.pth
         model = _without_ddp(self.model)
         if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
             hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # after the timer, before the writers
@@ -261,6 +270,10 @@ class Trainer(DefaultTrainer):
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """`psf.engine.results.build_writers`."""
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def tune_merging(self) -> None:
         """Search the merging thresholds on training images, and store them in model, checkpoints and config.yaml.
@@ -401,6 +414,15 @@ def _without_ddp(model: nn.Module) -> Any:
 def _check_datasets(names: Iterable[str]) -> None:
     for name in names:
         check_dataset(name)
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    size, count = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if size % count:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {size}, the batch of all {count} processes: expected a multiple of {count}, or "
+            "another --num-processes or --num-gpus"
+        )
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:

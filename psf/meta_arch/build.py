@@ -135,8 +135,13 @@ def model_parts(cfg: CfgNode) -> dict[str, Any]:
     """
     node = cfg.MODEL.PSF
     import_user_modules(cfg)
-    classes = classes_from_config(cfg)
     check_recipe(cfg)
+    if node.NUM_THING_QUERIES == -1:
+        raise UserError(
+            "MODEL.PSF.NUM_THING_QUERIES is -1 (from the data); psf's trainer, predictor and tools replace it by a "
+            "number: call psf.engine.resolve_num_queries(cfg) before you build a model, or set a number"
+        )
+    classes = classes_from_config(cfg)
     queried = all_as_things(classes) if node.QUERIES == "joint" else classes
     backbone = build_backbone(cfg)
     num_things = len(queried.thing_ids)

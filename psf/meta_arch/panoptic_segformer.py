@@ -268,7 +268,8 @@ class PanopticSegFormer(nn.Module):
                 )
             if image.is_floating_point() and not torch.jit.is_tracing() and not torch.isfinite(image).all():
                 raise UserError(f"image {name} has NaN or infinite values; expected finite numbers")
-            images.append((image - self.pixel_mean) / self.pixel_std)
+            # `.half()` and `.bfloat16()` also convert the two buffers.
+            images.append(((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype))
         padding = self.backbone.padding_constraints
         return with_numbers(ImageList.from_tensors(images, self.size_divisibility, padding_constraints=padding))
 

@@ -9,7 +9,9 @@ from detectron2.config import CfgNode
 
 from psf.errors import UserError
 from psf.inference import POST_PROCESSOR_REGISTRY
+from psf.modeling.activation_checkpointing import PARTS
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY, MASK_DECODER_REGISTRY, PIXEL_ENCODER_REGISTRY
+from psf.modeling.neck import NUM_GROUPS
 
 __all__ = ["check_recipe"]
 
@@ -22,7 +24,28 @@ CHOICES = {
     "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
     "MASK_DECODER.THING_POSITION": ("none", "located"),
 }
-AT_LEAST_ONE = ("MATCHER.QUERIES_PER_THING", "NUM_THING_QUERIES", "TEST.NUM_TOP_PAIRS")
+AT_LEAST_ONE = (
+    "HIDDEN_DIM",
+    "NUM_HEADS",
+    "NUM_FEATURE_LEVELS",
+    *(f"{part}.FEEDFORWARD_DIM" for part in ("PIXEL_ENCODER", "LOCATION_DECODER", "MASK_DECODER")),
+    *(f"{part}.NUM_POINTS" for part in ("PIXEL_ENCODER", "LOCATION_DECODER")),
+    "MATCHER.QUERIES_PER_THING",
+    "TEST.BATCH_SIZE",
+    "TEST.NUM_TOP_PAIRS",
+)
+AT_LEAST_ZERO = (
+    *(f"{part}.NUM_LAYERS" for part in ("PIXEL_ENCODER", "LOCATION_DECODER")),
+    *(f"MASK_DECODER.NUM_{kind}_LAYERS" for kind in ("THING", "STUFF")),
+    *(f"MATCHER.{name}_WEIGHT" for name in ("CLASS", "L1", "GIOU", "DICE")),
+    *(
+        f"LOSS.{name}_WEIGHT"
+        for name in ("THINGS", "STUFF", "CLS", "STUFF_CLS", "SEG", "DET_CLS", "DET_L1", "DET_GIOU")
+    ),
+    "LOSS.FOCAL_GAMMA",
+)
+# Probabilities of dropping something, below 1.
+RATES = ("PIXEL_ENCODER.DROPOUT", "LOCATION_DECODER.DROPOUT", "SWIN.DROP_PATH", "TIMM.DROP_PATH")
 REGISTRIES = {
     "PIXEL_ENCODER": PIXEL_ENCODER_REGISTRY,
     "LOCATION_DECODER": LOCATION_DECODER_REGISTRY,
@@ -61,13 +84,20 @@ RULES = (
         "HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {node.NUM_HEADS}",
     ),
     Rule(
+        lambda node: node.HIDDEN_DIM % NUM_GROUPS != 0,
+        f"HIDDEN_DIM {{node.HIDDEN_DIM}} is not a multiple of {NUM_GROUPS}, the groups of the neck's norms",
+    ),
+    Rule(
         lambda node: node.TEST_LAYER == 0 or node.TEST_LAYER < -1,
         "TEST_LAYER is {node.TEST_LAYER}: expected a layer from 1, or -1 for the last",
     ),
     Rule(
-        lambda node: node.NUM_THING_QUERIES == -1,
-        "NUM_THING_QUERIES is -1 (from the data); psf's trainer, predictor and tools replace it by a number: call "
-        "psf.engine.resolve_num_queries(cfg) before you build a model, or set a number",
+        lambda node: node.NUM_THING_QUERIES < 1 and node.NUM_THING_QUERIES != -1,
+        "NUM_THING_QUERIES is {node.NUM_THING_QUERIES}: expected 1 or more, or -1 (from the data)",
+    ),
+    Rule(
+        lambda node: not node.IN_FEATURES,
+        "IN_FEATURES is empty: expected names of maps of the backbone, finest first",
     ),
     Rule(
         lambda node: node.POST_PROCESSOR.TUNE_IMAGES < 0,
@@ -115,8 +145,11 @@ def check_recipe(cfg: CfgNode) -> None:
     Raises:
         UserError: if a check fails; the message names the keys.
     """
+    _check_dataset_names(cfg)
     _check_channels(cfg)
     node = cfg.MODEL.PSF
+    if unknown := [name for name in node.ACTIVATION_CHECKPOINTING if name not in PARTS]:
+        raise UserError(f'MODEL.PSF.ACTIVATION_CHECKPOINTING contains "{unknown[0]}": expected some of {list(PARTS)}')
     for key, choices in CHOICES.items():
         if (value := _value(node, key)) not in choices:
             raise UserError(f'MODEL.PSF.{key} is "{value}": expected one of {list(choices)}')
@@ -127,18 +160,31 @@ def check_recipe(cfg: CfgNode) -> None:
                 f'MODEL.PSF.{key}.NAME is "{node[key].NAME}": registered are {names}; --import MODULE or '
                 "MODEL.PSF.IMPORTS imports the module that registers a class of your own"
             )
+    for least, keys in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
+        for key in keys:
+            if (value := _value(node, key)) < least:
+                raise UserError(f"MODEL.PSF.{key} is {value}: expected {least} or more")
+    for key in RATES:
+        if not 0 <= (value := _value(node, key)) < 1:
+            raise UserError(f"MODEL.PSF.{key} is {value}: expected a probability of 0 or more, below 1")
     for rule in RULES:
         if rule.is_broken(node):
             raise UserError("MODEL.PSF." + rule.message.format(node=node))
-    for key in AT_LEAST_ONE:
-        if (value := _value(node, key)) < 1:
-            raise UserError(f"MODEL.PSF.{key} is {value}: expected 1 or more")
 
 
 def _value(node: CfgNode, key: str) -> CfgNode:
     for part in key.split("."):
         node = node[part]
     return node
+
+
+def _check_dataset_names(cfg: CfgNode) -> None:
+    """A config that is made in Python may have a text for want of a comma; its letters are no datasets."""
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        if isinstance(names, str):
+            raise UserError(f"DATASETS.{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(f"DATASETS.{key} is {names!r}: expected names of datasets")
 
 
 def _check_channels(cfg: CfgNode) -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from psf.errors import UserError
 
-__all__ = ["BACKBONE_BLOCKS", "checkpoint_activations"]
+__all__ = ["BACKBONE_BLOCKS", "PARTS", "checkpoint_activations"]
 
 PARTS = {
     "backbone": ["backbone"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import pickle
 from pathlib import Path
@@ -43,7 +44,9 @@ def test_weights_come_out(tmp_path: Path, key: str | None, is_zip: bool) -> None
 
 def test_plain_values_and_numbers_of_numpy_beside_them(tmp_path: Path) -> None:
     meta = {"time": "today", "classes": ("cat", "dog"), "losses": [np.float64(0.5), np.float32(2), np.int64(3)]}
-    meta |= {"done": np.bool_(True), "step": np.int32(4)}
+    meta |= {"done": np.bool_(True), "step": np.int32(4), "array": np.arange(3), "names": np.array(["a", "b"])}
+    meta |= {"day": datetime.date(2021, 9, 8), "at": datetime.datetime(2021, 9, 8, tzinfo=datetime.timezone.utc)}
+    meta |= {"took": datetime.timedelta(hours=3)}
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).state_dict()
     read = read_state_dict(saved(tmp_path, {"meta": meta, "state_dict": WEIGHTS, "optimizer": optimizer}))
     assert list(read) == list(WEIGHTS)
@@ -97,8 +100,8 @@ def test_damaged(tmp_path: Path, is_zip: bool) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.pth"):
-        with pytest.raises(ValueError, match="no such file"):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "none.pth", "no such file")):
+        with pytest.raises(ValueError, match=message):
             read_state_dict(path)
 
 

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from psf.checkpoint import stored_query_count
 from psf.engine import Checkpointer, main, resolve_num_queries, setup
 from psf.engine.num_queries import queries_for, warn_of_too_few_queries
-from psf.meta_arch.recipe import check_recipe
+from psf.meta_arch.build import model_parts
 from tests.engine.conftest import ParseArgs
 from tests.models import tiny_config, tiny_model
 
@@ -73,7 +73,7 @@ def test_a_file_that_does_not_say(mini: str, tmp_path: Path, caplog: pytest.LogC
 def test_mistakes(mini: str):
     cfg = config(mini)
     with pytest.raises(ValueError, match=r"NUM_THING_QUERIES is -1 .*resolve_num_queries"):
-        check_recipe(cfg)
+        model_parts(cfg)
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
         resolve_num_queries(cfg, is_training=True)

@@ -13,9 +13,10 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import verify_results
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 
 from psf.engine import Trainer
-from psf.engine.results import append_metrics, results_table
+from psf.engine.results import append_metrics, build_writers, results_table
 from psf.evaluation import ResultCounter, result_counter
 from tests.models import tiny_config, tiny_model
 
@@ -137,3 +138,18 @@ class TestCounter:
         monkeypatch.setattr(result_counter, "comm", comm)
         counter.evaluate()
         assert counter.empty_kinds == ()
+
+
+def test_metrics_are_strict_json(tmp_path: Path):
+    """Numbers that are not finite are null: other programs cannot read NaN."""
+    writer = next(one for one in build_writers(str(tmp_path), 3) if hasattr(one, "_file_handle"))
+    with EventStorage(1) as storage:
+        storage.put_scalars(loss=float("nan"), lr=0.5, smoothing_hint=False)
+        writer.write()
+        writer.write()
+    writer.close()
+    append_metrics(tmp_path / "metrics.json", {"panoptic_seg": {"PQ": float("inf")}}, 2)
+    lines = [
+        json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.json").read_text().splitlines()
+    ]
+    assert lines == [{"iteration": 1, "loss": None, "lr": 0.5}, {"iteration": 2, "panoptic_seg/PQ": None}]

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from psf import add_psf_config
-from psf.engine import Checkpointer, Trainer, build_optimizer, main, setup
+from psf.engine import Checkpointer, Trainer, build_config, build_optimizer, main, setup
 from psf.engine.trainer import TrainStep
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
@@ -326,3 +326,26 @@ class TestBatchesAtTest:
     def test_none_is_refused(self, mini: str, parse_args: ParseArgs):
         with pytest.raises(ValueError, match=r"MODEL\.PSF\.TEST\.BATCH_SIZE is 0"):
             Trainer.build_test_loader(setup(parse_args("MODEL.PSF.TEST.BATCH_SIZE", "0")), mini)
+
+
+class TestKeysOfTheTrainer:
+    def test_no_checkpoints_in_between(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        main(parse_args("SOLVER.CHECKPOINT_PERIOD", "0"))
+        assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_final.pth"]
+
+    def test_processes_share_the_batch(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("psf.engine.trainer.comm.get_world_size", lambda: 2)
+        with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH is 3, .* expected a multiple of 2"):
+            Trainer(build_config(parse_args().config_file, ["SOLVER.IMS_PER_BATCH", "3", "MODEL.DEVICE", "cpu"]))
+
+    def test_nothing_to_evaluate_on(self, mini: str, parse_args: ParseArgs):
+        with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+            main(parse_args("--eval-only", "DATASETS.TEST", "()"))
+
+    def test_random_weights_are_warned_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, parse_args: ParseArgs
+    ):
+        Checkpointer(torch.nn.Linear(1, 1)).load("")
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            "MODEL.WEIGHTS is empty: the weights are random, and so are the results"
+        ]

@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import EvalHook, PreciseBN
 
+from psf.config_checks import REFUSED as REFUSED_KEYS
 from psf.data import build_mapper
 from psf.engine import Trainer, build_config
-from psf.engine.arguments import UNUSED_KEYS
 from psf.meta_arch import PanopticSegFormer
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import tiny_config
@@ -30,7 +30,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("key", UNUSED_KEYS)
+@pytest.mark.parametrize("key", REFUSED_KEYS)
 def test_keys_without_effect_are_refused(key: str) -> None:
     """On the command line, and by the trainer of whoever builds a config in Python."""
     message = rf"{key} is .*, which has no effect: .*; set it to "

@@ -1,0 +1,146 @@
+"""Config files of strangers: plain values are read, everything else is refused in one line, and nothing is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from psf.config import add_psf_config
+from psf.config_file import find_config_file, merge_config_file, merge_options, stored_value
+from psf.errors import UserError
+
+
+@pytest.fixture
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_psf_config(cfg)
+    return cfg
+
+
+def written(folder: Path, content: str | bytes, name: str = "config.yaml") -> str:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"])
+@pytest.mark.parametrize("in_base", [False, True])
+def test_code_is_refused(cfg: CfgNode, tmp_path: Path, tag: str, in_base: bool) -> None:
+    path = written(tmp_path, f"MODEL:\n  DEVICE: cpu\nOUTPUT_DIR: {tag} ['{tmp_path / 'executed'}']\n", "evil.yaml")
+    if in_base:
+        path = written(tmp_path, "_BASE_: evil.yaml\n")
+    with pytest.raises(UserError, match=rf"evil\.yaml, line 3: the tag {tag} is refused, and nothing was executed"):
+        merge_config_file(cfg, path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("tag", ["!!python/name:os.system", "!!python/module:os", "!own", "!!python/tuple"])
+def test_other_tags_are_refused(cfg: CfgNode, tmp_path: Path, tag: str) -> None:
+    with pytest.raises(UserError, match=rf"line 1: the tag {tag} is refused"):
+        merge_config_file(cfg, written(tmp_path, f"OUTPUT_DIR: {tag} [1]\n"))
+
+
+def test_values_and_bases(cfg: CfgNode, tmp_path: Path) -> None:
+    """Later files override earlier ones; a single value is a list of one, and texts are Python literals as in yacs."""
+    written(tmp_path, "SOLVER:\n  MAX_ITER: 3\n  STEPS: (1, 2)\nDATASETS:\n  TRAIN: one,two\n", "a.yaml")
+    written(tmp_path, "SOLVER:\n  MAX_ITER: 4\n  BASE_LR: 1e-3\n", "b.yaml")
+    own = "\ufeff_BASE_: [a.yaml, b.yaml]\nVERSION: 2\nSOLVER:\n  WEIGHT_DECAY: 1\nOUTPUT_DIR: '2024'\n"
+    merge_config_file(cfg, path := written(tmp_path, own + "DATASETS:\n  TEST: ('three')\n"))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.BASE_LR) == (4, (1, 2), 0.001)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.OUTPUT_DIR) == (("one", "two"), ("three",), "2024")
+    assert type(cfg.SOLVER.WEIGHT_DECAY) is float
+    assert stored_value(path, "SOLVER.MAX_ITER") == 4 and stored_value(path, "SOLVER.MAX_ITER.X") is None
+
+
+def test_same_as_detectron2(cfg: CfgNode) -> None:
+    path = find_config_file("coco/released/psf_Swin-L_24ep.yaml")
+    own = cfg.clone()
+    cfg.merge_from_file(path)
+    merge_config_file(own, path)
+    assert own.dump() == cfg.dump()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty: expected keys"),
+        ("- 1\n", "is a list: expected keys"),
+        ("MODEL: 3\n", r"MODEL is 3: expected keys below it, such as MODEL\."),
+        ("MODEL:\n", "MODEL is None: expected keys below it"),
+        ("SOLVER:\n  MAX_ITER: {A: 1}\n", r"SOLVER\.MAX_ITER has keys below it"),
+        ("SOLVER:\n  MAX_ITER:\n", r"SOLVER\.MAX_ITER in .* is None: expected a whole number"),
+        ("SOLVER:\n  MAX_ITR: 1\n", r"unknown config key 'SOLVER\.MAX_ITR' .* did you mean SOLVER\.MAX_ITER\?"),
+        ("INPUT:\n  MIN_SIZE_TRAIN: abc\n", r"MIN_SIZE_TRAIN in .* \['abc'\]: expected numbers, such as \(800,\)"),
+        ("OUTPUT_DIR: 2020-01-01\n", "OUTPUT_DIR in .* expected a text"),
+        ("OUTPUT_DIR: 2020-99-01\n", "has a value that YAML cannot read"),
+        ("INPUT:\n  MIN_SIZE_TRAIN: [3, 4\n", r"line 3: not valid YAML \(expected ',' or '\]'"),
+        ("MODEL:\n\tDEVICE: cpu\n", "line 2: not valid YAML .*; indent with spaces, not with tabs"),
+        ("MODEL: {}\nSEED: 1\nMODEL: {}\n", "line 3: the key MODEL is given twice"),
+        ("A: 1\n---\nB: 1\n", "line 2: not valid YAML"),
+        ("VERSION: 1\n", "VERSION is 1, expected 2"),
+        ("A: " + 3000 * "[", "nested too deeply"),
+        ("INPUT:\n  MIN_SIZE_TRAIN: &a [*a]\n", "made by YAML aliases"),
+        ("a: &a [" + 999 * "x," + "x]\nb: &b [" + 999 * "*a," + "*a]\n", "made by YAML aliases"),
+        (b"OUTPUT_DIR: \xe9\n", r"is not in UTF-8 \(byte 12\): save it as UTF-8"),
+        ("SEED: 1\n".encode("utf-16"), "is not in UTF-8"),
+        (b"SEED: \x00\n", "not a valid YAML file"),
+        (b"#" * 2_000_000, "has 2000000 bytes: expected a config"),
+    ],
+)
+def test_one_line_for_each_mistake(cfg: CfgNode, tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        merge_config_file(cfg, path := written(tmp_path, content))
+    assert "\n" not in str(caught.value) and path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("_BASE_: none.yaml\n", r"config\.yaml: its _BASE_ .*none\.yaml does not exist"),
+        ("_BASE_: folder\n", r"config\.yaml: its _BASE_ .*folder is a folder"),
+        ("_BASE_: 3\n", "_BASE_ is 3: expected the path of a yaml"),
+        ("_BASE_: config.yaml\n", r"_BASE_ leads back to .*config\.yaml"),
+        ("_BASE_: [other.yaml]\n", r"other\.yaml: _BASE_ leads back to .*config\.yaml -> .*other\.yaml -> "),
+        ("_BASE_: nowhere://x.yaml\n", "nowhere://x.yaml cannot be downloaded|does not exist"),
+    ],
+)
+def test_bases(cfg: CfgNode, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    written(tmp_path, "_BASE_: config.yaml\n", "other.yaml")
+    with pytest.raises(UserError, match=message):
+        merge_config_file(cfg, written(tmp_path, content))
+
+
+def test_files_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: expected a yaml"):
+        find_config_file(str(tmp_path))
+    with pytest.raises(UserError, match="is a LazyConfig"):
+        find_config_file("lazy/released.py")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("DATASETS.TRAIN", "('mine')", ("mine",)),
+        ("MODEL.PSF.ACTIVATION_CHECKPOINTING", "backbone", ["backbone"]),
+        ("MODEL.PSF.IMPORTS", "one,two", ["one", "two"]),
+        ("INPUT.MIN_SIZE_TRAIN", "640", (640,)),
+        ("SOLVER.BASE_LR", "1", 1.0),
+        ("OUTPUT_DIR", "2024", "2024"),
+    ],
+)
+def test_options(cfg: CfgNode, key: str, text: str, value: object) -> None:
+    merge_options(cfg, [key, text])
+    node, _, leaf = key.rpartition(".")
+    for part in node.split(".") if node else []:
+        cfg = cfg[part]
+    assert cfg[leaf] == value and type(cfg[leaf]) is type(value)
+
+
+def test_options_that_are_refused(cfg: CfgNode) -> None:
+    with pytest.raises(UserError, match=r"MODEL\.PSF in the command line has keys below it"):
+        merge_options(cfg, ["MODEL.PSF", "3"])
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS in the command line is None: expected a text"):
+        merge_options(cfg, ["MODEL.WEIGHTS", "None"])
