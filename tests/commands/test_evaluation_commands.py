@@ -136,7 +136,7 @@ class TestRobustness:
         [
             (("--corruptions", "rain"), "found rain, expected some of motion_blur"),
             (("--severities", "0"), "found 0, expected some of 1, 2"),
-            (("--num-images", "0"), "expected 1 or more"),
+            (("--num-images", "0"), "expected a number from 1"),
         ],
     )
     def test_wrong_words(
@@ -205,8 +205,8 @@ class TestTuning:
     @pytest.mark.parametrize(
         ("chosen", "message"),
         [
-            (("--num-images", "0"), "expected 1 or more, found 0"),
-            (("--num-images", "-1"), "expected 1 or more, found -1"),
+            (("--num-images", "0"), "expected a number from 1, found '0'"),
+            (("--num-images", "-1"), "expected a number from 1, found '-1'"),
             (("--t-cnf", "nan,0.1"), "expected finite numbers >= 0, found nan,0.1"),
             (("--alpha", "1,inf"), "expected finite numbers"),
             (("--beta=-1",), "expected finite numbers"),

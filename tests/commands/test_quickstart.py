@@ -16,7 +16,7 @@ Ran = list[tuple[str, ...]]
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
     """The commands that it would run, in an empty folder."""
     commands: Ran = []
-    monkeypatch.setattr(quickstart, "psf", lambda *words: commands.append(words) or 0)
+    monkeypatch.setattr(quickstart, "run_psf", lambda *words: commands.append(words) or 0)
     monkeypatch.setattr(quickstart, "held_out_images", lambda: ["one.png"] * 7)
     monkeypatch.chdir(tmp_path)
     return commands
@@ -34,7 +34,7 @@ def test_options_are_handed_on(ran: Ran, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_failed_training_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quickstart, "psf", lambda *words: 2)
+    monkeypatch.setattr(quickstart, "run_psf", lambda *words: 2)
     assert quickstart.main([]) == 2
 
 

@@ -101,7 +101,7 @@ def test_what_ade20k_lacks_is_named(ade20k, tmp_path):
     (ade20k / "annotations_instance" / "validation" / "ADE_val_00000001.png").unlink()
     with pytest.raises(ValueError, match=r"annotations_instance.validation.ADE_val_00000001\.png: no such"):
         prepare_ade20k(ade20k, "val")
-    with pytest.raises(ValueError, match=r"images.training: no file \*\.jpg.*datasets/README\.md"):
+    with pytest.raises(ValueError, match=r"images.training: found no file \*\.jpg.*datasets/README\.md"):
         prepare_ade20k(tmp_path / "elsewhere", "train")
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psf.checkpoint import TunedMerging
-from psf.data.loaders import spread_evenly
+from psf.data import spread_evenly
 from psf.engine import Checkpointer, Trainer, main, merging
 from psf.evaluation import PanopticQualityEvaluator
 from psf.evaluation.merging_search.search import Tuning

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from psf.modeling import LocationDecoder
-from psf.modeling.location_decoder import NOT_PROPOSED, QueryProposals
+from psf.modeling.location_decoder import NOT_PROPOSED, QueryProposals, inverse_sigmoid
 from psf.modeling.position_encoding import sine_point_encoding, token_centers
 from tests.features import random_features
 
@@ -366,6 +366,6 @@ def test_boxes_are_exact_in_half_precision():
         boxes = proposals(features).all_tokens.locations
     centres = token_centers(features)
     sizes = boxes.new_tensor([[4 / 6, 1.0]] * 24 + [[1.0, 1.0]] * 6).expand(2, -1, -1)
-    exact = (proposals.box_head(tokens[0].float()) + logit_of(torch.cat((centres, sizes), dim=-1))).sigmoid()
+    exact = (proposals.box_head(tokens[0].float()) + inverse_sigmoid(torch.cat((centres, sizes), dim=-1))).sigmoid()
     assert boxes.dtype == torch.float32
     torch.testing.assert_close(boxes, exact, rtol=0, atol=1e-6)

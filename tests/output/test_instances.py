@@ -87,5 +87,5 @@ def test_a_class_named_like_a_formula_is_drawn():
 
 
 def test_a_class_that_the_dataset_does_not_know():
-    with pytest.raises(ValueError, match=r"class 0 as a thing.*list \[1, 2\]; DATASETS\.TEST"):
+    with pytest.raises(ValueError, match=r"class 0 as a thing.*metadata has \[1, 2\]; DATASETS\.TEST"):
         InstanceOutput(predict(two(), [0, 1], [0.75, 0.5]), METADATA).records()

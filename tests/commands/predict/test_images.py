@@ -11,6 +11,7 @@ import torch
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from psf.errors import UserError
 from psf.output import PanopticOutput
 
 
@@ -288,7 +289,7 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
 
     def refuse_wide(self):
         if self.size[1] == 91:
-            raise ValueError("too wide")
+            raise UserError("too wide")
         return regions(self)
 
     monkeypatch.setattr(PanopticOutput, "regions", refuse_wide)

@@ -51,9 +51,9 @@ def test_tool(run_python) -> None:
     [
         (["--device", "cuda"], "--device: found 'cuda', but torch finds no GPU"),
         (["--device", "gpu"], "--device: expected cpu or cuda, found 'gpu'"),
-        (["--repeats", "0"], "--repeats: expected at least 1, found 0"),
-        (["--batch-size", "-1"], "--batch-size: expected at least 1, found -1"),
-        (["--input-size", "64", "0"], "--input-size: expected two positive numbers of pixels"),
+        (["--repeats", "0"], "argument --repeats: expected a number from 1, found '0'"),
+        (["--batch-size", "-1"], "argument --batch-size: expected a number from 1, found '-1'"),
+        (["--input-size", "64", "0"], "argument --input-size: expected a number from 1, found '0'"),
         (["--amp", "float16"], "--amp: found float16 with --device cpu; expected bfloat16"),
     ],
 )

@@ -45,7 +45,7 @@ def test_other_measurements_are_refused(record: RobustnessRecord):
     with pytest.raises(ValueError, match=r"measured with weights 'a\.pth' \(this run has 'b\.pth'\);"):
         RobustnessRecord(record.path, {**ABOUT, "weights": "b.pth"})
     more = {"weights": "b.pth", "num_images": 3, "MIN_SIZES": (2, 3)}
-    all_of_them = r"'b\.pth'\), num_images None \(this run has 3\), MIN_SIZES None \(this run has \[2, 3\]\); give"
+    all_of_them = r"'b\.pth'\), num_images None \(this run has 3\), MIN_SIZES None \(this run has \[2, 3\]\); use"
     with pytest.raises(ValueError, match=all_of_them):
         RobustnessRecord(record.path, more)
     with pytest.raises(ValueError, match=r"key4 None \(this run has 4\) and 7 others; use"):
