@@ -53,6 +53,7 @@ def config(key: str, value: Any) -> CfgNode:
         ("VERSION", 1),
         ("DATASETS.TRAIN", "mine"),
         ("DATASETS.TEST", (3,)),
+        ("MODEL.PSF.ACTIVATION_CHECKPOINTING", "backbone"),
         ("MODEL.RESNETS.DEPTH", 99),
         ("MODEL.RESNETS.NORM", "foo"),
         ("MODEL.PSF.NUM_HEADS", 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
@@ -145,7 +145,7 @@ def check_recipe(cfg: CfgNode) -> None:
     Raises:
         UserError: if a check fails; the message names the keys.
     """
-    _check_dataset_names(cfg)
+    _check_lists_of_names(cfg)
     _check_channels(cfg)
     node = cfg.MODEL.PSF
     if unknown := [name for name in node.ACTIVATION_CHECKPOINTING if name not in PARTS]:
@@ -172,19 +172,20 @@ def check_recipe(cfg: CfgNode) -> None:
             raise UserError("MODEL.PSF." + rule.message.format(node=node))
 
 
-def _value(node: CfgNode, key: str) -> CfgNode:
+def _value(node: CfgNode, key: str) -> Any:
     for part in key.split("."):
         node = node[part]
     return node
 
 
-def _check_dataset_names(cfg: CfgNode) -> None:
-    """A config that is made in Python may have a text for want of a comma; its letters are no datasets."""
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+def _check_lists_of_names(cfg: CfgNode) -> None:
+    """A config that is made in Python may have a text in place of a list, often for want of a comma."""
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.PSF.ACTIVATION_CHECKPOINTING", "MODEL.PSF.IN_FEATURES"):
+        names = _value(cfg, key)
         if isinstance(names, str):
-            raise UserError(f"DATASETS.{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
+            raise UserError(f"{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
         if not all(isinstance(name, str) for name in names):
-            raise UserError(f"DATASETS.{key} is {names!r}: expected names of datasets")
+            raise UserError(f"{key} is {names!r}: expected names")
 
 
 def _check_channels(cfg: CfgNode) -> None:
