@@ -58,7 +58,6 @@ def config(key: str, value: Any) -> CfgNode:
         ("MODEL.RESNETS.NORM", "foo"),
         ("MODEL.PSF.NUM_HEADS", 0),
         ("MODEL.PSF.HIDDEN_DIM", 0),
-        ("MODEL.PSF.HIDDEN_DIM", 40),
         ("MODEL.PSF.IN_FEATURES", []),
         ("MODEL.PSF.NUM_FEATURE_LEVELS", 0),
         ("MODEL.PSF.PIXEL_ENCODER.DROPOUT", 2.0),

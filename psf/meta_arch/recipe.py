@@ -11,7 +11,6 @@ from psf.errors import UserError
 from psf.inference import POST_PROCESSOR_REGISTRY
 from psf.modeling.activation_checkpointing import PARTS
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY, MASK_DECODER_REGISTRY, PIXEL_ENCODER_REGISTRY
-from psf.modeling.neck import NUM_GROUPS
 
 __all__ = ["check_recipe"]
 
@@ -82,10 +81,6 @@ RULES = (
     Rule(
         lambda node: node.HIDDEN_DIM % node.NUM_HEADS != 0,
         "HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {node.NUM_HEADS}",
-    ),
-    Rule(
-        lambda node: node.HIDDEN_DIM % NUM_GROUPS != 0,
-        f"HIDDEN_DIM {{node.HIDDEN_DIM}} is not a multiple of {NUM_GROUPS}, the groups of the neck's norms",
     ),
     Rule(
         lambda node: node.TEST_LAYER == 0 or node.TEST_LAYER < -1,
