@@ -51,7 +51,8 @@ def import_user_modules(cfg: CN) -> None:
         UserError: if a name is not a dotted module name, or the module does not exist. Errors inside the module are
             raised unchanged.
     """
-    for name in cfg.MODEL.PSF.IMPORTS:
+    names = cfg.MODEL.PSF.IMPORTS
+    for name in [names] if isinstance(names, str) else names:
         if not all(part.isidentifier() for part in str(name).split(".")):
             raise UserError(
                 f"MODEL.PSF.IMPORTS or --import has {name!r}: expected the dotted name of a module, such as "

@@ -119,6 +119,8 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 class MetricsWriter(JSONWriter):
     """Detectron2's writer of metrics.json, in strict JSON: numbers that are not finite become null."""
 
+    _last_write: int  # iteration
+
     def write(self) -> None:
         lines: dict[int, dict[str, float | None]] = {}
         latest = get_event_storage().latest_with_smoothing_hint(self._window_size)

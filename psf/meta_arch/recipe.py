@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
@@ -11,7 +11,6 @@ from psf.errors import UserError
 from psf.inference import POST_PROCESSOR_REGISTRY
 from psf.modeling.activation_checkpointing import PARTS
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY, MASK_DECODER_REGISTRY, PIXEL_ENCODER_REGISTRY
-from psf.modeling.neck import NUM_GROUPS
 
 __all__ = ["check_recipe"]
 
@@ -84,10 +83,6 @@ RULES = (
         "HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of MODEL.PSF.NUM_HEADS {node.NUM_HEADS}",
     ),
     Rule(
-        lambda node: node.HIDDEN_DIM % NUM_GROUPS != 0,
-        f"HIDDEN_DIM {{node.HIDDEN_DIM}} is not a multiple of {NUM_GROUPS}, the groups of the neck's norms",
-    ),
-    Rule(
         lambda node: node.TEST_LAYER == 0 or node.TEST_LAYER < -1,
         "TEST_LAYER is {node.TEST_LAYER}: expected a layer from 1, or -1 for the last",
     ),
@@ -145,7 +140,7 @@ def check_recipe(cfg: CfgNode) -> None:
     Raises:
         UserError: if a check fails; the message names the keys.
     """
-    _check_dataset_names(cfg)
+    _check_lists_of_names(cfg)
     _check_channels(cfg)
     node = cfg.MODEL.PSF
     if unknown := [name for name in node.ACTIVATION_CHECKPOINTING if name not in PARTS]:
@@ -172,19 +167,20 @@ def check_recipe(cfg: CfgNode) -> None:
             raise UserError("MODEL.PSF." + rule.message.format(node=node))
 
 
-def _value(node: CfgNode, key: str) -> CfgNode:
+def _value(node: CfgNode, key: str) -> Any:
     for part in key.split("."):
         node = node[part]
     return node
 
 
-def _check_dataset_names(cfg: CfgNode) -> None:
-    """A config that is made in Python may have a text for want of a comma; its letters are no datasets."""
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+def _check_lists_of_names(cfg: CfgNode) -> None:
+    """A config that is made in Python may have a text in place of a list, often for want of a comma."""
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.PSF.ACTIVATION_CHECKPOINTING", "MODEL.PSF.IN_FEATURES"):
+        names = _value(cfg, key)
         if isinstance(names, str):
-            raise UserError(f"DATASETS.{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
+            raise UserError(f"{key} is the text {names!r}: expected a tuple, with a comma: ({names!r},)")
         if not all(isinstance(name, str) for name in names):
-            raise UserError(f"DATASETS.{key} is {names!r}: expected names of datasets")
+            raise UserError(f"{key} is {names!r}: expected names")
 
 
 def _check_channels(cfg: CfgNode) -> None:

@@ -14,7 +14,7 @@ from psf.errors import UserError
 from psf.modeling.position_encoding import resize_padding_mask, sine_position_encoding, valid_ratio
 from psf.structures import MASK_FEATURE_DIM, FeatureTokens, MaskFeatures
 
-__all__ = ["NUM_GROUPS", "FineLevel", "MaskFeatureMap", "Neck"]
+__all__ = ["FineLevel", "MaskFeatureMap", "Neck"]
 
 NUM_GROUPS = 32  # groups of the GroupNorm after each projection
 MASK_FEATURE_GROUPS = 8  # groups of the GroupNorms of `MaskFeatures`
