@@ -95,7 +95,7 @@ def test_separated_ids_take_semantic_pngs(mini: str, cfg: CfgNode, tmp_path: Pat
     cfg.MODEL.PSF.TEST.PANOPTIC_ON = cfg.MODEL.PSF.TEST.INSTANCE_ON = False
     evaluators = build_evaluator(cfg, mini)
     evaluators.reset()
-    predicted = torch.tensor([[1, 1, 1, 2], [1, 1, 2, 0]])
+    predicted = torch.tensor([[1, 1, 1, 2], [1, 1, 2, 1]])
     evaluators.process([image], [{"sem_seg": torch.nn.functional.one_hot(predicted, 3).permute(2, 0, 1)}])
     result = evaluators.evaluate()["sem_seg"]
     assert (result["IoU-sky"], result["IoU-ground"]) == pytest.approx((80, 200 / 3))  # 4 of 5, 2 of 3
