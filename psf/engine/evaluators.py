@@ -8,12 +8,14 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 
 from psf.data import load_dataset
+from psf.data.images import open_image
 from psf.errors import UserError
 from psf.evaluation import (
     InstanceEvaluator,
@@ -71,7 +73,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         if has_gt and _has_joint_ids(metadata):
             evaluators.append(SemanticEvaluator(dataset_name))
         elif os.path.isdir(metadata.get("sem_seg_root") or ""):
-            evaluators.append(SemSegEvaluator(dataset_name))
+            evaluators.append(SemSegEvaluator(dataset_name, sem_seg_loading_fn=_read_class_map))
         else:
             unavailable.append("mIoU (neither a panoptic ground truth with joint class ids nor sem_seg_root)")
     counted = {type(one) for one in evaluators}
@@ -81,6 +83,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     if unavailable:
         logger.warning("%s is evaluated without %s", dataset_name, ", ".join(unavailable))
     return _Evaluators(evaluators, dataset_name, _output_file(cfg, dataset_name, "per_class.csv"))
+
+
+def _read_class_map(path: str, dtype: Any) -> np.ndarray:
+    """(H, W) classes of a semantic PNG; Detectron2's own reader fails with NumPy 2."""
+    with open_image(path) as image:
+        return np.asarray(image, dtype)
 
 
 def check_gt(cfg: CfgNode, dataset_name: str) -> None:

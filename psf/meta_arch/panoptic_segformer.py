@@ -239,8 +239,8 @@ class PanopticSegFormer(nn.Module):
         candidates = self.candidates(images.tensor, padded_pixels(images))
         for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
-            padded_size = as_numbers(images.tensor.shape[-2:])
-            yield image_candidates, ImageGeometry(padded_size, tuple(image_size), output_size)
+            height, width = as_numbers(images.tensor.shape[-2:])
+            yield image_candidates, ImageGeometry((height, width), tuple(image_size), output_size)
 
     def _tiled_candidates(self, x: dict[str, Any]) -> tuple[Candidates, ImageGeometry]:
         def candidates_of(images: ImageList) -> Candidates:

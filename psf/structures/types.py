@@ -257,7 +257,8 @@ def tight_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
         empty mask is meaningless.
     """
     edges = []
-    bits = masks.view(torch.uint8)  # on a CPU `amax` of bytes is several times as fast as `any` of bools
+    # On a CPU `amax` of bytes is several times as fast as `any` of bools. A trace cannot store a view of another type.
+    bits = masks.to(torch.uint8) if torch.jit.is_tracing() else masks.view(torch.uint8)
     for occupied in (bits.amax(1), bits.amax(2)):  # (N, W), (N, H)
         first = occupied.argmax(1)
         last = occupied.shape[1] - occupied.flip(1).argmax(1)

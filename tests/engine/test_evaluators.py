@@ -90,13 +90,13 @@ def test_separated_ids_take_semantic_pngs(mini: str, cfg: CfgNode, tmp_path: Pat
     image = {"file_name": "1.png", "sem_seg_file_name": str(tmp_path / "semantic" / "1.png"), "height": 2, "width": 4}
     monkeypatch.setitem(DatasetCatalog.data, mini, lambda: [image])
     metadata.set(ignore_label=255)
-    vars(metadata)["stuff_classes"] = ["things", "sky", "ground"]
+    vars(metadata)["stuff_classes"] = ["things", "sky", "ground", "cloud"]
     assert kinds(cfg, mini) == [*ALL[:3], "SemSegEvaluator"]
     cfg.MODEL.PSF.TEST.PANOPTIC_ON = cfg.MODEL.PSF.TEST.INSTANCE_ON = False
     evaluators = build_evaluator(cfg, mini)
     evaluators.reset()
-    predicted = torch.tensor([[1, 1, 1, 2], [1, 1, 2, 0]])
-    evaluators.process([image], [{"sem_seg": torch.nn.functional.one_hot(predicted, 3).permute(2, 0, 1)}])
+    predicted = torch.tensor([[1, 1, 1, 2], [1, 1, 2, 1]])
+    evaluators.process([image], [{"sem_seg": torch.nn.functional.one_hot(predicted, 4).permute(2, 0, 1)}])
     result = evaluators.evaluate()["sem_seg"]
     assert (result["IoU-sky"], result["IoU-ground"]) == pytest.approx((80, 200 / 3))  # 4 of 5, 2 of 3
 
