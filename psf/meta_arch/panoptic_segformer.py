@@ -27,7 +27,6 @@ from psf.inference.candidates import as_numbers, separate_stuff
 from psf.inference.tiles import tiled_candidates
 from psf.losses import Assigner, MaskHealth, PanopticCriterion, ThingAssignments, measure_mask_health
 from psf.meta_arch.build import ResultSettings, model_parts
-from psf.meta_arch.tracing import check_traceable, of_fixed_size, with_numbers
 from psf.modeling import (
     FineLevel,
     LocationDecoderProtocol,
@@ -188,8 +187,8 @@ class PanopticSegFormer(nn.Module):
                 ground truth has none of the three forms.
         """
         if not self.training:
-            for x in batched_inputs:
-                check_traceable(x, self._obstacles_to_tracing())
+            if torch.jit.is_tracing():
+                self._check_traceable(batched_inputs)
             return [
                 self.result(candidates, geometry) for candidates, geometry in self._candidates_by_image(batched_inputs)
             ]
@@ -199,20 +198,28 @@ class PanopticSegFormer(nn.Module):
             targets = [stuff_as_things(target, len(self.classes.thing_ids)) for target in targets]
         return self._losses(*self._encode(images.tensor, padded_pixels(images)), targets)
 
-    def _obstacles_to_tracing(self) -> dict[str, bool]:
-        """Settings whose results depend on numbers that Python reads from tensors, see `check_traceable`."""
+    def _check_traceable(self, batched_inputs: list[dict[str, Any]]) -> None:
+        """Refuse results that depend on numbers of the example, which a trace stores, other than its size.
+
+        A trace, also in Detectron2's TracingAdapter, is for images of one size: `preprocess` enforces it.
+        """
         processor, settings = self.post_processor, self.settings
-        is_merging = isinstance(processor, MaskWiseMerging)
-        return {
-            "set MODEL.PSF.TEST.TILES.SIZE to 0": self.has_tiles,
-            "set MODEL.PSF.TEST.PANOPTIC_ON to False, or MODEL.PSF.POST_PROCESSOR.NAME to MaskWiseMerging": (
-                settings.panoptic and not is_merging
+        is_merging, is_panoptic = isinstance(processor, MaskWiseMerging), settings.panoptic
+        obstacles = {
+            "MODEL.PSF.TEST.TILES.SIZE to 0": self.has_tiles,
+            "MODEL.PSF.TEST.PANOPTIC_ON to False, or POST_PROCESSOR.NAME to MaskWiseMerging": (
+                is_panoptic and not is_merging
             ),
-            'set MODEL.PSF.TEST.PANOPTIC_ON to False, as MODEL.PSF.QUERIES is "joint"': (
-                settings.panoptic and self.has_joint_queries
+            'MODEL.PSF.TEST.PANOPTIC_ON to False, as MODEL.PSF.QUERIES is "joint"': is_panoptic
+            and self.has_joint_queries,
+            "MODEL.PSF.TEST.INSTANCE.NMS_THRESH to 1.0": settings.instance and processor.instance.nms_thresh < 1,
+            "height and width of the input to int, or leave them out": any(
+                isinstance(x.get(key), Tensor) for x in batched_inputs for key in ("height", "width")
             ),
-            "set MODEL.PSF.TEST.INSTANCE.NMS_THRESH to 1.0": settings.instance and processor.instance.nms_thresh < 1,
         }
+        for change, is_needed in obstacles.items():
+            if is_needed:
+                raise UserError(f"a trace would repeat the result of its example for other images: set {change}")
 
     def explain(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, CandidateOutcomes]]:
         """Explain why each candidate is, or is not, in the test results of `forward`.
@@ -260,7 +267,9 @@ class PanopticSegFormer(nn.Module):
         """Normalize the images, and pad them with zeros to the largest height and width of the batch."""
         images = []
         for x in batched_inputs:
-            image = of_fixed_size(x["image"].to(self.device))
+            image = x["image"].to(self.device)
+            if torch.jit.is_tracing():  # an operation that fails if the trace gets an image of another size
+                image = image.expand(as_numbers(image.shape))
             name = x.get("file_name", x.get("image_id", "?"))
             if len(image) != len(self.pixel_mean):
                 raise UserError(
@@ -271,7 +280,8 @@ class PanopticSegFormer(nn.Module):
             # `.half()` and `.bfloat16()` also convert the two buffers.
             images.append(((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype))
         padding = self.backbone.padding_constraints
-        return with_numbers(ImageList.from_tensors(images, self.size_divisibility, padding_constraints=padding))
+        batch = ImageList.from_tensors(images, self.size_divisibility, padding_constraints=padding)
+        return ImageList(batch.tensor, [as_numbers(size) for size in batch.image_sizes])
 
     def _encode(self, images: Tensor, padding_mask: Tensor | None) -> tuple[FeatureTokens, FeatureTokens]:
         """All tokens, and the tokens that the mask decoders attend to."""

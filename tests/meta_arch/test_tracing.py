@@ -93,5 +93,5 @@ def test_refuses_an_output_size_in_tensors():
     model = tiny_model({"TEST.PANOPTIC_ON": False}).eval()
     x = {"image": photo(60, 90, 0), "height": torch.tensor(30), "width": torch.tensor(45)}
     adapter = TracingAdapter(model, [x])
-    with pytest.raises(UserError, match="height and width as int"):
+    with pytest.raises(UserError, match="set height and width of the input to int"):
         torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
