@@ -6,9 +6,9 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,15 @@ from psf.checkpoint.reading import read_checkpoint
 from psf.data.files import atomic_path
 from psf.errors import UserError
 
-__all__ = ["find_damage", "non_finite_names", "read_sound_checkpoint", "write_checkpoint"]
+__all__ = [
+    "FoundCheckpoint",
+    "find_damage",
+    "newest_sound_checkpoint",
+    "non_finite_names",
+    "write_checkpoint",
+]
+
+TAG = "last_checkpoint"  # file with the name of the newest checkpoint, as in Detectron2
 
 # The files of torch.save are zip archives. A comment at the end of the archive has the checksum of everything before
 # it; torch and other programs ignore the comment.
@@ -89,15 +97,79 @@ def _checksum(path: Path, size: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def read_sound_checkpoint(path: Path, parameters: Collection[str] = ()) -> dict[str, Any]:
-    """The content of a checkpoint of a training run, after checks of its bytes and numbers.
+class FoundCheckpoint(NamedTuple):
+    """The checkpoint from which a run is resumed."""
+
+    path: Path
+    content: dict[str, Any]
+    refused: list[str]  # why newer files are not used, each with the file's name
+
+
+def newest_sound_checkpoint(folder: Path, parameters: Collection[str] = ()) -> FoundCheckpoint | None:
+    """The checkpoint that the file last_checkpoint names, or the newest other one if that is damaged or missing.
 
     Args:
-        path: of a file that psf's or Detectron2's trainer wrote.
+        folder: OUTPUT_DIR of the run.
         parameters: as for `non_finite_names`.
 
+    Returns:
+        None if the folder has neither last_checkpoint nor any .pth file.
+
     Raises:
-        UserError: naming the file and the reason, if it is missing, damaged or holds NaN.
+        UserError: if there are files, but none is a sound checkpoint of a training run; if last_checkpoint names
+            anything but a .pth file of the folder.
+    """
+    files = list(folder.glob("*.pth"))
+    refused: list[str] = []
+    tag = folder / TAG
+    if tag.is_file():
+        name = tag.read_text(encoding="utf-8", errors="replace").strip().strip("\0")
+        if name and (Path(name).name != name or not name.endswith(".pth")):
+            raise UserError(f"{tag} has {name[:80]!a}: expected the name of a .pth file in this folder")
+        if name:
+            try:
+                return FoundCheckpoint(folder / name, _read_sound(folder / name, parameters), refused)
+            except UserError as error:
+                refused.append(str(error))
+        else:
+            refused.append(f"{tag}: empty")
+        files = [path for path in files if path.name != name]
+    elif files:
+        refused.append(f"{tag}: missing")
+    else:
+        return None
+    for path in _newest_first(files, refused):
+        try:
+            return FoundCheckpoint(path, _read_sound(path, parameters), refused)
+        except UserError as error:
+            refused.append(str(error))
+    raise UserError(
+        f"cannot resume: no sound checkpoint of a training run in {folder} ({'; '.join(refused)}); restore one, or "
+        "name another OUTPUT_DIR and train without --resume"
+    )
+
+
+def _newest_first(files: Iterable[Path], refused: list[str]) -> list[Path]:
+    """Checkpoints of a training run, by their iteration; the reasons against other files go to `refused`."""
+    iterations = {}
+    for path in files:
+        try:
+            if damage := find_damage(path):
+                raise UserError(f"{path}: {damage}")
+            content = read_checkpoint(path)
+            if not {"iteration", "trainer"} <= content.keys():
+                raise UserError(f"{path}: no iteration and trainer, so no checkpoint of a training run")
+            iterations[path] = int(content["iteration"])
+        except UserError as error:
+            refused.append(str(error))
+    return sorted(iterations, key=lambda path: iterations[path], reverse=True)
+
+
+def _read_sound(path: Path, parameters: Collection[str]) -> dict[str, Any]:
+    """The content of a checkpoint, after checks of its bytes and numbers.
+
+    Raises:
+        UserError: naming the file and the reason.
     """
     if damage := find_damage(path):
         raise UserError(f"{path}: {damage}")
@@ -106,7 +178,7 @@ def read_sound_checkpoint(path: Path, parameters: Collection[str] = ()) -> dict[
     if not isinstance(weights, Mapping):
         raise UserError(f'{path}: no weights of a model under "model"')
     if names := [*non_finite_names(weights, parameters), *_names_with_nan(content.get("trainer"), "trainer")]:
-        raise UserError(f"{path}: {names[0]} and {len(names) - 1} other tensors hold NaN or infinity")
+        raise UserError(f"{path}: holds NaN or infinity, in {names[0]} and {len(names) - 1} other tensors")
     return content
 
 

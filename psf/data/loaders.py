@@ -6,6 +6,7 @@ import logging
 import operator
 import os
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from PIL import Image
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from psf.data.mappers import build_mapper
 from psf.errors import UserError
@@ -58,7 +60,7 @@ class RandomState(NamedTuple):
     @classmethod
     def capture(cls) -> RandomState:
         """The state of this process."""
-        return cls(random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state().numpy())
+        return cls(random.getstate(), tuple(np.random.get_state(legacy=True)), torch.get_rng_state().numpy())
 
     def restore(self) -> None:
         """Set this process to the state."""
@@ -95,8 +97,8 @@ class _Origin(NamedTuple):
     """Where a training image comes from: enough to produce it again."""
 
     worker: int  # 0 also without worker processes
-    number: int  # position in the stream of this process, from 0
-    index: int  # in the dataset
+    number: int  # in the stream of this process, from 0
+    position: int  # in the dataset
     base_seed: int | None  # of the workers; None without worker processes
     random: RandomState  # before the mapper
 
@@ -138,7 +140,7 @@ class _Stream(torch_data.IterableDataset[_Sample]):
         last = self.origins.get(worker)
         if info is not None and last is not None:
             last.random.restore()
-            self.dataset[last.index]
+            self.dataset[last.position]
         first = 0 if last is None else last.number + 1
         for number, index in enumerate(islice(self.sampler, self.skip, None)):
             if number >= first and number // self.chunk_size % num_workers == worker:
@@ -243,15 +245,20 @@ class TrainingLoader:
         with unchanged_random_state():
             for origin in map(_Origin.of_entry, state["waiting"]):
                 origin.random.restore()
-                sample = _Sample(origin, self._stream.dataset[origin.index])
+                sample = _Sample(origin, self._stream.dataset[origin.position])
                 self._buckets[sample.image["width"] > sample.image["height"]].append(sample)
         return True
 
 
 def _init_worker(worker: int) -> None:
-    """Seed a worker, and keep signals to the process group away from it: the trainer needs its images to the end."""
+    """Seed a worker; tie its life to the trainer.
+
+    Signals to the process group do not reach it, because the trainer needs its images to finish an iteration. If the
+    trainer is killed, so is the worker: it could wait for ever to send images that nobody receives.
+    """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # Linux; no effect elsewhere
     worker_init_reset_seed(worker)
 
 

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from psf.engine.arguments import argument_parser, build_config
+from psf.engine.hooks import ForwardedSignals, Stopped
 from psf.errors import UserError
 
 __all__ = [
@@ -160,14 +161,16 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     if num_processes * args.num_machines == 1:
         start(main, args=(args,))
         return
-    with tempfile.TemporaryDirectory(prefix="psf-launch-") as folder:
+    with tempfile.TemporaryDirectory(prefix="psf-launch-") as folder, ForwardedSignals() as signals:
         try:
             start(_run_and_note_mistake, args=(main, folder, args))
         except (ProcessExitedException, ProcessRaisedException):
             mistake = _read_mistake(folder)
-            if mistake is None:
+            if mistake is not None:
+                raise UserError(mistake) from None
+            if signals.received is None:
                 raise
-            raise UserError(mistake) from None
+            sys.exit(Stopped(signals.received).exit_code)  # the main process of the training has said what is saved
 
 
 def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:

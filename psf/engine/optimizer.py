@@ -182,8 +182,8 @@ def optimizer_state_for(
     if stored["state"] and has_moments != isinstance(optimizer, torch.optim.AdamW):
         own_kind, stored_kind = ("SGD", "ADAMW") if has_moments else ("ADAMW", "SGD")
         raise UserError(
-            f"cannot resume: SOLVER.OPTIMIZER is {own_kind!r}, but the checkpoint was trained with {stored_kind!r}; set "
-            "it back, or start anew with the checkpoint as MODEL.WEIGHTS"
+            f"cannot resume: SOLVER.OPTIMIZER is {own_kind!r}, but the checkpoint was trained with {stored_kind!r}; "
+            "set it back, or start anew with the checkpoint as MODEL.WEIGHTS"
         )
     _log_changes(_options(stored, names), _options(own, own_names))
     by_name = {names[number]: state for number, state in stored["state"].items()}

@@ -51,6 +51,11 @@ def any_process(*flags: bool, device_type: str) -> list[bool]:
     return [bool(number) for number in numbers.tolist()]
 
 
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    total: Any = sum(losses.values())  # from 0, as in Detectron2
+    return total
+
+
 class _Cause(NamedTuple):
     """What one process knows about a step that is skipped."""
 
@@ -104,7 +109,7 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         before = RandomState.capture(), [buffer.clone() for buffer in self._statistics]
         losses = self._losses(self.model, batch)
-        total = sum(losses.values())
+        total = _total(losses)
         [is_bad] = any_process(not torch.isfinite(total), device_type=self._device_type)
         if is_bad:
             self._skip(batch, losses, *before)
@@ -144,7 +149,7 @@ class TrainStep(SimpleTrainer):
         """
         self._num_skipped += 1
         self._num_in_row += 1
-        parameters = self._non_finite_gradients() if torch.isfinite(sum(losses.values())) else []
+        parameters = self._non_finite_gradients() if torch.isfinite(_total(losses)) else []
         self.optimizer.zero_grad()
         for buffer, old in zip(self._statistics, statistics, strict=True):
             buffer.copy_(old)
