@@ -69,12 +69,13 @@ def find_damage(path: Path) -> str | None:
         if not size:
             return "empty"
         with path.open("rb") as file:
-            file.seek(max(size - _COMMENT_SIZE - _LENGTH.size, 0))
-            length, comment = file.read(_LENGTH.size), file.read()
+            file.seek(max(size - _COMMENT_SIZE - _END_SIZE, 0))
+            _, end, tail = file.read().rpartition(_END_OF_ARCHIVE)
+        length, comment = tail[_END_SIZE - len(end) - _LENGTH.size :][: _LENGTH.size], tail[_END_SIZE - len(end) :]
+        if not end or length != _LENGTH.pack(len(comment)):
+            return "torn or not written by torch.save"
         if comment.startswith(_MARK):
-            is_sound = length == _LENGTH.pack(_COMMENT_SIZE) and comment[len(_MARK) :] == _checksum(
-                path, size - _LENGTH.size - _COMMENT_SIZE
-            )
+            is_sound = comment[len(_MARK) :] == _checksum(path, size - _LENGTH.size - len(comment))
             return None if is_sound else "its checksum is wrong"
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -23,7 +24,7 @@ from psf.data.files import atomic_path
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
 
-__all__ = ["TrainStep", "any_process", "without_ddp"]
+__all__ = ["TrainStep", "any_process", "autocast_dtype", "without_ddp"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,25 @@ def any_process(*flags: bool, device_type: str) -> list[bool]:
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
     total: Any = sum(losses.values())  # from 0, as in Detectron2
     return total
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """SOLVER.AMP.DTYPE if SOLVER.AMP.ENABLED, else None.
+
+    Raises:
+        UserError: if it is neither "float16" nor "bfloat16", or if it is "float16" on a CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in ("float16", "bfloat16"):
+        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, expected "float16" or "bfloat16"')
+    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        raise UserError(
+            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": use "bfloat16" on a CPU, or full precision '
+            "with SOLVER.AMP.ENABLED False"
+        )
+    return getattr(torch, name)
 
 
 class _Cause(NamedTuple):
@@ -97,6 +117,10 @@ class TrainStep(SimpleTrainer):
         self._num_skipped = self._num_in_row = 0
         # Statistics of batch norms, which a forward pass changes. Norms that are frozen have none that change.
         self._statistics = [buffer for module in get_bn_modules(model) for buffer in module.buffers()]
+
+    def start_loader(self) -> None:
+        """Start the workers of the loader now, not with the first iteration."""
+        self._data_loader_iter_obj = iter(self.data_loader)
 
     def run_step(self) -> None:
         """Forward, backward, log, and update unless the loss or a gradient is not finite.

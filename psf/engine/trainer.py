@@ -25,8 +25,6 @@ from torch.optim import Optimizer
 from psf.checkpoint import TunedMerging, check_same_classes
 from psf.data import (
     PanopticMapper,
-    RandomState,
-    TrainingLoader,
     build_mapper,
     build_test_loader,
     build_train_loader,
@@ -40,7 +38,7 @@ from psf.data.files import remove_stale_drafts
 from psf.engine.arguments import check_detectron2_keys, setup, write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
-from psf.engine.hooks import CheckpointHook, MaskHealthHook, Stopped, StopSignals
+from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, Stopped, StopSignals
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.optimizer import build_optimizer
@@ -53,13 +51,12 @@ from psf.engine.results import (
     results_table,
     write_results,
 )
-from psf.engine.train_step import TrainStep, without_ddp
+from psf.engine.train_step import TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = [
     "Trainer",
-    "autocast_dtype",
     "main",
 ]
 
@@ -71,25 +68,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 logging.getLogger("detectron2.engine.train_loop").addFilter(
     lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
 )
-
-
-def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """SOLVER.AMP.DTYPE if SOLVER.AMP.ENABLED, else None.
-
-    Raises:
-        UserError: if it is neither "float16" nor "bfloat16", or if it is "float16" on a CPU.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in ("float16", "bfloat16"):
-        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, expected "float16" or "bfloat16"')
-    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        raise UserError(
-            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": use "bfloat16" on a CPU, or full precision '
-            "with SOLVER.AMP.ENABLED False"
-        )
-    return getattr(torch, name)
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -201,8 +179,8 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.last_saved: Path | None = None
         self._signals = StopSignals() if signals is None else signals
-        self._own_state: dict[str, Any] | None = None  # of this process, in the checkpoint that is resumed
-        self.register_hooks(self.build_hooks())
+        self._process_state = ProcessStateHook(self._trainer, device_type)
+        self.register_hooks([*self.build_hooks(), self._process_state])
         if comm.is_main_process():
             remove_stale_drafts(Path(cfg.OUTPUT_DIR))
 
@@ -238,9 +216,6 @@ class Trainer(DefaultTrainer):
 
         The merging thresholds in a checkpoint are used only if training is finished. A run that continues tunes them
         again.
-
-        Raises:
-            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER.
         """
         entries = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         merging = self.checkpointer.merging
@@ -262,15 +237,10 @@ class Trainer(DefaultTrainer):
 
         Args:
             num_iterations: of the earlier run.
-            states: `_process_state` of its processes; empty in files of Detectron2 and of earlier versions.
+            states: of its processes, from `ProcessStateHook`; empty in files of Detectron2 and of earlier versions.
         """
         self.start_iter = num_iterations
         self.last_saved = self.checkpointer.resumed_from
-        if num_iterations > self.max_iter:
-            raise UserError(
-                f"cannot resume: SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint has been trained for "
-                f"{num_iterations} iterations; increase it, or evaluate with --eval-only --resume"
-            )
         if self.is_finished:
             logger.warning(
                 "The run in OUTPUT_DIR has finished its %d iterations (SOLVER.MAX_ITER), and is only evaluated again; "
@@ -278,12 +248,22 @@ class Trainer(DefaultTrainer):
                 num_iterations,
             )
         elif states:
-            self._own_state = states[comm.get_rank() % len(states)]
+            self._process_state.resumed = states[comm.get_rank() % len(states)]
         else:
             logger.warning("The checkpoint has no state of the loader: the order of the images starts again")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's, but learning rates follow the keys under SOLVER, also if these have changed."""
+        """Detectron2's, but learning rates follow the keys under SOLVER, also if these have changed.
+
+        Raises:
+            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER, or another optimizer.
+        """
+        num_iterations = state_dict["iteration"] + 1
+        if num_iterations > self.max_iter:
+            raise UserError(
+                f"cannot resume: SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint has been trained for "
+                f"{num_iterations} iterations; increase it, or evaluate with --eval-only --resume"
+            )
         base_lrs = getattr(self.scheduler, "base_lrs", None)
         super().load_state_dict(state_dict)
         if isinstance(self.scheduler, LRMultiplier):
@@ -291,36 +271,9 @@ class Trainer(DefaultTrainer):
             for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
                 group["lr"] = rate
 
-    def before_train(self) -> None:
-        """Detectron2's hooks; then restore loader and random generators of a resumed run."""
-        super().before_train()
-        if self._own_state is None:
-            return
-        loader, state = self._trainer.data_loader, self._own_state
-        is_exact = isinstance(loader, TrainingLoader) and loader.load_state_dict(state["loader"])
-        if not is_exact:
-            logger.warning(
-                "The numbers of processes, workers or images have changed since the checkpoint: training continues, "
-                "but not with the losses of an unbroken run"
-            )
-        assert self._trainer._data_loader_iter is not None  # starts the workers, which draws a random number
-        if is_exact:
-            RandomState.of_entry(state["random"]).restore()
-            if state["cuda"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["cuda"])
-
-    def _process_state(self) -> dict[str, Any]:
-        """What the next iteration of this process depends on, beside weights and optimizer."""
-        loader, is_on_gpu = self._trainer.data_loader, torch.device(self.cfg.MODEL.DEVICE).type == "cuda"
-        return {
-            "loader": loader.state_dict() if isinstance(loader, TrainingLoader) else None,
-            "random": RandomState.capture().as_entry(),
-            "cuda": torch.cuda.get_rng_state() if is_on_gpu else None,
-        }
-
     def save_checkpoint(self, name: str, iteration: int | None = None) -> Path:
         """Write OUTPUT_DIR/name.pth after an iteration (default: the current one); all processes call this together."""
-        states = comm.gather(self._process_state())
+        states = comm.gather(self._process_state.capture())
         self.checkpointer.save(name, iteration=self.iter if iteration is None else iteration, processes=states)
         self.last_saved = Path(self.cfg.OUTPUT_DIR, f"{name}.pth")
         return self.last_saved
