@@ -203,3 +203,29 @@ class TestStop:
         code = runs.train("DATALOADER.NUM_WORKERS", "0", output="evaluated", before=stop_in_evaluation)
         assert code == 128 + signal.SIGTERM, runs.log("evaluated")
         assert "model_0000003.pth is saved; continue" in runs.log("evaluated").splitlines()[-1]
+
+
+def test_processes_skip_a_bad_step_together(runs: Runs):
+    def spoil_the_second_process() -> None:
+        plain = PsfTestNoisyModel.losses
+        calls = []
+
+        def losses(self: PsfTestNoisyModel, batch: list[dict]) -> dict[str, torch.Tensor]:
+            calls.append(batch)
+            factor = float("nan") if comm.get_rank() == 1 and len(calls) in (3, 6) else 1.0
+            return {name: value * factor for name, value in plain(self, batch).items()}
+
+        PsfTestNoisyModel.losses = losses
+
+    opts = ("DATALOADER.NUM_WORKERS", "0", "SEED", "1", "TEST.EVAL_PERIOD", "0")
+    code = runs.train(*opts, output="nan", num_processes=2, before=spoil_the_second_process)
+    assert code == 0, runs.log("nan")
+    for rank in range(2):
+        assert [iteration for iteration, _ in runs.losses("nan", rank)] == [0, 1, 3, 4, 6, 7, 8]
+    skipped = [line for line in runs.log("nan").splitlines() if "SKIPPED iteration" in line]
+    assert len(skipped) == 2 and all(".png, " in line and "loss_point nan" in line for line in skipped)
+    stored = sorted(path.name for path in (runs.folder / "nan" / "skipped_steps").iterdir())
+    assert [name for name in stored if "process_1" in name] == [
+        "iteration_0000002_process_1.pth",
+        "iteration_0000005_process_1.pth",
+    ]

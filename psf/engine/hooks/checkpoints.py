@@ -53,9 +53,9 @@ class SavesCheckpoints(Protocol):
 class CheckpointHook(HookBase):
     """Writes checkpoints in all processes together, and stops the training after a signal.
 
-    A checkpoint is due after `period` iterations, after `seconds`, before each evaluation, when a signal has arrived,
-    and at the end. The newest `keep` of them stay, and each `keep_every`-th of the regular ones. Only files that this
-    run has written are deleted.
+    A checkpoint is due after `period` iterations, after `seconds`, before each evaluation (unless `period` is 0), when
+    a signal has arrived, and at the end. The newest `keep` of them stay, and each `keep_every`-th of the regular ones.
+    Only files that this run has written are deleted.
 
     Args:
         signals: of this process.
@@ -114,7 +114,7 @@ class CheckpointHook(HookBase):
         is_late = comm.is_main_process() and 0 < self._seconds < time.monotonic() - self._saved_at
         received = self._signals.received or 0
         is_stopped, is_late = any_process(received > 0, is_late, device_type=self._device_type)
-        is_evaluated = self._eval_period > 0 and next_iter % self._eval_period == 0
+        is_evaluated = self._period > 0 and self._eval_period > 0 and next_iter % self._eval_period == 0
         is_regular = self._period > 0 and next_iter % self._period == 0
         if next_iter == self.trainer.max_iter:
             self.trainer.save_final()

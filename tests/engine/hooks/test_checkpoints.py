@@ -70,7 +70,8 @@ def test_regular_ones_and_the_last(tmp_path: Path):
 
 
 def test_before_each_evaluation_and_after_some_time(tmp_path: Path):
-    assert run(tmp_path, 7, eval_period=2).saved == [1, 3, 5, 6]
+    assert run(tmp_path, 7, period=7, eval_period=2).saved == [1, 3, 5, 6]
+    assert run(tmp_path, 7, eval_period=2).saved == [6]
     assert run(tmp_path, 3, seconds=1e-9).saved == [0, 1, 2]
     assert run(tmp_path, 3).saved == [2]
 
