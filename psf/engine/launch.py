@@ -33,6 +33,7 @@ __all__ = [
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
 MISTAKE_FILE = "mistake.txt"  # from a child process to its parent
+STOPPED_FILE = "stopped.txt"
 
 
 class CpuProcesses(NamedTuple):
@@ -170,7 +171,9 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
                 raise UserError(mistake) from None
             if signals.received is None:
                 raise
-            sys.exit(Stopped(signals.received).exit_code)  # the main process of the training has said what is saved
+            raise Stopped(signals.received) from None
+        if (stopped := Path(folder, STOPPED_FILE)).is_file():
+            raise Stopped(int(stopped.read_text()))
 
 
 def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:
@@ -230,9 +233,14 @@ def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: 
     """Run `main(*arguments)` in a child process; a UserError ends it with exit code 2.
 
     The message is written to `folder` for `_read_mistake`. If several processes fail, the first message counts.
+    Processes that a signal has stopped together end without an error, which would make torch terminate the slower ones.
     """
     try:
         main(*arguments)
+    except Stopped as stopped:
+        if not stopped.is_agreed:
+            raise
+        Path(folder, STOPPED_FILE).write_text(str(stopped.number))
     except UserError as error:
         try:
             with Path(folder, MISTAKE_FILE).open("x", encoding="utf-8") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -92,7 +91,7 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, or end the process with one line in the log if a signal stops the training."""
+    """Train; if a signal stops the training, one line in the log says so before `Stopped` ends the process."""
     with StopSignals() as signals:
         trainer = None
         try:
@@ -106,7 +105,7 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         except Stopped as stopped:
             saved = "nothing to save: start the same command again" if trainer is None else trainer.describe_saved()
             logger.warning("Stopped by %s: %s", stopped.signal_name, saved)
-            sys.exit(stopped.exit_code)
+            raise
 
 
 class Trainer(DefaultTrainer):

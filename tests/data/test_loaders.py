@@ -123,10 +123,9 @@ class TestTrainingLoader:
         assert second.load_state_dict(state)
         batches = iter(second)
         RandomState.of_entry(random_state.as_entry()).restore()
-        found = list(islice(batches, 2))
+        found, random_state = list(islice(batches, 2)), RandomState.capture()
         third = self.loader(num_workers, group)  # from a run that was itself resumed
         assert third.load_state_dict(second.state_dict())
-        random_state = RandomState.capture()
         batches = iter(third)
         random_state.restore()
         assert [*found, *islice(batches, 4)] == expected

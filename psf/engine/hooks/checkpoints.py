@@ -122,7 +122,7 @@ class CheckpointHook(HookBase):
             is_for_good = is_regular and self._keep_every > 0 and next_iter // self._period % self._keep_every == 0
             self._save(f"model_{self.trainer.iter:07d}", is_for_good=is_for_good)
         if is_stopped:
-            raise Stopped(max(comm.all_gather(received)))
+            raise Stopped(max(comm.all_gather(received)), is_agreed=True)
         # All is saved: a signal need not wait for the end of an evaluation.
         self._signals.is_deferred = not (is_evaluated or next_iter == self.trainer.max_iter)
 

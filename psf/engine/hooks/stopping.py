@@ -18,26 +18,22 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGUSR1: from job schedul
 _COPY_SECONDS = 2.0
 
 
-class Stopped(BaseException):
-    """A training that a signal has stopped; no Exception, as KeyboardInterrupt is none.
+class Stopped(SystemExit):
+    """A training that a signal has stopped; it ends the process with the exit code that a shell gives such a process.
 
     Args:
         number: of the signal.
+        is_agreed: all processes of the training stop after the same iteration.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    def __init__(self, number: int, *, is_agreed: bool = False) -> None:
+        super().__init__(128 + number)
+        self.number, self.is_agreed = number, is_agreed
 
     @property
     def signal_name(self) -> str:
         """The signal as a user knows it."""
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-
-    @property
-    def exit_code(self) -> int:
-        """That of a shell for a process which the signal has ended."""
-        return 128 + self.number
 
 
 class _Handlers:

@@ -91,7 +91,7 @@ def test_signal_is_noted_in_an_iteration_and_raised_elsewhere(tmp_path: Path, mo
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped) as error:
             run(tmp_path, 5, signals)
-        assert error.value.exit_code == 128 + 15 and names(tmp_path) == ["model_0000000"]
+        assert error.value.code == 128 + 15 and names(tmp_path) == ["model_0000000"]
         with pytest.raises(Stopped):  # the second one
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
