@@ -96,7 +96,7 @@ def unchanged_random_state() -> Iterator[None]:
 class _Origin(NamedTuple):
     """Where a training image comes from: enough to produce it again."""
 
-    worker: int  # 0 also without worker processes
+    worker: int  # of the first run; 0 also without worker processes
     number: int  # in the stream of this process, from 0
     position: int  # in the dataset
     base_seed: int | None  # of the workers; None without worker processes
@@ -127,13 +127,15 @@ class _Stream(torch_data.IterableDataset[_Sample]):
         self.dataset, self.sampler, self.chunk_size = dataset, sampler, chunk_size
         self.skip = 0  # leading indices of the sampler that the stream does not contain
         self.base_seed: int | None = None  # of the workers of an earlier run
+        self.first_worker = 0  # the worker of the earlier run whose turn is next; its place is taken by worker 0
         self.origins: dict[int, _Origin] = {}  # worker -> of the last image that it need not send again
 
     def __iter__(self) -> Iterator[_Sample]:
         info = torch_data.get_worker_info()
         worker, num_workers, base_seed = 0, 1, None
         if info is not None:
-            worker, num_workers, base_seed = info.id, info.num_workers, info.seed - info.id
+            worker, num_workers = (info.id + self.first_worker) % info.num_workers, info.num_workers
+            base_seed = info.seed - info.id
         if info is not None and self.base_seed is not None:
             base_seed = self.base_seed
             seed_all_rng((base_seed + worker) % 2**31 + worker)  # as worker_init_reset_seed
@@ -184,6 +186,7 @@ class TrainingLoader:
         }
         self._stream = _Stream(dataset, make_sampler(seed=seed), batch_size)
         self._origins: dict[int, _Origin] = {}
+        self._next_worker = 0
         self._buckets: tuple[list[_Sample], list[_Sample]] = ([], [])  # high, wide: images that wait for their batch
         self._batch_size = batch_size
         self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
@@ -201,12 +204,12 @@ class TrainingLoader:
 
     def _plain(self, received: Iterator[list[_Sample]]) -> Iterator[list[dict[str, Any]]]:
         for batch in received:
-            self._origins.update({sample.origin.worker: sample.origin for sample in batch})
+            self._note(batch[-1].origin)
             yield [sample.image for sample in batch]
 
     def _grouped(self, received: Iterator[_Sample]) -> Iterator[list[dict[str, Any]]]:
         for sample in received:
-            self._origins[sample.origin.worker] = sample.origin
+            self._note(sample.origin)
             bucket = self._buckets[sample.image["width"] > sample.image["height"]]
             bucket.append(sample)
             if len(bucket) == self._batch_size:
@@ -214,12 +217,17 @@ class TrainingLoader:
                 bucket.clear()
                 yield batch
 
+    def _note(self, origin: _Origin) -> None:
+        self._origins[origin.worker] = origin
+        self._next_worker = (origin.worker + 1) % max(self._shape["num_workers"], 1)  # workers take turns
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: what the batches so far were made of."""
         return {
             **self._shape,
             "seed": self._seed,
             "skip": self._stream.skip,
+            "next_worker": self._next_worker,
             "origins": [origin.as_entry() for origin in self._origins.values()],
             "waiting": [sample.origin.as_entry() for bucket in self._buckets for sample in bucket],
         }
@@ -241,6 +249,7 @@ class TrainingLoader:
         self._stream.skip = state["skip"]
         self._origins = {origin.worker: origin for origin in origins}
         self._stream.origins = dict(self._origins)
+        self._stream.first_worker = self._next_worker = state["next_worker"]
         self._stream.base_seed = next((origin.base_seed for origin in origins), None)
         with unchanged_random_state():
             for origin in map(_Origin.of_entry, state["waiting"]):

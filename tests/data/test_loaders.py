@@ -109,7 +109,7 @@ class TestTrainingLoader:
         assert list(islice(self.loader(num_workers, group), 8)) == expected
 
     @pytest.mark.parametrize("group", [False, True])
-    @pytest.mark.parametrize(("num_workers", "num_before"), [(0, 5), (2, 1), (2, 5)])
+    @pytest.mark.parametrize(("num_workers", "num_before"), [(0, 5), (2, 1), (2, 4), (2, 5)])
     def test_continues_where_another_one_has_stopped(self, num_workers: int, num_before: int, group: bool):
         seed_all_rng(7)
         first = self.loader(num_workers, group)

@@ -28,11 +28,11 @@ VERSION: 2
 MODEL: {{META_ARCHITECTURE: PsfTestNoisyModel, WEIGHTS: "", PSF: {{TEST: {{BOUNDARY_PQ: False, INSTANCE_ON: False}}}}}}
 DATASETS: {{TRAIN: [{NAME}], TEST: [{NAME}]}}
 INPUT: {{MIN_SIZE_TRAIN: [24, 32, 40, 48]}}
-SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.01, MAX_ITER: 9, CHECKPOINT_PERIOD: 3, WARMUP_ITERS: 5, STEPS: []}}
+SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.01, MAX_ITER: 9, CHECKPOINT_PERIOD: 5, WARMUP_ITERS: 5, STEPS: []}}
 TEST: {{EVAL_PERIOD: 4}}
 """
 LAST = 8  # the last iteration
-KILLED = 6  # iteration; the checkpoint before is of iteration 5
+KILLED, RESUMED = 6, 5  # iterations; the checkpoint has iterations 0 to 4: an odd number, for two workers
 
 
 @META_ARCH_REGISTRY.register()
@@ -161,8 +161,8 @@ def test_losses_after_a_kill_are_those_of_an_unbroken_run(
     for rank in range(num_processes):
         whole, broken = runs.losses(f"{name}_whole", rank), runs.losses(f"{name}_broken", rank)
         assert [iteration for iteration, _ in whole] == list(range(LAST + 1))
-        assert [iteration for iteration, _ in broken] == [*range(KILLED + 1), *range(KILLED, LAST + 1)]
-        assert broken == [*whole[: KILLED + 1], *whole[KILLED:]]
+        assert [iteration for iteration, _ in broken] == [*range(KILLED + 1), *range(RESUMED, LAST + 1)]
+        assert broken == [*whole[: KILLED + 1], *whole[RESUMED:]]
         assert len({loss for _, loss in whole}) == LAST + 1
 
 
