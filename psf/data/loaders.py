@@ -188,7 +188,7 @@ class TrainingLoader:
         self._origins: dict[int, _Origin] = {}
         self._next_worker = 0
         self._buckets: tuple[list[_Sample], list[_Sample]] = ([], [])  # high, wide: images that wait for their batch
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
             self._stream,
             batch_size=1 if self._group else batch_size,
@@ -212,7 +212,7 @@ class TrainingLoader:
             self._note(sample.origin)
             bucket = self._buckets[sample.image["width"] > sample.image["height"]]
             bucket.append(sample)
-            if len(bucket) == self._batch_size:
+            if len(bucket) == self.batch_size:
                 batch = [sample.image for sample in bucket]
                 bucket.clear()
                 yield batch

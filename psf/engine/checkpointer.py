@@ -135,7 +135,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
                 f"{path} is not written: {names[0]} and {len(names) - 1} other weights are NaN or infinite; "
                 f"lower SOLVER.BASE_LR; {self._way_on()}"
             )
-        logger.info("Saving checkpoint to %s", path)
+        self.logger.info("Saving checkpoint to %s", path)
         try:
             write_checkpoint(content, path)
             self.tag_last_checkpoint(path.name)

@@ -171,9 +171,9 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
                 raise UserError(mistake) from None
             if signals.received is None:
                 raise
-            raise Stopped(signals.received) from None
-        if (stopped := Path(folder, STOPPED_FILE)).is_file():
-            raise Stopped(int(stopped.read_text()))
+        number = _read_stop(folder) or signals.received
+        if number is not None:
+            raise Stopped(number)
 
 
 def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:
@@ -240,7 +240,7 @@ def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: 
     except Stopped as stopped:
         if not stopped.is_agreed:
             raise
-        Path(folder, STOPPED_FILE).write_text(str(stopped.number))
+        Path(folder, STOPPED_FILE).write_text(str(stopped.number), encoding="utf-8")
     except UserError as error:
         try:
             with Path(folder, MISTAKE_FILE).open("x", encoding="utf-8") as file:
@@ -253,3 +253,9 @@ def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: 
 def _read_mistake(folder: str) -> str | None:
     path = Path(folder, MISTAKE_FILE)
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _read_stop(folder: str) -> int | None:
+    """The signal that has stopped the processes together."""
+    path = Path(folder, STOPPED_FILE)
+    return int(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -311,6 +311,7 @@ class Trainer(DefaultTrainer):
         together.
         """
         self.save_final()
+        self._signals.is_deferred = False  # a signal may end the search: a resumed run repeats it
         with unchanged_random_state():
             merging = find_merging(self.cfg, without_ddp(self.model))
         if merging is not None:
