@@ -96,6 +96,13 @@ SHARED_KEYS = {
     "SOLVER.BACKBONE_LAYER_DECAY": 1.0,
     "SOLVER.SAMPLING_MULTIPLIER": 0.1,  # the same for sampling offsets and reference points
     "SOLVER.AMP.DTYPE": "float16",  # dtype of autocast if SOLVER.AMP.ENABLED: "float16" | "bfloat16"
+    # Checkpoints (docs/training.md). Detectron2's default CHECKPOINT_PERIOD, 5000 iterations, is shortened to a tenth
+    # of MAX_ITER and to this many minutes. Any other period is used as it is; 0: only the last checkpoint.
+    "SOLVER.CHECKPOINT_MINUTES": 10.0,  # 0: no limit
+    "SOLVER.CHECKPOINTS_TO_KEEP": 5,  # number of the newest checkpoints beside model_final.pth; 0: all
+    "SOLVER.CHECKPOINT_KEEP_EVERY": 0,  # each k-th checkpoint of CHECKPOINT_PERIOD is never deleted; 0: off
+    # Training ends if this many iterations in a row are skipped, because the loss or a gradient is not finite.
+    "SOLVER.MAX_SKIPPED_STEPS": 10,
 }
 
 

@@ -1,4 +1,4 @@
-"""Convert, read and re-map checkpoints."""
+"""Write, read, convert and re-map checkpoints."""
 
 from psf.checkpoint.class_remapping import (
     ClassChanges,
@@ -18,6 +18,7 @@ from psf.checkpoint.loading import arrange_weights
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
 from psf.checkpoint.reading import read_checkpoint, read_state_dict
 from psf.checkpoint.released import convert_released
+from psf.checkpoint.saving import newest_sound_checkpoint, non_finite_names, write_checkpoint
 
 __all__ = [
     "ClassChanges",
@@ -36,12 +37,15 @@ __all__ = [
     "convert_checkpoint",
     "convert_imagenet",
     "convert_released",
+    "newest_sound_checkpoint",
+    "non_finite_names",
     "query_count_entry",
     "read_checkpoint",
     "read_state_dict",
     "register_pretrained_handler",
     "remap_classes",
     "stored_query_count",
+    "write_checkpoint",
 ]
 
 register_pretrained_handler()

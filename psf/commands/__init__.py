@@ -166,11 +166,14 @@ def run_command(action: Callable[[], int | None]) -> int:
 
     Returns:
         The action's exit code (None counts as 0); 2 after a user error or a file system error, which is printed as one
-        line on stderr.
+        line on stderr; 130 after Ctrl-C.
     """
     tolerate_output()
     try:
         return action() or 0
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C\n")
+        return 130
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {printable(error)}\n")
         return 2

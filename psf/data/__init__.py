@@ -5,10 +5,14 @@ from psf.data.builtin import register_builtin
 from psf.data.dataset_check import LargestCount, check_dataset, count_segments, largest_count, load_dataset
 from psf.data.images import as_picture, image_suffixes, in_format, limit_pixels, read_image, read_picture
 from psf.data.loaders import (
+    RandomState,
+    TrainingLoader,
     build_test_loader,
+    build_train_loader,
     check_sampler,
     repeat_factors,
     spread_evenly,
+    unchanged_random_state,
     without_empty_images,
 )
 from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
@@ -23,10 +27,13 @@ __all__ = [
     "PanopticLabels",
     "PanopticMapper",
     "PanopticSet",
+    "RandomState",
+    "TrainingLoader",
     "as_picture",
     "build_augmentations",
     "build_mapper",
     "build_test_loader",
+    "build_train_loader",
     "check_dataset",
     "check_sampler",
     "compact",
@@ -51,6 +58,7 @@ __all__ = [
     "register_panoptic",
     "repeat_factors",
     "spread_evenly",
+    "unchanged_random_state",
     "without_empty_images",
 ]
 

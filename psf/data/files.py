@@ -1,11 +1,14 @@
-"""Read and write files: regular files and JSON, atomic writes, downloads, and the cache folder."""
+"""Read and write files: regular files and JSON, atomic and durable writes, downloads, and the cache folder."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,7 @@ __all__ = [
     "local_path",
     "make_folder",
     "read_json",
+    "remove_stale_drafts",
     "write_text",
 ]
 
@@ -52,6 +56,11 @@ def make_folder(path: Path, flag: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{flag} {path}: expected a folder, found a file; name a folder") from error
+
+
+# Folders of `atomic_path` have the names of the machine and the process in their own name.
+_DRAFT = re.compile(r"\.psf-(?P<host>.*)-(?P<process>\d+)-\w+")
+_LONGEST_WRITE = 3600  # seconds after which a draft is stale, whatever its process seems to do
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -103,17 +112,63 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path to write a file or folder to, which then moves to `target` atomically.
 
     Missing parent folders are created. Several threads or processes may write the same target: each has its own
-    temporary path. An existing file is replaced; an existing folder stays.
+    temporary path. An existing file is replaced; an existing folder stays. A file is on the disk before it replaces
+    another, so that a power failure leaves the old or the new content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".psf-", dir=target.parent) as folder:
+    prefix = f".psf-{socket.gethostname()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         path = Path(folder, target.name)
         yield path
+        if path.is_file():
+            _flush_to_disk(path)
         try:
             os.replace(path, target)
         except OSError:
             if not (path.is_dir() and target.is_dir()):  # otherwise another process has written the same content
                 raise
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _flush_to_disk(target.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_stale_drafts(folder: Path) -> None:
+    """Remove what killed processes have left of `atomic_path` in a folder; call it before this process writes there.
+
+    A draft is stale if its process on this machine has ended, or after an hour, because the processes of another
+    machine are unknown.
+    """
+    for path in folder.glob(".psf-*"):
+        draft = _DRAFT.fullmatch(path.name)
+        if draft is None:
+            continue
+        is_known = draft["host"] == socket.gethostname()
+        try:
+            is_old = time.time() - path.stat().st_mtime > _LONGEST_WRITE
+        except FileNotFoundError:  # its process has finished it
+            continue
+        if is_old or (is_known and not _is_other_process(int(draft["process"]))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_other_process(number: int) -> bool:
+    """Whether another process of this number runs; containers often give the same number to every run."""
+    if number == os.getpid():
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user
+        return True
+    return True
 
 
 def write_text(target: Path, text: str) -> None:

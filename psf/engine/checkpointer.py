@@ -1,9 +1,13 @@
-"""Detectron2's checkpointer, extended: re-maps heads by class names, and reports weights that do not fit the model."""
+"""Detectron2's checkpointer, extended.
+
+It writes and resumes safely, re-maps heads by class names, and reports weights that do not fit the model.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -21,12 +25,16 @@ from psf.checkpoint import (
     changes_table,
     class_names_from_config,
     compare_classes,
+    newest_sound_checkpoint,
+    non_finite_names,
     query_count_entry,
     read_checkpoint,
     remap_classes,
     stored_query_count,
+    write_checkpoint,
 )
-from psf.data.files import local_path
+from psf.checkpoint.saving import TAG
+from psf.data.files import local_path, write_text
 from psf.engine.merging import apply_merging
 from psf.errors import UserError
 
@@ -82,6 +90,9 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
     The file also stores the number of thing queries and the merging thresholds that training has tuned. A model that
     will not be trained gets these thresholds, see `psf.engine.merging.apply_merging`.
 
+    Files are written with a checksum, and appear when they are complete (`psf.checkpoint.write_checkpoint`). A run is
+    resumed from the newest sound file, `resumed_from`.
+
     Args:
         model: as Detectron2's.
         save_dir: as Detectron2's.
@@ -102,15 +113,74 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         super().__init__(model, save_dir, **others)
         self.class_names, self.num_thing_queries = class_names, num_thing_queries
         self.merging: TunedMerging | None = None  # of the loaded file, or from the search at the end of training
+        self.resumed_from: Path | None = None
+        self._newest: Path | None = None  # sound file that this run has loaded or written
+        self._content: dict[str, Any] | None = None  # of the file that will be loaded, if it has been read already
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's; the file also has the names of the classes, the number of thing queries and `merging`."""
+        """As Detectron2's; the file also has the names of the classes, the number of thing queries and `merging`.
+
+        Raises:
+            UserError: if the file cannot be written, or a weight is not finite; the last checkpoint is as it was.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
         entries: dict[str, Any] = {}
         for entry in (self.class_names, self.merging):
             entries |= {} if entry is None else entry.as_entry()
         if self.num_thing_queries is not None:
             entries |= query_count_entry(self.num_thing_queries)
-        super().save(name, **entries, **kwargs)
+        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **states, **entries, **kwargs}
+        path = Path(self.save_dir, f"{name}.pth")
+        if names := non_finite_names(content["model"], self._parameters()):
+            raise UserError(
+                f"{path} is not written: {names[0]} and {len(names) - 1} other weights are NaN or infinite; "
+                f"lower SOLVER.BASE_LR; {self._way_on()}"
+            )
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            write_checkpoint(content, path)
+            self.tag_last_checkpoint(path.name)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}): make room or change the folder's permissions; "
+                f"{self._way_on()}"
+            ) from error
+        self._newest = path
+
+    def _way_on(self) -> str:
+        if self._newest is None:
+            return "no earlier checkpoint of this run exists, so start it again"
+        return f"{self._newest} is the last checkpoint, from which --resume continues"
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As Detectron2's, but never a torn file."""
+        write_text(Path(self.save_dir, TAG), last_filename_basename)
+
+    def _parameters(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters()}
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's, but resumes from the newest sound checkpoint, and names those that are not.
+
+        Raises:
+            UserError: if there are checkpoints, but no sound one.
+        """
+        found = newest_sound_checkpoint(Path(self.save_dir), self._parameters()) if resume and self.save_dir else None
+        if found is None:
+            return self.load(path, checkpointables=[])
+        self.resumed_from = self._newest = found.path
+        for reason in found.refused:
+            logger.warning("NOT USED: %s", reason)
+        if found.refused:
+            logger.warning("Using the newest sound checkpoint, %s", found.path)
+        self._content = found.content
+        return self.load(str(found.path))
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        content, self._content = self._content, None
+        return read_checkpoint(f) if content is None else content
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As Detectron2's, but reads files with `psf.checkpoint.read_checkpoint`, which executes nothing in them.
@@ -138,9 +208,6 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         if url.query == HEURISTICS:
             content["matching_heuristics"] = True
         return content
-
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         stored = ClassNames.of_checkpoint(checkpoint)

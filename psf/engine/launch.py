@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from psf.engine.arguments import argument_parser, build_config
+from psf.engine.hooks import ForwardedSignals, Stopped
 from psf.errors import UserError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
 MISTAKE_FILE = "mistake.txt"  # from a child process to its parent
+STOPPED_FILE = "stopped.txt"
 
 
 class CpuProcesses(NamedTuple):
@@ -160,14 +162,18 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     if num_processes * args.num_machines == 1:
         start(main, args=(args,))
         return
-    with tempfile.TemporaryDirectory(prefix="psf-launch-") as folder:
+    with tempfile.TemporaryDirectory(prefix="psf-launch-") as folder, ForwardedSignals() as signals:
         try:
             start(_run_and_note_mistake, args=(main, folder, args))
         except (ProcessExitedException, ProcessRaisedException):
             mistake = _read_mistake(folder)
-            if mistake is None:
+            if mistake is not None:
+                raise UserError(mistake) from None
+            if signals.received is None:
                 raise
-            raise UserError(mistake) from None
+        number = _read_stop(folder) or signals.received
+        if number is not None:
+            raise Stopped(number)
 
 
 def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:
@@ -227,9 +233,14 @@ def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: 
     """Run `main(*arguments)` in a child process; a UserError ends it with exit code 2.
 
     The message is written to `folder` for `_read_mistake`. If several processes fail, the first message counts.
+    Processes that a signal has stopped together end without an error, which would make torch terminate the slower ones.
     """
     try:
         main(*arguments)
+    except Stopped as stopped:
+        if not stopped.is_agreed:
+            raise
+        Path(folder, STOPPED_FILE).write_text(str(stopped.number), encoding="utf-8")
     except UserError as error:
         try:
             with Path(folder, MISTAKE_FILE).open("x", encoding="utf-8") as file:
@@ -242,3 +253,9 @@ def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: 
 def _read_mistake(folder: str) -> str | None:
     path = Path(folder, MISTAKE_FILE)
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _read_stop(folder: str) -> int | None:
+    """The signal that has stopped the processes together."""
+    path = Path(folder, STOPPED_FILE)
+    return int(path.read_text(encoding="utf-8")) if path.is_file() else None

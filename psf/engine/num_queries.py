@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from fvcore.common.checkpoint import Checkpointer as PlainCheckpointer
-from torch import nn
 
-from psf.checkpoint import read_checkpoint, stored_query_count
+from psf.checkpoint import newest_sound_checkpoint, read_checkpoint, stored_query_count
 from psf.config_file import stored_value
 from psf.data import largest_count, load_dataset
 from psf.data.files import local_path
@@ -66,15 +64,15 @@ def resolve_num_queries(cfg: CfgNode, *, is_training: bool = False, resume: bool
         The number and its source, which the caller logs; None if nothing was replaced.
 
     Raises:
-        UserError: if the number is needed and DATASETS.TRAIN is empty, cannot be read, or does not list its things.
+        UserError: if the number is needed and DATASETS.TRAIN is empty, cannot be read, or does not list its things; if
+            `resume` finds no sound checkpoint among those in OUTPUT_DIR.
     """
     if cfg.MODEL.PSF.NUM_THING_QUERIES != FROM_DATA:
         return None
-    last = PlainCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
-    is_resumed = resume and last.has_checkpoint()
-    weights = last.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
+    last = newest_sound_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
+    weights = cfg.MODEL.WEIGHTS if last is None else str(last.path)
     found = None
-    if weights and (is_resumed or not is_training):
+    if weights and (last is not None or not is_training):
         found = _of_trained_model(weights)
     if found is None:
         found = _of_data(cfg)._replace(is_guess=bool(weights) and not is_training)

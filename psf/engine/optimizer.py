@@ -1,9 +1,12 @@
-"""The optimizer of Deformable DETR: lower learning rates of backbone and sampling points, full-model clipping."""
+"""The optimizer of Deformable DETR: lower learning rates of backbone and sampling points, full-model clipping.
+
+Also its state in checkpoints.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -22,9 +25,13 @@ __all__ = [
     "block_positions",
     "build_optimizer",
     "layer_decay_factors",
+    "optimizer_state_for",
+    "parameter_names",
 ]
 
 _LEAST_SGD_RATE = 1e-3  # rates of AdamW, which normalizes the gradients, are below
+logger = logging.getLogger(__name__)
+
 _BLOCKS = tuple(end for end in BACKBONE_BLOCKS if not end.endswith("Stem"))
 
 
@@ -143,3 +150,70 @@ def _clipping_full_model(base: type[Optimizer], max_norm: float, norm_type: floa
             return super().step(closure)
 
     return FullModelClipping
+
+
+def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:
+    """Names of the optimizer's parameters, in the order of the numbers that its state dict gives them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizer_state_for(
+    optimizer: Optimizer, model: nn.Module, stored: Mapping[str, Any], names: Sequence[str] | None
+) -> dict[str, Any]:
+    """The state of a checkpoint for an optimizer whose config may have changed, for `load_state_dict`.
+
+    Moments are matched by the names of the parameters, because the groups depend on the config. Learning rates, weight
+    decay and the other options are those of `optimizer`; a line in the log has the options that differ. The scheduler
+    then sets the learning rates of the iteration.
+
+    Args:
+        optimizer: of this run.
+        model: with its parameters.
+        stored: the optimizer's state dict in the checkpoint.
+        names: `parameter_names` in the checkpoint; None: unknown, so the groups must be the same.
+
+    Raises:
+        UserError: if the checkpoint's optimizer was of another kind, or its parameters were others.
+    """
+    own, own_names = optimizer.state_dict(), parameter_names(optimizer, model)
+    sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (own, stored)]
+    if names is None and sizes[0] == sizes[1]:
+        names = own_names
+    if names is None or set(names) != set(own_names):
+        raise UserError(
+            "cannot resume: the optimizer of the checkpoint has other parameters or groups of parameters; set the keys "
+            "of frozen layers and under SOLVER as before, or start anew with the checkpoint as MODEL.WEIGHTS"
+        )
+    has_moments = any("exp_avg" in state for state in stored["state"].values())
+    if stored["state"] and has_moments != isinstance(optimizer, torch.optim.AdamW):
+        own_kind, stored_kind = ("SGD", "ADAMW") if has_moments else ("ADAMW", "SGD")
+        raise UserError(
+            f"cannot resume: SOLVER.OPTIMIZER is {own_kind!r}, but the checkpoint was trained with {stored_kind!r}; "
+            "set it back, or start anew with the checkpoint as MODEL.WEIGHTS"
+        )
+    _log_changes(_options(stored, names), _options(own, own_names))
+    by_name = {names[number]: state for number, state in stored["state"].items()}
+    state = {number: by_name[name] for number, name in enumerate(own_names) if name in by_name}
+    return {"state": state, "param_groups": own["param_groups"]}
+
+
+def _options(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Parameter name -> options of its group; "lr" is the learning rate before the scheduler."""
+    options = {}
+    for group in state["param_groups"]:
+        values = {**group, "lr": group.get("initial_lr", group["lr"])}
+        values = {key: value for key, value in values.items() if key not in ("params", "initial_lr")}
+        options.update({names[number]: values for number in group["params"]})
+    return options
+
+
+def _log_changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> None:
+    changes = {
+        f"{key} {before[name][key]} -> {value}": None
+        for name, options in now.items()
+        for key, value in options.items()
+        if key in before[name] and before[name][key] != value
+    }
+    if changes:
+        logger.warning("SOLVER has changed since the checkpoint, and the new values are used: %s", ", ".join(changes))

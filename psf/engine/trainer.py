@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
-import time
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
-from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from psf.checkpoint import TunedMerging, check_same_classes
@@ -30,16 +28,18 @@ from psf.data import (
     PanopticMapper,
     build_mapper,
     build_test_loader,
+    build_train_loader,
     check_dataset,
     check_sampler,
     load_dataset,
-    repeat_factors,
+    unchanged_random_state,
     without_empty_images,
 )
+from psf.data.files import remove_stale_drafts
 from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
-from psf.engine.mask_health import MaskHealthHook
+from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, Stopped, StopSignals
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.optimizer import build_optimizer
@@ -53,103 +53,30 @@ from psf.engine.results import (
     results_table,
     write_results,
 )
+from psf.engine.train_step import TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = [
-    "TrainStep",
     "Trainer",
-    "autocast_dtype",
     "main",
 ]
 
 logger = logging.getLogger(__name__)
 
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
-
-
-class TrainStep(SimpleTrainer):
-    """Detectron2's SimpleTrainer and AMPTrainer in one class; AMPTrainer requires CUDA.
-
-    Args:
-        dtype: of autocast; None trains in full precision. Gradients are scaled for float16 only.
-        device_type: "cuda" or "cpu".
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[Any],
-        optimizer: Optimizer,
-        *,
-        dtype: torch.dtype | None,
-        device_type: str,
-    ) -> None:
-        super().__init__(model, data_loader, optimizer)
-        self._dtype = dtype
-        self._device_type = device_type
-        self._scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
-
-    def run_step(self) -> None:
-        """Forward, backward, log, update.
-
-        Raises:
-            FloatingPointError: before any weight changes, if the loss is not finite; the message has terms and images.
-        """
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
-            losses = self.model(batch)
-        total = sum(losses.values())
-        if not torch.isfinite(total):
-            terms = {name: value.item() for name, value in losses.items() if not torch.isfinite(value)}
-            images = [image.get("file_name", "?") for image in batch]
-            raise FloatingPointError(
-                f"the loss is not finite at iteration {self.iter}: {terms or total}; images {images}"
-            )
-        self.optimizer.zero_grad()
-        self._scaler.scale(total).backward()
-        self._write_metrics(losses, data_time)
-        self._scaler.step(self.optimizer)  # unscales the gradients first, so clipping uses true norms
-        self._scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self._scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # empty if the earlier run was not in float16
-            self._scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """SOLVER.AMP.DTYPE if SOLVER.AMP.ENABLED, else None.
-
-    Raises:
-        UserError: if it is neither "float16" nor "bfloat16", or if it is "float16" on a CPU.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in ("float16", "bfloat16"):
-        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, expected "float16" or "bfloat16"')
-    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        raise UserError(
-            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": use "bfloat16" on a CPU, or full precision '
-            "with SOLVER.AMP.ENABLED False"
-        )
-    return getattr(torch, name)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Detectron2's loop logs every exception with its traceback; a user's mistake is one line.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
+)
 
 
 def main(args: argparse.Namespace) -> Any:
     """One process of a run: train, or evaluate with `--eval-only`. Returns the results, {} outside the main process."""
-    cfg = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        write_config(trainer.config_in_force)
-        return trainer.train()
+        return _train(args)
+    cfg = setup(args)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: name a dataset to evaluate on")
     _check_datasets(cfg.DATASETS.TEST)
@@ -168,6 +95,24 @@ def main(args: argparse.Namespace) -> Any:
     return results
 
 
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train; if a signal stops the training, one line in the log says so before `Stopped` ends the process."""
+    with StopSignals() as signals:
+        trainer = None
+        try:
+            trainer = Trainer(setup(args), signals)
+            trainer.resume_or_load(resume=args.resume)
+            if not trainer.is_finished:
+                write_config(trainer.config_in_force)
+            results = trainer.train()
+            logger.info("Training is finished; the model is %s", trainer.last_saved or trainer.cfg.OUTPUT_DIR)
+            return results
+        except Stopped as stopped:
+            saved = "nothing to save: start the same command again" if trainer is None else trainer.describe_saved()
+            logger.warning("Stopped by %s: %s", stopped.signal_name, saved)
+            raise
+
+
 class Trainer(DefaultTrainer):
     """Trains the model of a config; evaluates every TEST.EVAL_PERIOD iterations and at the end.
 
@@ -179,6 +124,13 @@ class Trainer(DefaultTrainer):
     the last checkpoint and evaluation. `config_in_force` is the config with these thresholds; it is written to
     OUTPUT_DIR/config.yaml.
 
+    Checkpoints have the state of the loader and of the random generators of all processes: on a CPU a resumed run has
+    the losses of an unbroken one. docs/training.md describes when they are written.
+
+    Args:
+        cfg: the config.
+        signals: stop the training after an iteration; None: signals have their usual effect.
+
     Raises:
         UserError: if DATASETS.TRAIN is empty, if files of a dataset are missing, if keys contradict, or if TEST.AUG
             cannot be run.
@@ -186,7 +138,7 @@ class Trainer(DefaultTrainer):
 
     _hooks: list[HookBase]
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, signals: StopSignals | None = None) -> None:
         # Not DefaultTrainer's, which fixes the classes of step and checkpointer, and requires a GPU for DDP.
         TrainerBase.__init__(self)
         for name in ("detectron2", "psf"):
@@ -207,7 +159,6 @@ class Trainer(DefaultTrainer):
 
         self.config_in_force = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        _check_batch(cfg)
         model = self.build_model(cfg)
         _check_views(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
@@ -216,17 +167,47 @@ class Trainer(DefaultTrainer):
         device_ids = None if device_type == "cpu" else [comm.get_local_rank()]  # DDP refuses ids for CPU modules
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
 
-        self._trainer = TrainStep(model, data_loader, optimizer, dtype=dtype, device_type=device_type)
+        self._trainer = TrainStep(
+            model,
+            data_loader,
+            optimizer,
+            dtype=dtype,
+            device_type=device_type,
+            max_skipped=cfg.SOLVER.MAX_SKIPPED_STEPS,
+            output_dir=cfg.OUTPUT_DIR,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        self.last_saved: Path | None = None
+        self._signals = StopSignals() if signals is None else signals
+        self._process_state = ProcessStateHook(self._trainer, device_type)
+        self.register_hooks([*self.build_hooks(), self._process_state])
+        if comm.is_main_process():
+            remove_stale_drafts(Path(cfg.OUTPUT_DIR))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the resumed run has no iterations left."""
+        return self.start_iter >= self.max_iter
 
     def train(self) -> dict[str, Any]:
-        """Train to SOLVER.MAX_ITER. Returns the last evaluation's results, {} outside the main process."""
-        super().train()
+        """Train to SOLVER.MAX_ITER. Returns the last evaluation's results, {} outside the main process.
+
+        Raises:
+            UserError: if a file cannot be written because the disk is full, or for a similar reason.
+        """
+        try:
+            super().train()
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise UserError(
+                f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): make room or change "
+                f"the folder's permissions; {self.describe_saved()}"
+            ) from error
         if self.cfg.TEST.AUG.ENABLED:
             views = self.test_with_TTA(self.cfg, self.model)
             self._last_eval_results.update(views)
@@ -240,32 +221,89 @@ class Trainer(DefaultTrainer):
         The merging thresholds in a checkpoint are used only if training is finished. A run that continues tunes them
         again.
         """
-        super().resume_or_load(resume)
+        entries = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         merging = self.checkpointer.merging
         self.checkpointer.merging = None
-        if merging is not None and self.start_iter >= self.max_iter:
+        if self.checkpointer.resumed_from is not None:
+            self._continue_after(self.iter + 1, entries.get("processes", []))
+        if merging is not None and self.is_finished:
             self._set_merging(merging)
         model = self.cfg.MODEL
         is_pretrained = model.BACKBONE.NAME == "build_psf_timm_backbone" and model.PSF.TIMM.PRETRAINED
-        if not (model.WEIGHTS or is_pretrained or (resume and self.checkpointer.has_checkpoint())):
+        if not (model.WEIGHTS or is_pretrained or self.checkpointer.resumed_from):
             logger.warning(
                 "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, also in the backbone; docs/model_zoo.md "
                 "lists the sources of pretrained weights"
             )
 
+    def _continue_after(self, num_iterations: int, states: list[dict[str, Any]]) -> None:
+        """Set the first iteration of a resumed run.
+
+        Args:
+            num_iterations: of the earlier run.
+            states: of its processes, from `ProcessStateHook`; empty in files of Detectron2 and of earlier versions.
+        """
+        self.start_iter = num_iterations
+        self.last_saved = self.checkpointer.resumed_from
+        if self.is_finished:
+            logger.warning(
+                "The run in OUTPUT_DIR has finished its %d iterations (SOLVER.MAX_ITER), and is only evaluated again; "
+                "increase MAX_ITER to train on",
+                num_iterations,
+            )
+        elif states:
+            self._process_state.resumed = states[comm.get_rank() % len(states)]
+        else:
+            logger.warning("The checkpoint has no state of the loader: the order of the images starts again")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Detectron2's, but learning rates follow the keys under SOLVER, also if these have changed.
+
+        Raises:
+            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER, or another optimizer.
+        """
+        num_iterations = state_dict["iteration"] + 1
+        if num_iterations > self.max_iter:
+            raise UserError(
+                f"cannot resume: SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint has been trained for "
+                f"{num_iterations} iterations; increase it, or evaluate with --eval-only --resume"
+            )
+        base_lrs = getattr(self.scheduler, "base_lrs", None)
+        super().load_state_dict(state_dict)
+        if isinstance(self.scheduler, LRMultiplier):
+            self.scheduler.base_lrs = base_lrs
+            for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+                group["lr"] = rate
+
+    def save_checkpoint(self, name: str, iteration: int | None = None) -> Path:
+        """Write OUTPUT_DIR/name.pth after an iteration (default: the current one); all processes call this together."""
+        states = comm.gather(self._process_state.capture())
+        self.checkpointer.save(name, iteration=self.iter if iteration is None else iteration, processes=states)
+        self.last_saved = Path(self.cfg.OUTPUT_DIR, f"{name}.pth")
+        return self.last_saved
+
+    def describe_saved(self) -> str:
+        """What is saved, and how to continue, in one line."""
+        if self.last_saved is None:
+            return "no iteration is finished, so nothing is saved: start the same command again"
+        if self.last_saved.name == f"{FINAL_CHECKPOINT}.pth":
+            return f"training is finished and {self.last_saved} is saved; the same command with --resume evaluates it"
+        return f"{self.last_saved} is saved; continue with the same command and --resume"
+
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, with mask health and, before checkpoints and evaluation, the tuning of merging."""
-        hooks: list[HookBase | None] = super().build_hooks()
-        for hook in hooks:
-            if isinstance(hook, PeriodicCheckpointer) and hook.period == 0:
-                hook.period = self.max_iter + 1  # never; the last iteration writes model_final.pth
-        model = _without_ddp(self.model)
+        hooks: list[HookBase | None] = [
+            hook for hook in super().build_hooks() if not isinstance(hook, PeriodicCheckpointer)
+        ]
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(evaluation, CheckpointHook.from_config(self.cfg, self._signals))
+        model = without_ddp(self.model)
         if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
             hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # after the timer, before the writers
         if self.cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES > 0:
             reason = why_not_tuned(self.cfg, model)
             if reason is None:
-                last = next(i for i, hook in enumerate(hooks) if isinstance(hook, (PeriodicCheckpointer, EvalHook)))
+                last = next(i for i, hook in enumerate(hooks) if isinstance(hook, CheckpointHook))
                 hooks.insert(last, _MergingTuner())  # these save and evaluate with the tuned values
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
@@ -282,17 +320,19 @@ class Trainer(DefaultTrainer):
         together.
         """
         self.save_final()
-        merging = find_merging(self.cfg, _without_ddp(self.model))
+        self._signals.is_deferred = False  # a signal may end the search: a resumed run repeats it
+        with unchanged_random_state():
+            merging = find_merging(self.cfg, without_ddp(self.model))
         if merging is not None:
             self._set_merging(merging, is_new=True)
             write_config(self.config_in_force)
 
-    def save_final(self) -> None:
-        """Write the checkpoint of a finished training."""
-        self.checkpointer.save(FINAL_CHECKPOINT, iteration=max(self.start_iter, self.max_iter) - 1)
+    def save_final(self) -> Path:
+        """Write the checkpoint of a finished training; all processes call this together."""
+        return self.save_checkpoint(FINAL_CHECKPOINT, max(self.start_iter, self.max_iter) - 1)
 
     def _set_merging(self, merging: TunedMerging, *, is_new: bool = False) -> None:
-        model = _without_ddp(self.model)
+        model = without_ddp(self.model)
         apply_merging(model, merging, is_new=is_new)
         self.checkpointer.merging = merging
         if model.post_processor.is_tuned:
@@ -313,7 +353,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Detectron2's loader over all of DATASETS.TRAIN, with the mapper that INPUT.DATASET_MAPPER_NAME names.
+        """`psf.data.build_train_loader` over all of DATASETS.TRAIN, with the mapper of INPUT.DATASET_MAPPER_NAME.
 
         DATALOADER.FILTER_EMPTY_ANNOTATIONS drops images without annotations, see `psf.data.without_empty_images`.
         """
@@ -324,10 +364,7 @@ class Trainer(DefaultTrainer):
         images = without_empty_images(cfg, [image for dataset in datasets for image in dataset])
         check_sampler(cfg, images)
         warn_of_too_few_queries(cfg, images)
-        sampler = None  # Detectron2's choice
-        if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-            sampler = RepeatFactorTrainingSampler(repeat_factors(cfg, images), seed=cfg.SEED)
-        return build_detection_train_loader(cfg, dataset=images, mapper=mapper, sampler=sampler)
+        return build_train_loader(cfg, images, mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
@@ -349,7 +386,8 @@ class Trainer(DefaultTrainer):
         rejected the candidates of a few images.
         """
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        with unchanged_random_state():  # its loaders draw numbers
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
         _report(cfg, results)
         if comm.is_main_process():
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
@@ -363,7 +401,7 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, dataset_name: str, kinds: tuple[str, ...]
     ) -> dict[str, Any]:
         """An entry for a dataset's results if `kinds` were not predicted at all; {} if the model cannot explain it."""
-        plain = _without_ddp(model)
+        plain = without_ddp(model)
         if not kinds or not hasattr(plain, "explain"):
             return {}
         cfg = cfg.clone()
@@ -382,7 +420,7 @@ class Trainer(DefaultTrainer):
         Writes no results.json and no table, because the caller has other results, too. Images are read at the size of
         the largest view, not by MIN_SIZE_TEST and MAX_SIZE_TEST.
         """
-        views = PanopticSegFormerWithTTA(cfg, _without_ddp(model))
+        views = PanopticSegFormerWithTTA(cfg, without_ddp(model))
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "TTA"))
@@ -407,22 +445,9 @@ class _MergingTuner(HookBase):
             self.trainer.tune_merging()
 
 
-def _without_ddp(model: nn.Module) -> Any:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def _check_datasets(names: Iterable[str]) -> None:
     for name in names:
         check_dataset(name)
-
-
-def _check_batch(cfg: CfgNode) -> None:
-    size, count = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
-    if size % count:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {size}, the batch of all {count} processes: expected a multiple of {count}, or "
-            "another --num-processes or --num-gpus"
-        )
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:

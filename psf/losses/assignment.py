@@ -15,7 +15,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from psf.errors import UserError
 from psf.ops.precision import at_least_float32
 from psf.structures import LocatedQueries, LocationLayer, PanopticTargets, TrainingPredictions
 
@@ -36,6 +35,7 @@ __all__ = [
 ]
 
 DICE_COST_EPS = 1e-3  # added to both squared sums
+NOT_FINITE_COST = 1e9  # in place of a cost that is NaN or infinite
 TOKENS_PER_THING = 4  # approximate number of tokens that learn to propose each thing
 
 
@@ -225,10 +225,7 @@ class HungarianMatcher:
             target: the ground truth, with G things.
 
         Returns:
-            (N, G), float32 or as precise as the inputs.
-
-        Raises:
-            UserError: if a cost is not finite; the message names the term.
+            (N, G), float32 or as precise as the inputs; finite, also if a prediction is not.
         """
         terms = {
             "class": self.class_weight
@@ -244,13 +241,8 @@ class HungarianMatcher:
         if mask_scores is not None:
             terms["dice"] = self.dice_weight * dice_cost(at_least_float32(mask_scores), target.thing_masks)
         total = torch.stack(list(terms.values())).sum(0)
-        if not torch.isfinite(total).all():
-            bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
-            raise UserError(
-                f"the matching cost is not finite (in: {', '.join(bad)}): the model's outputs have become NaN or "
-                "infinite; check the last losses, and lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.CLIP_VALUE"
-            )
-        return total
+        # NaN in a prediction: matched last. The loss shows it, in all processes together, and the trainer handles it.
+        return torch.nan_to_num(total, nan=NOT_FINITE_COST, posinf=NOT_FINITE_COST, neginf=NOT_FINITE_COST)
 
     def __call__(
         self,

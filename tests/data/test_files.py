@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import time
 from pathlib import Path
 
 import pytest
 from detectron2.utils.file_io import PathManager
 
 from psf.checkpoint import pretrained
-from psf.data.files import atomic_path, cache_path, is_hidden, make_folder, read_json, write_text
+from psf.data.files import (
+    atomic_path,
+    cache_path,
+    is_hidden,
+    make_folder,
+    read_json,
+    remove_stale_drafts,
+    write_text,
+)
 
 
 def test_a_file_appears_whole(tmp_path: Path):
@@ -22,6 +32,24 @@ def test_a_file_appears_whole(tmp_path: Path):
         draft.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "two" and list(target.parent.iterdir()) == [target]
+
+
+def test_drafts_of_dead_processes_are_removed(tmp_path: Path):
+    host, now = socket.gethostname(), time.time()
+    ages = {  # name -> age in seconds; process 1 runs
+        f".psf-{host}-1-abc": 10,
+        ".psf-other-host-77-abc": 10,
+        ".psf-of-a-user": 10000,
+        f".psf-{host}-{os.getpid()}-abc": 10,
+        f".psf-{host}-4194305-abc": 10,  # above the largest number of a process
+        ".psf-other-host-78-abc": 4000,
+    }
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.pth").write_text("half")
+        os.utime(tmp_path / name, (now - age, now - age))
+    remove_stale_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(list(ages)[:3])
 
 
 def test_weights_name_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,14 +1,22 @@
-"""Images for evaluation: each once, in batches of one size."""
+"""Images for training, as Detectron2 hands them out, and for evaluation: each once, in batches of one size."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from psf.data import build_test_loader
+from psf.data import RandomState, TrainingLoader, build_test_loader, build_train_loader
 from psf.data.loaders import check_sampler, repeat_factors, same_size_batches, without_empty_images
 from tests.models import tiny_config
 
@@ -82,3 +90,78 @@ def test_images_with_rare_classes_are_repeated():
     dicts[3]["annotations"] = []  # the panoptic segments are what the model is trained on
     # Class 1 is in a quarter of the images, class 0 in all: sqrt(0.9 / 0.25) and 1.
     assert repeat_factors(cfg, dicts).tolist() == pytest.approx([1, 1, (0.9 / 0.25) ** 0.5, 1])
+
+
+class TestTrainingLoader:
+    """Images of two aspect ratios, and a mapper that draws from all three random generators."""
+
+    DATASET = images(*([(2, 3), (3, 2), (2, 3)] * 3))
+
+    @staticmethod
+    def mapper(one: dict) -> dict:
+        return {**one, "drawn": (random.random(), np.random.rand(), torch.rand(()).item())}
+
+    def cfg(self, num_workers: int, group: bool, **more: object) -> CfgNode:
+        keys = {"DATALOADER__NUM_WORKERS": num_workers, "DATALOADER__ASPECT_RATIO_GROUPING": group}
+        return tiny_config(SOLVER__IMS_PER_BATCH=2, **keys, **more)
+
+    def loader(self, num_workers: int, group: bool, **more: object) -> TrainingLoader:
+        return build_train_loader(self.cfg(num_workers, group, **more), self.DATASET, self.mapper)
+
+    @pytest.mark.parametrize("group", [False, True])
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_hands_out_what_detectron2s_loader_does(self, num_workers: int, group: bool):
+        seed_all_rng(7)
+        theirs = build_detection_train_loader(self.cfg(num_workers, group), dataset=self.DATASET, mapper=self.mapper)
+        expected = list(islice(theirs, 8))
+        seed_all_rng(7)
+        assert list(islice(self.loader(num_workers, group), 8)) == expected
+
+    @pytest.mark.parametrize("group", [False, True])
+    @pytest.mark.parametrize(("num_workers", "num_before"), [(0, 5), (2, 1), (2, 4), (2, 5)])
+    def test_continues_where_another_one_has_stopped(self, num_workers: int, num_before: int, group: bool):
+        seed_all_rng(7)
+        first = self.loader(num_workers, group)
+        batches = iter(first)
+        for _ in range(num_before):
+            next(batches)
+        state, random_state = first.state_dict(), RandomState.capture()
+        expected = list(islice(batches, 6))
+        seed_all_rng(8)
+        second = self.loader(num_workers, group)
+        assert second.load_state_dict(state)
+        batches = iter(second)
+        RandomState.of_entry(random_state.as_entry()).restore()
+        found, random_state = list(islice(batches, 2)), RandomState.capture()
+        third = self.loader(num_workers, group)  # from a run that was itself resumed
+        assert third.load_state_dict(second.state_dict())
+        batches = iter(third)
+        random_state.restore()
+        assert [*found, *islice(batches, 4)] == expected
+
+    def test_other_numbers_continue_with_the_next_images(self):
+        def names(batches: Iterable[list[dict]]) -> list[str]:
+            return [one["file_name"] for batch in batches for one in batch]
+
+        first = self.loader(0, False)
+        batches = iter(first)
+        next(batches)
+        state, expected = first.state_dict(), names(islice(batches, 3))
+        second = self.loader(1, False)
+        assert not second.load_state_dict(state)
+        assert names(islice(second, 3)) == expected
+
+    def test_repeat_factors_have_a_state_too(self):
+        keys = {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER__REPEAT_THRESHOLD": 0.9}
+        dataset = [{**one, "annotations": [{"category_id": i % 3}]} for i, one in enumerate(self.DATASET)]
+        first = build_train_loader(self.cfg(0, False, **keys), dataset, lambda one: one)
+        batches = iter(first)
+        next(batches)
+        second = build_train_loader(self.cfg(0, False, **keys, SEED=5), dataset, lambda one: one)
+        assert second.load_state_dict(first.state_dict())
+        assert list(islice(second, 9)) == list(islice(batches, 9))
+
+    def test_processes_must_share_a_batch_evenly(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+        with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH is 2, .* expected a multiple of 3"):
+            self.loader(0, False)

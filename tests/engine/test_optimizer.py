@@ -14,7 +14,7 @@ from torch import nn
 
 from psf import add_psf_config
 from psf.engine import build_optimizer
-from psf.engine.optimizer import block_positions, layer_decay_factors
+from psf.engine.optimizer import block_positions, layer_decay_factors, optimizer_state_for, parameter_names
 from tests.models import tiny_config
 
 
@@ -284,3 +284,41 @@ def test_no_blocks():
     model.backbone = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"BACKBONE_LAYER_DECAY is 0\.9, but no known blocks in Linear"):
         build_optimizer(solver(BACKBONE_LAYER_DECAY=0.9), model)
+
+
+class TestStateOfACheckpoint:
+    def trained(self, model: nn.Module, **keys: Any) -> torch.optim.Optimizer:
+        """After one step, in which the gradient of each parameter was its own number."""
+        optimizer = build_optimizer(solver_cfg(**keys), model)
+        for number, parameter in enumerate(model.parameters(), 1):
+            parameter.grad = torch.full_like(parameter, number) if parameter.requires_grad else None
+        optimizer.step()
+        return optimizer
+
+    def test_moments_follow_the_names_and_options_the_config(self):
+        model = Model()
+        old = self.trained(model, BACKBONE_MULTIPLIER=0.1)
+        names = parameter_names(old, model)
+        new = build_optimizer(solver_cfg(BACKBONE_MULTIPLIER=1.0, BIAS_LR_FACTOR=2.0, WEIGHT_DECAY_NORM=0.0), model)
+        assert parameter_names(new, model) != names  # the groups differ
+        before = settings(new, model, "lr")
+        new.load_state_dict(optimizer_state_for(new, model, old.state_dict(), names))
+        for number, (name, parameter) in enumerate(model.named_parameters(), 1):
+            if parameter.requires_grad:  # AdamW's first moment after one step is 0.1 times the gradient
+                assert torch.allclose(new.state[parameter]["exp_avg"], torch.tensor(0.1 * number)), name
+        assert settings(new, model, "lr") == before
+
+    @pytest.mark.parametrize(("kind", "other"), [("ADAMW", "SGD"), ("SGD", "ADAMW")])
+    def test_another_kind_is_refused(self, kind: str, other: str):
+        model = Model()
+        old, new = self.trained(model, OPTIMIZER=kind), build_optimizer(solver_cfg(OPTIMIZER=other), model)
+        with pytest.raises(ValueError, match=rf"SOLVER\.OPTIMIZER is '{other}', .* trained with '{kind}'"):
+            optimizer_state_for(new, model, old.state_dict(), parameter_names(old, model))
+
+    def test_without_names_the_groups_must_agree(self):
+        model = Model()
+        old, same = self.trained(model), build_optimizer(solver_cfg(BASE_LR=0.1), model)
+        assert optimizer_state_for(same, model, old.state_dict(), None)["state"] == old.state_dict()["state"]
+        other = build_optimizer(solver_cfg(BIAS_LR_FACTOR=2.0), model)
+        with pytest.raises(ValueError, match="cannot resume: the optimizer of the checkpoint has other parameters"):
+            optimizer_state_for(other, model, old.state_dict(), None)

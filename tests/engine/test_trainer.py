@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 
 from psf import add_psf_config
 from psf.engine import Checkpointer, Trainer, build_config, build_optimizer, main, setup
-from psf.engine.trainer import TrainStep
+from psf.engine.train_step import TrainStep
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
 from tests.mini_set import PsfTestColorModel
@@ -184,25 +186,6 @@ class TestMixedPrecision:
         other.load_state_dict(in_full_precision.state_dict())  # a run may go on in another precision
 
 
-def test_step_names_terms_and_images_of_a_loss_that_is_not_finite():
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1))
-
-        def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-            value = batch[0]["image"] * self.weight.sum()
-            return {"loss_good": self.weight.sum(), "loss_bad": value}
-
-    model = Model()
-    batch = [{"image": torch.tensor(float("nan")), "file_name": "broken.png"}]
-    step = TrainStep(model, [batch], torch.optim.SGD(model.parameters(), 0.1), dtype=None, device_type="cpu")
-    step.iter = 7
-    with pytest.raises(FloatingPointError, match=r"iteration 7: \{'loss_bad': nan\}; images \['broken.png'\]"):
-        step.run_step()
-    assert model.weight.item() == 1
-
-
 class TestCheckpointOfAnotherShape:
     def save(self, folder: Path) -> str:
         model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
@@ -334,7 +317,7 @@ class TestKeysOfTheTrainer:
         assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_final.pth"]
 
     def test_processes_share_the_batch(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("psf.engine.trainer.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("psf.data.loaders.comm.get_world_size", lambda: 2)
         with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH is 3, .* expected a multiple of 2"):
             Trainer(build_config(parse_args().config_file, ["SOLVER.IMS_PER_BATCH", "3", "MODEL.DEVICE", "cpu"]))
 
@@ -349,3 +332,91 @@ class TestKeysOfTheTrainer:
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             "MODEL.WEIGHTS is empty: the weights are random, and so are the results"
         ]
+
+
+class TestResume:
+    def rates(self, output: Path) -> list[float]:
+        return [line["lr"] for line in metrics(output) if "lr" in line]
+
+    def test_changed_options_are_used(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        keys = ("SOLVER.STEPS", "(1000,)")
+        main(parse_args("SOLVER.BASE_LR", "0.01", *keys))
+        main(
+            parse_args(
+                "--resume", "SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.001", "SOLVER.WEIGHT_DECAY", "0.5", *keys
+            )
+        )
+        output = tmp_path / "output"
+        assert self.rates(output) == pytest.approx([0.001, 0.0001])  # of the backbone: a tenth of BASE_LR
+        log = (output / "log.txt").read_text()
+        assert "SOLVER has changed since the checkpoint, and the new values are used: lr " in log
+        assert "weight_decay 0.0001 -> 0.5" in log
+        assert "BASE_LR: 0.001" in (output / "config.yaml").read_text()
+        groups = torch.load(output / "model_final.pth", weights_only=True)["trainer"]["_trainer"]["optimizer"]
+        assert {group["weight_decay"] for group in groups["param_groups"]} == {0.5, 0.0}  # 0: of norms
+
+    def test_finished_run_is_only_evaluated(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        results = main(parse_args())
+        output = tmp_path / "output"
+        config, weights = (output / "config.yaml").read_bytes(), (output / "model_final.pth").read_bytes()
+        again = main(parse_args("--resume", "SOLVER.BASE_LR", "0.5"))
+        assert again["panoptic_seg"] == results["panoptic_seg"]
+        assert "has finished its 2 iterations (SOLVER.MAX_ITER)" in (output / "log.txt").read_text()
+        assert (output / "config.yaml").read_bytes() == config  # 0.5 did not run
+        assert (output / "model_final.pth").read_bytes() == weights
+
+    def test_fewer_iterations_than_have_run(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+        main(parse_args())
+        monkeypatch.setattr(Trainer, "build_writers", lambda self: [])  # a refused run leaves its files open
+        with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER is 1, but the checkpoint has been trained for 2"):
+            main(parse_args("--resume", "SOLVER.MAX_ITER", "1"))
+
+    def test_torn_checkpoint_is_named_and_the_one_before_taken(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
+        output = tmp_path / "output"
+        path = output / "model_final.pth"
+        path.write_bytes(path.read_bytes()[:1000])
+        before = len((output / "log.txt").read_text())
+        main(parse_args("--resume", "SOLVER.MAX_ITER", "3"))
+        log = (output / "log.txt").read_text()[before:]
+        assert f"NOT USED: {path}: torn" in log and "model_0000000.pth" in log
+        assert "Starting training from iteration 1" in log
+
+    def test_without_any_checkpoint_a_run_starts(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        main(parse_args("--resume"))
+        assert "Starting training from iteration 0" in (tmp_path / "output" / "log.txt").read_text()
+
+
+def test_full_disk_is_one_line(
+    mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    plain_save = torch.save
+
+    def save(content: dict, file: Any) -> None:
+        if content["iteration"] == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain_save(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*model_final\.pth cannot be written \(No space[^\n]*model_0000000\.pth is"
+    ):
+        main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert not list((tmp_path / "output").glob(".psf-*"))
+    assert "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Trainer, "build_writers", lambda self: [])  # they would stay open
+    trainer = Trainer(setup(parse_args("SOLVER.CHECKPOINT_PERIOD", "1")))
+    trainer.save_checkpoint("model_0000000")
+    with torch.no_grad():
+        trainer.model.backbone.weight[0] = float("inf")
+    with pytest.raises(
+        ValueError, match=r"is not written: backbone\.weight .*model_0000000\.pth is the last checkpoint"
+    ):
+        trainer.save_checkpoint("model_0000001")
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000000.pth"

@@ -13,7 +13,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from psf.engine import Trainer
-from psf.engine.mask_health import MaskHealthHook
+from psf.engine.hooks.mask_health import MaskHealthHook
 from psf.losses import HeadCounts, MaskHealth
 from tests.models import RECIPES, tiny_config
 
@@ -137,7 +137,7 @@ def test_a_real_training_writes_the_scalars(mini: str, tmp_path: Path, recipe: s
 def test_a_real_training_warns_of_a_dead_head(
     mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("psf.engine.mask_health.PATIENCE", 3)
+    monkeypatch.setattr("psf.engine.hooks.mask_health.PATIENCE", 3)
     trainer = trainer_of(mini, tmp_path / "output", "released")
     with torch.no_grad():
         trainer.model.stuff_decoder.layers[1].mask_head.fuse.bias.fill_(-1000.0)

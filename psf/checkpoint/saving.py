@@ -1,0 +1,211 @@
+"""Write checkpoints that are whole or absent, and find damage in them."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from psf.checkpoint.reading import read_checkpoint
+from psf.data.files import atomic_path
+from psf.errors import UserError
+
+__all__ = [
+    "FoundCheckpoint",
+    "find_damage",
+    "newest_sound_checkpoint",
+    "non_finite_names",
+    "write_checkpoint",
+]
+
+TAG = "last_checkpoint"  # file with the name of the newest checkpoint, as in Detectron2
+
+# The files of torch.save are zip archives. A comment at the end of the archive has the checksum of everything before
+# it; torch and other programs ignore the comment.
+_MARK = b"psf-sha256:"
+_COMMENT_SIZE = len(_MARK) + 2 * hashlib.sha256().digest_size
+_LENGTH = struct.Struct("<H")  # of the comment; the last field before it
+_END_OF_ARCHIVE = b"PK\x05\x06"
+_END_SIZE = 22  # bytes from there to the end, without a comment
+_CHUNK = 1 << 20
+
+
+def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint with torch.save, and a checksum for `find_damage`.
+
+    The file appears when it is complete and on the disk (`psf.data.files.atomic_path`). An error or a kill leaves an
+    earlier file of this name as it was.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with atomic_path(path) as draft:
+        with draft.open("wb") as file:  # torch hides the reason of an error if it opens the file
+            torch.save(dict(content), file)
+        size = draft.stat().st_size - _LENGTH.size
+        with draft.open("r+b") as file:
+            file.seek(-_END_SIZE, 2)
+            end = file.read()
+            assert end.startswith(_END_OF_ARCHIVE) and end.endswith(_LENGTH.pack(0)), "torch.save wrote a comment"
+            checksum = _checksum(draft, size)
+            file.seek(size)
+            file.write(_LENGTH.pack(_COMMENT_SIZE) + _MARK + checksum)
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a checkpoint, in a few words; None if nothing is.
+
+    Files without psf's checksum, which Detectron2 or an earlier psf wrote, are checked by the CRC-32 of each tensor.
+    """
+    try:
+        size = path.stat().st_size
+        if not size:
+            return "empty"
+        with path.open("rb") as file:
+            file.seek(max(size - _COMMENT_SIZE - _END_SIZE, 0))
+            _, end, tail = file.read().rpartition(_END_OF_ARCHIVE)
+        length, comment = tail[_END_SIZE - len(end) - _LENGTH.size :][: _LENGTH.size], tail[_END_SIZE - len(end) :]
+        if not end or length != _LENGTH.pack(len(comment)):
+            return "torn or not written by torch.save"
+        if comment.startswith(_MARK):
+            is_sound = comment[len(_MARK) :] == _checksum(path, size - _LENGTH.size - len(comment))
+            return None if is_sound else "its checksum is wrong"
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+        return None if entry is None else f"the checksum of {entry} is wrong"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+        return "torn or not written by torch.save"
+
+
+def _checksum(path: Path, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (chunk := file.read(min(size, _CHUNK))):
+            digest.update(chunk)
+            size -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+class FoundCheckpoint(NamedTuple):
+    """The checkpoint from which a run is resumed."""
+
+    path: Path
+    content: dict[str, Any]
+    refused: list[str]  # why newer files are not used, each with the file's name
+
+
+def newest_sound_checkpoint(folder: Path, parameters: Collection[str] = ()) -> FoundCheckpoint | None:
+    """The checkpoint that the file last_checkpoint names, or the newest other one if that is damaged or missing.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+        parameters: as for `non_finite_names`.
+
+    Returns:
+        None if the folder has neither last_checkpoint nor any .pth file.
+
+    Raises:
+        UserError: if there are files, but none is a sound checkpoint of a training run; if last_checkpoint names
+            anything but a .pth file of the folder.
+    """
+    files = list(folder.glob("*.pth"))
+    refused: list[str] = []
+    tag = folder / TAG
+    if tag.is_file():
+        name = tag.read_text(encoding="utf-8", errors="replace").strip().strip("\0")
+        if name and (Path(name).name != name or not name.endswith(".pth")):
+            raise UserError(f"{tag} has {name[:80]!a}: expected the name of a .pth file in this folder")
+        if name:
+            try:
+                return FoundCheckpoint(folder / name, _read_sound(folder / name, parameters), refused)
+            except UserError as error:
+                refused.append(str(error))
+        else:
+            refused.append(f"{tag}: empty")
+        files = [path for path in files if path.name != name]
+    elif files:
+        refused.append(f"{tag}: missing")
+    else:
+        return None
+    for path in _newest_first(files, refused):
+        try:
+            return FoundCheckpoint(path, _read_sound(path, parameters), refused)
+        except UserError as error:
+            refused.append(str(error))
+    raise UserError(
+        f"cannot resume: no sound checkpoint of a training run in {folder} ({'; '.join(refused)}); restore one, or "
+        "name another OUTPUT_DIR and train without --resume"
+    )
+
+
+def _newest_first(files: Iterable[Path], refused: list[str]) -> list[Path]:
+    """Checkpoints of a training run, by their iteration; the reasons against other files go to `refused`."""
+    iterations = {}
+    for path in files:
+        try:
+            if damage := find_damage(path):
+                raise UserError(f"{path}: {damage}")
+            content = read_checkpoint(path)
+            if not {"iteration", "trainer"} <= content.keys():
+                raise UserError(f"{path}: no iteration and trainer, so no checkpoint of a training run")
+            iterations[path] = int(content["iteration"])
+        except UserError as error:
+            refused.append(str(error))
+    return sorted(iterations, key=lambda path: iterations[path], reverse=True)
+
+
+def _read_sound(path: Path, parameters: Collection[str]) -> dict[str, Any]:
+    """The content of a checkpoint, after checks of its bytes and numbers.
+
+    Raises:
+        UserError: naming the file and the reason.
+    """
+    if damage := find_damage(path):
+        raise UserError(f"{path}: {damage}")
+    content = read_checkpoint(path)
+    weights = content.get("model")
+    if not isinstance(weights, Mapping):
+        raise UserError(f'{path}: no weights of a model under "model"')
+    if names := [*non_finite_names(weights, parameters), *_names_with_nan(content.get("trainer"), "trainer")]:
+        raise UserError(f"{path}: holds NaN or infinity, in {names[0]} and {len(names) - 1} other tensors")
+    return content
+
+
+def non_finite_names(weights: Mapping[str, Any], parameters: Collection[str] = ()) -> list[str]:
+    """Names of tensors with NaN, and of parameters with infinity (a buffer may contain it on purpose).
+
+    Args:
+        weights: state dict of a model.
+        parameters: names of the entries that are parameters.
+    """
+    return [
+        name
+        for name, value in weights.items()
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not (value.isfinite().all() if name in parameters else not value.isnan().any())
+    ]
+
+
+def _names_with_nan(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.isnan().any():
+            yield name
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _names_with_nan(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _names_with_nan(inner, f"{name}.{index}")

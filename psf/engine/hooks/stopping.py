@@ -1,0 +1,93 @@
+"""Signals that stop a training after its current iteration."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+__all__ = ["ForwardedSignals", "StopSignals", "Stopped"]
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGUSR1: from job schedulers, some minutes before the limit
+# A second signal within this time is taken for a copy of the first: a terminal, a scheduler and the parent process may
+# each send one.
+_COPY_SECONDS = 2.0
+
+
+class Stopped(SystemExit):
+    """A training that a signal has stopped; it ends the process with the exit code that a shell gives such a process.
+
+    Args:
+        number: of the signal.
+        is_agreed: all processes of the training stop after the same iteration.
+    """
+
+    def __init__(self, number: int, *, is_agreed: bool = False) -> None:
+        super().__init__(128 + number)
+        self.number, self.is_agreed = number, is_agreed
+
+    @property
+    def signal_name(self) -> str:
+        """The signal as a user knows it."""
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+
+
+class _Handlers:
+    """A context in which `_handle` receives the signals of `_NAMES`; does nothing outside the main thread."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._received_at = 0.0
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+                if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker of a loader, which has inherited this handler
+            return
+        is_first = self.received is None
+        if not is_first and time.monotonic() - self._received_at < _COPY_SECONDS:
+            return
+        self.received, self._received_at = number, time.monotonic()
+        self._handle(number, is_first=is_first)
+
+    def _handle(self, number: int, *, is_first: bool) -> None:
+        raise NotImplementedError
+
+
+class StopSignals(_Handlers):
+    """A context that notes a signal while an iteration runs, and raises `Stopped` at other times.
+
+    The trainer sets `is_deferred` while an iteration runs, and reads `received` after it. A second signal raises
+    `Stopped` at once, whatever runs.
+    """
+
+    is_deferred = False
+
+    def _handle(self, number: int, *, is_first: bool) -> None:
+        if not (self.is_deferred and is_first):
+            raise Stopped(number)
+
+
+class ForwardedSignals(_Handlers):
+    """A context of the process that has started the training processes: they receive its signals."""
+
+    def _handle(self, number: int, *, is_first: bool) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)

@@ -1,0 +1,264 @@
+"""One iteration of training: forward, backward, checks of loss and gradients, update."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from psf.data import RandomState, unchanged_random_state
+from psf.data.files import atomic_path
+from psf.engine.optimizer import optimizer_state_for, parameter_names
+from psf.errors import UserError
+
+__all__ = ["TrainStep", "any_process", "autocast_dtype", "without_ddp"]
+
+logger = logging.getLogger(__name__)
+
+SKIPPED_FOLDER = "skipped_steps"  # in OUTPUT_DIR: inputs of steps that were skipped
+MAX_STORED_STEPS = 5
+MAX_NAMES = 3  # of parameters in a message
+
+
+def without_ddp(model: nn.Module) -> Any:
+    """The model itself, if DistributedDataParallel wraps it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def any_process(*flags: bool, device_type: str) -> list[bool]:
+    """Whether a flag is set in any process, for each flag; all processes call this together.
+
+    Args:
+        flags: of this process.
+        device_type: "cuda" or "cpu", where the processes communicate.
+    """
+    if comm.get_world_size() == 1:
+        return list(flags)
+    numbers = torch.tensor(flags, dtype=torch.int32, device=device_type)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return [bool(number) for number in numbers.tolist()]
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    total: Any = sum(losses.values())  # from 0, as in Detectron2
+    return total
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """SOLVER.AMP.DTYPE if SOLVER.AMP.ENABLED, else None.
+
+    Raises:
+        UserError: if it is neither "float16" nor "bfloat16", or if it is "float16" on a CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in ("float16", "bfloat16"):
+        raise UserError(f'SOLVER.AMP.DTYPE is {name!r}, expected "float16" or "bfloat16"')
+    if name == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        raise UserError(
+            'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu": use "bfloat16" on a CPU, or full precision '
+            "with SOLVER.AMP.ENABLED False"
+        )
+    return getattr(torch, name)
+
+
+class _Cause(NamedTuple):
+    """What one process knows about a step that is skipped."""
+
+    terms: dict[str, float]  # loss terms that are not finite, or whose gradients are not -> value
+    images: list[str]
+    file: str | None  # the inputs
+
+
+class TrainStep(SimpleTrainer):
+    """Detectron2's SimpleTrainer and AMPTrainer in one class; AMPTrainer requires CUDA.
+
+    A step is skipped, by all processes together, if the loss of one process or the norm of the gradients is not finite:
+    weights and optimizer stay as they are. One line in the log has the loss terms, the images, and the file with the
+    inputs (only those of the first 5 steps are stored). In float16, gradients that overflow only lower the scale.
+
+    Args:
+        dtype: of autocast; None trains in full precision. Gradients are scaled for float16 only.
+        device_type: "cuda" or "cpu".
+        max_skipped: number of steps in a row; so many skipped steps end the training.
+        output_dir: folder for the inputs of skipped steps; "": they are not stored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: Optimizer,
+        *,
+        dtype: torch.dtype | None,
+        device_type: str,
+        max_skipped: int = 1,
+        output_dir: str = "",
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self._dtype = dtype
+        self._device_type = device_type
+        self._scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
+        self._max_skipped, self._output_dir = max_skipped, output_dir
+        self._num_skipped = self._num_in_row = 0
+        # Statistics of batch norms, which a forward pass changes. Norms that are frozen have none that change.
+        self._statistics = [buffer for module in get_bn_modules(model) for buffer in module.buffers()]
+
+    def start_loader(self) -> None:
+        """Start the workers of the loader now, not with the first iteration."""
+        self._data_loader_iter_obj = iter(self.data_loader)
+
+    def run_step(self) -> None:
+        """Forward, backward, log, and update unless the loss or a gradient is not finite.
+
+        Raises:
+            UserError: if too many steps in a row are skipped.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        before = RandomState.capture(), [buffer.clone() for buffer in self._statistics]
+        losses = self._losses(self.model, batch)
+        total = _total(losses)
+        [is_bad] = any_process(not torch.isfinite(total), device_type=self._device_type)
+        if is_bad:
+            self._skip(batch, losses, *before)
+            return
+        self.optimizer.zero_grad()
+        self._scaler.scale(total).backward()
+        self._write_metrics(losses, data_time)
+        self._scaler.unscale_(self.optimizer)
+        # DDP has averaged the gradients: all processes see the same.
+        if not self._are_gradients_finite() and not (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
+            if self._scaler.is_enabled():
+                self._scaler.update()
+            self._skip(batch, losses, *before)
+            return
+        self._num_in_row = 0
+        self._scaler.step(self.optimizer)  # gradients have their true norms here, so clipping uses them
+        self._scaler.update()
+
+    def _losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
+            return model(batch)
+
+    def _are_gradients_finite(self) -> bool:
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    def _skip(
+        self, batch: list[dict[str, Any]], losses: dict[str, Tensor], state: RandomState, statistics: list[Tensor]
+    ) -> None:
+        """Undo the forward pass, and report the step.
+
+        Args:
+            batch: its inputs.
+            losses: the terms of this process.
+            state: random state before the forward pass.
+            statistics: of batch norms before the forward pass.
+        """
+        self._num_skipped += 1
+        self._num_in_row += 1
+        parameters = self._non_finite_gradients() if torch.isfinite(_total(losses)) else []
+        self.optimizer.zero_grad()
+        for buffer, old in zip(self._statistics, statistics, strict=True):
+            buffer.copy_(old)
+        terms = self._guilty_terms(batch, losses, state)
+        for buffer, old in zip(self._statistics, statistics, strict=True):
+            buffer.copy_(old)
+        causes = comm.gather(_Cause(terms, [str(x.get("file_name", "?")) for x in batch], self._store(batch, terms)))
+        get_event_storage().put_scalar("num_skipped_steps", self._num_skipped, smoothing_hint=False)
+        if comm.is_main_process():
+            guilty = [cause for cause in causes if cause.terms] or causes
+            message = self._describe(guilty, parameters)
+            logger.warning("%s", message)
+        if self._num_in_row >= self._max_skipped:
+            raise UserError(
+                f"training ended at iteration {self.iter}: {self._num_in_row} steps in a row were skipped because loss "
+                "or gradients were not finite (SOLVER.MAX_SKIPPED_STEPS; log.txt has their terms and images). The last "
+                "checkpoint is as it was: lower SOLVER.BASE_LR, or remove the images, and continue with --resume"
+            )
+
+    def _guilty_terms(
+        self, batch: list[dict[str, Any]], losses: dict[str, Tensor], state: RandomState
+    ) -> dict[str, float]:
+        """Loss terms that are not finite; if all are, the terms whose own gradients are not.
+
+        For the gradients, the forward pass is repeated with the same random numbers, without DDP.
+        """
+        terms = {name: value.item() for name, value in losses.items() if not torch.isfinite(value)}
+        [is_loss] = any_process(bool(terms), device_type=self._device_type)
+        if is_loss:
+            return terms
+        model = without_ddp(self.model)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with unchanged_random_state():
+            state.restore()
+            losses = self._losses(model, batch)
+        for name, value in losses.items():
+            if value.requires_grad:
+                gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+                if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
+                    terms[name] = value.item()
+        return terms
+
+    def _non_finite_gradients(self) -> list[str]:
+        return [
+            name
+            for name, parameter in without_ddp(self.model).named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+
+    def _store(self, batch: list[dict[str, Any]], terms: Mapping[str, float]) -> str | None:
+        """Write the inputs of this process for inspection; returns the file."""
+        if not self._output_dir or self._num_skipped > MAX_STORED_STEPS or not (terms or comm.is_main_process()):
+            return None
+        path = Path(self._output_dir, SKIPPED_FOLDER, f"iteration_{self.iter:07d}_process_{comm.get_rank()}.pth")
+        with atomic_path(path) as draft, draft.open("wb") as file:
+            torch.save({"iteration": self.iter, "terms": dict(terms), "batch": batch}, file)
+        return str(path)
+
+    def _describe(self, causes: list[_Cause], parameters: list[str]) -> str:
+        terms = {name: value for cause in causes for name, value in cause.terms.items()}
+        values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        what = f"the loss is not finite ({values})"
+        if parameters:
+            more = f" and {len(parameters) - MAX_NAMES} more" if len(parameters) > MAX_NAMES else ""
+            what = f"gradients are not finite (of {', '.join(parameters[:MAX_NAMES])}{more}; from {values or '?'})"
+        images = ", ".join(image for cause in causes for image in cause.images)
+        files = ", ".join(cause.file for cause in causes if cause.file)
+        return (
+            f"SKIPPED iteration {self.iter}, step {self._num_in_row} of at most {self._max_skipped} in a row "
+            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}" + (f"; inputs in {files}" if files else "")
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "grad_scaler": self._scaler.state_dict(),
+            "parameter_names": parameter_names(self.optimizer, without_ddp(self.model)),
+            "num_skipped": (self._num_skipped, self._num_in_row),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a step, but keep the config's learning rates and weight decay (see `optimizer_state_for`)."""
+        names = state_dict.get("parameter_names")  # absent in files of earlier versions
+        optimizer = optimizer_state_for(self.optimizer, without_ddp(self.model), state_dict["optimizer"], names)
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
+        if state_dict.get("grad_scaler"):  # empty if the earlier run was not in float16
+            self._scaler.load_state_dict(state_dict["grad_scaler"])
+        self._num_skipped, self._num_in_row = state_dict.get("num_skipped", (0, 0))

@@ -1,0 +1,147 @@
+"""Checkpoints are whole or absent, damage is found, and a run is resumed from the newest sound one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from psf.checkpoint import newest_sound_checkpoint, write_checkpoint
+from psf.checkpoint.saving import find_damage
+from psf.errors import UserError
+
+
+def content(iteration: int = 3, weight: float = 1.0) -> dict[str, Any]:
+    model = {"weight": torch.full((50, 20), weight), "bias": torch.zeros(20)}
+    return {"model": model, "trainer": {"moments": [torch.ones(3)]}, "iteration": iteration}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_checkpoint(content(), tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+class TestFile:
+    def test_torch_reads_it(self, path: Path):
+        assert find_damage(path) is None
+        for mmap in (False, True):
+            assert torch.load(path, weights_only=True, mmap=mmap)["iteration"] == 3
+        assert list(path.parent.iterdir()) == [path]
+
+    @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.8, 0.99])
+    def test_a_flipped_bit_anywhere_is_found(self, path: Path, share: float):
+        data = bytearray(path.read_bytes())
+        data[int(share * len(data))] ^= 0x10
+        path.write_bytes(data)
+        assert find_damage(path) == "its checksum is wrong"
+
+    @pytest.mark.parametrize("size", [1, 100, -1, -200])
+    def test_a_torn_file_is_found(self, path: Path, size: int):
+        path.write_bytes(path.read_bytes()[:size])
+        assert "torn" in (find_damage(path) or "")
+
+    def test_empty_and_missing(self, tmp_path: Path):
+        (tmp_path / "a.pth").touch()
+        assert find_damage(tmp_path / "a.pth") == "empty"
+        assert find_damage(tmp_path / "b.pth") == "missing"
+
+    def test_files_of_others_are_checked_by_their_tensors(self, tmp_path: Path):
+        torch.save(content(), tmp_path / "a.pth")
+        assert find_damage(tmp_path / "a.pth") is None
+        data = bytearray((tmp_path / "a.pth").read_bytes())
+        start = data.index(torch.full((2,), 1.0).numpy().tobytes())
+        data[start + 100] ^= 1
+        (tmp_path / "a.pth").write_bytes(data)
+        assert "checksum of" in (find_damage(tmp_path / "a.pth") or "")
+
+    def test_a_failure_leaves_the_file_before(self, path: Path, monkeypatch: pytest.MonkeyPatch):
+        def fill_disk(content: Any, file: Any) -> None:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+
+        before = path.read_bytes()
+        monkeypatch.setattr(torch, "save", fill_disk)
+        with pytest.raises(OSError, match="No space"):
+            write_checkpoint(content(4), path)
+        assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="a limit on file sizes cannot be lifted again")
+    def test_a_limit_on_file_sizes_is_an_os_error(self, path: Path):
+        child = os.fork()
+        if not child:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+            try:
+                write_checkpoint(content(4), path)
+            except OSError as error:
+                os._exit(error.errno or 0)
+            finally:
+                os._exit(255)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 27  # EFBIG
+        assert find_damage(path) is None and list(path.parent.iterdir()) == [path]
+
+
+class TestNewest:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Three checkpoints; the last is named by the tag."""
+        for iteration in (1, 2, 3):
+            write_checkpoint(content(iteration), tmp_path / f"model_{iteration:07d}.pth")
+        (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+        return tmp_path
+
+    def test_the_tag_decides(self, folder: Path):
+        (folder / "last_checkpoint").write_text("model_0000002.pth")
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.content["iteration"] == 2 and not found.refused
+
+    @pytest.mark.parametrize("damage", ["torn", "flipped", "missing", "empty", "NaN", "NaN moment"])
+    def test_damage_is_named_and_the_one_before_is_taken(self, folder: Path, damage: str):
+        path = folder / "model_0000003.pth"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        bad = {"NaN": content(3, float("nan")), "NaN moment": {**content(3), "trainer": [torch.tensor(float("nan"))]}}
+        if damage in bad:
+            write_checkpoint(bad[damage], path)
+        elif damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes({"torn": data[:500], "flipped": data, "empty": b""}[damage])
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.path == folder / "model_0000002.pth"
+        [reason] = found.refused
+        assert reason.startswith(f"{path}: ") and "\n" not in reason
+
+    def test_infinity_counts_in_parameters_only(self, folder: Path):
+        write_checkpoint(content(3, float("inf")), folder / "model_0000003.pth")
+        for parameters, iteration in (((), 3), (("weight",), 2)):
+            found = newest_sound_checkpoint(folder, parameters)
+            assert found is not None and found.content["iteration"] == iteration
+
+    @pytest.mark.parametrize("tag", [None, "", "\0\0\0"])
+    def test_without_a_tag_the_newest_is_taken(self, folder: Path, tag: str | None):
+        (folder / "last_checkpoint").unlink()
+        if tag is not None:
+            (folder / "last_checkpoint").write_text(tag)
+        torch.save({"weight": torch.zeros(1)}, folder / "pretrained.pth")
+        write_checkpoint(content(1), folder / "model_final.pth")  # of a shorter run
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.content["iteration"] == 3
+        assert "last_checkpoint" in found.refused[0] and "pretrained.pth" in found.refused[1]
+
+    @pytest.mark.parametrize("tag", ["../model.pth", "/tmp/model.pth", "model.pkl"])
+    def test_a_tag_that_leads_elsewhere_is_refused(self, folder: Path, tag: str):
+        (folder / "last_checkpoint").write_text(tag)
+        with pytest.raises(UserError, match=r"expected the name of a \.pth file in this folder"):
+            newest_sound_checkpoint(folder)
+
+    def test_no_sound_one(self, tmp_path: Path):
+        assert newest_sound_checkpoint(tmp_path) is None
+        (tmp_path / "model_0000001.pth").write_bytes(b"PK half")
+        with pytest.raises(UserError, match=r"^cannot resume: no sound checkpoint .*model_0000001\.pth: torn[^\n]*$"):
+            newest_sound_checkpoint(tmp_path)

@@ -1,0 +1,231 @@
+"""Training that is killed or stopped, and resumed: the losses are those of an unbroken run, to the last bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.engine import SimpleTrainer
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
+
+from psf.engine import argument_parser, main, trainer
+from tests.mini_set import NAME, PsfTestColorModel, register_mini_set, unregister_mini_set, write_mini_set
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to save their imports")
+
+CONFIG = f"""
+VERSION: 2
+MODEL: {{META_ARCHITECTURE: PsfTestNoisyModel, WEIGHTS: "", PSF: {{TEST: {{BOUNDARY_PQ: False, INSTANCE_ON: False}}}}}}
+DATASETS: {{TRAIN: [{NAME}], TEST: [{NAME}]}}
+INPUT: {{MIN_SIZE_TRAIN: [24, 32, 40, 48]}}
+SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.01, MAX_ITER: 9, CHECKPOINT_PERIOD: 5, WARMUP_ITERS: 5, STEPS: []}}
+TEST: {{EVAL_PERIOD: 4}}
+"""
+LAST = 8  # the last iteration
+KILLED, RESUMED = 6, 5  # iterations; the checkpoint has iterations 0 to 4: an odd number, for two workers
+
+
+@META_ARCH_REGISTRY.register()
+class PsfTestNoisyModel(PsfTestColorModel):
+    """The colour model with a random number of the main process in its losses, as dropout has."""
+
+    def losses(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        return {name: value * torch.rand(()) for name, value in super().losses(batch).items()}
+
+
+class Runs:
+    """Starts trainings in processes of their own, and records what they do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "noisy.yaml"
+        self.config.write_text(CONFIG)
+
+    def train(
+        self,
+        *words: str,
+        output: str = "output",
+        num_processes: int = 1,
+        at: int | None = None,
+        number: int = signal.SIGKILL,
+        before: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Train, and send the signal `number` to all processes in iteration `at`. Returns the first one's exit code."""
+        flags = [word for word in words if word.startswith("--")]
+        opts = [*(word for word in words if not word.startswith("--")), "OUTPUT_DIR", str(self.folder / output)]
+        args = argument_parser().parse_args(["--config-file", str(self.config), "--num-gpus", "0", *flags, *opts])
+        meeting = self.folder / f"meeting_{time.monotonic_ns()}"
+        children = []
+
+        def run(rank: int) -> None:
+            torch.set_num_threads(1)
+            if num_processes > 1:
+                dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_processes)
+                comm.create_local_process_group(num_processes)
+            self._record(self.folder / f"{output}_losses_{rank}.txt", at, number)
+            before()
+            main(args)
+
+        for rank in range(num_processes):
+            children.append(fork(lambda rank=rank: run(rank), self.folder / f"{output}_{rank}.txt"))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        return codes[0]
+
+    @staticmethod
+    def _record(path: Path, at: int | None, number: int) -> None:
+        plain = SimpleTrainer.write_metrics
+
+        def write_metrics(losses: dict, data_time: float, cur_iter: int, prefix: str = "") -> None:
+            with path.open("a") as file:
+                file.write(f"{cur_iter} {sum(losses.values()).item().hex()}\n")
+            plain(losses, data_time, cur_iter, prefix)
+            if cur_iter == at:
+                os.kill(os.getpid(), number)
+
+        SimpleTrainer.write_metrics = staticmethod(write_metrics)
+
+    def losses(self, output: str, rank: int = 0) -> list[tuple[int, str]]:
+        """(iteration, loss) in the order in which they were computed."""
+        lines = (self.folder / f"{output}_losses_{rank}.txt").read_text().split()
+        return [(int(iteration), loss) for iteration, loss in zip(lines[::2], lines[1::2], strict=True)]
+
+    def log(self, output: str = "output", rank: int = 0) -> str:
+        """What the process has printed last."""
+        return (self.folder / f"{output}_{rank}.txt").read_text()
+
+
+def fork(action: Callable[[], object], printed: Path) -> int:
+    """Run an action in a copy of this process; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with printed.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        action()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    write_mini_set(folder / "mini")
+    register_mini_set(folder / "mini")
+    yield Runs(folder)
+    unregister_mini_set()
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_processes", "opts"),
+    [
+        (0, 1, ("SEED", "1")),
+        (1, 1, ("SEED", "1")),
+        (2, 1, ("SEED", "1", "DATALOADER.ASPECT_RATIO_GROUPING", "False")),
+        (1, 2, ("SEED", "1")),
+        (0, 2, ("SEED", "1", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")),
+    ],
+)
+def test_losses_after_a_kill_are_those_of_an_unbroken_run(
+    runs: Runs, num_workers: int, num_processes: int, opts: tuple[str, ...]
+):
+    opts = (*opts, "DATALOADER.NUM_WORKERS", str(num_workers))
+    name = f"{num_workers}_{num_processes}"
+    assert runs.train(*opts, output=f"{name}_whole", num_processes=num_processes) == 0, runs.log(f"{name}_whole")
+    code = runs.train(*opts, output=f"{name}_broken", num_processes=num_processes, at=KILLED)
+    assert code == -signal.SIGKILL, runs.log(f"{name}_broken")
+    assert runs.train("--resume", *opts, output=f"{name}_broken", num_processes=num_processes) == 0, runs.log(
+        f"{name}_broken"
+    )
+    for rank in range(num_processes):
+        whole, broken = runs.losses(f"{name}_whole", rank), runs.losses(f"{name}_broken", rank)
+        assert [iteration for iteration, _ in whole] == list(range(LAST + 1))
+        assert [iteration for iteration, _ in broken] == [*range(KILLED + 1), *range(RESUMED, LAST + 1)]
+        assert broken == [*whole[: KILLED + 1], *whole[RESUMED:]]
+        assert len({loss for _, loss in whole}) == LAST + 1
+
+
+class TestStop:
+    @pytest.mark.parametrize(
+        ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1"), (signal.SIGINT, "Ctrl-C")]
+    )
+    def test_saves_and_says_how_to_go_on(self, runs: Runs, number: int, name: str):
+        opts = ("SEED", "1", "DATALOADER.NUM_WORKERS", "1", "SOLVER.CHECKPOINT_PERIOD", "0", "TEST.EVAL_PERIOD", "0")
+        assert runs.train(*opts, output=name, at=0, number=number) == 128 + number, runs.log(name)
+        *_, line = runs.log(name).splitlines()
+        saved = runs.folder / name / "model_0000000.pth"
+        assert f"Stopped by {name}: {saved} is saved; continue with the same command and --resume" in line
+        assert saved.is_file() and "Traceback" not in runs.log(name)
+        assert runs.train("--resume", *opts, output=name) == 0, runs.log(name)
+        assert [iteration for iteration, _ in runs.losses(name)] == list(range(LAST + 1))
+
+    def test_all_processes_stop_after_the_same_iteration(self, runs: Runs):
+        opts = ("SEED", "1", "DATALOADER.NUM_WORKERS", "0")
+        code = runs.train(*opts, output="two", num_processes=2, at=3, number=signal.SIGTERM)
+        assert code == 128 + signal.SIGTERM, runs.log("two")
+        assert runs.losses("two", 0)[-1][0] == runs.losses("two", 1)[-1][0] == 3
+        assert "model_0000003.pth is saved" in runs.log("two").splitlines()[-1]
+
+    def test_before_the_first_iteration_there_is_nothing_to_save(self, runs: Runs):
+        def stop_in_setup() -> None:
+            logging.getLogger().handlers.clear()  # pytest's
+            trainer.setup = lambda args: os.kill(os.getpid(), signal.SIGTERM)
+
+        assert runs.train(output="early", before=stop_in_setup) == 128 + signal.SIGTERM, runs.log("early")
+        [line] = runs.log("early").splitlines()
+        assert "Stopped by SIGTERM: nothing to save: start the same command again" in line
+
+    def test_evaluation_does_not_hold_it_up(self, runs: Runs):
+        def stop_in_evaluation() -> None:
+            PsfTestColorModel.segment = lambda self, image: os.kill(os.getpid(), signal.SIGTERM)
+
+        code = runs.train("DATALOADER.NUM_WORKERS", "0", output="evaluated", before=stop_in_evaluation)
+        assert code == 128 + signal.SIGTERM, runs.log("evaluated")
+        assert "model_0000003.pth is saved; continue" in runs.log("evaluated").splitlines()[-1]
+
+
+def test_processes_skip_a_bad_step_together(runs: Runs):
+    def spoil_the_second_process() -> None:
+        plain = PsfTestNoisyModel.losses
+        calls = []
+
+        def losses(self: PsfTestNoisyModel, batch: list[dict]) -> dict[str, torch.Tensor]:
+            calls.append(batch)
+            factor = float("nan") if comm.get_rank() == 1 and len(calls) in (3, 6) else 1.0
+            return {name: value * factor for name, value in plain(self, batch).items()}
+
+        PsfTestNoisyModel.losses = losses
+
+    opts = ("DATALOADER.NUM_WORKERS", "0", "SEED", "1", "TEST.EVAL_PERIOD", "0")
+    code = runs.train(*opts, output="nan", num_processes=2, before=spoil_the_second_process)
+    assert code == 0, runs.log("nan")
+    for rank in range(2):
+        assert [iteration for iteration, _ in runs.losses("nan", rank)] == [0, 1, 3, 4, 6, 7, 8]
+    skipped = [line for line in runs.log("nan").splitlines() if "SKIPPED iteration" in line]
+    assert len(skipped) == 2 and all(".png, " in line and "loss_point nan" in line for line in skipped)
+    stored = sorted(path.name for path in (runs.folder / "nan" / "skipped_steps").iterdir())
+    assert [name for name in stored if "process_1" in name] == [
+        "iteration_0000002_process_1.pth",
+        "iteration_0000005_process_1.pth",
+    ]
