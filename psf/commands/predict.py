@@ -6,7 +6,8 @@ For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segmen
 (class, score, area and box of each segment). --save selects these files or binary masks. --task instance writes
 instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
 NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
-be in the output folder.
+be in the output folder. If files there that psf has not written would be replaced, the command stops before the first
+image; --overwrite replaces them.
 Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
 2 the command could not start, or could not write the results.
 """
@@ -14,6 +15,7 @@ Exit code: 0 success; 1 an input could not be read, or not to its end (it is nam
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import logging
 import re
@@ -29,9 +31,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
 from psf.commands import add_config_arguments, command_parser, echo, run_command
+from psf.data.files import check_replaceable, recorded
 from psf.engine import Predictor, build_config
 from psf.errors import UserError
-from psf.output import FILE_KINDS, TASKS, Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata, write_output
+from psf.output import (
+    FILE_KINDS,
+    TASKS,
+    Camera,
+    TimedFrame,
+    VideoFile,
+    VideoWriter,
+    check_output,
+    drawable_metadata,
+    write_output,
+)
 
 __all__ = ["build_parser", "main"]
 
@@ -67,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
     add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
+    add("--overwrite", action="store_true", help="replace files in --output that psf has not written")
     add_config_arguments(parser, "--opts")
     return parser
 
@@ -145,16 +159,21 @@ def segment_images(args: argparse.Namespace) -> int:
     images, skipped = find_images(args.input)
     check_apart(images, args.output, *args.output.glob("*_masks"))
     args.output.mkdir(parents=True, exist_ok=True)
+    names = choose_names(images)
+    for name in names.values():
+        check_output(args.output, name, task=args.task, kinds=kinds, overwrite=args.overwrite)
     predictor = build_predictor(args)
     num_written = 0
     with logging_redirect_tqdm():
-        for path, name in tqdm(choose_names(images).items(), unit="image"):
+        for path, name in tqdm(names.items(), unit="image"):
             try:
                 image, picture = predictor.read(str(path))
                 output = TASKS[args.task](predictor(image), predictor.metadata)
                 write_output(output, picture, source=path, folder=args.output, name=name, kinds=kinds)
                 num_written += 1
-            except UserError as error:
+            except (UserError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                    raise  # such as a full disk, which the next image would meet, too
                 logger.error("%s: skipped: %s", path, error)
                 skipped.append(str(path))
     echo(f"{num_written} of {len(images)} images written to {args.output}")
@@ -226,7 +245,7 @@ def segment_video(args: argparse.Namespace) -> int:
     source = Camera(args.webcam) if args.video_input is None else VideoFile(args.video_input)
     target = _video_target(args)
     num_written, is_complete = 0, True
-    with source as frames, VideoWriter(target, frames.rate) as writer:
+    with source as frames, recorded(target), VideoWriter(target, frames.rate) as writer:
         predictor = build_predictor(args)
         visualizer = VideoVisualizer(drawable_metadata(predictor.metadata))
         known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
@@ -258,5 +277,7 @@ def _video_target(args: argparse.Namespace) -> Path:
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
     if source is not None and target.resolve() == source.resolve():
         raise UserError(f"the result would overwrite {source}: change --output")
+    way_out = "change --output, or use --overwrite"
+    check_replaceable([target], overwrite=args.overwrite, way_out=way_out)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target

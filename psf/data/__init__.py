@@ -4,7 +4,14 @@ from psf.data.augmentations import build_augmentations
 from psf.data.builtin import register_builtin
 from psf.data.dataset_check import LargestCount, check_dataset, count_segments, largest_count, load_dataset
 from psf.data.images import as_picture, in_format, read_image, read_picture
-from psf.data.loaders import build_test_loader, check_sampler, spread_evenly, without_empty_images
+from psf.data.loaders import (
+    SkipUnreadable,
+    build_test_loader,
+    check_sampler,
+    spread_evenly,
+    watch_workers,
+    without_empty_images,
+)
 from psf.data.mappers import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
 from psf.data.panoptic_format import image_key
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
@@ -17,6 +24,7 @@ __all__ = [
     "PanopticLabels",
     "PanopticMapper",
     "PanopticSet",
+    "SkipUnreadable",
     "as_picture",
     "build_augmentations",
     "build_mapper",
@@ -41,6 +49,7 @@ __all__ = [
     "register_from_config",
     "register_panoptic",
     "spread_evenly",
+    "watch_workers",
     "without_empty_images",
 ]
 

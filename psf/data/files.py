@@ -1,20 +1,40 @@
-"""Read and write files: JSON, atomic writes, and the cache folder."""
+"""Read and write files: JSON, atomic writes, the cache folder, and which files psf may replace."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from psf.errors import UserError
 
-__all__ = ["atomic_path", "cache_path", "cache_root", "read_json", "write_text"]
+__all__ = [
+    "PNG_SIGN",
+    "atomic_path",
+    "begins_with",
+    "cache_path",
+    "cache_root",
+    "check_replaceable",
+    "free_name",
+    "has_png_sign",
+    "is_own",
+    "own_path",
+    "read_json",
+    "recorded",
+    "write_own_text",
+    "write_text",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -74,3 +94,133 @@ def cache_path(target: Path) -> Iterator[Path]:
             yield path
     except OSError as error:
         raise UserError(f"cannot write {target} ({error}); set the variable PSF_CACHE to a writable folder") from error
+
+
+# In each folder that psf writes to: "SHA-256  NAME" of every file that it wrote there, as `sha256sum` prints it. A file
+# counts as psf's own only while it has this content: one that the user has edited since is the user's.
+MANIFEST = ".psf-files"
+PNG_SIGN = ("Software", "psf")  # a text in PNGs of large sets, which are recognised without a manifest
+
+
+def is_own(path: Path) -> bool:
+    """Whether psf wrote this file into this folder, and nobody has changed it since."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        manifest = Path(path.parent, MANIFEST).read_bytes()
+        return _manifest_line(path.name, path) in manifest
+    except OSError:
+        return False
+
+
+def has_png_sign(path: Path) -> bool:
+    """Whether a file is a PNG with `PNG_SIGN`."""
+    key, value = PNG_SIGN
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG" and image.info.get(key) == value
+    except (OSError, SyntaxError, ValueError):  # damaged, or not an image
+        return False
+
+
+def begins_with(path: Path, beginning: str) -> bool:
+    """Whether a path is a regular file that begins with this text."""
+    if not path.is_file():
+        return False
+    expected = beginning.encode()
+    with path.open("rb") as file:
+        return file.read(len(expected)) == expected
+
+
+def check_replaceable(targets: Iterable[Path], *, overwrite: bool = False, way_out: str) -> None:
+    """Check that all targets are free: they do not exist, or are psf's own (`is_own`).
+
+    Args:
+        targets: paths of files that will be written.
+        overwrite: True: existing files that are not psf's are allowed, and count as psf's own from now on.
+        way_out: what the user can do, for the message.
+
+    Raises:
+        UserError: naming the first file that psf has not written, and the number of the others.
+    """
+    foreign = [target for target in targets if not _is_free(target)]
+    if overwrite:
+        for target in foreign:
+            if target.is_file():
+                _record(target, target)
+    elif foreign:
+        others = f" (and {len(foreign) - 1} others)" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{foreign[0]}{others} exists, and psf has not written it, or it was changed since: it is not "
+            f"overwritten; {way_out}"
+        )
+
+
+def free_name(target: Path) -> Path:
+    """The target if it is free; otherwise NAME_2, NAME_3, ... of the same suffix, with a warning.
+
+    For files at the end of long work, which must not fail because of an existing file.
+    """
+    name, number = target, 1
+    while not _is_free(name):
+        number += 1
+        name = target.with_name(f"{target.stem}_{number}{target.suffix}")
+    if name != target:
+        logger.warning("%s exists, and psf has not written it, or it was changed since: writing %s", target, name)
+    return name
+
+
+@contextmanager
+def own_path(target: Path) -> Iterator[Path]:
+    """`atomic_path` for a file that a later run of psf may replace; it is recorded in the folder's manifest.
+
+    Raises:
+        UserError: if the target exists and is not psf's own.
+    """
+    check_replaceable([target], way_out="move it away, or write to another folder")
+    with atomic_path(target) as path:
+        yield path
+        _record(path, target)  # first: a run that is killed here leaves no file that it does not recognise
+
+
+def write_own_text(target: Path, text: str) -> None:
+    """Write a text file in UTF-8 with `own_path`."""
+    with own_path(target) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def recorded(target: Path) -> Iterator[None]:
+    """Record a file that a library writes at its final place, also if it ends with an error.
+
+    `check_replaceable` comes before.
+    """
+    try:
+        yield
+    finally:
+        if target.is_file():
+            _record(target, target)
+
+
+def _is_free(target: Path) -> bool:
+    return not os.path.lexists(target) or is_own(target)
+
+
+def _record(content: Path, target: Path) -> None:
+    """Add a line to the manifest of the target's folder; lines of several processes do not mix."""
+    line, manifest = _manifest_line(target.name, content), target.with_name(MANIFEST)
+    if manifest.is_file() and line in manifest.read_bytes():
+        return
+    file = os.open(manifest, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
+
+
+def _manifest_line(name: str, content: Path) -> bytes:
+    digest = hashlib.sha256()
+    with content.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest().encode() + b"  " + os.fsencode(name).replace(b"\n", rb"\n") + b"\n"

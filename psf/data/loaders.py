@@ -1,9 +1,17 @@
-"""Loaders for evaluation, and Detectron2's DATALOADER keys in training."""
+"""Loaders for evaluation, Detectron2's DATALOADER keys in training, unreadable images, and workers that die."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import mmap
+import multiprocessing.queues
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch.utils.data as torch_data
@@ -17,7 +25,17 @@ from PIL import Image
 from psf.data.mappers import build_mapper
 from psf.errors import UserError
 
-__all__ = ["build_test_loader", "check_sampler", "same_size_batches", "spread_evenly", "without_empty_images"]
+__all__ = [
+    "SkipUnreadable",
+    "TestLoader",
+    "build_test_loader",
+    "check_sampler",
+    "explain_dead_workers",
+    "same_size_batches",
+    "spread_evenly",
+    "watch_workers",
+    "without_empty_images",
+]
 
 T = TypeVar("T")
 
@@ -29,8 +47,12 @@ _ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 def build_test_loader(
-    cfg: CfgNode, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any] | None = None
-) -> torch_data.DataLoader[Any]:
+    cfg: CfgNode,
+    dataset: Sequence[dict[str, Any]],
+    mapper: Callable[[dict[str, Any]], Any] | None = None,
+    *,
+    keep_going: bool = False,
+) -> TestLoader:
     """A loader over this process's share of a dataset, in batches of up to MODEL.PSF.TEST.BATCH_SIZE images.
 
     The images of a batch have the same size, because padding changes results: the neck's group norms include it.
@@ -39,6 +61,8 @@ def build_test_loader(
         cfg: the config.
         dataset: Detectron2's dicts.
         mapper: for the dicts; None: the mapper of INPUT.DATASET_MAPPER_NAME.
+        keep_going: True: an image that cannot be read is logged and skipped, see `TestLoader.unreadable`; False: it
+            raises a UserError.
 
     Raises:
         UserError: if BATCH_SIZE is less than 1.
@@ -47,12 +71,47 @@ def build_test_loader(
     if batch_size < 1:
         raise UserError(f"MODEL.PSF.TEST.BATCH_SIZE is {batch_size}: expected 1 or more")
     batches = same_size_batches(dataset, batch_size)
-    return torch_data.DataLoader(
-        MapDataset(DatasetFromList(list(dataset), copy=False), mapper or build_mapper(cfg, False)),
+    mapper = mapper or build_mapper(cfg, False)
+    loader = TestLoader(
+        MapDataset(DatasetFromList(list(dataset), copy=False), partial(_map_or_note, mapper) if keep_going else mapper),
         batch_sampler=batches[comm.get_rank() :: comm.get_world_size()],
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
     )
+    watch_workers(cfg, loader)
+    return loader
+
+
+class _Unreadable(str):
+    """In the place of an image of a batch: why it cannot be read."""
+
+
+def _map_or_note(mapper: Callable[[dict[str, Any]], Any], dataset_dict: dict[str, Any]) -> Any:
+    try:
+        return mapper(dataset_dict)
+    except (UserError, OSError) as error:
+        return _Unreadable(error)
+
+
+class TestLoader(torch_data.DataLoader[Any]):
+    """Batches of readable images.
+
+    Attributes:
+        unreadable: why an image was skipped, for each image of the last iteration that could not be read.
+    """
+
+    __test__ = False  # no test of pytest's
+    unreadable: list[str] = []  # noqa: RUF012  (replaced in each iteration)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.unreadable = []
+        for batch in super().__iter__():
+            skipped = [str(one) for one in batch if isinstance(one, _Unreadable)]
+            for reason in skipped:
+                logger.error("Skipped in the evaluation: %s", reason)
+            self.unreadable += skipped
+            if kept := [one for one in batch if not isinstance(one, _Unreadable)]:
+                yield kept
 
 
 def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
@@ -131,3 +190,99 @@ def check_sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> None:
             f'DATALOADER.SAMPLER_TRAIN is "{name}", which needs Detectron2\'s `annotations`; the panoptic sets of '
             'DATASETS.TRAIN have none: set it to "TrainingSampler"'
         )
+
+
+class SkipUnreadable:
+    """A mapper for training that skips images that cannot be read: it returns None, and Detectron2 takes another image.
+
+    The images are counted across the workers of a process. More than DATALOADER.MAX_UNREADABLE_SHARE of the images, and
+    more than one, raise a UserError. With a share of 0, the first one does.
+
+    Args:
+        cfg: of the training.
+        mapper: raises a UserError or an OSError for an image that cannot be read.
+        num_images: of the training.
+    """
+
+    SLOTS = 2**20  # of a hash of the file name; more than images that may be skipped
+
+    def __init__(self, cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], num_images: int) -> None:
+        share = cfg.DATALOADER.MAX_UNREADABLE_SHARE
+        if not 0 <= share <= 1:
+            raise UserError(f"DATALOADER.MAX_UNREADABLE_SHARE is {share}: expected a share from 0 to 1")
+        self._mapper, self._limit = mapper, max(int(share * num_images), 1) if share else 0
+        self._seen = mmap.mmap(-1, self.SLOTS)  # shared with forked workers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_seen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _seen=mmap.mmap(-1, self.SLOTS))  # a worker that is not forked counts alone
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> Any:
+        try:
+            return self._mapper(dataset_dict)
+        except (UserError, OSError) as error:
+            self._seen[zlib.crc32(str(dataset_dict.get("file_name")).encode()) % self.SLOTS] = 1
+            count = self._seen[:].count(1)
+            if count > self._limit:
+                limit = f" ({count} images cannot be read; DATALOADER.MAX_UNREADABLE_SHARE allows {self._limit})"
+                raise UserError(f"{error}{limit if self._limit else ''}") from error
+            logger.warning(
+                "Skipped in training, image %d of at most %d (DATALOADER.MAX_UNREADABLE_SHARE): %s",
+                *(count, self._limit, error),
+            )
+            return None
+
+
+def watch_workers(cfg: CfgNode, loader: Any) -> None:
+    """Let the main process of a loader notice within DATALOADER.TIMEOUT seconds that a worker sends nothing.
+
+    A worker that cannot send a batch, such as without shared memory, ends at once; torch would only print the reason,
+    and the main process would wait forever. See `explain_dead_workers` for the message.
+
+    Args:
+        cfg: of the loader.
+        loader: torch's, or Detectron2's with images grouped by aspect ratio.
+    """
+    inner = loader if isinstance(loader, torch_data.DataLoader) else getattr(loader, "dataset", None)
+    if isinstance(inner, torch_data.DataLoader) and inner.num_workers:
+        inner.timeout = cfg.DATALOADER.TIMEOUT
+        inner.worker_init_fn = partial(_init_worker, inner.worker_init_fn)
+
+
+def _init_worker(before: Callable[[int], None] | None, worker_id: int) -> None:
+    # Called in the thread that sends batches, where an exception ends nothing.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    if before is not None:
+        before(worker_id)
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    sys.stderr.write(f"A loader worker cannot send its batch: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+@contextmanager
+def explain_dead_workers() -> Iterator[None]:
+    """Turn torch's error about a loader worker that died or sends nothing into a UserError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if not reason.startswith(("DataLoader worker", "DataLoader timed out")):
+            raise
+        raise UserError(
+            f"{reason.rstrip('.')}: often shared memory is too small ({_shared_memory()}), or the process ran out of "
+            "memory; enlarge /dev/shm (docker run --shm-size=8g), or lower DATALOADER.NUM_WORKERS (0: no workers); if "
+            "images are only slow to read, raise DATALOADER.TIMEOUT (seconds)"
+        ) from error
+
+
+def _shared_memory() -> str:
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return "there is no /dev/shm"
+    return f"/dev/shm has {usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free"

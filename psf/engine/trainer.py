@@ -17,6 +17,7 @@ from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBa
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,16 +26,18 @@ from torch.optim import Optimizer
 from psf.checkpoint import TunedMerging, check_same_classes
 from psf.data import (
     PanopticMapper,
+    SkipUnreadable,
     build_mapper,
     build_test_loader,
     check_dataset,
     check_sampler,
     load_dataset,
+    watch_workers,
     without_empty_images,
 )
 from psf.engine.arguments import check_detectron2_keys, setup, write_config
 from psf.engine.checkpointer import build_checkpointer
-from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
+from psf.engine.evaluators import build_evaluator, check_all_read, check_gt, empty_kinds, evaluate_datasets
 from psf.engine.mask_health import MaskHealthHook
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
@@ -43,6 +46,7 @@ from psf.engine.results import (
     EMPTY_RESULT,
     append_metrics,
     as_numbers,
+    build_writers,
     describe_empty_results,
     explain_empty_results,
     results_table,
@@ -50,6 +54,7 @@ from psf.engine.results import (
 )
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
+from psf.output.run_folder import check_nothing_is_lost, unlock_folder
 
 __all__ = [
     "TrainStep",
@@ -141,15 +146,15 @@ def main(args: argparse.Namespace) -> Any:
     """One process of a run: train, or evaluate with `--eval-only`. Returns the results, {} outside the main process."""
     cfg = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        write_config(trainer.config_in_force)
-        return trainer.train()
+        try:
+            return _train(cfg, resume=args.resume)
+        finally:
+            unlock_folder(Path(cfg.OUTPUT_DIR))
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
     _check_views(cfg, model)
-    checkpointer = build_checkpointer(cfg, model, cfg.OUTPUT_DIR)
+    checkpointer = build_checkpointer(cfg, model, args.run_dir)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -158,7 +163,17 @@ def main(args: argparse.Namespace) -> Any:
     _append_metrics(cfg, results, checkpoint.get("iteration", 0))
     if comm.is_main_process():
         verify_results(cfg, results)
+        check_all_read(cfg, results)
     return results
+
+
+def _train(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    trainer = Trainer(cfg)
+    if resume and not trainer.checkpointer.has_checkpoint():
+        check_nothing_is_lost(Path(cfg.OUTPUT_DIR))
+    trainer.resume_or_load(resume=resume)
+    write_config(trainer.config_in_force)
+    return trainer.train()
 
 
 class Trainer(DefaultTrainer):
@@ -260,6 +275,10 @@ class Trainer(DefaultTrainer):
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
         return hooks
 
+    def build_writers(self) -> list[EventWriter]:
+        """`psf.engine.results.build_writers`."""
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
     def tune_merging(self) -> None:
         """Search the merging thresholds on training images, and store them in model, checkpoints and config.yaml.
 
@@ -309,14 +328,16 @@ class Trainer(DefaultTrainer):
         images = without_empty_images(cfg, [image for dataset in datasets for image in dataset])
         check_sampler(cfg, images)
         warn_of_too_few_queries(cfg, images)
-        return build_detection_train_loader(cfg, dataset=images, mapper=mapper)
+        loader = build_detection_train_loader(cfg, dataset=images, mapper=SkipUnreadable(cfg, mapper, len(images)))
+        watch_workers(cfg, loader)
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """`psf.data.build_test_loader`; reads the first image, so that errors are raised here."""
         mapper, dataset = build_mapper(cfg, False), load_dataset(dataset_name)
         _check_first(mapper, dataset)
-        return build_test_loader(cfg, dataset, mapper)
+        return build_test_loader(cfg, dataset, mapper, keep_going=True)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -331,13 +352,13 @@ class Trainer(DefaultTrainer):
         rejected the candidates of a few images.
         """
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        results = evaluate_datasets(cfg, model, evaluators, cls.build_test_loader)
         _report(cfg, results)
         if comm.is_main_process():
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
                 if explained := cls._explain_empty_result(cfg, model, name, empty_kinds(evaluator)):
                     (results if len(cfg.DATASETS.TEST) == 1 else results[name]).update(explained)
-                    write_results(Path(cfg.OUTPUT_DIR, "results.json"), results)
+                    write_results(cfg.OUTPUT_DIR, results)
         return results
 
     @classmethod
@@ -370,7 +391,8 @@ class Trainer(DefaultTrainer):
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "TTA"))
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        results = super().test(cfg, views)
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = evaluate_datasets(cfg, views, evaluators, cls.build_test_loader)
         return {f"{name}_TTA": result for name, result in results.items()}
 
 
@@ -399,9 +421,20 @@ def _check_datasets(names: Iterable[str]) -> None:
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
-    """Read the first image in this process, so that a problem of all files is not reported by a worker."""
+    """Read an image in this process, so that a problem of all files is not reported by a worker."""
     if isinstance(mapper, PanopticMapper):
-        mapper.read(dataset[0])
+        try:
+            mapper.read(dataset[0])
+        except UserError:
+            if len(dataset) == 1:
+                raise
+            try:
+                mapper.read(dataset[-1])
+            except UserError:
+                pass
+            else:
+                return  # the loaders decide about single images
+            raise
 
 
 def _check_views(cfg: CfgNode, model: nn.Module) -> None:
@@ -413,12 +446,11 @@ def _check_views(cfg: CfgNode, model: nn.Module) -> None:
 def _report(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     """In the main process, write results.json and log a table."""
     if comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR, "results.json")
-        write_results(path, results)
+        path = write_results(cfg.OUTPUT_DIR, results)
         logger.info("Results, also in %s:\n%s", path, results_table(results))
 
 
 def _append_metrics(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> None:
     """In the main process, add a line to metrics.json."""
     if comm.is_main_process():
-        append_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"), results, iteration)
+        append_metrics(cfg.OUTPUT_DIR, results, iteration)
