@@ -18,6 +18,7 @@ from PIL import Image
 from psf.errors import UserError
 
 __all__ = [
+    "DRAFT_PREFIX",
     "PNG_SIGN",
     "atomic_path",
     "begins_with",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+DRAFT_PREFIX = ".psf-draft-"  # of temporary folders
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -60,7 +63,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary path. An existing file is replaced; an existing folder stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".psf-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=DRAFT_PREFIX, dir=target.parent) as folder:
         path = Path(folder, target.name)
         yield path
         try:

@@ -103,7 +103,7 @@ class TestLoader(torch_data.DataLoader[Any]):
     __test__ = False  # no test of pytest's
     unreadable: list[str] = []  # noqa: RUF012  (replaced in each iteration)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator
         self.unreadable = []
         for batch in super().__iter__():
             skipped = [str(one) for one in batch if isinstance(one, _Unreadable)]

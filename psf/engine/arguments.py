@@ -182,7 +182,7 @@ def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool
 
 def _log_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Log what Detectron2's `default_setup` logs, which would also overwrite config.yaml."""
-    logger.info("Process %d of %d", comm.get_rank() + 1, comm.get_world_size())
+    logger.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
     logger.info("Environment info:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
     logger.info("Contents of args.config_file=%s:\n%s", args.config_file, Path(args.config_file).read_text("utf-8"))

@@ -93,7 +93,7 @@ def write_output(
 def _masks_in(folder: Path) -> list[Path]:
     """Files with the names of masks; a file in the place of the folder is returned itself."""
     if folder.is_dir():
-        return [file for file in folder.iterdir() if MASK_NAME.fullmatch(file.name)]
+        return [file for file in folder.iterdir() if MASK_NAME.fullmatch(file.name) and not file.is_dir()]
     return [folder]
 
 

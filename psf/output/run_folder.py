@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from detectron2.config import CfgNode
 
-from psf.data.files import check_replaceable, is_own, write_own_text
+from psf.data.files import DRAFT_PREFIX, check_replaceable, is_own, write_own_text
 from psf.errors import UserError
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
 CONFIG_FILE, LOCK_FILE = "config.yaml", ".psf-lock"
 CHECKPOINT = re.compile(r"model_(\d{7}|final)\.pth")  # as Detectron2's hooks name them
 OTHER_FILES = re.compile(r"last_checkpoint|metrics\.json|events\.out\.tfevents\..*")
+DRAFT_SECONDS = 60.0  # age of a temporary folder that nobody uses any more
 WAY_OUT = "name another OUTPUT_DIR, or replace it with --overwrite"
 
 _locks: dict[Path, IO[str]] = {}  # of this process
@@ -71,6 +74,7 @@ def prepare_run_folder(folder: Path, *, resume: bool, overwrite: bool, weights: 
         UserError: as `check_run_folder`; if the weights are among the files to remove.
     """
     lock_folder(folder)
+    _remove_half_files(folder)
     check_run_folder(folder, resume=resume, overwrite=overwrite)
     if not overwrite:
         return
@@ -85,6 +89,13 @@ def prepare_run_folder(folder: Path, *, resume: bool, overwrite: bool, weights: 
         )
     for file in replaced:  # so that neither curves nor checkpoints of two runs mix
         file.unlink()
+
+
+def _remove_half_files(folder: Path) -> None:
+    """Remove temporary folders of `atomic_path` that killed runs have left; recent ones may be in use."""
+    for draft in folder.glob(f"{DRAFT_PREFIX}*"):
+        if draft.is_dir() and time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_nothing_is_lost(folder: Path) -> None:

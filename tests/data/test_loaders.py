@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch.utils.data as torch_data
+from detectron2.data import MapDataset
 from detectron2.utils import comm
 from PIL import Image
 
 from psf.data import build_test_loader
-from psf.data.loaders import check_sampler, same_size_batches, without_empty_images
+from psf.data.loaders import (
+    SkipUnreadable,
+    check_sampler,
+    explain_dead_workers,
+    same_size_batches,
+    without_empty_images,
+)
+from psf.errors import UserError
 from tests.models import tiny_config
 
 
@@ -73,3 +87,102 @@ def test_samplers_that_need_annotations():
         check_sampler(cfg, [{"segments_info": []}])
     with pytest.raises(ValueError, match=r'SAMPLER_TRAIN is "RandomSubsetTrainingSampler": expected one of'):
         check_sampler(tiny_config(DATALOADER__SAMPLER_TRAIN="RandomSubsetTrainingSampler"), [])
+
+
+def read(dataset_dict: dict) -> dict:
+    """A mapper: some images are damaged, and one ends its worker."""
+    if dataset_dict["file_name"] in dataset_dict["damaged"]:
+        raise UserError(f"{dataset_dict['file_name']}: damaged")
+    return dataset_dict
+
+
+def with_damage(number: int, *damaged: str) -> list[dict]:
+    return [{"file_name": f"{i}.png", "height": 4, "width": 4, "damaged": damaged} for i in range(number)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_goes_on_without_unreadable_images(workers: int, caplog: pytest.LogCaptureFixture):
+    cfg = tiny_config({"TEST.BATCH_SIZE": 2}, DATALOADER__NUM_WORKERS=workers)
+    loader = build_test_loader(cfg, with_damage(5, "1.png", "4.png"), read, keep_going=True)
+    for _ in range(2):  # each iteration counts anew
+        assert [[one["file_name"] for one in batch] for batch in loader] == [["0.png"], ["2.png", "3.png"]]
+        assert loader.unreadable == ["1.png: damaged", "4.png: damaged"]
+    assert "Skipped in the evaluation: 1.png: damaged" in caplog.text
+    with pytest.raises(UserError, match=r"^1\.png: damaged$"):
+        list(build_test_loader(cfg, with_damage(5, "1.png", "4.png"), read))
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "allowed"), [(0.0, 100, 0), (0.01, 5, 1), (0.01, 200, 2), (0.25, 8, 2), (1.0, 3, 3)]
+)
+def test_a_training_skips_up_to_a_share_of_its_images(share: float, number: int, allowed: int):
+    """An image counts once, however often it comes; the next damaged image ends the training."""
+    cfg = tiny_config(DATALOADER__MAX_UNREADABLE_SHARE=share)
+    dicts = with_damage(number, *(f"{i}.png" for i in range(allowed + 1)))
+    mapper = SkipUnreadable(cfg, read, number)
+    for _ in range(3):
+        assert [mapper(one) for one in dicts[:allowed]] == [None] * allowed
+        assert mapper(dicts[-1]) is not None or allowed + 1 >= number
+    if allowed < number:
+        with pytest.raises(UserError, match=rf"^{allowed}\.png: damaged"):
+            mapper(dicts[allowed])
+
+
+def test_workers_count_unreadable_images_together():
+    """Two images, each in another worker; one is allowed."""
+    cfg = tiny_config()
+    mapper = SkipUnreadable(cfg, read, 5)
+    loader = torch_data.DataLoader(
+        MapDataset(with_damage(2, "0.png", "1.png"), partial(note, mapper)), num_workers=2, collate_fn=list
+    )
+    assert sorted(name for [name] in loader) == ["None", "UserError"]
+    again = pickle.loads(pickle.dumps(mapper))  # for workers that are not forked
+    assert again(with_damage(1, "0.png")[0]) is None
+
+
+def note(mapper: SkipUnreadable, dataset_dict: dict) -> str:
+    try:
+        return str(mapper(dataset_dict))
+    except UserError as error:
+        return type(error).__name__
+
+
+class Stuck:
+    """An image that cannot be sent to the main process, as without shared memory."""
+
+    def __reduce__(self) -> str:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def misbehave(dataset_dict: dict) -> object:
+    how = dataset_dict["file_name"]
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "slow":
+        time.sleep(60)
+    return Stuck()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("killed", "is killed by signal: Killed|exited unexpectedly"),
+        ("slow", "timed out after 1 seconds"),
+        ("not sent", "exited unexpectedly"),
+    ],
+)
+def test_workers_that_send_nothing_are_reported(how: str, message: str, capfd: pytest.CaptureFixture[str]):
+    """In one line that says what to change, and within seconds; the reason of a worker is printed, too."""
+    cfg = tiny_config(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT=1 if how == "slow" else 100)
+    loader = build_test_loader(cfg, [{"file_name": how}], misbehave)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"^DataLoader .*({message}).*/dev/shm.*DATALOADER\.NUM_WORKERS"):
+        with explain_dead_workers():
+            list(loader)
+    assert time.monotonic() - start < 50
+    assert ("cannot send its batch: unable to allocate" in capfd.readouterr().err) == (how == "not sent")
+
+
+def test_other_errors_are_not_explained_away():
+    with pytest.raises(RuntimeError, match="^shapes differ$"), explain_dead_workers():
+        raise RuntimeError("shapes differ")
