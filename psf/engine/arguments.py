@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser
+from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -74,6 +75,13 @@ def argument_parser() -> argparse.ArgumentParser:
     add_register_flag(parser)
     add_import_flag(parser)
     parser.add_argument(
+        "--collective-timeout",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT.total_seconds(),
+        metavar="SECONDS",
+        help="processes that wait longer than this for each other end with an error [%(default)g]",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace the training in OUTPUT_DIR, and a config.yaml there that psf has not written",
@@ -88,6 +96,15 @@ def _process_count(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'expected "auto" or a number from 1, found {text!r}')
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of seconds, found {text!r}")
 
 
 def add_register_flag(parser: argparse.ArgumentParser) -> None:

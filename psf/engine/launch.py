@@ -7,8 +7,10 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -20,7 +22,6 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -43,6 +44,7 @@ __all__ = [
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
 MAX_MISTAKE = 4000  # bytes of a message from a child process to its parent: less than a pipe takes at once
+PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 10.0  # seconds until a process of torchrun reports a mistake that the first process has not reported
 
 
@@ -200,8 +202,8 @@ def _run_under_torchrun(
     _check_gpus(num_local if on_gpus else 0, f"torchrun with {num_local} processes on this machine")
     if check is not None:
         check(args, int(os.environ["WORLD_SIZE"]))
-    _join_torchrun(num_local, on_gpus)
-    with explain_dead_workers():
+    _join_torchrun(num_local, on_gpus, timedelta(seconds=args.collective_timeout))
+    with _explained(args):
         main(args)
     dist.destroy_process_group()
 
@@ -225,15 +227,16 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
+        timeout=timedelta(seconds=args.collective_timeout),
     )
     if num_processes * args.num_machines == 1:
-        with explain_dead_workers():
+        with _explained(args):
             start(main, args=(args,))
         return
     _check_port(args)
     mistakes, to_parent = Pipe(duplex=False)  # leaves no file behind, however this process ends
     try:
-        start(_run_and_send_mistake, args=(main, to_parent, args))
+        start(_run_and_send_mistake, args=(to_parent, main, args))
     except (ProcessExitedException, ProcessRaisedException):
         if not mistakes.poll():
             raise
@@ -286,10 +289,10 @@ def _check_gpus(num_gpus: int, source: str) -> None:
         )
 
 
-def _join_torchrun(num_local: int, on_gpus: bool) -> None:
+def _join_torchrun(num_local: int, on_gpus: bool, timeout: timedelta) -> None:
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=DEFAULT_TIMEOUT)
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=timeout)
     comm.create_local_process_group(num_local)  # Detectron2's comm needs it
     comm.synchronize()
 
@@ -322,11 +325,30 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_and_send_mistake(main: Callable[..., object], to_parent: Connection, *arguments: object) -> None:
-    """Run `main(*arguments)` in a child process; a UserError is sent to the parent, and ends the child with code 2."""
+def _run_and_send_mistake(
+    to_parent: Connection, main: Callable[[argparse.Namespace], object], args: argparse.Namespace
+) -> None:
+    """Run `main(args)` in a child process; a UserError is sent to the parent, and ends the child with code 2."""
     try:
-        with explain_dead_workers():
-            main(*arguments)
+        with _explained(args):
+            main(args)
     except UserError as error:
         to_parent.send_bytes(str(error).encode()[:MAX_MISTAKE])
         sys.exit(2)
+
+
+@contextmanager
+def _explained(args: argparse.Namespace) -> Iterator[None]:
+    """`explain_dead_workers`; also names the place where this process waited too long for the others."""
+    with explain_dead_workers():
+        try:
+            yield
+        except RuntimeError as error:
+            if "Timed out waiting" not in str(error):  # gloo's
+                raise
+            frames = [one for one in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(one.filename).parents]
+            place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})" if frames else "a collective"
+            raise UserError(
+                f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place}: one of them "
+                "hangs or is slow; raise --collective-timeout (seconds) if it is only slow"
+            ) from error

@@ -176,13 +176,13 @@ def test_workers_that_send_nothing_are_reported(how: str, message: str, capfd: p
     cfg = tiny_config(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT=1 if how == "slow" else 100)
     loader = build_test_loader(cfg, [{"file_name": how}], misbehave)
     start = time.monotonic()
-    with pytest.raises(UserError, match=rf"^DataLoader .*({message}).*/dev/shm.*DATALOADER\.NUM_WORKERS"):
-        with explain_dead_workers():
-            list(loader)
+    expected = rf"^DataLoader .*({message}).*/dev/shm.*DATALOADER\.NUM_WORKERS"
+    with pytest.raises(UserError, match=expected), explain_dead_workers():
+        list(loader)
     assert time.monotonic() - start < 50
     assert ("cannot send its batch: unable to allocate" in capfd.readouterr().err) == (how == "not sent")
 
 
 def test_other_errors_are_not_explained_away():
-    with pytest.raises(RuntimeError, match="^shapes differ$"), explain_dead_workers():
+    with pytest.raises(RuntimeError, match="shapes differ"), explain_dead_workers():
         raise RuntimeError("shapes differ")

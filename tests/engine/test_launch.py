@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import socket
+import time
 from functools import partial
 from pathlib import Path
 
@@ -157,6 +158,22 @@ def find_mistake(args: argparse.Namespace) -> None:
     if comm.get_rank() == 1:
         build_config("no such file")
     comm.synchronize()
+
+
+def wait_in_vain(args: argparse.Namespace) -> None:
+    if comm.get_rank() == 0:
+        comm.synchronize()
+    time.sleep(60)
+
+
+def test_processes_do_not_wait_for_ever(capfd: pytest.CaptureFixture[str]):
+    """One line says who waited, for how long, and which flag to change."""
+    args = argument_parser().parse_args(["--num-gpus", "0", "--num-processes", "2", "--collective-timeout", "3"])
+    start = time.monotonic()
+    assert run_command(lambda: launch(wait_in_vain, args)) == 2
+    assert time.monotonic() - start < 55
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: process 0 waited 3 s for the others in") and "--collective-timeout" in line
 
 
 def find_fault(args: argparse.Namespace) -> None:
