@@ -349,6 +349,6 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
             frames = [one for one in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(one.filename).parents]
             place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})" if frames else "a collective"
             raise UserError(
-                f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place}: one of them "
-                "hangs or is slow; raise --collective-timeout (seconds) if it is only slow"
+                f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place}: one of "
+                "them hangs or is slow; raise --collective-timeout (seconds) if it is only slow"
             ) from error

@@ -55,7 +55,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if overwrite:
         return
     check_replaceable([folder / CONFIG_FILE], way_out=WAY_OUT)
-    traces = [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
+    traces = _traces(folder)
     if traces and not resume:
         raise UserError(
             f"OUTPUT_DIR {folder} holds another training ({traces[0].name}): continue it with --resume, {WAY_OUT}"
@@ -74,21 +74,33 @@ def prepare_run_folder(folder: Path, *, resume: bool, overwrite: bool, weights: 
         UserError: as `check_run_folder`; if the weights are among the files to remove.
     """
     lock_folder(folder)
-    _remove_half_files(folder)
-    check_run_folder(folder, resume=resume, overwrite=overwrite)
-    if not overwrite:
-        return
+    try:
+        check_run_folder(folder, resume=resume, overwrite=overwrite)
+        _remove_half_files(folder)
+        if overwrite:
+            _remove_run(folder, keep_training=resume, weights=weights)
+    except UserError:
+        unlock_folder(folder)
+        raise
+
+
+def _remove_run(folder: Path, *, keep_training: bool, weights: str) -> None:
     check_replaceable([folder / CONFIG_FILE], overwrite=True, way_out=WAY_OUT)
-    if resume:
+    if keep_training:
         return
-    replaced = [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
-    if weights and any(file.samefile(weights) for file in replaced if os.path.isfile(weights)):
+    replaced = _traces(folder)
+    if os.path.isfile(weights) and any(file.samefile(weights) for file in replaced):
         raise UserError(
             f"--overwrite would remove MODEL.WEIGHTS {weights}, which is a checkpoint in OUTPUT_DIR {folder}: move it "
             "away, or name another OUTPUT_DIR"
         )
     for file in replaced:  # so that neither curves nor checkpoints of two runs mix
         file.unlink()
+
+
+def _traces(folder: Path) -> list[Path]:
+    """Files of a training: checkpoints and curves."""
+    return [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
 
 
 def _remove_half_files(folder: Path) -> None:
