@@ -55,10 +55,12 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if overwrite:
         return
     check_replaceable([folder / CONFIG_FILE], way_out=WAY_OUT)
-    traces = _traces(folder)
-    if traces and not resume:
+    # A training that failed before its first metrics has left nothing to lose.
+    results = [*folder.glob("model_*.pth"), folder / "last_checkpoint", folder / "metrics.json"]
+    results = [file for file in results if file.is_file() and file.stat().st_size]
+    if results and not resume:
         raise UserError(
-            f"OUTPUT_DIR {folder} holds another training ({traces[0].name}): continue it with --resume, {WAY_OUT}"
+            f"OUTPUT_DIR {folder} holds another training ({results[0].name}): continue it with --resume, {WAY_OUT}"
         )
 
 
@@ -88,7 +90,7 @@ def _remove_run(folder: Path, *, keep_training: bool, weights: str) -> None:
     check_replaceable([folder / CONFIG_FILE], overwrite=True, way_out=WAY_OUT)
     if keep_training:
         return
-    replaced = _traces(folder)
+    replaced = [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
     if os.path.isfile(weights) and any(file.samefile(weights) for file in replaced):
         raise UserError(
             f"--overwrite would remove MODEL.WEIGHTS {weights}, which is a checkpoint in OUTPUT_DIR {folder}: move it "
@@ -96,11 +98,6 @@ def _remove_run(folder: Path, *, keep_training: bool, weights: str) -> None:
         )
     for file in replaced:  # so that neither curves nor checkpoints of two runs mix
         file.unlink()
-
-
-def _traces(folder: Path) -> list[Path]:
-    """Files of a training: checkpoints and curves."""
-    return [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
 
 
 def _remove_half_files(folder: Path) -> None:

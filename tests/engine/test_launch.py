@@ -138,7 +138,7 @@ class TestCheckBeforeProcessesStart:
 
     def test_another_training_in_the_folder(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
         (tmp_path / "output").mkdir()
-        (tmp_path / "output" / "model_final.pth").touch()
+        (tmp_path / "output" / "model_final.pth").write_bytes(b"weights")
         with pytest.raises(UserError, match="holds another training"):
             launch(main, parse_args("--num-processes", "2"), check=check_run)
 

@@ -28,7 +28,7 @@ from tests.conftest import REPOSITORY
 TRACES = ["model_final.pth", "model_0000009.pth", "last_checkpoint", "metrics.json", "events.out.tfevents.1.host"]
 
 
-@pytest.mark.parametrize("trace", TRACES)
+@pytest.mark.parametrize("trace", [*TRACES[:4], "model_best.pth"])
 def test_a_second_training_is_refused_with_three_ways_out(tmp_path: Path, trace: str):
     (tmp_path / trace).write_text("first")
     with pytest.raises(UserError) as error:
@@ -36,6 +36,14 @@ def test_a_second_training_is_refused_with_three_ways_out(tmp_path: Path, trace:
     assert all(word in str(error.value) for word in (str(tmp_path), "--resume", "another OUTPUT_DIR", "--overwrite"))
     check_run_folder(tmp_path, resume=True, overwrite=False)
     check_run_folder(tmp_path, resume=False, overwrite=True)
+
+
+def test_a_training_that_failed_at_once_is_no_obstacle(tmp_path: Path):
+    write_own_text(tmp_path / "config.yaml", "A: 1\n")
+    for name in ("metrics.json", "log.txt", "events.out.tfevents.1.host"):
+        (tmp_path / name).touch()
+    check_run_folder(tmp_path, resume=False, overwrite=False)
+    check_run_folder(tmp_path / "missing", resume=False, overwrite=False)
 
 
 def test_overwriting_removes_the_other_run_alone(tmp_path: Path):
