@@ -16,7 +16,8 @@ from torch import Tensor
 
 from psf import PanopticSegFormer
 from psf.checkpoint import TunedMerging
-from psf.engine import Checkpointer, Trainer, main, merging, spread_evenly
+from psf.data import spread_evenly
+from psf.engine import Checkpointer, Trainer, main, merging
 from psf.evaluation import PanopticQualityEvaluator
 from psf.evaluation.merging_search.search import Tuning
 from psf.inference import MergingThresholds
