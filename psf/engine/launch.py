@@ -44,7 +44,6 @@ __all__ = [
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
 MAX_MISTAKE = 4000  # bytes of a message from a child process to its parent: less than a pipe takes at once
-PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 10.0  # seconds until a process of torchrun reports a mistake that the first process has not reported
 
 
@@ -346,8 +345,9 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
         except RuntimeError as error:
             if "Timed out waiting" not in str(error):  # gloo's
                 raise
-            frames = [one for one in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(one.filename).parents]
-            place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})" if frames else "a collective"
+            frames = traceback.extract_tb(error.__traceback__)
+            frames = [one for one in frames if not {"torch", "detectron2"} & set(Path(one.filename).parts)]
+            place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})"
             raise UserError(
                 f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place}: one of "
                 "them hangs or is slow; raise --collective-timeout (seconds) if it is only slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import re
@@ -10,7 +11,6 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from detectron2.config import CfgNode
 
@@ -36,7 +36,7 @@ OTHER_FILES = re.compile(r"last_checkpoint|metrics\.json|events\.out\.tfevents\.
 DRAFT_SECONDS = 60.0  # age of a temporary folder that nobody uses any more
 WAY_OUT = "name another OUTPUT_DIR, or replace it with --overwrite"
 
-_locks: dict[Path, IO[str]] = {}  # of this process
+_locks: dict[Path, int] = {}  # of this process: lock file -> its handle
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -173,23 +173,21 @@ def lock_folder(folder: Path) -> None:
     if path in _locks:
         return
     while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            owner = file.read()
-            file.close()
-            raise UserError(_describe_owner(folder, owner)) from None
-        except OSError:  # no locks on this file system
-            pass
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _acquire(file, folder)
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             break
-        file.close()  # the process before has just removed the file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+        os.close(file)  # the process before has just removed the file
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     _locks[path] = file
+
+
+@atexit.register
+def unlock_all() -> None:
+    """Remove this process's locks."""
+    for path in list(_locks):
+        unlock_folder(path.parent)
 
 
 def unlock_folder(folder: Path) -> None:
@@ -197,7 +195,7 @@ def unlock_folder(folder: Path) -> None:
     path = (folder / LOCK_FILE).resolve()
     if (file := _locks.pop(path, None)) is not None:
         path.unlink(missing_ok=True)
-        file.close()
+        os.close(file)
 
 
 def _check_lock(folder: Path) -> None:
@@ -205,16 +203,21 @@ def _check_lock(folder: Path) -> None:
     path = (folder / LOCK_FILE).resolve()
     if path in _locks or not path.is_file():  # closing a second handle would drop this process's own lock
         return
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise UserError(_describe_owner(folder, file.read())) from None
-        except OSError:
-            pass
+    file = os.open(path, os.O_RDWR)
+    _acquire(file, folder)
+    os.close(file)
 
 
-def _describe_owner(folder: Path, owner: str) -> str:
-    name = owner.strip() or "another process"
-    return f"OUTPUT_DIR {folder}: {name} trains there ({LOCK_FILE}); wait for it or end it, or name another OUTPUT_DIR"
+def _acquire(file: int, folder: Path) -> None:
+    """Lock an open lock file; close it and raise a UserError if another process has locked it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        owner = os.read(file, 1000).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise UserError(
+            f"OUTPUT_DIR {folder}: {owner} trains there ({LOCK_FILE}); wait for it or end it, or name another "
+            "OUTPUT_DIR"
+        ) from None
+    except OSError:  # no locks on this file system
+        pass

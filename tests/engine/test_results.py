@@ -70,7 +70,8 @@ def test_programs_that_read_results_go_on(mini: str, tmp_path: Path, caplog: pyt
     append_metrics(str(tmp_path), results, 7)
     append_metrics(str(tmp_path), results, 8)
     assert (tmp_path / "metrics.json").read_text() == '{"accuracy": 1}\n'
-    assert [json.loads(text)["iteration"] for text in (tmp_path / "metrics_2.json").open()] == [7, 8]
+    lines = (tmp_path / "metrics_2.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [7, 8]
     expected = SimpleNamespace(TEST=SimpleNamespace(EXPECTED_RESULTS=[["panoptic_seg", "PQ", 0.0, 0.1]]))
     assert verify_results(expected, results)
 

@@ -105,7 +105,8 @@ class TestViews:
         monkeypatch.setattr(Trainer, "test_with_TTA", classmethod(lambda cls, cfg, model: extra))
         for name in ("has_joint_queries", "has_tiles"):
             monkeypatch.setattr(PsfTestColorModel, name, False, raising=False)
-        plain, both = main(parse_args(*words)), main(parse_args(*words, "TEST.AUG.ENABLED", "True"))
+        again = words or ("--overwrite",)
+        plain, both = main(parse_args(*words)), main(parse_args(*again, "TEST.AUG.ENABLED", "True"))
         assert list(both) == [*plain, *extra] and both["panoptic_seg"] == plain["panoptic_seg"]
         output = tmp_path / "output"
         assert list(json.loads((output / "results.json").read_text())) == list(both)
@@ -142,7 +143,7 @@ class TestViews:
         assert set(results) == {f"{task}_TTA" for task in tasks}
         assert seen == [(40, 60), (60, 40), (40, 80), (40, 40), (40, 58)]  # the largest view of each image
         assert {path.name for path in (tmp_path / "output").iterdir()} == {"TTA"}
-        written = {path.name for path in (tmp_path / "output" / "TTA").iterdir()}
+        written = {path.name for path in (tmp_path / "output" / "TTA").glob("[!.]*")}
         assert written == {"inference", "panel.png", "per_class.csv"}
 
 
@@ -368,10 +369,13 @@ class TestFolders:
         with pytest.raises(UserError, match="holds another training"):
             main(parse_args("SOLVER.MAX_ITER", "1"))
         assert contents(trained) == before
-        main(parse_args("SOLVER.MAX_ITER", "1", "SEED", "5", "--overwrite"))
+        main(parse_args("--overwrite", "SOLVER.MAX_ITER", "1", "SEED", "5"))
         assert "SEED: 5" in (trained / "config.yaml").read_text()
 
-    def test_resuming_without_last_checkpoint(self, trained: Path, parse_args: ParseArgs):
+    def test_resuming_without_last_checkpoint(
+        self, trained: Path, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(Trainer, "build_writers", lambda self: [])  # a refused run leaves its files open
         (trained / "last_checkpoint").unlink()
         before = (trained / "model_final.pth").stat().st_mtime_ns
         with pytest.raises(UserError, match="no file last_checkpoint"):
@@ -392,7 +396,8 @@ class TestFolders:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name[0] != "."}
+    """Of all files but the log, which the loggers of this process go on writing, and hidden files."""
+    return {file.name: file.read_bytes() for file in folder.glob("[!.]*") if file.is_file() and file.name != "log.txt"}
 
 
 def test_a_training_without_tensorboard(mini: str, parse_args: ParseArgs, tmp_path: Path, caplog, monkeypatch):
@@ -400,6 +405,7 @@ def test_a_training_without_tensorboard(mini: str, parse_args: ParseArgs, tmp_pa
     caplog.set_level(logging.WARNING)
     writers = build_writers(str(tmp_path), 1)
     assert [type(writer).__name__ for writer in writers] == ["CommonMetricPrinter", "JSONWriter"]
+    writers[1].close()
     assert "pip install tensorboard" in caplog.text
 
 
