@@ -346,9 +346,8 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
             if "Timed out waiting" not in str(error):  # gloo's
                 raise
             frames = traceback.extract_tb(error.__traceback__)
-            frames = [one for one in frames if not {"torch", "detectron2"} & set(Path(one.filename).parts)]
-            place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})"
+            place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))
             raise UserError(
-                f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place}: one of "
-                "them hangs or is slow; raise --collective-timeout (seconds) if it is only slow"
+                f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place.name} "
+                f"({place.filename}:{place.lineno}): one of them hangs or is slow; raise --collective-timeout (seconds) if it is only slow"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -92,7 +93,7 @@ def write_output(
 
 def _masks_in(folder: Path) -> list[Path]:
     """Files with the names of masks; a file in the place of the folder is returned itself."""
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False for a name that is too long, where pathlib raises
         return [file for file in folder.iterdir() if MASK_NAME.fullmatch(file.name) and not file.is_dir()]
     return [folder]
 

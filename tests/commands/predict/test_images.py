@@ -300,3 +300,22 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
 def test_frames_of_images(run, image, out, capsys):
     assert run("--input", image, "--output", out, "--max-frames", "1") == 2
     assert "--max-frames needs --video-input or --webcam" in capsys.readouterr().err
+
+
+def test_an_image_with_a_long_name_is_skipped(run, image, scene, out, capsys):
+    Image.fromarray(scene()).save(image.with_name("a" * 250 + ".png"))
+    assert run("--input", image.parent, "--output", out) == 1
+    assert (out / "a.json").is_file() and "1 of 2 images written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.json", "a_panoptic.png", "a_masks/1_left.png"])
+def test_files_in_the_output_that_psf_has_not_written_stay(run, image, out, capsys, name):
+    """It stops before the first image; --overwrite insists, and then psf knows its own files again."""
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("somebody's")
+    words = ("--input", image, "--output", out, "--save", "picture,png,json,masks")
+    assert run(*words) == 2
+    assert f"{name} exists, and psf has not written it" in capsys.readouterr().err
+    assert (out / name).read_text() == "somebody's" and len(list(out.rglob("*.*"))) == 1
+    assert run(*words, "--overwrite") == run(*words) == 0
+    assert not (out / name).exists() or (out / name).read_bytes() != b"somebody's"
