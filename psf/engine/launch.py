@@ -349,5 +349,6 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
             place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))
             raise UserError(
                 f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place.name} "
-                f"({place.filename}:{place.lineno}): one of them hangs or is slow; raise --collective-timeout (seconds) if it is only slow"
+                f"({place.filename}:{place.lineno}): one of them hangs or is slow; raise --collective-timeout "
+                "(seconds) if it is only slow"
             ) from error

@@ -11,6 +11,7 @@ import torch
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from psf.errors import UserError
 from psf.output import PanopticOutput
 
 
@@ -31,7 +32,7 @@ def found_classes(folder: Path, name: str = "a") -> list[str]:
 def test_three_files_of_an_image_agree(run, image, out):
     image = image.rename(image.with_name("a.b.png"))
     assert run("--input", image, "--output", out) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["a.b.jpg", "a.b.json", "a.b_panoptic.png"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.b.jpg", "a.b.json", "a.b_panoptic.png"]
     drawn, ids, record = load_output(out, "a.b")
     assert drawn.shape == (60, 90, 3) and set(np.unique(ids)) == {0, 1, 2}
     sky, ball = record.pop("segments_info")
@@ -238,13 +239,13 @@ def test_weights_of_a_backbone_alone_are_a_loud_warning(run, config, image, out,
 
 def test_other_tasks_and_masks(run, image, out):
     assert run("--input", image, "--output", out, "--task", "instance", "--save", "json,masks") == 0
-    assert sorted(file.name for file in out.iterdir()) == ["a.json", "a_masks"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.json", "a_masks"]
     [ball] = json.loads((out / "a.json").read_text())["instances"]
     assert (ball["class"], ball["bbox"]) == ("ball", [20, 35, 16, 10])
     assert np.array(Image.open(out / ball["mask_file_name"])).sum() == 160
 
     assert run("--input", image, "--output", out / "classes", "--task", "semantic") == 0
-    assert sorted(file.name for file in (out / "classes").iterdir()) == ["a.jpg", "a.json", "a_semantic.png"]
+    assert sorted(file.name for file in (out / "classes").glob("[!.]*")) == ["a.jpg", "a.json", "a_semantic.png"]
     labels = np.array(Image.open(out / "classes" / "a_semantic.png"))
     assert np.array_equal(np.unique(labels, return_counts=True), [[7, 30], [160, 60 * 90 - 160]])
 
@@ -278,7 +279,7 @@ def test_a_png_of_instances_is_refused_and_not_the_default(run, image, out, caps
     assert run("--input", image, "--output", out, "--task", "instance", "--save", "png,json") == 2
     assert "--save png has no effect with --task instance" in capsys.readouterr().err and not out.exists()
     assert run("--input", image, "--output", out, "--task", "instance") == 0
-    assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.jpg", "a.json"]
 
 
 def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, caplog, monkeypatch):
@@ -288,13 +289,13 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
 
     def refuse_wide(self):
         if self.size[1] == 91:
-            raise ValueError("too wide")
+            raise UserError("too wide")
         return regions(self)
 
     monkeypatch.setattr(PanopticOutput, "regions", refuse_wide)
     assert run("--input", image.with_name("b.png"), image, "--output", out) == 1
     assert "b.png: skipped: too wide" in caplog.text
-    assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json", "a_panoptic.png"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.jpg", "a.json", "a_panoptic.png"]
 
 
 def test_frames_of_images(run, image, out, capsys):
