@@ -421,20 +421,20 @@ def _check_datasets(names: Iterable[str]) -> None:
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
-    """Read an image in this process, so that a problem of all files is not reported by a worker."""
-    if isinstance(mapper, PanopticMapper):
+    """Read an image in this process, so that a problem of all files is not reported by a worker.
+
+    Raises:
+        UserError: about the first image, if neither the first nor the last can be read.
+    """
+    if not isinstance(mapper, PanopticMapper):
+        return
+    try:
+        mapper.read(dataset[0])
+    except UserError as error:
         try:
-            mapper.read(dataset[0])
+            mapper.read(dataset[-1])  # if only the first is damaged, the loaders decide
         except UserError:
-            if len(dataset) == 1:
-                raise
-            try:
-                mapper.read(dataset[-1])
-            except UserError:
-                pass
-            else:
-                return  # the loaders decide about single images
-            raise
+            raise error from None
 
 
 def _check_views(cfg: CfgNode, model: nn.Module) -> None:
