@@ -7,19 +7,19 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from psf.errors import UserError
 
 __all__ = [
     "DRAFT_PREFIX",
-    "PNG_SIGN",
     "atomic_path",
     "begins_with",
     "cache_path",
@@ -31,6 +31,7 @@ __all__ = [
     "own_path",
     "read_json",
     "recorded",
+    "save_signed_png",
     "write_own_text",
     "write_text",
 ]
@@ -116,6 +117,14 @@ def is_own(path: Path) -> bool:
         return False
 
 
+def save_signed_png(picture: Image.Image, target: Path) -> None:
+    """Write a PNG with `PNG_SIGN`, atomically; the caller has checked `has_png_sign` of an existing file."""
+    sign = PngInfo()
+    sign.add_text(*PNG_SIGN)
+    with atomic_path(target) as path:
+        picture.save(path, format="PNG", pnginfo=sign)
+
+
 def has_png_sign(path: Path) -> bool:
     """Whether a file is a PNG with `PNG_SIGN`."""
     key, value = PNG_SIGN
@@ -159,13 +168,17 @@ def check_replaceable(targets: Iterable[Path], *, overwrite: bool = False, way_o
         )
 
 
-def free_name(target: Path) -> Path:
+def free_name(target: Path, recognise: Callable[[Path], bool] = is_own) -> Path:
     """The target if it is free; otherwise NAME_2, NAME_3, ... of the same suffix, with a warning.
 
     For files at the end of long work, which must not fail because of an existing file.
+
+    Args:
+        target: path of a file that will be written.
+        recognise: whether an existing file is psf's: `is_own` or `has_png_sign`.
     """
     name, number = target, 1
-    while not _is_free(name):
+    while os.path.lexists(name) and not recognise(name):
         number += 1
         name = target.with_name(f"{target.stem}_{number}{target.suffix}")
     if name != target:

@@ -245,9 +245,12 @@ def watch_workers(cfg: CfgNode, loader: Any) -> None:
         cfg: of the loader.
         loader: torch's, or Detectron2's with images grouped by aspect ratio.
     """
+    timeout = cfg.DATALOADER.TIMEOUT
+    if timeout < 0:
+        raise UserError(f"DATALOADER.TIMEOUT is {timeout}: expected a number of seconds, or 0 to wait forever")
     inner = loader if isinstance(loader, torch_data.DataLoader) else getattr(loader, "dataset", None)
     if isinstance(inner, torch_data.DataLoader) and inner.num_workers:
-        inner.timeout = cfg.DATALOADER.TIMEOUT
+        inner.timeout = timeout
         inner.worker_init_fn = partial(_init_worker, inner.worker_init_fn)
 
 

@@ -16,7 +16,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from psf.data import image_key
-from psf.data.files import free_name, own_path, write_own_text
+from psf.data.files import free_name, has_png_sign, save_signed_png, write_own_text
 from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_gt
 from psf.structures import CategoryIds
 
@@ -53,9 +53,8 @@ class PanopticWriter(DatasetEvaluator):
             ids, segments_info = output["panoptic_seg"]
             key = image_key(image["image_id"])
             file_name = self._gt_names.get(key) or _name_of_id(key)
-            target = free_name(self._folder / file_name)
-            with own_path(target) as draft:
-                Image.fromarray(id2rgb(np.asarray(ids.cpu()))).save(draft, format="PNG")
+            target = free_name(self._folder / file_name, has_png_sign)  # leaves no other file in a submission's folder
+            save_signed_png(Image.fromarray(id2rgb(np.asarray(ids.cpu()))), target)
             file_name = target.relative_to(self._folder).as_posix()
             segments = self._category_ids.coco_segments(segments_info)
             self._annotations.append({"image_id": image["image_id"], "file_name": file_name, "segments_info": segments})

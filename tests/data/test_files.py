@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from psf.checkpoint import pretrained
 from psf.data.files import (
@@ -15,10 +16,12 @@ from psf.data.files import (
     cache_path,
     check_replaceable,
     free_name,
+    has_png_sign,
     is_own,
     own_path,
     read_json,
     recorded,
+    save_signed_png,
     write_own_text,
     write_text,
 )
@@ -149,3 +152,13 @@ def test_files_of_a_library_are_recorded_also_after_an_error(tmp_path: Path):
         target.write_bytes(b"frames")
         raise RuntimeError
     assert is_own(target)
+
+
+def test_signed_pngs_are_recognised_in_any_folder(tmp_path: Path):
+    own, theirs = tmp_path / "own.png", tmp_path / "theirs.png"
+    save_signed_png(Image.new("RGB", (2, 3)), own)
+    Image.new("RGB", (2, 3)).save(theirs)
+    (tmp_path / "text.png").write_text("no picture")
+    assert [has_png_sign(path) for path in (own, theirs, tmp_path / "text.png")] == [True, False, False]
+    assert free_name(own, has_png_sign) == own and free_name(theirs, has_png_sign) == tmp_path / "theirs_2.png"
+    assert {path.name for path in tmp_path.iterdir()} == {"own.png", "theirs.png", "text.png"}  # no manifest

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from psf.data.files import PNG_SIGN, atomic_path, has_png_sign, read_json, write_text
+from psf.data.files import has_png_sign, read_json, save_signed_png, write_text
 from psf.data.panoptic_labels import compact_with_boxes
 from psf.errors import UserError
 
@@ -140,12 +139,8 @@ def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
         raise UserError(
             f"{target} exists and is not a panoptic PNG of psf, so it is not overwritten; choose another folder"
         )
-    sign = PngInfo()
-    sign.add_text(*PNG_SIGN)
-    picture = Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF))
     # Two images can have the same PNG name, and a thread that checks the sign must not read half a PNG.
-    with atomic_path(target) as path:
-        picture.save(path, format="PNG", pnginfo=sign)
+    save_signed_png(Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF)), target)
     areas = np.bincount(labels.ravel(), minlength=len(segments) + 1)
     infos = [
         {
