@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import mmap
+import multiprocessing.connection
 import multiprocessing.queues
 import os
 import shutil
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -269,18 +271,34 @@ def _end_worker(error: Exception, batch: object) -> None:
 
 @contextmanager
 def explain_dead_workers() -> Iterator[None]:
-    """Turn torch's error about a loader worker that died or sends nothing into a UserError that says what to change."""
+    """Turn an error about a loader worker that died or sends nothing into a UserError that says what to change."""
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        if not reason.startswith(("DataLoader worker", "DataLoader timed out")):
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = _why_workers_failed(error)
+        if reason is None:
             raise
         raise UserError(
             f"{reason.rstrip('.')}: often shared memory is too small ({_shared_memory()}), or the process ran out of "
             "memory; enlarge /dev/shm (docker run --shm-size=8g), or lower DATALOADER.NUM_WORKERS (0: no workers); if "
             "images are only slow to read, raise DATALOADER.TIMEOUT (seconds)"
         ) from error
+
+
+def _why_workers_failed(error: Exception) -> str | None:
+    """One line; None if the error is about something else."""
+    lines = str(error).splitlines()
+    if isinstance(error, RuntimeError):
+        names = ("DataLoader worker", "DataLoader timed out", "unable to allocate shared memory")
+        return next((line for line in lines for name in names if line.startswith(name)), None)
+    # A worker ended while the main process was fetching a tensor from it.
+    files = {one.filename for one in traceback.extract_tb(error.__traceback__)}
+    if (
+        isinstance(error, FileNotFoundError | ConnectionError | EOFError)
+        and multiprocessing.connection.__file__ in files
+    ):
+        return f"DataLoader worker ended ({' '.join(lines) or type(error).__name__})"
+    return None
 
 
 def _shared_memory() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -183,6 +184,14 @@ def test_workers_that_send_nothing_are_reported(how: str, message: str, capfd: p
     assert ("cannot send its batch: unable to allocate" in capfd.readouterr().err) == (how == "not sent")
 
 
-def test_other_errors_are_not_explained_away():
-    with pytest.raises(RuntimeError, match="shapes differ"), explain_dead_workers():
-        raise RuntimeError("shapes differ")
+def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it():
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    writer.close()
+    with reader, pytest.raises(UserError, match=r"^DataLoader worker ended \(EOFError\): "), explain_dead_workers():
+        reader.recv()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError("a.png"), EOFError()])
+def test_other_errors_are_not_explained_away(error: Exception):
+    with pytest.raises(type(error)), explain_dead_workers():
+        raise error
