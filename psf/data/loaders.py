@@ -293,10 +293,8 @@ def _why_workers_failed(error: Exception) -> str | None:
         return next((line for line in lines for name in names if line.startswith(name)), None)
     # A worker ended while the main process was fetching a tensor from it.
     files = {one.filename for one in traceback.extract_tb(error.__traceback__)}
-    if (
-        isinstance(error, FileNotFoundError | ConnectionError | EOFError)
-        and multiprocessing.connection.__file__ in files
-    ):
+    is_broken = isinstance(error, FileNotFoundError | ConnectionError | EOFError)
+    if is_broken and multiprocessing.connection.__file__ in files:
         return f"DataLoader worker ended ({' '.join(lines) or type(error).__name__})"
     return None
 
@@ -306,4 +304,4 @@ def _shared_memory() -> str:
         usage = shutil.disk_usage("/dev/shm")
     except OSError:
         return "there is no /dev/shm"
-    return f"/dev/shm has {usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free"
+    return f"/dev/shm has {usage.free / 2**20:.1f} of {usage.total / 2**20:.1f} MiB free"

@@ -145,7 +145,7 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     config, where `--resume` finds its checkpoint.
 
     Args:
-        args: of `argument_parser`.
+        args: of `argument_parser`; Detectron2's own parser has no `overwrite`, which then is False.
         is_training: False for programs that only evaluate, as `--eval-only` does.
         folder_name: of the folder of an evaluation.
 
@@ -187,7 +187,7 @@ def output_folder(cfg: CfgNode, opts: Sequence[str], folder_name: str) -> str:
 def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool) -> None:
     """Check OUTPUT_DIR, lock it for a training, and write config.yaml, unless that belongs to a training."""
     _check_writable(cfg.OUTPUT_DIR)
-    folder, overwrite = Path(cfg.OUTPUT_DIR), args.overwrite
+    folder, overwrite = Path(cfg.OUTPUT_DIR), getattr(args, "overwrite", False)
     if is_training:
         prepare_run_folder(folder, resume=args.resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
     else:

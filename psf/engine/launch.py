@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -201,7 +202,7 @@ def _run_under_torchrun(
     _check_gpus(num_local if on_gpus else 0, f"torchrun with {num_local} processes on this machine")
     if check is not None:
         check(args, int(os.environ["WORLD_SIZE"]))
-    _join_torchrun(num_local, on_gpus, timedelta(seconds=args.collective_timeout))
+    _join_torchrun(num_local, on_gpus, _timeout(args))
     with _explained(args):
         main(args)
     dist.destroy_process_group()
@@ -226,7 +227,7 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        timeout=timedelta(seconds=args.collective_timeout),
+        timeout=_timeout(args),
     )
     if num_processes * args.num_machines == 1:
         with _explained(args):
@@ -240,6 +241,12 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         if not mistakes.poll():
             raise
         raise UserError(mistakes.recv_bytes().decode()) from None
+
+
+def _timeout(args: argparse.Namespace) -> timedelta:
+    """`--collective-timeout`; Detectron2's own parser does not have it."""
+    seconds = getattr(args, "collective_timeout", None)
+    return DEFAULT_TIMEOUT if seconds is None else timedelta(seconds=seconds)
 
 
 def _check_port(args: argparse.Namespace) -> None:
@@ -348,7 +355,7 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
             frames = traceback.extract_tb(error.__traceback__)
             place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))
             raise UserError(
-                f"process {comm.get_rank()} waited {args.collective_timeout:g} s for the others in {place.name} "
+                f"process {comm.get_rank()} waited {_timeout(args).total_seconds():g} s for the others in {place.name} "
                 f"({place.filename}:{place.lineno}): one of them hangs or is slow; raise --collective-timeout "
                 "(seconds) if it is only slow"
             ) from error
