@@ -88,7 +88,8 @@ def results_of(variant: str, seed: int, options: argparse.Namespace) -> Results:
         register = [word for value in options.register for word in ("--register", value)]
         keys = ["DATASETS.TRAIN", options.train, "DATASETS.TEST", options.test, "OUTPUT_DIR", str(folder)]
         keys += ["SOLVER.MAX_ITER", str(options.iterations), "SEED", str(seed), *VARIANTS[variant], *options.opts]
-        train(["--config-file", options.config, "--num-gpus", "0", *register, *keys], folder / "stdout.txt")
+        words = ["--config-file", options.config, "--num-gpus", "0", "--overwrite"]  # of an interrupted run
+        train([*words, *register, *keys], folder / "stdout.txt")
     content: Results = json.loads(results.read_text())
     return content
 

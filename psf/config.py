@@ -89,6 +89,10 @@ SHARED_KEYS = {
     # Panoptic sets to register, as "NAME=JSON,PNGS,IMAGES" (see --register). psf.engine.build_config makes the paths
     # absolute, so that config.yaml works from any folder.
     "DATASETS.PSF_REGISTER": [],
+    # Largest share of the training images that may be unreadable: they are logged and skipped (one is always allowed
+    # unless the share is 0). More of them end the training.
+    "DATALOADER.MAX_UNREADABLE_SHARE": 0.01,
+    "DATALOADER.TIMEOUT": 600,  # seconds to wait for a batch of the workers; 0: forever
     "SOLVER.OPTIMIZER": "ADAMW",  # "ADAMW" | "SGD", read by psf.engine.Trainer
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone, as a factor of BASE_LR
     # Layer-wise decay: learning rate of a backbone block as a factor of the next block's, and of the stem as a factor

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="IN.pth", help="checkpoint to convert")
     add("target", metavar="OUT.pth", help="file to write")
-    add("--force", action="store_true", help="overwrite OUT.pth")
+    add("--force", "--overwrite", dest="force", action="store_true", help="overwrite OUT.pth")
     add_config_arguments(parser, "--opts")
     return parser
 

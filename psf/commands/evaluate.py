@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from psf.commands import run_command, train
-from psf.engine import launch
+from psf.engine import check_run, launch
 from psf.engine import main as train_or_evaluate
 
 __all__ = ["build_parser", "main"]
@@ -25,4 +25,4 @@ def build_parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
-    return run_command(lambda: launch(train_or_evaluate, args))
+    return run_command(lambda: launch(train_or_evaluate, args, check=check_run))

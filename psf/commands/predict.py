@@ -6,7 +6,8 @@ For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segmen
 (class, score, area and box of each segment). --save selects these files or binary masks. --task instance writes
 instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
 NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
-be in the output folder.
+be in the output folder. If files there that psf has not written would be replaced, the command stops before the first
+image; --overwrite replaces them.
 Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
 2 the command could not start, or could not write the results.
 """
@@ -33,9 +34,20 @@ from psf.commands import add_config_arguments, command_parser, echo, not_negativ
 from psf.config_checks import check_device
 from psf.data import image_suffixes
 from psf.data.files import is_hidden, make_folder
+from psf.data.own_files import check_replaceable, recorded
 from psf.engine import Predictor, build_config
 from psf.errors import UserError, printable
-from psf.output import FILE_KINDS, TASKS, Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata, write_output
+from psf.output import (
+    FILE_KINDS,
+    TASKS,
+    Camera,
+    TimedFrame,
+    VideoFile,
+    VideoWriter,
+    check_output,
+    drawable_metadata,
+    write_output,
+)
 
 __all__ = ["build_parser", "main"]
 
@@ -72,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
     add("--max-frames", type=positive, metavar="N", help="end a video or camera after N frames")
+    add("--overwrite", action="store_true", help="replace files in --output that psf has not written")
     add_config_arguments(parser, "--opts")
     return parser
 
@@ -149,10 +162,13 @@ def segment_images(args: argparse.Namespace) -> int:
     images, skipped = find_images(args.input)
     check_apart(images, args.output, *args.output.glob("*_masks"))
     make_folder(args.output, "--output")
+    names = choose_names(images)
+    for name in names.values():
+        check_output(args.output, name, task=args.task, kinds=kinds, overwrite=args.overwrite)
     predictor = build_predictor(args)
     num_written = 0
     with logging_redirect_tqdm():
-        for path, name in tqdm(choose_names(images).items(), unit="image"):
+        for path, name in tqdm(names.items(), unit="image"):
             try:
                 image, picture = predictor.read(str(path))
                 output = TASKS[args.task](predictor(image), predictor.metadata)
@@ -236,7 +252,7 @@ def segment_video(args: argparse.Namespace) -> int:
     source = Camera(args.webcam) if args.video_input is None else VideoFile(args.video_input)
     target = _video_target(args)
     num_written, is_complete = 0, True
-    with source as frames, VideoWriter(target, frames.rate) as writer:
+    with source as frames, recorded(target), VideoWriter(target, frames.rate) as writer:
         predictor = build_predictor(args)
         visualizer = VideoVisualizer(drawable_metadata(predictor.metadata))
         known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
@@ -269,5 +285,7 @@ def _video_target(args: argparse.Namespace) -> Path:
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
     if source is not None and target.resolve() == source.resolve():
         raise UserError(f"the result would overwrite {source}: change --output")
+    way_out = "change --output, or use --overwrite"
+    check_replaceable([target], overwrite=args.overwrite, way_out=way_out)
     make_folder(target.parent, "the folder of --output,")
     return target

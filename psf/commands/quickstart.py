@@ -1,7 +1,7 @@
 """Train on generated scenes, evaluate on held-out scenes, and draw predictions of some of them.
 
-Writes output/quickstart/results.json, panel.png, model_final.pth and demo/. KEY VALUE pairs are passed on to the
-training, for example SEED 1.
+Writes output/quickstart/results.json, panel.png, model_final.pth and demo/, and replaces those of an earlier
+quickstart. KEY VALUE pairs are passed on to the training, for example SEED 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psf.commands import command_parser, echo, run_command
+from psf.data.own_files import check_replaceable
 from psf.errors import UserError
 
 __all__ = ["build_parser", "main"]
@@ -41,7 +42,10 @@ def run(opts: Sequence[str]) -> int:
     """Train, evaluate and draw, each with a command of psf in its own process."""
     if "OUTPUT_DIR" in opts[::2]:
         raise UserError(f"OUTPUT_DIR is always {OUTPUT} here; to train into another folder: psf train")
-    if code := run_psf("train", "--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(OUTPUT), *opts):
+    check_replaceable([OUTPUT / "config.yaml", OUTPUT / "results.json"], way_out=f"move {OUTPUT} away")
+    # Its config is psf's own, so the folder holds an earlier quickstart, and nothing else is lost.
+    again = ["--overwrite"] if (OUTPUT / "config.yaml").is_file() else []
+    if code := run_psf("train", "--config-file", CONFIG, "--num-gpus", "0", *again, "OUTPUT_DIR", str(OUTPUT), *opts):
         return code
     held_out = held_out_images()
     weights = ("--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth"))

@@ -25,6 +25,7 @@ from psf.engine import (
     build_checkpointer,
     build_config,
     launch,
+    output_folder,
     panoptic_test_set,
     resolve_num_queries,
     setup,
@@ -40,6 +41,8 @@ from psf.tools.robustness import (
 )
 
 __all__ = ["build_parser", "main"]
+
+FOLDER = "robustness"  # below OUTPUT_DIR, if the command line has none
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,13 +68,15 @@ def check_and_launch(args: argparse.Namespace) -> None:
     """Check the record before several processes start, so that a mismatch is one line and not a traceback."""
     cfg = build_config(args.config_file, args.opts, args.register, args.imports)
     resolve_num_queries(cfg)
+    cfg.MODEL.DEVICE = "cpu" if args.num_gpus == 0 else cfg.MODEL.DEVICE  # as `setup` sets it
+    cfg.OUTPUT_DIR = output_folder(cfg, args.opts, FOLDER)
     open_record(panoptic_alone(cfg), args)
     launch(run, args, is_training=False)
 
 
 def run(args: argparse.Namespace) -> None:
     """One process of the evaluation."""
-    cfg = panoptic_alone(setup(args, is_training=False))
+    cfg = panoptic_alone(setup(args, is_training=False, folder_name=FOLDER))
     record, folder, metric = open_record(cfg, args), Path(cfg.OUTPUT_DIR), main_metric(cfg)
     model = Trainer.build_model(cfg)
     build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)

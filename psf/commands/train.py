@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from psf.commands import run_command
-from psf.engine import argument_parser, launch
+from psf.engine import argument_parser, check_run, launch
 from psf.engine import main as train_or_evaluate
 
 __all__ = ["build_parser", "main"]
@@ -28,4 +28,4 @@ def build_parser(name: str = "train", description: str | None = __doc__) -> argp
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
-    return run_command(lambda: launch(train_or_evaluate, args))
+    return run_command(lambda: launch(train_or_evaluate, args, check=check_run))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from psf.commands import add_num_images_flag, echo, run_command, train
 from psf.data import build_test_loader, load_dataset, spread_evenly
+from psf.data.own_files import free_name, write_own_text
 from psf.engine import (
     Trainer,
     build_checkpointer,
@@ -59,7 +60,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = setup(args, is_training=False)
+    cfg = setup(args, is_training=False, folder_name="merging")
     name = panoptic_test_set(cfg)
     model = Trainer.build_model(cfg)
     check_can_be_tuned(model)
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
     categories = {key: bool(one["isthing"]) for key, one in PanopticGroundTruth(name).categories.items()}
     processor = model.post_processor
     report = "\n".join(report_lines(tune(cached, categories, processor.things, processor.stuff, grid)))
-    path = Path(cfg.OUTPUT_DIR, "merging.md")
-    path.write_text(f"{name}: {len(cached)} images, {cfg.MODEL.WEIGHTS}\n{report}\n", encoding="utf-8")
+    path = free_name(Path(cfg.OUTPUT_DIR, "merging.md"))
+    write_own_text(path, f"{name}: {len(cached)} images, {cfg.MODEL.WEIGHTS}\n{report}\n")
     echo(f"\nAlso in {path}:\n{report}")
 
 

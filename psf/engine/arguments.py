@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,23 +12,34 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config, import_user_modules
 from psf.config_checks import check_config, warn_of_keys_without_effect
 from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
-from psf.data.files import write_text
+from psf.data.own_files import check_replaceable
 from psf.engine.num_queries import resolve_num_queries
 from psf.errors import UserError
+from psf.output.run_folder import (
+    CONFIG_FILE,
+    WAY_OUT,
+    choose_evaluation_folder,
+    has_checkpoints,
+    prepare_run_folder,
+    write_config_file,
+)
 
 __all__ = [
     "add_import_flag",
     "add_register_flag",
     "argument_parser",
     "build_config",
+    "output_folder",
     "setup",
     "write_config",
 ]
@@ -36,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser, `--register`, `--import` and `--num-processes`; without a GPU `--num-gpus` is 0 by default.
+    """Detectron2's parser with psf's flags; without a GPU `--num-gpus` is 0 by default.
 
     `num_processes` is a number from 1, or None for "auto", which `psf.engine.launch` resolves.
     """
@@ -49,6 +61,18 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     add_register_flag(parser)
     add_import_flag(parser)
+    parser.add_argument(
+        "--collective-timeout",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT.total_seconds(),
+        metavar="SECONDS",
+        help="processes that wait longer than this for each other end with an error [%(default)g]",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the training in OUTPUT_DIR, and a config.yaml there that psf has not written",
+    )
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser
 
@@ -59,6 +83,15 @@ def _process_count(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'expected "auto" or a number from 1, found {text!r}')
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of seconds, found {text!r}")
 
 
 def add_register_flag(parser: argparse.ArgumentParser) -> None:
@@ -86,54 +119,88 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def setup(args: argparse.Namespace, *, is_training: bool = True) -> CfgNode:
-    """Build the frozen config of a run, and set up loggers and seeds with Detectron2.
+def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: str = "evaluation") -> CfgNode:
+    """Build the frozen config of a run, and set up loggers and seeds as Detectron2's `default_setup` does.
 
     Writes config.yaml and log.txt into OUTPUT_DIR, and no other files. A resumed run keeps its old config.yaml until
     `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
     The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
     becomes a number.
 
+    A training locks OUTPUT_DIR (`psf.output.run_folder`); `psf.engine.main` unlocks it. An evaluation writes to its
+    own folder below OUTPUT_DIR, unless the command line has an OUTPUT_DIR; `args.run_dir` is the OUTPUT_DIR of the
+    config, where `--resume` finds its checkpoint.
+
     Args:
-        args: of `argument_parser`.
+        args: of `argument_parser`; Detectron2's own parser has no `overwrite`, which then is False.
         is_training: False for programs that only evaluate, as `--eval-only` does.
+        folder_name: of the folder of an evaluation.
 
     Raises:
-        UserError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written; if
-            `--num-gpus` is not 0 and MODEL.DEVICE is "cpu".
+        UserError: as `build_config` and `resolve_num_queries` do; if OUTPUT_DIR cannot be written, or holds files that
+            would be lost; if `--num-gpus` is not 0 and MODEL.DEVICE is "cpu".
     """
-    args.config_file = find_config_file(args.config_file)  # Detectron2 opens it, too
+    is_training = is_training and not args.eval_only
+    args.config_file = find_config_file(args.config_file)
     cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     elif cfg.MODEL.DEVICE == "cpu":
         raise UserError(f'--num-gpus is {args.num_gpus}, MODEL.DEVICE is "cpu": set MODEL.DEVICE cuda or --num-gpus 0')
-    num_queries = resolve_num_queries(cfg, is_training=is_training and not args.eval_only, resume=args.resume)
+    num_queries = resolve_num_queries(cfg, is_training=is_training, resume=args.resume)
+    args.run_dir = cfg.OUTPUT_DIR
+    if not is_training:
+        # The main process's choice counts for all: it writes there while the others may still choose.
+        cfg.OUTPUT_DIR = comm.all_gather(output_folder(cfg, args.opts, folder_name))[0]
     cfg.freeze()
     if comm.is_main_process():
-        _check_writable(cfg.OUTPUT_DIR)
-    path = _config_path(cfg)
-    before = path.read_bytes() if args.resume and not args.eval_only and path.is_file() else None
-    default_setup(cfg, args)  # overwrites config.yaml
-    if before is not None and comm.is_main_process():
-        path.write_bytes(before)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psf")
+        _prepare_folder(cfg, args, is_training=is_training)
+    for name in ("fvcore", "detectron2", "psf"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    _log_run(cfg, args)
     _warn(cfg, args.register)  # also in log.txt
-    if choice := getattr(args, "process_choice", None):
-        logger.info(choice)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if is_training:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if num_queries is not None:
         num_queries.log()
     return cfg
 
 
+def output_folder(cfg: CfgNode, opts: Sequence[str], folder_name: str) -> str:
+    """Where an evaluation writes: OUTPUT_DIR if the command line has one, else a folder of its own below OUTPUT_DIR."""
+    return cfg.OUTPUT_DIR if "OUTPUT_DIR" in opts[::2] else str(choose_evaluation_folder(cfg, folder_name))
+
+
+def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool) -> None:
+    """Check OUTPUT_DIR, lock it for a training, and write config.yaml, unless that belongs to a training."""
+    _check_writable(cfg.OUTPUT_DIR)
+    folder, overwrite = Path(cfg.OUTPUT_DIR), getattr(args, "overwrite", False)
+    if is_training:
+        prepare_run_folder(folder, resume=args.resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
+    else:
+        check_replaceable([folder / CONFIG_FILE], overwrite=overwrite, way_out=WAY_OUT)
+    is_kept = args.resume and (folder / CONFIG_FILE).is_file() if is_training else has_checkpoints(folder)
+    if not is_kept:
+        write_config_file(cfg)
+
+
+def _log_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Log what Detectron2's `default_setup` logs, which would also overwrite config.yaml."""
+    logger.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    logger.info("Environment info:\n%s", collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    logger.info("Contents of args.config_file=%s:\n%s", args.config_file, Path(args.config_file).read_text("utf-8"))
+    logger.info("Running with full config:\n%s", cfg.dump())
+    logger.info("Output folder: %s", cfg.OUTPUT_DIR)
+    if choice := getattr(args, "process_choice", None):
+        logger.info(choice)
+
+
 def write_config(cfg: CfgNode) -> None:
     """Write a config to OUTPUT_DIR/config.yaml, in the main process."""
     if comm.is_main_process():
-        write_text(_config_path(cfg), cfg.dump())
-
-
-def _config_path(cfg: CfgNode) -> Path:
-    return Path(cfg.OUTPUT_DIR, "config.yaml")
+        write_config_file(cfg)
 
 
 def build_config(

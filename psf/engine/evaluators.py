@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
+from torch import nn
 
 from psf.data import load_dataset
 from psf.data.images import open_image
+from psf.data.own_files import free_name
 from psf.errors import UserError
 from psf.evaluation import (
     InstanceEvaluator,
@@ -30,9 +39,19 @@ from psf.evaluation import (
     write_per_class,
 )
 
-__all__ = ["build_evaluator", "check_gt", "empty_kinds", "panoptic_test_set"]
+__all__ = [
+    "UNREADABLE",
+    "build_evaluator",
+    "check_all_read",
+    "check_gt",
+    "empty_kinds",
+    "evaluate_datasets",
+    "panoptic_test_set",
+]
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable"  # next to the tasks of an evaluation: the number of images that were skipped
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -111,6 +130,48 @@ def empty_kinds(evaluator: DatasetEvaluator) -> tuple[str, ...]:
     return tuple(kind for one in parts if isinstance(one, ResultCounter) for kind in one.empty_kinds)
 
 
+def evaluate_datasets(
+    cfg: CfgNode,
+    model: nn.Module,
+    evaluators: Sequence[DatasetEvaluator],
+    build_loader: Callable[[CfgNode, str], Iterable[Any]],
+) -> dict[str, Any]:
+    """Evaluate on DATASETS.TEST, as Detectron2's `DefaultTrainer.test` does, and count images that cannot be read.
+
+    Args:
+        cfg, model: of the evaluation.
+        evaluators: one per dataset.
+        build_loader: such as `Trainer.build_test_loader`.
+
+    Returns:
+        The results of the evaluators, by dataset if there are several; {} outside the main process. If images were
+        skipped, `UNREADABLE` has their number; the metrics are those of the other images.
+    """
+    results: dict[str, Any] = {}
+    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+        loader = build_loader(cfg, name)
+        of_dataset = inference_on_dataset(model, loader, evaluator)
+        num_unreadable = sum(comm.all_gather(len(getattr(loader, "unreadable", ()))))
+        if comm.is_main_process():
+            logger.info("Evaluation results for %s in csv format:", name)
+            print_csv_format(of_dataset)
+            if num_unreadable:
+                of_dataset[UNREADABLE] = {"images": num_unreadable}
+        results[name] = of_dataset
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def check_all_read(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Raise a UserError if images were skipped in an evaluation, so that its exit code says so."""
+    parts = [results] if len(cfg.DATASETS.TEST) == 1 else [results.get(name, {}) for name in cfg.DATASETS.TEST]
+    number = sum(part.get(UNREADABLE, {}).get("images", 0) for part in parts)
+    if number:
+        raise UserError(
+            f"{number} image{'s' if number > 1 else ''} of DATASETS.TEST could not be read (named above); the results "
+            f"in {cfg.OUTPUT_DIR} are those of the others"
+        )
+
+
 class _Evaluators(DatasetEvaluators):
     """The evaluators of one dataset; also writes a table of its classes."""
 
@@ -142,7 +203,7 @@ def _instance_json(metadata: Metadata, has_gt: bool, folder: Path) -> str | None
         return named
     if not has_gt:
         return None
-    path = folder / f"{metadata.name}_instances.json"
+    path = free_name(folder / f"{metadata.name}_instances.json")
     write_instance_json(metadata.name, path)
     return str(path)
 

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
-import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from psf.data import check_dataset
+from psf.data.loaders import explain_dead_workers
 from psf.engine.arguments import argument_parser, build_config
 from psf.engine.hooks import ForwardedSignals, Stopped
 from psf.errors import UserError
+from psf.output.run_folder import check_run_folder
 
 __all__ = [
     "CpuProcesses",
+    "check_batch",
+    "check_run",
     "choose_processes",
     "launch",
     "usable_cores",
@@ -32,8 +45,8 @@ __all__ = [
 
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
-MISTAKE_FILE = "mistake.txt"  # from a child process to its parent
-STOPPED_FILE = "stopped.txt"
+MAX_MISTAKE = 1000  # characters of a message from a child process to its parent: less than a pipe takes at once
+PATIENCE = 10.0  # seconds until a process of torchrun reports a mistake that the first process has not reported
 
 
 class CpuProcesses(NamedTuple):
@@ -101,53 +114,110 @@ def _cgroup_quota(folder: Path) -> float | None:
     return quota if 0 < quota < float("inf") else None
 
 
-def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, *, is_training: bool = True) -> None:
+Check = Callable[[argparse.Namespace, int], object]
+
+
+def launch(
+    main: Callable[[argparse.Namespace], object],
+    args: argparse.Namespace,
+    *,
+    is_training: bool = True,
+    check: Check | None = None,
+) -> None:
     """Run `main(args)` in every process of this machine.
 
     Under torchrun this process is one of them. Otherwise Detectron2's launch starts `--num-gpus` processes, or
     `--num-processes` on the CPU if `--num-gpus` is 0. They communicate by NCCL on GPUs and by gloo on the CPU.
     `--num-processes auto` uses the cores of the machine, see `choose_processes`; for training this reads the config.
+    On one machine the processes meet at a free port, so that several jobs run side by side.
 
     Args:
         main: a function that a new process can import. Its result is dropped. In a single process it runs here.
         args: of `psf.engine.argument_parser`. `num_processes` is set to the chosen number, and `process_choice` to a
             line for the log.
         is_training: False if `main` only evaluates; `--eval-only` has the same effect.
+        check: called with args and the number of processes of the whole run before any process starts, such as
+            `check_run`.
 
     Raises:
-        UserError: if there are fewer GPUs than requested, or if `--num-gpus` and `--num-processes` contradict; the
-            UserErrors of `main`, also from other processes.
+        UserError: if there are fewer GPUs than requested, if `--num-gpus` and `--num-processes` contradict, or if the
+            port of `--dist-url` is taken; the UserErrors of `check` and `main`, also from other processes.
     """
-    is_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
     on_gpus = args.num_gpus > 0
-    if is_torchrun:
-        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        _check_gpus(num_local if on_gpus else 0, f"torchrun with {num_local} processes on this machine")
-        _join_torchrun(num_local, on_gpus)
-        main(args)
-        dist.destroy_process_group()
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        with _one_report():
+            _run_under_torchrun(main, args, on_gpus, check)
         return
     _check_gpus(args.num_gpus, f"--num-gpus {args.num_gpus}")
     if on_gpus and args.num_processes is not None and args.num_processes > 1:
         raise UserError(f"--num-processes {args.num_processes} is for the CPU, but --num-gpus is {args.num_gpus}")
-    if on_gpus:
-        _start(main, args, args.num_gpus)
-        return
-    if args.num_processes is None:
-        if args.num_machines > 1:
-            raise UserError(
-                f"--num-machines is {args.num_machines}: set --num-processes to the same number on every machine"
-            )
-        chosen = _choose(args, is_training=is_training and not args.eval_only)
-        args.num_processes, args.process_choice = chosen.processes, f"{chosen}; --num-processes N to choose"
-        # torch counts the machine's cores and ignores a container's quota.
-        if chosen.processes == 1 and chosen.threads < torch.get_num_threads():
-            torch.set_num_threads(chosen.threads)
+    if not on_gpus and args.num_processes is None:
+        _choose_number(args, is_training=is_training and not args.eval_only)
+    num_processes = args.num_gpus if on_gpus else args.num_processes
+    if check is not None:
+        check(args, num_processes * args.num_machines)
     # Detectron2's default port depends only on the user: a second job at the same time could not start.
     if args.num_machines == 1 and args.dist_url == argument_parser().get_default("dist_url"):
         args.dist_url = "auto"
-    with _environment(_cpu_environment(args.num_processes)):
-        _start(main, args, args.num_processes)
+    with _environment({} if on_gpus else _cpu_environment(num_processes)):
+        _start(main, args, num_processes)
+
+
+def check_run(args: argparse.Namespace, num_processes: int) -> None:
+    """Check a run of `psf.engine.main` within seconds: its config, its batch, its datasets and its output folder.
+
+    Names of datasets that are not registered yet are left to `main`. Nothing is written.
+
+    Args:
+        args: of `psf.engine.argument_parser`.
+        num_processes: of the whole run.
+
+    Raises:
+        UserError: as `build_config`, `psf.data.check_dataset` and `check_run_folder` do; if the processes cannot share
+            SOLVER.IMS_PER_BATCH evenly.
+    """
+    if not args.config_file:
+        return  # `main` reports it
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        if name in DatasetCatalog:
+            check_dataset(name)
+    if not args.eval_only:
+        check_batch(cfg, num_processes)
+        check_run_folder(Path(cfg.OUTPUT_DIR), resume=args.resume, overwrite=args.overwrite)
+
+
+def check_batch(cfg: CfgNode, num_processes: int) -> None:
+    """Raise a UserError if the processes of a training cannot share SOLVER.IMS_PER_BATCH evenly."""
+    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    shares = reference or num_processes  # Detectron2 scales the batch to the number of processes
+    if images < 1 or images % shares:
+        source = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {images}: expected a positive multiple of {shares}, {source}")
+
+
+def _run_under_torchrun(
+    main: Callable[[argparse.Namespace], object], args: argparse.Namespace, on_gpus: bool, check: Check | None
+) -> None:
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    _check_gpus(num_local if on_gpus else 0, f"torchrun with {num_local} processes on this machine")
+    if check is not None:
+        check(args, int(os.environ["WORLD_SIZE"]))
+    _join_torchrun(num_local, on_gpus, _timeout(args))
+    with _explained(args):
+        main(args)
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """Let the first process of a machine report a mistake that all of them find: torchrun then ends the others."""
+    try:
+        yield
+    except UserError:
+        if os.environ["LOCAL_RANK"] != "0":
+            time.sleep(PATIENCE)
+        raise
 
 
 def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, num_processes: int) -> None:
@@ -158,22 +228,60 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
+        timeout=_timeout(args),
     )
     if num_processes * args.num_machines == 1:
-        start(main, args=(args,))
+        with _explained(args):
+            start(main, args=(args,))
         return
-    with tempfile.TemporaryDirectory(prefix="psf-launch-") as folder, ForwardedSignals() as signals:
+    _check_port(args)
+    ends, to_parent = Pipe(duplex=False)  # leaves no file behind, however this process ends
+    with ForwardedSignals() as signals:
         try:
-            start(_run_and_note_mistake, args=(main, folder, args))
+            start(_run_and_report, args=(to_parent, main, args))
         except (ProcessExitedException, ProcessRaisedException):
-            mistake = _read_mistake(folder)
-            if mistake is not None:
-                raise UserError(mistake) from None
-            if signals.received is None:
+            if not ends.poll() and signals.received is None:
                 raise
-        number = _read_stop(folder) or signals.received
-        if number is not None:
-            raise Stopped(number)
+        end: UserError | int | None = ends.recv() if ends.poll() else signals.received
+        if isinstance(end, UserError):
+            raise end
+        if end is not None:
+            raise Stopped(end)
+
+
+def _timeout(args: argparse.Namespace) -> timedelta:
+    """`--collective-timeout`; Detectron2's own parser does not have it."""
+    seconds = getattr(args, "collective_timeout", None)
+    return DEFAULT_TIMEOUT if seconds is None else timedelta(seconds=seconds)
+
+
+def _check_port(args: argparse.Namespace) -> None:
+    """Raise a UserError if this machine should open the port of --dist-url, and another program has it."""
+    address = urlparse(args.dist_url)
+    if args.machine_rank or address.scheme != "tcp" or not address.port:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", address.port))
+        except OSError as error:
+            raise UserError(
+                f"--dist-url {args.dist_url}: its port cannot be used ({error.strerror}); choose another one"
+                + (", or leave out --dist-url" if args.num_machines == 1 else " on all machines")
+            ) from error
+
+
+def _choose_number(args: argparse.Namespace, *, is_training: bool) -> None:
+    """Replace `--num-processes auto` by a number."""
+    if args.num_machines > 1:
+        raise UserError(
+            f"--num-machines is {args.num_machines}: set --num-processes to the same number on every machine"
+        )
+    chosen = _choose(args, is_training=is_training)
+    args.num_processes, args.process_choice = chosen.processes, f"{chosen}; --num-processes N to choose"
+    # torch counts the machine's cores and ignores a container's quota.
+    if chosen.processes == 1 and chosen.threads < torch.get_num_threads():
+        torch.set_num_threads(chosen.threads)
 
 
 def _choose(args: argparse.Namespace, *, is_training: bool) -> CpuProcesses:
@@ -193,10 +301,10 @@ def _check_gpus(num_gpus: int, source: str) -> None:
         )
 
 
-def _join_torchrun(num_local: int, on_gpus: bool) -> None:
+def _join_torchrun(num_local: int, on_gpus: bool, timeout: timedelta) -> None:
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=DEFAULT_TIMEOUT)
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=timeout)
     comm.create_local_process_group(num_local)  # Detectron2's comm needs it
     comm.synchronize()
 
@@ -229,33 +337,39 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_and_note_mistake(main: Callable[..., object], folder: str, *arguments: object) -> None:
-    """Run `main(*arguments)` in a child process; a UserError ends it with exit code 2.
+def _run_and_report(
+    to_parent: Connection, main: Callable[[argparse.Namespace], object], args: argparse.Namespace
+) -> None:
+    """Run `main(args)` in a child process, and tell the parent why it ends early.
 
-    The message is written to `folder` for `_read_mistake`. If several processes fail, the first message counts.
-    Processes that a signal has stopped together end without an error, which would make torch terminate the slower ones.
+    A UserError is sent to the parent, and ends the child with code 2. The number of a signal that has stopped all
+    processes together is sent, too; they end without an error, which would make torch terminate the slower ones.
     """
     try:
-        main(*arguments)
+        with _explained(args):
+            main(args)
     except Stopped as stopped:
         if not stopped.is_agreed:
             raise
-        Path(folder, STOPPED_FILE).write_text(str(stopped.number), encoding="utf-8")
+        to_parent.send(stopped.number)
     except UserError as error:
-        try:
-            with Path(folder, MISTAKE_FILE).open("x", encoding="utf-8") as file:
-                file.write(str(error))
-        except FileExistsError:
-            pass
+        to_parent.send(UserError(str(error)[:MAX_MISTAKE]))
         sys.exit(2)
 
 
-def _read_mistake(folder: str) -> str | None:
-    path = Path(folder, MISTAKE_FILE)
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def _read_stop(folder: str) -> int | None:
-    """The signal that has stopped the processes together."""
-    path = Path(folder, STOPPED_FILE)
-    return int(path.read_text(encoding="utf-8")) if path.is_file() else None
+@contextmanager
+def _explained(args: argparse.Namespace) -> Iterator[None]:
+    """`explain_dead_workers`; also names the place where this process waited too long for the others."""
+    with explain_dead_workers():
+        try:
+            yield
+        except RuntimeError as error:
+            if "Timed out waiting" not in str(error):  # gloo's
+                raise
+            frames = traceback.extract_tb(error.__traceback__)
+            place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))
+            raise UserError(
+                f"process {comm.get_rank()} waited {_timeout(args).total_seconds():g} s for the others in {place.name} "
+                f"({place.filename}:{place.lineno}): one of them hangs or is slow; raise --collective-timeout "
+                "(seconds) if it is only slow"
+            ) from error

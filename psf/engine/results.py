@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +14,10 @@ import torch
 from detectron2.engine import default_writers
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from tabulate import tabulate
 
-from psf.data.files import write_text
+from psf.data.own_files import free_name, write_own_text
 from psf.inference import KEPT, CandidateOutcomes, PostProcessor, RejectionSummary, summarise_rejections
 from psf.meta_arch import PanopticSegFormer
 
@@ -29,6 +31,8 @@ __all__ = [
     "results_table",
     "write_results",
 ]
+
+logger = logging.getLogger(__name__)
 
 EMPTY_RESULT = "empty_result"  # key of the explanation, next to the tasks of an evaluation
 NUM_IMAGES = 16  # that the model runs on again
@@ -108,12 +112,14 @@ def _advice(reason: str, kind: str, summary: RejectionSummary, processor: PostPr
     return []
 
 
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write nested results as one JSON object.
+def write_results(folder: str, results: Mapping[str, Any]) -> Path:
+    """Write nested results as one JSON object to results.json in a folder; returns the path (`free_name`).
 
     Numbers that could not be computed (NaN) become null.
     """
-    write_text(path, json.dumps(_plain(results), indent=2, allow_nan=False) + "\n")
+    path = free_name(Path(folder, "results.json"))
+    write_own_text(path, json.dumps(_plain(results), indent=2, allow_nan=False) + "\n")
+    return path
 
 
 class MetricsWriter(JSONWriter):
@@ -134,24 +140,43 @@ class MetricsWriter(JSONWriter):
         self._file_handle.flush()
 
 
+def append_metrics(folder: str, results: Mapping[str, Any], iteration: int) -> None:
+    """Add one line to metrics.json, as Detectron2's training does: "panoptic_seg/PQ" and so on, and "iteration".
+
+    A file of other content stays as it is; the line then goes to metrics_2.json.
+    """
+    path, number = Path(folder, "metrics.json"), 1
+    while path.exists() and not _holds_metrics(path):
+        number += 1
+        path = Path(folder, f"metrics_{number}.json")
+    writer = MetricsWriter(str(path))
+    with EventStorage(iteration) as storage:
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        writer.write()
+    writer.close()
+
+
+def _holds_metrics(path: Path) -> bool:
+    """Whether the first line of a file is one of Detectron2's metrics; a file without lines may become one."""
+    with path.open("rb") as file:
+        line = file.readline()
+    return not line or (line.startswith(b"{") and b'"iteration":' in line and line.rstrip().endswith(b"}"))
+
+
 def build_writers(folder: str, max_iter: int) -> list[EventWriter]:
-    """Detectron2's writers of a training, with a `MetricsWriter`."""
+    """Detectron2's writers of a training: log, metrics.json (`MetricsWriter`) and, if installed, TensorBoard."""
     writers: list[EventWriter] = []
     for writer in default_writers(folder, max_iter):
         if isinstance(writer, JSONWriter):
             writer.close()
             writer = MetricsWriter(str(Path(folder, "metrics.json")))
         writers.append(writer)
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except ImportError as error:
+        logger.warning("No TensorBoard curves are written (%s): pip install tensorboard", error)
+        writers = [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
     return writers
-
-
-def append_metrics(path: Path, results: Mapping[str, Any], iteration: int) -> None:
-    """Add one line of JSON to a file, as Detectron2's training does: "panoptic_seg/PQ" and so on, and "iteration"."""
-    writer = MetricsWriter(str(path))
-    with EventStorage(iteration) as storage:
-        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
-        writer.write()
-    writer.close()
 
 
 def results_table(results: Mapping[str, Any]) -> str:

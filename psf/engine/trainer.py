@@ -38,7 +38,7 @@ from psf.data import (
 from psf.data.files import remove_stale_drafts
 from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import build_checkpointer
-from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds
+from psf.engine.evaluators import build_evaluator, check_all_read, check_gt, empty_kinds, evaluate_datasets
 from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, Stopped, StopSignals
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
@@ -56,6 +56,7 @@ from psf.engine.results import (
 from psf.engine.train_step import TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
+from psf.output.run_folder import unlock_folder
 
 __all__ = [
     "Trainer",
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> Any:
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
     _check_views(cfg, model)
-    checkpointer = build_checkpointer(cfg, model, cfg.OUTPUT_DIR)
+    checkpointer = build_checkpointer(cfg, model, args.run_dir)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -92,15 +93,17 @@ def main(args: argparse.Namespace) -> Any:
     _append_metrics(cfg, results, checkpoint.get("iteration", 0))
     if comm.is_main_process():
         verify_results(cfg, results)
+        check_all_read(cfg, results)
     return results
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     """Train; if a signal stops the training, one line in the log says so before `Stopped` ends the process."""
     with StopSignals() as signals:
-        trainer = None
+        cfg = trainer = None
         try:
-            trainer = Trainer(setup(args), signals)
+            cfg = setup(args)
+            trainer = Trainer(cfg, signals)
             trainer.resume_or_load(resume=args.resume)
             if not trainer.is_finished:
                 write_config(trainer.config_in_force)
@@ -111,6 +114,9 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
             saved = "nothing to save: start the same command again" if trainer is None else trainer.describe_saved()
             logger.warning("Stopped by %s: %s", stopped.signal_name, saved)
             raise
+        finally:
+            if cfg is not None:
+                unlock_folder(Path(cfg.OUTPUT_DIR))
 
 
 class Trainer(DefaultTrainer):
@@ -371,7 +377,7 @@ class Trainer(DefaultTrainer):
         """`psf.data.build_test_loader`; reads the first image, so that errors are raised here."""
         mapper, dataset = build_mapper(cfg, False), load_dataset(dataset_name)
         _check_first(mapper, dataset)
-        return build_test_loader(cfg, dataset, mapper)
+        return build_test_loader(cfg, dataset, mapper, keep_going=True)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -386,14 +392,13 @@ class Trainer(DefaultTrainer):
         rejected the candidates of a few images.
         """
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        with unchanged_random_state():  # its loaders draw numbers
-            results: dict[str, Any] = super().test(cfg, model, evaluators)
+        results = evaluate_datasets(cfg, model, evaluators, cls.build_test_loader)
         _report(cfg, results)
         if comm.is_main_process():
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
                 if explained := cls._explain_empty_result(cfg, model, name, empty_kinds(evaluator)):
                     (results if len(cfg.DATASETS.TEST) == 1 else results[name]).update(explained)
-                    write_results(Path(cfg.OUTPUT_DIR, "results.json"), results)
+                    write_results(cfg.OUTPUT_DIR, results)
         return results
 
     @classmethod
@@ -426,7 +431,8 @@ class Trainer(DefaultTrainer):
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "TTA"))
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        results = super().test(cfg, views)
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = evaluate_datasets(cfg, views, evaluators, cls.build_test_loader)
         return {f"{name}_TTA": result for name, result in results.items()}
 
 
@@ -451,9 +457,20 @@ def _check_datasets(names: Iterable[str]) -> None:
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
-    """Read the first image in this process, so that a problem of all files is not reported by a worker."""
-    if isinstance(mapper, PanopticMapper):
+    """Read an image in this process, so that a problem of all files is not reported by a worker.
+
+    Raises:
+        UserError: about the first image, if neither the first nor the last can be read.
+    """
+    if not isinstance(mapper, PanopticMapper):
+        return
+    try:
         mapper.read(dataset[0])
+    except UserError as error:
+        try:
+            mapper.read(dataset[-1])  # if only the first is damaged, the loaders decide
+        except UserError:
+            raise error from None
 
 
 def _check_views(cfg: CfgNode, model: nn.Module) -> None:
@@ -465,12 +482,11 @@ def _check_views(cfg: CfgNode, model: nn.Module) -> None:
 def _report(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     """In the main process, write results.json and log a table."""
     if comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR, "results.json")
-        write_results(path, results)
+        path = write_results(cfg.OUTPUT_DIR, results)
         logger.info("Results, also in %s:\n%s", path, results_table(results))
 
 
 def _append_metrics(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> None:
     """In the main process, add a line to metrics.json."""
     if comm.is_main_process():
-        append_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"), results, iteration)
+        append_metrics(cfg.OUTPUT_DIR, results, iteration)

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from psf.data import distinct_names, image_key
-from psf.data.files import write_text
+from psf.data.own_files import write_own_text
 from psf.data.panoptic_format import shorten
 from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
@@ -144,7 +144,7 @@ def write_instance_json(dataset_name: str, path: Path) -> None:
         if _read_source(path) != source:
             logger.info("Deriving instance masks of %s from its panoptic PNGs: %s", dataset_name, path)
             content = {"info": source, **_instance_content(gt)}
-            write_text(path, json.dumps(content))
+            write_own_text(path, json.dumps(content))
     comm.synchronize()
 
 

@@ -17,6 +17,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from PIL import Image
 
 from psf.data import as_picture
+from psf.data.own_files import free_name, own_path
 from psf.evaluation.ground_truth import PanopticGroundTruth
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 from psf.output import draw_legend, draw_regions, draw_text, legend_entries, panoptic_regions
@@ -68,7 +69,7 @@ def draw_panel(rows: Sequence[PanelRow], metadata: Metadata, path: str | Path | 
     Args:
         rows: at least one; sizes may differ, each is scaled to fit a cell.
         metadata: classes and colors of the dataset.
-        path: a picture file to write; its folder is created.
+        path: a picture file to write; its folder is created. `free_name` if psf has not written an existing one.
 
     Returns:
         (height, width, 3) uint8 in RGB order.
@@ -86,8 +87,8 @@ def draw_panel(rows: Sequence[PanelRow], metadata: Metadata, path: str | Path | 
         parts.append(part)
     panel = np.concatenate(parts)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(panel).save(path)
+        with own_path(free_name(Path(path))) as draft:
+            Image.fromarray(panel).save(draft)
     return panel
 
 

@@ -16,7 +16,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from psf.data import image_key
-from psf.data.files import write_text
+from psf.data.own_files import free_name, has_png_sign, save_signed_png, write_own_text
 from psf.evaluation.ground_truth import PanopticGroundTruth, has_panoptic_gt
 from psf.structures import CategoryIds
 
@@ -28,7 +28,8 @@ class PanopticWriter(DatasetEvaluator):
 
     A PNG encodes segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the ground truth's PNG, including
     sub-folders. Without usable names in the ground truth, its name is the image id ("000000000139.png", as in COCO). So
-    no two images share a PNG, also across processes. Several machines need a shared folder.
+    no two images share a PNG, also across processes. Several machines need a shared folder. Existing files that psf has
+    not written stay (`free_name`).
 
     Args:
         dataset_name: a registered dataset with the maps of category ids in its metadata.
@@ -52,9 +53,9 @@ class PanopticWriter(DatasetEvaluator):
             ids, segments_info = output["panoptic_seg"]
             key = image_key(image["image_id"])
             file_name = self._gt_names.get(key) or _name_of_id(key)
-            target = self._folder / file_name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(id2rgb(np.asarray(ids.cpu()))).save(target, format="PNG")
+            target = free_name(self._folder / file_name, has_png_sign)  # leaves no other file in a submission's folder
+            save_signed_png(Image.fromarray(id2rgb(np.asarray(ids.cpu()))), target)
+            file_name = target.relative_to(self._folder).as_posix()
             segments = self._category_ids.coco_segments(segments_info)
             self._annotations.append({"image_id": image["image_id"], "file_name": file_name, "segments_info": segments})
 
@@ -69,7 +70,7 @@ class PanopticWriter(DatasetEvaluator):
             annotations = [one for part in gathered for one in part]
         self._folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"annotations": annotations})
-        write_text(self._folder.with_suffix(".json"), content)
+        write_own_text(free_name(self._folder.with_suffix(".json")), content)
 
     @cached_property
     def _gt_names(self) -> dict[int | str, str]:

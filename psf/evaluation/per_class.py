@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from detectron2.data import Metadata, MetadataCatalog
 
 from psf.data import distinct_names
+from psf.data.own_files import free_name, own_path
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 
 __all__ = ["PER_CLASS_COLUMNS", "write_per_class"]
@@ -34,14 +35,13 @@ def write_per_class(
     """Write one line per class, in the order of the contiguous ids; a missing metric is empty.
 
     Args:
-        path: the CSV file; its folder is created.
+        path: the CSV file; its folder is created. `free_name` if psf has not written an existing one.
         dataset_name: its metadata contains the class names.
         results: of Detectron2's evaluators, in percent: "segm", "bbox" and "sem_seg" have a metric per class name.
         panoptic: a panoptic evaluator after `evaluate`.
     """
     classes = _classes(MetadataCatalog.get(dataset_name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with own_path(free_name(path)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, PER_CLASS_COLUMNS, restval="")
         writer.writeheader()
         for name, category_id, is_thing in classes:

@@ -1,7 +1,7 @@
-"""One image's results as files: pictures, label PNGs, binary masks, and a JSON with a record of each segment."""
+"""What psf writes: an image's results as pictures, PNGs, masks and JSON; videos; and the output folder of a run."""
 
 from psf.output.drawing import Region, draw_regions, draw_text, font_size_of, text_size
-from psf.output.files import FILE_KINDS, write_output
+from psf.output.files import FILE_KINDS, check_output, write_output
 from psf.output.instances import InstanceOutput
 from psf.output.legend import draw_legend, legend_entries
 from psf.output.panoptic import PanopticOutput, panoptic_regions
@@ -21,6 +21,7 @@ __all__ = [
     "TimedFrame",
     "VideoFile",
     "VideoWriter",
+    "check_output",
     "draw_legend",
     "draw_regions",
     "draw_text",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from psf.data.own_files import check_replaceable, is_own, own_path, write_own_text
 from psf.output.task_output import TaskOutput
 
-__all__ = ["FILE_KINDS", "write_output"]
+__all__ = ["FILE_KINDS", "check_output", "write_output"]
 
 FILE_KINDS = {
     "picture": "NAME.jpg, the image with masks, classes and scores drawn over it, and a legend below",
@@ -23,6 +25,27 @@ FILE_KINDS = {
 }
 
 MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # names of _write_masks
+
+
+def check_output(folder: Path, name: str, *, task: str, kinds: Collection[str], overwrite: bool = False) -> None:
+    """Check that `write_output` may write an image's files: those that exist are psf's own.
+
+    Args:
+        folder, name, kinds: as for `write_output`.
+        task: of the results.
+        overwrite: True: files that psf has not written may be replaced, too.
+
+    Raises:
+        UserError: naming a file that psf has not written.
+    """
+    files = {
+        "picture": [folder / f"{name}.jpg"],
+        "png": [folder / f"{name}_{task}.png"],
+        "json": [folder / f"{name}.json"],
+        "masks": _masks_in(folder / f"{name}_masks"),
+    }
+    way_out = "choose another folder for the results (--output), or use --overwrite"
+    check_replaceable((file for kind in kinds for file in files[kind]), overwrite=overwrite, way_out=way_out)
 
 
 def write_output(
@@ -42,8 +65,10 @@ def write_output(
         kinds: some of FILE_KINDS; `png` has no effect for instances.
 
     Raises:
-        UserError: if the results do not allow one of the files; then no file is written.
+        UserError: if the results do not allow one of the files, or one of them exists and psf has not written it; then
+            no file is written.
     """
+    check_output(folder, name, task=output.task, kinds=kinds)
     height, width = output.size
     label_file = folder / f"{name}_{output.task}.png"
     labels = output.label_image() if "png" in kinds else None
@@ -52,27 +77,36 @@ def write_output(
     if "masks" in kinds:
         _write_masks(output, records, folder / f"{name}_masks")
     if picture is not None:
-        # Thin coloured lines and letters stay sharp.
-        Image.fromarray(picture).save(folder / f"{name}.jpg", quality=95, subsampling=0)
+        with own_path(folder / f"{name}.jpg") as path:
+            # Thin coloured lines and letters stay sharp.
+            Image.fromarray(picture).save(path, quality=95, subsampling=0)
     if labels is not None:
-        Image.fromarray(labels).save(label_file)
+        with own_path(label_file) as path:
+            Image.fromarray(labels).save(path)
     if "json" in kinds:
         description = {"file_name": str(source), "height": height, "width": width, "task": output.task}
         if labels is not None:
             description[f"{output.task}_file_name"] = label_file.name
         text = json.dumps({**description, output.records_key: records}, indent=2)
-        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        write_own_text(folder / f"{name}.json", text + "\n")
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    """Files with the names of masks; a file in the place of the folder is returned itself."""
+    if os.path.isdir(folder):  # False for a name that is too long, where pathlib raises
+        return [file for file in folder.iterdir() if MASK_NAME.fullmatch(file.name) and not file.is_dir()]
+    return [folder]
 
 
 def _write_masks(output: TaskOutput, records: list[dict[str, Any]], folder: Path) -> None:
     """Write a mask for each record, and store its file name in the record."""
     folder.mkdir(exist_ok=True)
-    for file in folder.iterdir():
-        if MASK_NAME.fullmatch(file.name) and file.is_file():
+    for file in _masks_in(folder):
+        if is_own(file):
             file.unlink()
     for record in records:
         # 60 letters take at most 240 bytes; file systems allow names of 255 bytes.
         name = re.sub(r"[^\w-]+", "_", record["class"])[:60]
-        file = folder / f"{record['id']}_{name}.png"
-        Image.fromarray(output.mask(record)).save(file)
-        record["mask_file_name"] = f"{folder.name}/{file.name}"
+        with own_path(folder / f"{record['id']}_{name}.png") as path:
+            Image.fromarray(output.mask(record)).save(path)
+        record["mask_file_name"] = f"{folder.name}/{record['id']}_{name}.png"

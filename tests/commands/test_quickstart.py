@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from psf.commands import quickstart
+from psf.data.own_files import write_own_text
 
 Ran = list[tuple[str, ...]]
 
@@ -25,12 +26,27 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
 def test_options_are_handed_on(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
     results = quickstart.OUTPUT / "results.json"
     results.parent.mkdir(parents=True)
-    results.write_text(json.dumps({"panoptic_seg": {"PQ": 50, "PQ_th": 40, "PQ_st": 60}}))
+    write_own_text(results, json.dumps({"panoptic_seg": {"PQ": 50, "PQ_th": 40, "PQ_st": 60}}))
     assert quickstart.main(["SEED", "1"]) == 0
     train, predict = ran
     assert train[0] == "train" and train[-2:] == ("SEED", "1")
     assert predict[0] == "predict" and predict.count("one.png") == 6
     assert "On 7 held-out scenes: PQ 50.0, PQ_th 40.0, PQ_st 60.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_second_run_replaces_the_first_and_nothing_else(
+    is_own: bool, ran: Ran, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quickstart.OUTPUT.mkdir(parents=True)
+    for name in ("config.yaml", "results.json"):
+        write_own_text(quickstart.OUTPUT / name, json.dumps({"panoptic_seg": {"PQ": 1, "PQ_th": 2, "PQ_st": 3}}))
+    if not is_own:
+        (quickstart.OUTPUT / "config.yaml").write_text("# my notes")
+    assert quickstart.main([]) == (0 if is_own else 2)
+    assert [words[0] for words in ran] == (["train", "predict"] if is_own else [])
+    assert not is_own or "--overwrite" in ran[0]
+    assert is_own or "move output/quickstart away" in capsys.readouterr().err
 
 
 def test_a_failed_training_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

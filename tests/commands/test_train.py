@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -46,12 +47,26 @@ def test_damaged_file(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    """Not the first, which is read before anything else: a worker of the loader meets it."""
+    """Not the first, which is read before anything else: a worker of the loader meets it.
+
+    One image may be damaged in training; in evaluation, the results of the others are kept.
+    """
     for number in range(1, 5):
         (mini_root / "images" / f"{number}.png").write_bytes(b"no image")
     keys = ["DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", str(tmp_path / "output")]
     line = refused(capsys, "--config-file", str(config_file), *ONE_PROCESS, *flags, *keys)
-    assert re.fullmatch(rf"error: {mini_root}/images/[1-4]\.png: empty, corrupt or not an image \(.*\)", line)
+    if flags:
+        assert line == (
+            f"error: 4 images of DATASETS.TEST could not be read (named above); the results in {tmp_path}/output are "
+            "those of the others"
+        )
+        assert json.loads((tmp_path / "output/results.json").read_text())["unreadable"] == {"images": 4}
+    else:
+        assert re.fullmatch(
+            rf"error: {mini_root}/images/[1-4]\.png: empty, corrupt or not an image \(.*\) \(2 images cannot be read; "
+            r"DATALOADER\.MAX_UNREADABLE_SHARE allows 1\)",
+            line,
+        )
 
 
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)])

@@ -21,7 +21,7 @@ def test_setup_on_the_cpu(parse_args: ParseArgs, tmp_path: Path):
     assert cfg.MODEL.DEVICE == "cpu"
     assert cfg.SOLVER.MAX_ITER == 5
     assert cfg.is_frozen()
-    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["config.yaml", "log.txt"]
+    assert sorted(path.name for path in (tmp_path / "output").glob("[!.]*")) == ["config.yaml", "log.txt"]
 
 
 def test_gpus_by_default(monkeypatch: pytest.MonkeyPatch):

@@ -115,11 +115,13 @@ def test_table_of_the_classes(mini: str, cfg: CfgNode, tmp_path: Path, names: tu
 
 def test_results_file_and_table(tmp_path: Path):
     path = tmp_path / "results.json"
-    path.write_text("old")
+    write_results(str(tmp_path), {})  # of an earlier evaluation
     one = {"segm": {"AP": 12.345, "APs": math.nan, "AP-person": 3.0}, "panoptic_seg": {}}
-    write_results(path, one)
+    assert write_results(str(tmp_path), one) == path
     assert json.loads(path.read_text()) == {"segm": {"AP": 12.345, "APs": None, "AP-person": 3.0}, "panoptic_seg": {}}
-    assert [one.name for one in tmp_path.iterdir()] == ["results.json"]
+    path.write_text("somebody's")
+    assert write_results(str(tmp_path), one) == write_results(str(tmp_path), one) == tmp_path / "results_2.json"
+    assert path.read_text() == "somebody's"
     table = results_table(one)
     assert "AP 12.35" in table or "AP 12.34" in table
     assert "person" not in table

@@ -6,19 +6,24 @@ import argparse
 import importlib
 import json
 import os
+import socket
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessRaisedException
 
 from psf.commands import run_command
-from psf.engine import argument_parser, build_config, launch, main, setup
+from psf.engine import argument_parser, build_config, check_run, launch, main, setup
 from psf.engine.launch import choose_processes, usable_cores
+from psf.errors import UserError
 from tests.conftest import RunPython
 from tests.engine.conftest import ParseArgs
+from tests.mini_set import unregister_mini_set
 
 launch_module = importlib.import_module("psf.engine.launch")  # the package has the function under this name
 
@@ -92,10 +97,84 @@ def test_jobs_side_by_side_have_ports_of_their_own(
     assert seen == [expected or argument_parser().get_default("dist_url")]
 
 
+@pytest.mark.parametrize("flags", [("--num-gpus", "2"), ("--num-gpus", "0", "--num-processes", "2")])
+def test_a_port_that_is_taken(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    """That of --dist-url is reported in one line; without --dist-url, no fixed port is used."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launch_module, "detectron2_launch", lambda main, **rest: seen.append(rest["dist_url"]))
+    launch(refuse, argument_parser().parse_args([*flags]))
+    assert seen == ["auto"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"^--dist-url {url}: its port cannot be used \(Address already in use\)"):
+            launch(refuse, argument_parser().parse_args([*flags, "--dist-url", url]))
+    assert len(seen) == 1
+
+
+class TestCheckBeforeProcessesStart:
+    @pytest.fixture(autouse=True)
+    def _no_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launch_module, "detectron2_launch", refuse)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("SOLVER.IMS_PER_BATCH", "3"), "IMS_PER_BATCH is 3: expected a positive multiple of 2, the number of pr"),
+            (("SOLVER.IMS_PER_BATCH", "0"), "IMS_PER_BATCH is 0: expected"),
+            (("SOLVER.REFERENCE_WORLD_SIZE", "4"), "is 2: expected a positive multiple of 4, SOLVER.REFERENCE_WORLD"),
+            (("SOLVER.MAX_ITERS", "1"), "unknown config key 'SOLVER.MAX_ITERS'"),
+            (("--register", "a=none.json,b,c", "DATASETS.TEST", "a"), "none.json"),
+        ],
+    )
+    def test_mistakes(self, words: tuple[str, ...], message: str, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        try:
+            with pytest.raises(UserError, match=message):
+                launch(main, parse_args("--num-processes", "2", *words), check=check_run)
+        finally:
+            if "a" in DatasetCatalog:
+                unregister_mini_set("a")
+        assert not (tmp_path / "output").exists()
+
+    def test_another_training_in_the_folder(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        (tmp_path / "output").mkdir()
+        (tmp_path / "output" / "model_final.pth").write_bytes(b"weights")
+        with pytest.raises(UserError, match="holds another training"):
+            launch(main, parse_args("--num-processes", "2"), check=check_run)
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_torchrun(self, rank: int, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+        """Before they join; the first process of the machine reports it, while the others wait to be ended."""
+        for name, value in {"RANK": 2 + rank, "WORLD_SIZE": 4, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+        waited: list[float] = []
+        monkeypatch.setattr(launch_module.time, "sleep", waited.append)
+        with pytest.raises(UserError, match="is 2: expected a positive multiple of 4"):
+            launch(main, parse_args(), check=check_run)
+        assert len(waited) == rank
+
+
 def find_mistake(args: argparse.Namespace) -> None:
     if comm.get_rank() == 1:
         build_config("no such file")
     comm.synchronize()
+
+
+def wait_in_vain(args: argparse.Namespace) -> None:
+    if comm.get_rank() == 0:
+        comm.synchronize()
+    time.sleep(500)
+
+
+def test_processes_do_not_wait_for_ever(capfd: pytest.CaptureFixture[str]):
+    """One line says who waited, for how long, and which flag to change."""
+    args = argument_parser().parse_args(["--num-gpus", "0", "--num-processes", "2", "--collective-timeout", "3"])
+    start = time.monotonic()
+    assert run_command(lambda: launch(wait_in_vain, args)) == 2
+    assert time.monotonic() - start < 500
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: process 0 waited 3 s for the others in wait_in_vain (")
+    assert "--collective-timeout" in line
 
 
 def find_fault(args: argparse.Namespace) -> None:

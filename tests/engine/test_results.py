@@ -64,9 +64,15 @@ def test_programs_that_read_results_go_on(mini: str, tmp_path: Path, caplog: pyt
     assert table == results_table({key: value for key, value in results.items() if key != "empty_result"})
     nested = results_table({"first_set": results})
     assert "first_set panoptic_seg" in nested and "empty_result" not in nested
-    append_metrics(tmp_path / "metrics.json", results, 7)
+    append_metrics(str(tmp_path), results, 7)
     line = json.loads((tmp_path / "metrics.json").read_text())
     assert line["empty_result/things/rejected_by/empty_mask"] == 30 and line["panoptic_seg/PQ"] == 0.0
+    (tmp_path / "metrics.json").write_text('{"accuracy": 1}\n')  # somebody's
+    append_metrics(str(tmp_path), results, 7)
+    append_metrics(str(tmp_path), results, 8)
+    assert (tmp_path / "metrics.json").read_text() == '{"accuracy": 1}\n'
+    lines = (tmp_path / "metrics_2.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [7, 8]
     expected = SimpleNamespace(TEST=SimpleNamespace(EXPECTED_RESULTS=[["panoptic_seg", "PQ", 0.0, 0.1]]))
     assert verify_results(expected, results)
 

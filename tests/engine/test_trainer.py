@@ -104,7 +104,8 @@ class TestViews:
         monkeypatch.setattr(Trainer, "test_with_TTA", classmethod(lambda cls, cfg, model: extra))
         for name in ("has_joint_queries", "has_tiles"):
             monkeypatch.setattr(PsfTestColorModel, name, False, raising=False)
-        plain, both = main(parse_args(*words)), main(parse_args(*words, "TEST.AUG.ENABLED", "True"))
+        again = words or ("--overwrite",)
+        plain, both = main(parse_args(*words)), main(parse_args(*again, "TEST.AUG.ENABLED", "True"))
         assert list(both) == [*plain, *extra] and both["panoptic_seg"] == plain["panoptic_seg"]
         output = tmp_path / "output"
         assert list(json.loads((output / "results.json").read_text())) == list(both)
@@ -141,7 +142,7 @@ class TestViews:
         assert set(results) == {f"{task}_TTA" for task in tasks}
         assert seen == [(40, 60), (60, 40), (40, 80), (40, 40), (40, 58)]  # the largest view of each image
         assert {path.name for path in (tmp_path / "output").iterdir()} == {"TTA"}
-        written = {path.name for path in (tmp_path / "output" / "TTA").iterdir()}
+        written = {path.name for path in (tmp_path / "output" / "TTA").glob("[!.]*")}
         assert written == {"inference", "panel.png", "per_class.csv"}
 
 
@@ -403,7 +404,7 @@ def test_full_disk_is_one_line(
     ):
         main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
     assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000000.pth"
-    assert not list((tmp_path / "output").glob(".psf-*"))
+    assert not list((tmp_path / "output").glob(".psf-*-*"))
     assert "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
 
 

@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from psf.errors import UserError
 from psf.evaluation import (
     InstanceEvaluator,
     PanopticGroundTruth,
@@ -189,9 +190,10 @@ class TestInstanceEvaluator:
         os.utime(tmp_path / "smaller.json", (0, 0))  # older than what was derived of the other
         write_instance_json(mini, path)
         assert [one["image_id"] for one in json.loads(path.read_text())["annotations"]] == [1, 1]
-        path.write_text("damaged")
-        write_instance_json(mini, path)
-        assert len(json.loads(path.read_text())["images"]) == 1
+        path.write_text("somebody's")
+        with pytest.raises(UserError, match=r"instances\.json exists, and psf has not written it"):
+            write_instance_json(mini, path)
+        assert path.read_text() == "somebody's"
 
     @pytest.mark.parametrize("is_time_kept", [False, True])
     def test_derived_json_of_other_pngs_is_replaced(self, mini: str, tmp_path: Path, is_time_kept: bool):

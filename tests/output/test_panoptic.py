@@ -14,7 +14,13 @@ from detectron2.utils.video_visualizer import VideoVisualizer
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-from psf.output import FILE_KINDS, PanopticOutput, drawable_metadata, write_output
+from psf.errors import UserError
+from psf.output import FILE_KINDS, PanopticOutput, check_output, drawable_metadata, write_output
+
+
+def visible(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+
 
 NAMES = {"picture": "a.jpg", "png": "a_panoptic.png", "json": "a.json", "masks": "a_masks"}
 COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
@@ -73,7 +79,7 @@ def test_files_hold_ids_beyond_a_byte_and_plain_json(tmp_path: Path):
     output = PanopticOutput(prediction, JOINT)
     write_output(output, image, source=Path("in/a.png"), folder=tmp_path, name="a.b", kinds=NAMES)
 
-    assert {file.name for file in tmp_path.iterdir()} == {name.replace("a", "a.b", 1) for name in NAMES.values()}
+    assert visible(tmp_path) == {name.replace("a", "a.b", 1) for name in NAMES.values()}
     assert np.array_equal(rgb2id(np.array(Image.open(tmp_path / "a.b_panoptic.png"))), ids)
     record = json.loads((tmp_path / "a.b.json").read_text())
     assert [segment["id"] for segment in record["segments_info"]] == [66_000, 300]
@@ -93,7 +99,7 @@ def test_files_hold_ids_beyond_a_byte_and_plain_json(tmp_path: Path):
 def test_only_what_is_asked_for_is_written(tmp_path: Path, kind: str):
     output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 1, True)), JOINT)
     write_output(output, np.zeros((4, 5, 3), np.uint8), source=Path("a.png"), folder=tmp_path, name="a", kinds=[kind])
-    assert [file.name for file in tmp_path.iterdir()] == [NAMES[kind]]
+    assert visible(tmp_path) == {NAMES[kind]}
 
 
 def write_masks_of(name: str, folder: Path) -> list[str]:
@@ -102,7 +108,7 @@ def write_masks_of(name: str, folder: Path) -> list[str]:
     output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 0, True)), metadata)
     image = np.zeros((4, 5, 3), np.uint8)
     write_output(output, image, source=Path("a.png"), folder=folder, name="a", kinds=["masks"])
-    return sorted(file.name for file in (folder / "a_masks").iterdir())
+    return sorted(visible(folder / "a_masks"))
 
 
 @pytest.mark.parametrize(
@@ -123,10 +129,34 @@ def test_a_class_name_becomes_a_file_name(tmp_path: Path, name: str, file: str):
 def test_masks_of_an_earlier_run_go_and_nothing_else(tmp_path: Path):
     write_masks_of("汽车" * 100, tmp_path)
     others = ["notes.txt", "ball.png", "1_ball.jpg", "1 ball.png", "x1_ball.png"]
-    for name in (*others, "12_old-class.png", "3_.png"):
+    for name in others:
         (tmp_path / "a_masks" / name).touch()
     (tmp_path / "a_masks" / "4_folder.png").mkdir()
     assert write_masks_of("ball", tmp_path) == sorted([*others, "1_ball.png", "4_folder.png"])
+
+
+@pytest.mark.parametrize("kind", FILE_KINDS)
+def test_files_that_psf_has_not_written_stay(tmp_path: Path, kind: str):
+    """Nor does anything else appear then. Files of an earlier run are replaced, unless somebody has changed them."""
+    image = np.zeros((4, 5, 3), np.uint8)
+    write = {"source": Path("a.png"), "folder": tmp_path, "name": "a"}
+    output = PanopticOutput(predict(np.ones((4, 5), np.int32), (1, 1, True)), JOINT)
+    file = tmp_path / {**NAMES, "masks": "a_masks/7_left.png"}[kind]
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"somebody's")
+    before = {path for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=rf"{file.name} exists, and psf has not written it.*--overwrite"):
+        write_output(output, image, **write, kinds=FILE_KINDS)
+    assert file.read_bytes() == b"somebody's" and {path for path in tmp_path.rglob("*")} == before
+
+    check_output(tmp_path, "a", task="panoptic", kinds=FILE_KINDS, overwrite=True)
+    write_output(output, image, **write, kinds=FILE_KINDS)
+    write_output(output, image, **write, kinds=FILE_KINDS)
+    assert not file.exists() or file.read_bytes() != b"somebody's"
+    [own] = tmp_path.glob({**NAMES, "masks": "a_masks/*.png"}[kind])
+    own.write_bytes(own.read_bytes() + b" ")
+    with pytest.raises(UserError, match=rf"{own.name} exists, .* or it was changed since"):
+        write_output(output, image, **write, kinds=FILE_KINDS)
 
 
 @pytest.mark.parametrize("is_thing", [True, False])

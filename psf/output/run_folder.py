@@ -1,0 +1,198 @@
+"""OUTPUT_DIR of a run: what it already holds, folders of evaluations, and a lock while a training writes to it."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from psf.data.files import remove_stale_drafts
+from psf.data.own_files import check_replaceable, is_own, write_own_text
+from psf.errors import UserError
+
+__all__ = [
+    "CONFIG_FILE",
+    "WAY_OUT",
+    "check_run_folder",
+    "choose_evaluation_folder",
+    "has_checkpoints",
+    "lock_folder",
+    "prepare_run_folder",
+    "unlock_folder",
+    "write_config_file",
+]
+
+CONFIG_FILE, LOCK_FILE = "config.yaml", ".psf-lock"
+CHECKPOINT = re.compile(r"model_(\d{7}|final)\.pth")  # as Detectron2's hooks name them
+OTHER_FILES = re.compile(r"last_checkpoint|metrics\.json|events\.out\.tfevents\..*")
+WAY_OUT = "name another OUTPUT_DIR, or replace it with --overwrite"
+
+_locks: dict[Path, int] = {}  # of this process: lock file -> its handle
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a training has written checkpoints to a folder."""
+    return any(CHECKPOINT.fullmatch(file.name) for file in _files(folder))
+
+
+def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Check that a training may write to a folder; changes nothing.
+
+    Raises:
+        UserError: if the folder has a config.yaml that psf has not written; if it holds another training, unless that
+            is resumed; if another process trains there. `overwrite` allows the first two.
+    """
+    _check_lock(folder)
+    if overwrite:
+        return
+    check_replaceable([folder / CONFIG_FILE], way_out=WAY_OUT)
+    # A training that failed before its first metrics has left nothing to lose.
+    results = [*folder.glob("model_*.pth"), folder / "last_checkpoint", folder / "metrics.json"]
+    results = [file for file in results if file.is_file() and file.stat().st_size]
+    if results and not resume:
+        raise UserError(
+            f"OUTPUT_DIR {folder} holds another training ({results[0].name}): continue it with --resume, {WAY_OUT}"
+        )
+
+
+def prepare_run_folder(folder: Path, *, resume: bool, overwrite: bool, weights: str) -> None:
+    """Lock an existing folder for a training, `check_run_folder`, and remove what `overwrite` replaces.
+
+    Args:
+        folder: OUTPUT_DIR.
+        resume, overwrite: of the command line.
+        weights: MODEL.WEIGHTS.
+
+    Raises:
+        UserError: as `check_run_folder`; if the weights are among the files to remove.
+    """
+    lock_folder(folder)
+    try:
+        check_run_folder(folder, resume=resume, overwrite=overwrite)
+        remove_stale_drafts(folder)
+        if overwrite:
+            _remove_run(folder, keep_training=resume, weights=weights)
+    except UserError:
+        unlock_folder(folder)
+        raise
+
+
+def _remove_run(folder: Path, *, keep_training: bool, weights: str) -> None:
+    check_replaceable([folder / CONFIG_FILE], overwrite=True, way_out=WAY_OUT)
+    if keep_training:
+        return
+    replaced = [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
+    if os.path.isfile(weights) and any(file.samefile(weights) for file in replaced):
+        raise UserError(
+            f"--overwrite would remove MODEL.WEIGHTS {weights}, which is a checkpoint in OUTPUT_DIR {folder}: move it "
+            "away, or name another OUTPUT_DIR"
+        )
+    for file in replaced:  # so that neither curves nor checkpoints of two runs mix
+        file.unlink()
+
+
+def choose_evaluation_folder(cfg: CfgNode, name: str) -> Path:
+    """OUTPUT_DIR/NAME, or NAME_2, NAME_3, ... if that one holds results of another config.
+
+    The same config gets the same folder again. Nothing is created.
+
+    Args:
+        cfg: of the evaluation; its OUTPUT_DIR is usually that of a training.
+        name: of the kind of evaluation.
+    """
+    number = 1
+    while True:
+        folder = Path(cfg.OUTPUT_DIR, name if number == 1 else f"{name}_{number}")
+        config = folder / CONFIG_FILE
+        if not any(_files(folder)) or (is_own(config) and config.read_text(encoding="utf-8") == _dump(cfg, folder)):
+            return folder
+        number += 1
+
+
+def write_config_file(cfg: CfgNode) -> None:
+    """Write a config to OUTPUT_DIR/config.yaml.
+
+    Raises:
+        UserError: if a file of this name exists, and psf has not written it.
+    """
+    write_own_text(Path(cfg.OUTPUT_DIR, CONFIG_FILE), cfg.dump())
+
+
+def _dump(cfg: CfgNode, folder: Path) -> str:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)
+    return str(cfg.dump())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.iterdir())) if folder.is_dir() else iter(())
+
+
+def lock_folder(folder: Path) -> None:
+    """Lock a folder for this process, until `unlock_folder` or the end of the process.
+
+    The file .psf-lock names host and process. The operating system drops the lock of a process that ends in any way, so
+    the file of a dead process is taken over. File systems without locks are not protected.
+
+    Raises:
+        UserError: naming host and process, if another process holds the lock.
+    """
+    path = (folder / LOCK_FILE).resolve()
+    if path in _locks:
+        return
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _acquire(file, folder)
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            break
+        os.close(file)  # the process before has just removed the file
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    _locks[path] = file
+
+
+@atexit.register
+def unlock_all() -> None:
+    """Remove this process's locks."""
+    for path in list(_locks):
+        unlock_folder(path.parent)
+
+
+def unlock_folder(folder: Path) -> None:
+    """Remove this process's lock; no effect if it has none."""
+    path = (folder / LOCK_FILE).resolve()
+    if (file := _locks.pop(path, None)) is not None:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _check_lock(folder: Path) -> None:
+    """Raise a UserError if another process has locked the folder; locks nothing."""
+    path = (folder / LOCK_FILE).resolve()
+    if path in _locks or not path.is_file():  # closing a second handle would drop this process's own lock
+        return
+    file = os.open(path, os.O_RDWR)
+    _acquire(file, folder)
+    os.close(file)
+
+
+def _acquire(file: int, folder: Path) -> None:
+    """Lock an open lock file; close it and raise a UserError if another process has locked it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        owner = os.read(file, 1000).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise UserError(
+            f"OUTPUT_DIR {folder}: {owner} trains there ({LOCK_FILE}); wait for it or end it, or name another "
+            "OUTPUT_DIR"
+        ) from None
+    except OSError:  # no locks on this file system
+        pass

@@ -1,0 +1,63 @@
+"""Workers that fail are reported in one line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from psf.data.loaders import build_test_loader, explain_dead_workers
+from psf.errors import UserError
+from tests.models import tiny_config
+
+
+class Stuck:
+    """An image that cannot be sent to the main process, as without shared memory."""
+
+    def __reduce__(self) -> str:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def misbehave(dataset_dict: dict) -> object:
+    how = dataset_dict["file_name"]
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "slow":
+        time.sleep(60)
+    return Stuck()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("killed", "is killed by signal: Killed|exited unexpectedly"),
+        ("slow", "timed out after 1 seconds"),
+        ("not sent", "exited unexpectedly"),
+    ],
+)
+def test_workers_that_send_nothing_are_reported(how: str, message: str, capfd: pytest.CaptureFixture[str]):
+    """In one line that says what to change, and within seconds; the reason of a worker is printed, too."""
+    cfg = tiny_config(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT=1 if how == "slow" else 100)
+    loader = build_test_loader(cfg, [{"file_name": how}], misbehave)
+    start = time.monotonic()
+    expected = rf"^DataLoader .*({message}).*/dev/shm.*DATALOADER\.NUM_WORKERS"
+    with pytest.raises(UserError, match=expected), explain_dead_workers():
+        list(loader)
+    assert time.monotonic() - start < 50
+    assert ("cannot send its batch: unable to allocate" in capfd.readouterr().err) == (how == "not sent")
+
+
+def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it():
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    writer.close()
+    with reader, pytest.raises(UserError, match=r"^DataLoader worker ended \(EOFError\): "), explain_dead_workers():
+        reader.recv()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError("a.png"), EOFError()])
+def test_other_errors_are_not_explained_away(error: Exception):
+    with pytest.raises(type(error)), explain_dead_workers():
+        raise error

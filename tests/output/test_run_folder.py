@@ -1,0 +1,134 @@
+"""The output folder of a run: no training, and no config of the user, is replaced without a word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+
+from psf.data.own_files import is_own, write_own_text
+from psf.errors import UserError
+from psf.output.run_folder import (
+    LOCK_FILE,
+    check_nothing_is_lost,
+    check_run_folder,
+    choose_evaluation_folder,
+    lock_folder,
+    prepare_run_folder,
+    unlock_folder,
+)
+from tests.conftest import REPOSITORY
+
+TRACES = ["model_final.pth", "model_0000009.pth", "last_checkpoint", "metrics.json", "events.out.tfevents.1.host"]
+
+
+@pytest.mark.parametrize("trace", [*TRACES[:4], "model_best.pth"])
+def test_a_second_training_is_refused_with_three_ways_out(tmp_path: Path, trace: str):
+    (tmp_path / trace).write_text("first")
+    with pytest.raises(UserError) as error:
+        check_run_folder(tmp_path, resume=False, overwrite=False)
+    assert all(word in str(error.value) for word in (str(tmp_path), "--resume", "another OUTPUT_DIR", "--overwrite"))
+    check_run_folder(tmp_path, resume=True, overwrite=False)
+    check_run_folder(tmp_path, resume=False, overwrite=True)
+
+
+def test_a_training_that_failed_at_once_is_no_obstacle(tmp_path: Path):
+    write_own_text(tmp_path / "config.yaml", "A: 1\n")
+    for name in ("metrics.json", "log.txt", "events.out.tfevents.1.host"):
+        (tmp_path / name).touch()
+    check_run_folder(tmp_path, resume=False, overwrite=False)
+    check_run_folder(tmp_path / "missing", resume=False, overwrite=False)
+
+
+def test_overwriting_removes_the_other_run_alone(tmp_path: Path):
+    others = ["backbone.pth", "model_best.pth", "notes.txt", "results.json"]
+    for name in (*TRACES, *others):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(UserError, match=r"would remove MODEL\.WEIGHTS"):
+        prepare_run_folder(tmp_path, resume=False, overwrite=True, weights=str(tmp_path / "model_final.pth"))
+    assert (tmp_path / "model_final.pth").is_file()
+    prepare_run_folder(tmp_path, resume=True, overwrite=True, weights="")
+    assert (tmp_path / "model_final.pth").is_file()
+    prepare_run_folder(tmp_path, resume=False, overwrite=True, weights="none.pth")
+    unlock_folder(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_config_of_the_user_stays(tmp_path: Path, resume: bool):
+    config = tmp_path / "config.yaml"
+    config.write_text("# my notes\n")
+    with pytest.raises(UserError, match=r"config\.yaml exists, and psf has not written it.*--overwrite"):
+        check_run_folder(tmp_path, resume=resume, overwrite=False)
+    config.unlink()
+    write_own_text(config, "A: 1\n")
+    check_run_folder(tmp_path, resume=resume, overwrite=False)
+
+
+def test_resuming_nothing_overwrites_no_checkpoint(tmp_path: Path):
+    check_nothing_is_lost(tmp_path)
+    check_nothing_is_lost(tmp_path / "missing")
+    (tmp_path / "metrics.json").touch()  # of a run that died before its first checkpoint
+    check_nothing_is_lost(tmp_path)
+    (tmp_path / "model_0000009.pth").touch()
+    with pytest.raises(UserError, match=r"no file last_checkpoint .*overwrite model_0000009\.pth"):
+        check_nothing_is_lost(tmp_path)
+
+
+def test_each_evaluation_has_a_folder(tmp_path: Path):
+    """The same config gets the same folder again; another one does not replace its results."""
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "WEIGHTS": "a.pth"})
+    other = CfgNode({"OUTPUT_DIR": str(tmp_path), "WEIGHTS": "b.pth"})
+    for number, (one, name) in enumerate([(cfg, "evaluation"), (other, "evaluation_2"), (cfg, "evaluation")]):
+        folder = choose_evaluation_folder(one, "evaluation")
+        assert folder == tmp_path / name, number
+        (folder / "config.yaml").parent.mkdir(exist_ok=True)
+        write_own_text(folder / "config.yaml", CfgNode({**one, "OUTPUT_DIR": str(folder)}).dump())
+    (tmp_path / "evaluation" / "config.yaml").write_text("edited")
+    assert choose_evaluation_folder(cfg, "evaluation") == tmp_path / "evaluation_3"
+    assert is_own(tmp_path / "evaluation_2" / "config.yaml")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from psf.output.run_folder import lock_folder
+lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "locked\n"
+        for check in (lock_folder, lambda folder: check_run_folder(folder, resume=True, overwrite=True)):
+            with pytest.raises(UserError, match=rf"process {owner.pid} on .* trains there"):
+                check(tmp_path)
+        owner.send_signal(signal.SIGKILL)
+    assert (tmp_path / LOCK_FILE).is_file()
+    lock_folder(tmp_path)  # of a dead process
+    lock_folder(tmp_path)  # this process's own
+    assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
+    unlock_folder(tmp_path)
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_half_files_of_killed_runs_go(tmp_path: Path):
+    old, new = tmp_path / ".psf-draft-old", tmp_path / ".psf-draft-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "model_final.pth").touch()
+    os.utime(old, (0, time.time() - 1000))
+    prepare_run_folder(tmp_path, resume=True, overwrite=False, weights="")
+    unlock_folder(tmp_path)
+    assert not old.exists() and new.exists()
