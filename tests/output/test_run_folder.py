@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from psf.data.own_files import is_own, write_own_text
 from psf.errors import UserError
 from psf.output.run_folder import (
     LOCK_FILE,
-    check_nothing_is_lost,
     check_run_folder,
     choose_evaluation_folder,
     lock_folder,
@@ -71,16 +69,6 @@ def test_a_config_of_the_user_stays(tmp_path: Path, resume: bool):
     check_run_folder(tmp_path, resume=resume, overwrite=False)
 
 
-def test_resuming_nothing_overwrites_no_checkpoint(tmp_path: Path):
-    check_nothing_is_lost(tmp_path)
-    check_nothing_is_lost(tmp_path / "missing")
-    (tmp_path / "metrics.json").touch()  # of a run that died before its first checkpoint
-    check_nothing_is_lost(tmp_path)
-    (tmp_path / "model_0000009.pth").touch()
-    with pytest.raises(UserError, match=r"no file last_checkpoint .*overwrite model_0000009\.pth"):
-        check_nothing_is_lost(tmp_path)
-
-
 def test_each_evaluation_has_a_folder(tmp_path: Path):
     """The same config gets the same folder again; another one does not replace its results."""
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "WEIGHTS": "a.pth"})
@@ -121,14 +109,3 @@ def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path):
     assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
     unlock_folder(tmp_path)
     assert not (tmp_path / LOCK_FILE).exists()
-
-
-def test_half_files_of_killed_runs_go(tmp_path: Path):
-    old, new = tmp_path / ".psf-draft-old", tmp_path / ".psf-draft-new"
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "model_final.pth").touch()
-    os.utime(old, (0, time.time() - 1000))
-    prepare_run_folder(tmp_path, resume=True, overwrite=False, weights="")
-    unlock_folder(tmp_path)
-    assert not old.exists() and new.exists()
