@@ -154,7 +154,7 @@ def test_metrics_are_strict_json(tmp_path: Path):
         writer.write()
         writer.write()
     writer.close()
-    append_metrics(tmp_path / "metrics.json", {"panoptic_seg": {"PQ": float("inf")}}, 2)
+    append_metrics(str(tmp_path), {"panoptic_seg": {"PQ": float("inf")}}, 2)
     lines = [
         json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.json").read_text().splitlines()
     ]
