@@ -81,36 +81,49 @@ RESNET_CHOICES = {  # of build_resnet_backbone
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN"),
 }
-NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "TEST.AUG.MIN_SIZES")
 MAX_SEED = 2**31 - 1  # NumPy takes seeds below 2**32, and each process adds its rank
 
 
 class Range(NamedTuple):
-    """Limits of a number, both included."""
+    """Limits of a number; both are included unless `is_open`."""
 
     least: float
     most: float = math.inf
     hint: str = ""
+    is_open: bool = False  # the least value itself is not allowed
 
 
 RANGES = {
+    "DATALOADER.MAX_UNREADABLE_SHARE": Range(0, 1),
     "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads images in the training process"),
+    "DATALOADER.TIMEOUT": Range(0, hint="seconds; 0: forever"),
+    "INPUT.CROP.SIZE": Range(0, is_open=True),
     "INPUT.MAX_SIZE_TEST": Range(1),
     "INPUT.MAX_SIZE_TRAIN": Range(1),
     "INPUT.MIN_SIZE_TEST": Range(0),
     "INPUT.MIN_SIZE_TRAIN": Range(1),
+    "INPUT.PSF_MAX_PIXELS": Range(1),
+    "MODEL.PIXEL_STD": Range(0, is_open=True),
     "SEED": Range(-math.inf, MAX_SEED, hint="negative: random"),
     "SOLVER.BASE_LR": Range(0),
+    "SOLVER.CHECKPOINTS_TO_KEEP": Range(0, hint="0: all"),
+    "SOLVER.CHECKPOINT_KEEP_EVERY": Range(0, hint="0: none for good"),
+    "SOLVER.CHECKPOINT_MINUTES": Range(0),
     "SOLVER.CHECKPOINT_PERIOD": Range(0, hint="0: only at the end"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Range(0),
     "SOLVER.IMS_PER_BATCH": Range(1),
     "SOLVER.MAX_ITER": Range(1),
+    "SOLVER.MAX_SKIPPED_STEPS": Range(1),
     "SOLVER.MOMENTUM": Range(0, 1),
     "SOLVER.REFERENCE_WORLD_SIZE": Range(0),
     "SOLVER.STEPS": Range(0),
     "SOLVER.WARMUP_FACTOR": Range(0),
     "SOLVER.WARMUP_ITERS": Range(0),
     "SOLVER.WEIGHT_DECAY": Range(0),
+    "TEST.AUG.MAX_SIZE": Range(1),
+    "TEST.AUG.MIN_SIZES": Range(1),
+    "TEST.EVAL_PERIOD": Range(0, hint="0: only at the end"),
     "TEST.PRECISE_BN.NUM_ITER": Range(1),
 }
 MAY_BE_INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
@@ -214,13 +227,19 @@ def _check_numbers(cfg: CfgNode) -> None:
             if not is_finite and (math.isnan(number) or key not in MAY_BE_INFINITE):
                 raise UserError(f"{key} is {value}: expected finite numbers")
             limits = RANGES.get(key)
-            if limits is not None and not limits.least <= number <= limits.most:
+            if limits is not None and not _is_inside(number, limits):
                 raise UserError(f"{key} is {value}: expected {_describe(limits)}")
+
+
+def _is_inside(number: float, limits: Range) -> bool:
+    return limits.least <= number <= limits.most and not (limits.is_open and number == limits.least)
 
 
 def _describe(limits: Range) -> str:
     text = f"{limits.least} to {limits.most}"
-    if limits.most == math.inf:
+    if limits.is_open:
+        text = f"more than {limits.least}"
+    elif limits.most == math.inf:
         text = f"{limits.least} or more"
     elif limits.least == -math.inf:
         text = f"at most {limits.most}"
