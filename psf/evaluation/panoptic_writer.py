@@ -27,7 +27,7 @@ class PanopticWriter(DatasetEvaluator):
     """Writes panoptic_predictions.json and panoptic_predictions/*.png; needs no ground truth and measures nothing.
 
     A PNG encodes segment ids as R + 256 G + 65536 B, 0 is void. It has the name of the ground truth's PNG, including
-    sub-folders. Without usable names in the ground truth, its name is the image id ("000000000139.png", as in COCO). So
+    sub-folders. Without ground truth, its name is the image id ("000000000139.png", as in COCO). So
     no two images share a PNG, also across processes. Several machines need a shared folder. Existing files that psf has
     not written stay (`free_name`).
 
@@ -74,15 +74,11 @@ class PanopticWriter(DatasetEvaluator):
 
     @cached_property
     def _gt_names(self) -> dict[int | str, str]:
-        """Image id -> name of the ground truth's PNG; empty if two names are equal or one leads out of the folder."""
+        """Image id -> name of the ground truth's PNG, below its folder; {} without ground truth."""
         if not has_panoptic_gt(self._dataset_name):
             return {}
         annotations = PanopticGroundTruth(self._dataset_name).annotations
-        names = {key: Path(annotation["file_name"]) for key, annotation in annotations.items()}
-        is_usable = len(set(names.values())) == len(names) and not any(
-            name.is_absolute() or ".." in name.parts for name in names.values()
-        )
-        return {key: name.as_posix() for key, name in names.items()} if is_usable else {}
+        return {key: Path(annotation["file_name"]).as_posix() for key, annotation in annotations.items()}
 
 
 def _name_of_id(image_id: int | str) -> str:

@@ -169,7 +169,7 @@ def test_fine_tuning_for_other_classes(root: Path, psf_config: str, tmp_path: Pa
     assert psf_train([*run, *keys, str(tmp_path / "second"), *weights]) == 0
     log = (tmp_path / "second" / "log.txt").read_text()
     assert "box (1 -> 0), ball (0 -> 1)" in log and "cloud (2 -> 0), sky (0 -> 2)" in log
-    assert "new" in log and "SKIPPED" not in log
+    assert "new" in log and "SKIPPED, AND LEFT" not in log
     saved = torch.load(tmp_path / "second" / "model_final.pth", weights_only=True)
     assert saved["psf_class_names"]["things"] == ["box", "ball", "ring"]
 
