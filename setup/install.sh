@@ -24,7 +24,8 @@ if has_module detectron2 && ! has_package sal-detectron2; then
     echo "setup: keeping the Detectron2 and the torch of $python"
     pins=()
 else
-    "${pip[@]}" install "${pins[@]}" --upgrade pip setuptools
+    # As requirements: only newer versions of pip take hashes from constraints.
+    bash setup/locked.sh pip setuptools | "${pip[@]}" install --require-hashes --requirement /dev/stdin
 fi
 
 echo "setup: torch and torchvision (5 GB on disk: a minute or more)"
