@@ -44,8 +44,10 @@ lock: | $(PYTHON)
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" --output-file constraints.txt $(LOCK) pyproject.toml setup/constraints.in
 
+# A table of all packages, then the check of [tool.pip-licenses] in pyproject.toml.
 licenses: setup
-	@$(PYTHON) -m piplicenses --format=markdown --output-file=licenses.md
+	@$(PYTHON) -m piplicenses --allow-only= --ignore-packages= --with-urls --format=markdown --output-file=licenses.md
+	@$(PYTHON) -m piplicenses >/dev/null
 
 quickstart: setup
 	$(PYTHON) -m psf quickstart

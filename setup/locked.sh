@@ -2,8 +2,10 @@
 # Print the lines of constraints.txt for packages, versions with hashes, as a requirements file: setup/locked.sh NAME...
 set -euo pipefail
 awk -v names="$*" '
-    BEGIN { count = split(names, list, " "); for (i in list) wanted[list[i]] }
-    /^[^ #]/ { is_wanted = ($1 ~ /==/) && (substr($1, 1, index($1, "==") - 1) in wanted); found += is_wanted }
+    BEGIN { split(names, list, " "); for (i in list) wanted[list[i]] }
+    /^[^ #]/ { split($1, parts, "=="); is_wanted = parts[1] in wanted; seen[parts[1]] }
     is_wanted
-    END { if (found < count) { print "setup/locked.sh: constraints.txt does not have all of " names > "/dev/stderr"; exit 1 } }
+    END {
+        for (name in wanted) if (!(name in seen)) { print "setup/locked.sh: constraints.txt has no " name > "/dev/stderr"; exit 1 }
+    }
 ' "$(dirname "$0")/../constraints.txt"

@@ -26,7 +26,18 @@ ROWS = [name for name in FILES if not name.startswith(("shapes/", "small/", "cit
 CHILDREN = [name for name, file in FILES.items() if "_BASE_:" in file.read_text()]
 
 # Of the keys outside MODEL.PSF, those that no other plugin is known to have.
-PSF_ALONE = {"SOLVER.BACKBONE_LAYER_DECAY", "SOLVER.SAMPLING_MULTIPLIER", "SOLVER.AMP.DTYPE"}
+PSF_ALONE = {
+    "SOLVER.BACKBONE_LAYER_DECAY",
+    "SOLVER.SAMPLING_MULTIPLIER",
+    "SOLVER.AMP.DTYPE",
+    "SOLVER.CHECKPOINT_KEEP_EVERY",
+    "SOLVER.CHECKPOINT_MINUTES",
+    "SOLVER.CHECKPOINTS_TO_KEEP",
+    "SOLVER.MAX_SKIPPED_STEPS",
+    "DATALOADER.MAX_UNREADABLE_SHARE",
+    "DATALOADER.TIMEOUT",
+    "DATASETS.TRAIN_REPEAT_FACTOR",
+}
 
 # Keys that one mapper alone reads.
 OF_LSJ = {"INPUT.IMAGE_SIZE", "INPUT.MIN_SCALE", "INPUT.MAX_SCALE", "INPUT.COLOR_AUG_SSD"}
