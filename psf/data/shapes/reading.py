@@ -97,9 +97,10 @@ class SceneAnnotations(Sequence[dict[str, Any]]):
 
 
 def mask_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines of an (H, W) bool mask as COCO polygons [x0, y0, x1, y1, ...] in pixels, accurate to an eighth of a pixel.
+    """Outlines of an (H, W) bool mask as COCO polygons [x0, y0, x1, y1, ...] in pixels.
 
-    Polygons have no holes: a part with a hole is cut in two along a column through the hole.
+    They are accurate to an eighth of a pixel; drawn by pycocotools they give the mask again. They have no holes: a part
+    with a hole is cut in two along a column through the hole.
     """
     fine = mask.astype(np.uint8).repeat(_FINENESS, axis=0).repeat(_FINENESS, axis=1)
     outlines, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
