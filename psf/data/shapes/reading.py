@@ -62,7 +62,7 @@ class SceneAnnotations(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, index: int, split: str) -> None:
-        self.index, self.split = index, split
+        self.scene_index, self.split = index, split
 
     def __len__(self) -> int:
         return len(self._things())
@@ -77,10 +77,10 @@ class SceneAnnotations(Sequence[dict[str, Any]]):
         return self._annotations()
 
     def _things(self) -> list[dict[str, Any]]:
-        return [segment for segment in _scene(self.index, self.split).segments if segment["isthing"]]
+        return [segment for segment in _scene(self.scene_index, self.split).segments if segment["isthing"]]
 
     def _annotations(self) -> list[dict[str, Any]]:
-        annotations, labels = [], _scene(self.index, self.split).labels
+        annotations, labels = [], _scene(self.scene_index, self.split).labels
         for thing in self._things():
             mask = labels == thing["id"]
             ys, xs = np.nonzero(mask)
