@@ -178,15 +178,20 @@ def keys_without_effect(cfg: CfgNode) -> dict[str, str]:
     patterns = {**IGNORED, **dict.fromkeys(FOREIGN_KEYS.get(backbone, ()), "")}
     if backbone in FREEZE_KEYS:
         patterns["MODEL.BACKBONE.FREEZE_AT"] = FREEZE_KEYS[backbone]
-    usual: dict[str, list[Any]] = {key: [value] for key, value in _leaves(defaults)}
+    usual: dict[str, list[Any]] = {key: [_as_lists(value)] for key, value in _leaves(defaults)}
     for key, value in _leaves(base):
-        usual[key].append(value)
+        usual[key].append(_as_lists(value))
     found = {}
     for key, value in _leaves(cfg):
         pattern = next((one for one in patterns if fnmatchcase(key, one)), None)
-        if pattern is not None and key in usual and value not in usual[key]:
+        if pattern is not None and key in usual and _as_lists(value) not in usual[key]:
             found[key] = patterns[pattern]
     return found
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples as lists, as YAML gives nested ones back."""
+    return [_as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def warn_of_keys_without_effect(cfg: CfgNode) -> None:
