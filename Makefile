@@ -15,10 +15,12 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocess
 # Scripts of `make bench`, with their numbers of rounds.
 BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9
 
-.PHONY: help setup quickstart test test-all check lint types docs bench gpu-check clean
+.PHONY: help setup lock licenses quickstart test test-all check lint types docs bench gpu-check clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (VENV=path: into this environment; VENV=: into the active one)"
+	@echo "make lock        renew constraints.txt after a change of requirements (LOCK=--upgrade: newest versions)"
+	@echo "make licenses    check the licenses of all installed packages: licenses.md"
 	@echo "make quickstart  train on generated scenes, evaluate, draw: output/quickstart"
 	@echo "make test        all tests except slow ones (make test-all: including them)"
 	@echo "make check       lint, types, test"
@@ -35,6 +37,17 @@ $(SETUP_DONE): constraints.txt pyproject.toml setup.py setup/install.sh setup/de
 
 $(PYTHON):
 	$(BASE_PYTHON) -m venv $(VENV)
+
+# No `setup`, which refuses a requirement that is not locked. Versions stay, unless LOCK is --upgrade.
+lock: | $(PYTHON)
+	@$(PYTHON) -m pip install --quiet --require-hashes --constraint constraints.txt uv
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --output-file constraints.txt $(LOCK) pyproject.toml setup/constraints.in
+
+# A table of all packages, then the check of [tool.pip-licenses] in pyproject.toml.
+licenses: setup
+	@$(PYTHON) -m piplicenses --allow-only= --ignore-packages= --with-urls --format=markdown --output-file=licenses.md
+	@$(PYTHON) -m piplicenses >/dev/null
 
 quickstart: setup
 	$(PYTHON) -m psf quickstart

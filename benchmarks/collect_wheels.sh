@@ -13,19 +13,16 @@ folder=${1:-.whl} version=${2:-3.12} python=${PYTHON:-python3}
 mkdir -p "$folder/unpack" "$folder/peers"
 echo '*' >"$folder/.gitignore"
 
-# constraints.txt has the versions that are tested together.
-pinned() { grep -E "^$1==" constraints.txt | head -1 | sed 's/;.*//'; }
 platforms=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64)
 for_there=(--no-deps --only-binary=:all: --python-version "$version" --implementation cp "${platforms[@]/#/--platform=}")
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 
 names=(pycocotools yacs termcolor tabulate cloudpickle portalocker omegaconf hydra-core panopticapi-lite setuptools)
-requirements=()
-for name in "${names[@]}"; do requirements+=("$(pinned "$name")"); done
-"${pip[@]}" download "${for_there[@]}" --dest "$folder" "${requirements[@]}"
+hashed=(--require-hashes --requirement /dev/stdin)
+bash setup/locked.sh "${names[@]}" | "${pip[@]}" download "${for_there[@]}" --dest "$folder" "${hashed[@]}"
 # Source packages of pure Python: a wheel that is built here works there.
-"${pip[@]}" wheel --no-deps --wheel-dir "$folder" \
-    "$(pinned fvcore)" "$(pinned iopath)" "$(pinned antlr4-python3-runtime)"
+bash setup/locked.sh fvcore iopath antlr4-python3-runtime |
+    "${pip[@]}" wheel --no-deps --wheel-dir "$folder" "${hashed[@]}"
 # Detectron2's wheel is tagged for CPython 3.10 because of one compiled module, which is not used; it is unpacked there.
 "${pip[@]}" download --no-deps --only-binary=:all: --python-version 3.10 --dest "$folder/unpack" \
     --requirement setup/detectron2.txt

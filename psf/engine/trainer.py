@@ -31,6 +31,7 @@ from psf.data import (
     build_train_loader,
     check_dataset,
     check_sampler,
+    join_datasets,
     load_dataset,
     unchanged_random_state,
     without_empty_images,
@@ -364,10 +365,10 @@ class Trainer(DefaultTrainer):
         DATALOADER.FILTER_EMPTY_ANNOTATIONS drops images without annotations, see `psf.data.without_empty_images`.
         """
         mapper = build_mapper(cfg, True)
-        datasets = [load_dataset(name) for name in cfg.DATASETS.TRAIN]
-        for dataset in datasets:
+        datasets = [(name, load_dataset(name)) for name in cfg.DATASETS.TRAIN]
+        for _, dataset in datasets:
             _check_first(mapper, dataset)
-        images = without_empty_images(cfg, [image for dataset in datasets for image in dataset])
+        images = without_empty_images(cfg, join_datasets(cfg, datasets))
         check_sampler(cfg, images)
         warn_of_too_few_queries(cfg, images)
         return build_train_loader(cfg, images, mapper)

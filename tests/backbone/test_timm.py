@@ -222,8 +222,10 @@ class TestErrors:
             backbone("hiera_tiny_224")
 
     def test_unknown_model(self):
-        with pytest.raises(ValueError, match=r'MODEL\.PSF\.TIMM\.NAME is "no_such_net"'):
-            backbone("no_such_net")
+        with pytest.raises(
+            ValueError, match=r'TIMM\.NAME is "qqq", which timm \S+ does not have; expected a name such as resnet50, '
+        ):
+            backbone("qqq")
 
     def test_unknown_tag(self):
         with pytest.raises(ValueError, match=r'TIMM\.NAME is "resnet18\.nonsense", but timm cannot return'):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
 
 from psf.config import add_psf_config
 from psf.config_checks import IGNORED, REFUSED
@@ -118,10 +119,13 @@ def test_the_base_config_sets_nothing_that_is_not_read(
     monkeypatch.setattr(RecordedNode, "read", set(), raising=False)
     monkeypatch.setattr(Trainer, "build_writers", lambda trainer: [])
     caplog.set_level(logging.INFO)
-    build_all(recorded("Base-PSF", dataset, tmp_path, {}), dataset)
+    cfg = recorded("Base-PSF", dataset, tmp_path, {})
+    build_all(cfg, dataset)
     content = yaml.safe_load((REPOSITORY / "configs" / "Base-PSF.yaml").read_text(encoding="utf-8"))
     assert content.pop("VERSION") == 2  # Detectron2 reads it from the file
-    assert set(leaves(CfgNode(content))) - RecordedNode.read == set()
+    assert set(leaves(CfgNode(content))) - RecordedNode.read == {"MODEL.MASK_ON"}
+    DatasetMapper(cfg, is_train=True)  # Detectron2's own, for which the base has it
+    assert "MODEL.MASK_ON" in RecordedNode.read
 
 
 def recorded(name: str, dataset: str, output: Path, options: dict[str, Any]) -> RecordedNode:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_setup
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
@@ -104,6 +108,30 @@ def test_losses_and_results(name: str):
 
 
 def test_every_model_has_a_twin():
-    """Files with a model; backbones.py has none."""
+    """Files with a model; backbones.py has none, and train_shapes.py is a training."""
     models = {path.stem for path in LAZY.glob("*.py") if "model" in LazyConfig.load(str(path))}
-    assert models == set(TWINS)
+    assert models == {*TWINS, "train_shapes"}
+
+
+def test_training_by_detectron2s_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """tools/lazyconfig_train_net.py, which is in the wheel of `make setup`: two iterations, and an evaluation."""
+    script = pytest.importorskip("tools.lazyconfig_train_net", reason="tools of Detectron2's repository")
+    evaluate, results = script.do_test, []
+    monkeypatch.setattr(script, "do_test", lambda *arguments: results.append(evaluate(*arguments)))
+    cfg = LazyConfig.load(str(LAZY / "train_shapes.py"))
+    cfg = LazyConfig.apply_overrides(cfg, ["train.max_iter=2", "train.log_period=1", "train.device=cpu"])
+    cfg.train.output_dir = str(tmp_path)
+    cfg.model.location_decoder.num_queries = 5
+    cfg.dataloader.train.update(total_batch_size=2, num_workers=0)
+    cfg.dataloader.test.num_workers = 0
+    cfg.dataloader.test.mapper.augmentations[0].short_edge_length = [32]  # 100 images
+    default_setup(cfg, argparse.Namespace(config_file=""))
+    script.do_train(argparse.Namespace(resume=False), cfg)
+    first, second, *_ = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [first["iteration"], second["iteration"]] == [0, 1]
+    for name in ("total_loss", "loss_det_cls", "loss_cls_things", "loss_seg_stuff"):
+        assert 0 < first[name] < 100 and first[name] != second[name]
+    [evaluation] = results  # at the end
+    assert 0 <= evaluation["panoptic_seg"]["PQ"] <= 100
+    trained = DetectionCheckpointer(instantiate(cfg.model)).load(str(tmp_path / "model_final.pth"))
+    assert trained["iteration"] == 1

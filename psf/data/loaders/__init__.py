@@ -2,13 +2,8 @@
 
 from psf.data.loaders.evaluation import TestLoader, build_test_loader, same_size_batches, spread_evenly
 from psf.data.loaders.resumable import RandomState, TrainingLoader, unchanged_random_state
-from psf.data.loaders.training import (
-    SkipUnreadable,
-    build_train_loader,
-    check_sampler,
-    repeat_factors,
-    without_empty_images,
-)
+from psf.data.loaders.sampling import check_sampler, join_datasets, repeat_factors
+from psf.data.loaders.training import SkipUnreadable, build_train_loader, without_empty_images
 from psf.data.loaders.workers import explain_dead_workers
 
 __all__ = [
@@ -20,6 +15,7 @@ __all__ = [
     "build_train_loader",
     "check_sampler",
     "explain_dead_workers",
+    "join_datasets",
     "repeat_factors",
     "same_size_batches",
     "spread_evenly",

@@ -5,26 +5,20 @@ from __future__ import annotations
 import logging
 import mmap
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 
 from psf.data.loaders.resumable import TrainingLoader
+from psf.data.loaders.sampling import ANNOTATION_KEYS, seeded_sampler
 from psf.data.loaders.workers import worker_options
 from psf.errors import UserError
 
-__all__ = ["SkipUnreadable", "build_train_loader", "check_sampler", "repeat_factors", "without_empty_images"]
+__all__ = ["SkipUnreadable", "build_train_loader", "without_empty_images"]
 
 logger = logging.getLogger(__name__)
-
-# Detectron2's samplers whose keys its default config has -> whether they read the classes of an image.
-_SAMPLERS = {"TrainingSampler": False, "RepeatFactorTrainingSampler": True}
-_SEGMENTS = ("annotations", "segments_info")  # keys of Detectron2's dicts
 
 
 def build_train_loader(
@@ -46,16 +40,12 @@ def build_train_loader(
             f"SOLVER.IMS_PER_BATCH is {total}, the batch of all {num_processes} processes: expected a multiple of "
             f"{num_processes}, or another --num-processes or --num-gpus"
         )
-    make_sampler: Callable[..., Iterable[int]]
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        seed, make_sampler = cfg.SEED, partial(RepeatFactorTrainingSampler, repeat_factors(cfg, dataset))
-    else:
-        seed, make_sampler = comm.shared_random_seed(), partial(TrainingSampler, len(dataset))
+    sampler = seeded_sampler(cfg, dataset)
     return TrainingLoader(
         dataset,
         SkipUnreadable(cfg, mapper, len(dataset)),
-        make_sampler,
-        seed,
+        sampler.make,
+        sampler.seed,
         total // num_processes,
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         **worker_options(cfg)._asdict(),
@@ -109,7 +99,7 @@ def without_empty_images(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[
     """Training images; FILTER_EMPTY_ANNOTATIONS True drops images without any annotation except crowds.
 
     Detectron2 checks only `annotations`; here an image also counts as annotated if `segments_info` has a segment. Dicts
-    without both keys, such as those of the generated shapes, are kept.
+    without both keys, and those of the generated shapes, are kept.
 
     Raises:
         UserError: if all images are dropped.
@@ -132,32 +122,9 @@ def without_empty_images(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[
 
 
 def _is_annotated(dataset_dict: dict[str, Any]) -> bool:
-    lists = [dataset_dict[key] for key in _SEGMENTS if key in dataset_dict]
-    return not lists or any(not one.get("iscrowd", 0) for entries in lists for one in entries)
-
-
-def check_sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> None:
-    """Check that Detectron2 can build DATALOADER.SAMPLER_TRAIN over these dicts.
-
-    Raises:
-        UserError: if the sampler is not supported, or needs the classes of each image and a dict does not list them.
-    """
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name not in _SAMPLERS:
-        raise UserError(f'DATALOADER.SAMPLER_TRAIN is "{name}": expected one of {list(_SAMPLERS)}')
-    if _SAMPLERS[name] and not all(one.keys() & set(_SEGMENTS) for one in dicts):
-        raise UserError(
-            f'DATALOADER.SAMPLER_TRAIN is "{name}", which needs the classes of each image; the dicts of DATASETS.TRAIN '
-            'have neither segments_info nor annotations: set it to "TrainingSampler"'
-        )
-
-
-def repeat_factors(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """(N,) factors for RepeatFactorTrainingSampler: how often an epoch shows each image, by its rarest class.
-
-    Detectron2 reads the classes from `annotations`; here they come from `segments_info`, where a dict has it.
-    """
-    segments = [{"annotations": one.get("segments_info", one.get("annotations"))} for one in dicts]
-    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        segments, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    lists = [dataset_dict[key] for key in ANNOTATION_KEYS if key in dataset_dict]
+    return (
+        not lists
+        or "psf_scene" in dataset_dict
+        or any(not one.get("iscrowd", 0) for entries in lists for one in entries)
     )

@@ -1,6 +1,7 @@
 """The shapes datasets, registered in Detectron2: psf_shapes_train, psf_shapes_val and psf_shapes_tune.
 
-Training scenes are generated in memory by the mapper. The others are written as a COCO panoptic set (images, PNGs,
+Training scenes are generated in memory by psf's mappers; other mappers read them through Detectron2's PathManager and
+`annotations` (psf.data.shapes.reading). The others are written as a COCO panoptic set (images, PNGs,
 JSON) on first use, because evaluators read files. They are below PSF_CACHE, by default psf/ in the user's cache folder.
 """
 
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from psf.data.files import cache_path, cache_root
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata
-from psf.data.shapes.scene import CATEGORIES, Scene, make_scene
+from psf.data.shapes.reading import SceneAnnotations, ScenePathHandler
+from psf.data.shapes.scene import CATEGORIES, Scene, make_scene, scene_size
 
 __all__ = ["NUM_SCENES", "load_written_split", "register_shapes", "training_dicts"]
 
@@ -33,6 +36,7 @@ _ID_STEP = 0x9E3779
 def register_shapes() -> None:
     """Register the splits that are not registered yet. Opens no file; the paths follow the current PSF_CACHE."""
     root = cache_root()
+    PathManager.register_handler(ScenePathHandler(), allow_override=True)
     for split in NUM_SCENES:
         name = f"psf_shapes_{split}"
         if name in DatasetCatalog:
@@ -47,15 +51,24 @@ def register_shapes() -> None:
 
 
 def training_dicts() -> list[dict[str, Any]]:
-    """Dataset dicts of the training scenes; `psf_scene` holds the arguments of `make_scene`."""
-    return [
-        {
-            "file_name": f"psf_shapes_train/{index:06d}.png",  # a name for messages, not a file
-            "image_id": index,
-            "psf_scene": {"index": index, "split": "train"},
-        }
-        for index in range(NUM_SCENES["train"])
-    ]
+    """Dataset dicts of the training scenes; `psf_scene` holds the arguments of `make_scene`.
+
+    Detectron2's own loader draws all scenes once or twice, for its table of classes, which takes minutes.
+    """
+    dicts = []
+    for index in range(NUM_SCENES["train"]):
+        height, width = scene_size(index, split="train")
+        dicts.append(
+            {
+                "file_name": ScenePathHandler.path(index, "train"),
+                "image_id": index,
+                "height": height,
+                "width": width,
+                "annotations": SceneAnnotations(index, "train"),
+                "psf_scene": {"index": index, "split": "train"},
+            }
+        )
+    return dicts
 
 
 def load_written_split(split: str, folder: Path) -> list[dict[str, Any]]:

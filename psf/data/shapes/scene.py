@@ -14,7 +14,7 @@ import numpy as np
 from psf.data.panoptic_labels import compact
 from psf.data.shapes.drawing import OUTLINES, TEXTURES, Rng, contrasting_colors, paint, pixel_grid, place, smooth_noise
 
-__all__ = ["CATEGORIES", "Scene", "make_scene"]
+__all__ = ["CATEGORIES", "Scene", "make_scene", "scene_size"]
 
 # As in a panoptic JSON. Ids have gaps and kinds alternate, so that no code can rely on COCO's order.
 CATEGORIES: list[dict[str, Any]] = [
@@ -58,9 +58,8 @@ def make_scene(index: int, *, split: str, seed: int = 0) -> Scene:
     A scene has one to four stuff classes; no things, a few, or a group of touching things of one class; sometimes a
     crowd (a heap of tiny things in one segment) and a void patch. Thin lines and specks belong to the segment below.
     """
-    rng = np.random.Generator(np.random.PCG64([zlib.crc32(split.encode()), index, seed]))
-    height, width = _SIZES[rng.integers(len(_SIZES))]
-    painter = _Painter(rng, height, width)
+    rng = _random(index, split, seed)
+    painter = _Painter(rng, *_draw_size(rng))
     painter.paint_stuff()
     if rng.random() < 0.3:
         painter.paint_void()
@@ -70,6 +69,19 @@ def make_scene(index: int, *, split: str, seed: int = 0) -> Scene:
     if rng.random() < 0.9:
         painter.paint_things()
     return painter.finish()
+
+
+def scene_size(index: int, *, split: str, seed: int = 0) -> tuple[int, int]:
+    """(height, width) of a scene of `make_scene`, without drawing it."""
+    return _draw_size(_random(index, split, seed))
+
+
+def _random(index: int, split: str, seed: int) -> Rng:
+    return np.random.Generator(np.random.PCG64([zlib.crc32(split.encode()), index, seed]))
+
+
+def _draw_size(rng: Rng) -> tuple[int, int]:
+    return _SIZES[rng.integers(len(_SIZES))]
 
 
 class _Painter:

@@ -9,7 +9,7 @@ import pytest
 import torch.utils.data as torch_data
 from detectron2.data import MapDataset
 
-from psf.data.loaders import SkipUnreadable, check_sampler, repeat_factors, without_empty_images
+from psf.data.loaders import SkipUnreadable, without_empty_images
 from psf.errors import UserError
 from tests.data.loaders.damaged import read, with_damage
 from tests.models import tiny_config
@@ -31,24 +31,6 @@ def test_empty_images_are_dropped_when_the_key_says_so():
     assert without_empty_images(tiny_config(), dicts) == dicts
     with pytest.raises(ValueError, match=r"DATALOADER\.FILTER_EMPTY_ANNOTATIONS to False"):
         without_empty_images(tiny_config(DATALOADER__FILTER_EMPTY_ANNOTATIONS=True), dicts[1:3])
-
-
-def test_samplers_that_need_classes():
-    cfg = tiny_config(DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler")
-    check_sampler(cfg, [{"annotations": []}, {"segments_info": []}])
-    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN is .*segments_info nor annotations.*\"TrainingSampler\""):
-        check_sampler(cfg, [{"segments_info": []}, {"psf_scene": {}}])
-    with pytest.raises(ValueError, match=r'SAMPLER_TRAIN is "RandomSubsetTrainingSampler": expected one of'):
-        check_sampler(tiny_config(DATALOADER__SAMPLER_TRAIN="RandomSubsetTrainingSampler"), [])
-
-
-def test_images_with_rare_classes_are_repeated():
-    cfg = tiny_config(DATALOADER__REPEAT_THRESHOLD=0.9)
-    classes = [[0], [0], [0, 1], [0]]
-    dicts = [{"segments_info": [{"category_id": one} for one in of_image]} for of_image in classes]
-    dicts[3]["annotations"] = []  # the panoptic segments are what the model is trained on
-    # Class 1 is in a quarter of the images, class 0 in all: sqrt(0.9 / 0.25) and 1.
-    assert repeat_factors(cfg, dicts).tolist() == pytest.approx([1, 1, (0.9 / 0.25) ** 0.5, 1])
 
 
 @pytest.mark.parametrize(

@@ -273,10 +273,10 @@ class TestPictures:
                 "neither Pillow nor OpenCV",
             ),  # Pillow reads one
             (5, np.uint8, {"photometric": 2}, "neither Pillow nor OpenCV"),  # Pillow reads three
-            (4, np.uint8, {"photometric": 1}, "cannot identify"),  # Pillow opens none of these
-            (4, np.uint16, {"photometric": 1}, "cannot identify"),
+            (4, np.uint8, {"photometric": 1}, "which Pillow cannot decode"),  # Pillow opens none of these
+            (4, np.uint16, {"photometric": 1}, "which Pillow cannot decode"),
             (4, np.uint16, {"photometric": 2, "is_planar": True}, "unknown raw mode"),
-            (13, np.uint16, {"photometric": 1}, "cannot identify"),
+            (13, np.uint16, {"photometric": 1}, "which Pillow cannot decode"),
         ],
     )
     def test_tiffs_that_would_be_read_wrongly_are_refused(

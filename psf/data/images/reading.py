@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps, UnidentifiedImageError
+from detectron2.utils.logger import log_first_n
+from PIL import Image, ImageOps
 
 from psf.data.files import check_regular
+from psf.data.images.unreadable import NPY, describe_unreadable, has_more_pages
 from psf.errors import UserError, printable
 
 __all__ = [
@@ -39,7 +41,6 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 # Formats that Pillow does not decode itself: it gives EPS to Ghostscript, a program that executes the file, and the
 # others to handlers that no one registers.
 _REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # beginnings of such files
 _ROWS = 256  # converted at a time, so that intermediate results stay small
 
 # `check_pixels` refuses such images with a message of its own.
@@ -148,6 +149,9 @@ def open_image(path: str) -> Iterator[Image.Image]:
         with PathManager.open(path, "rb") as file:
             image = Image.open(file, formats=_formats())
             check_pixels(path, image.height, image.width)
+            if has_more_pages(image):
+                message = f"{printable(path)}: a TIFF with several pages, of which psf reads the first"
+                log_first_n(logging.WARNING, message, name=__name__, key="message")
             image.load()
     except UserError:
         raise
@@ -161,16 +165,8 @@ def open_image(path: str) -> Iterator[Image.Image]:
     except _DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        hint = f"({error})"
-        if isinstance(error, UnidentifiedImageError) and _begins_with(path, _POSTSCRIPT):
-            hint = "of a kind that psf reads: PostScript is a program, which psf does not execute; convert it to PNG"
-        raise UserError(f"{path}: empty, corrupt or not an image {hint}") from error
+        raise UserError(f"{path}: {describe_unreadable(path, error)}") from error
     yield image
-
-
-def _begins_with(path: str, beginnings: tuple[bytes, ...]) -> bool:
-    with PathManager.open(path, "rb") as file:
-        return file.read(4).startswith(beginnings)
 
 
 def is_turned(path: str) -> bool:
@@ -235,7 +231,6 @@ _PNG_KINDS = {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA = 258, 262, 277, 284, 338
 _RGB_PHOTOMETRIC, _CONTIGUOUS, _PREMULTIPLIED = 2, 1, 1
 _ORIENTATION = 0x0112  # of EXIF
-_WAY_OUT = 'save its array as a .npy file, (H, W) or (H, W, C), for INPUT.FORMAT "BANDS"'
 
 
 def load_array(path: str) -> np.ndarray:
@@ -272,22 +267,22 @@ def is_deep(image: Image.Image, path: str) -> bool:
         return False
     layout = (tags.get(_PHOTOMETRIC), tags.get(_PLANAR, _CONTIGUOUS))
     if layout != (_RGB_PHOTOMETRIC, _CONTIGUOUS) or samples not in (3, 4):
-        raise UserError(f"{path}: neither Pillow nor OpenCV reads the {samples} channels of this TIFF; {_WAY_OUT}")
+        raise UserError(f"{path}: neither Pillow nor OpenCV reads the {samples} channels of this TIFF; {NPY}")
     return True
 
 
 def opencv_bands(image: Image.Image, path: str) -> np.ndarray:
     """(H, W, C) of a file for which `is_deep` is True, in the file's order."""
     if image.getexif().get(_ORIENTATION, 1) != 1:
-        raise UserError(f"{path}: 16-bit images with an EXIF rotation are not supported; {_WAY_OUT}")
+        raise UserError(f"{path}: 16-bit images with an EXIF rotation are not supported; {NPY}")
     with PathManager.open(path, "rb") as file:
         data = np.frombuffer(file.read(), np.uint8)
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise UserError(f"{path}: OpenCV cannot decode it ({error}); {_WAY_OUT}") from error
+        raise UserError(f"{path}: OpenCV cannot decode it ({error}); {NPY}") from error
     if pixels is None:
-        raise UserError(f"{path}: OpenCV cannot decode it; {_WAY_OUT}")
+        raise UserError(f"{path}: OpenCV cannot decode it; {NPY}")
     kind = data[25] if image.format == "PNG" else {3: 2, 4: 6}[pixels.shape[2]]
     return pixels[..., _PNG_KINDS[int(kind)]]
 
@@ -299,7 +294,7 @@ def image_bands(image: Image.Image, path: str) -> np.ndarray:
     if image.mode == "P":  # transparency is not a band
         return np.asarray(image.convert("RGBA"))[..., :3]
     if image.mode not in _PLAIN_MODES and not image.mode.startswith("I;16"):
-        raise UserError(f"{path}: Pillow reads it as {image.mode}, whose channels are not the file's; {_WAY_OUT}")
+        raise UserError(f"{path}: Pillow reads it as {image.mode}, whose channels are not the file's; {NPY}")
     return np.atleast_3d(np.asarray(image))
 
 

@@ -1,0 +1,35 @@
+"""Image files of any common format, and what other files are."""
+
+from psf.data.images.reading import (
+    as_numbers,
+    as_picture,
+    check_pixels,
+    image_bands,
+    image_suffixes,
+    in_format,
+    is_deep,
+    is_turned,
+    limit_pixels,
+    load_array,
+    open_image,
+    opencv_bands,
+    read_image,
+    read_picture,
+)
+
+__all__ = [
+    "as_numbers",
+    "as_picture",
+    "check_pixels",
+    "image_bands",
+    "image_suffixes",
+    "in_format",
+    "is_deep",
+    "is_turned",
+    "limit_pixels",
+    "load_array",
+    "open_image",
+    "opencv_bands",
+    "read_image",
+    "read_picture",
+]
