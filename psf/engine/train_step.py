@@ -180,7 +180,8 @@ class TrainStep(SimpleTrainer):
         terms = self._guilty_terms(batch, losses, state)
         for buffer, old in zip(self._statistics, statistics, strict=True):
             buffer.copy_(old)
-        causes = comm.gather(_Cause(terms, [str(x.get("file_name", "?")) for x in batch], self._store(batch, terms)))
+        images = [str(x.get("file_name", "?")) for x in batch]
+        causes = comm.gather(_Cause(terms, images, self._store(batch, terms, state)))
         get_event_storage().put_scalar("num_skipped_steps", self._num_skipped, smoothing_hint=False)
         if comm.is_main_process():
             guilty = [cause for cause in causes if cause.terms] or causes
@@ -223,13 +224,14 @@ class TrainStep(SimpleTrainer):
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
 
-    def _store(self, batch: list[dict[str, Any]], terms: Mapping[str, float]) -> str | None:
-        """Write the inputs of this process for inspection; returns the file."""
+    def _store(self, batch: list[dict[str, Any]], terms: Mapping[str, float], state: RandomState) -> str | None:
+        """Write the inputs of this process for `psf replay`; returns the file."""
         if not self._output_dir or self._num_skipped > MAX_STORED_STEPS or not (terms or comm.is_main_process()):
             return None
         path = Path(self._output_dir, SKIPPED_FOLDER, f"iteration_{self.iter:07d}_process_{comm.get_rank()}.pth")
         with atomic_path(path) as draft, draft.open("wb") as file:
-            torch.save({"iteration": self.iter, "terms": dict(terms), "batch": batch}, file)
+            step = {"iteration": self.iter, "terms": dict(terms), "batch": batch, "random": state.as_entry()}
+            torch.save(step, file)
         return str(path)
 
     def _describe(self, causes: list[_Cause], parameters: list[str]) -> str:
@@ -243,7 +245,7 @@ class TrainStep(SimpleTrainer):
         files = ", ".join(cause.file for cause in causes if cause.file)
         return (
             f"SKIPPED iteration {self.iter}, step {self._num_in_row} of at most {self._max_skipped} in a row "
-            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}" + (f"; inputs in {files}" if files else "")
+            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}" + (f"; inputs for psf replay in {files}" if files else "")
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from psf.engine.results import (
     as_numbers,
     build_writers,
     describe_empty_results,
+    drop_later_metrics,
     explain_empty_results,
     results_table,
     write_results,
@@ -232,6 +233,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer.merging = None
         if self.checkpointer.resumed_from is not None:
             self._continue_after(self.iter + 1, entries.get("processes", []))
+        if resume and comm.is_main_process():
+            drop_later_metrics(self.cfg.OUTPUT_DIR, self.start_iter, is_finished=self.is_finished)
         if merging is not None and self.is_finished:
             self._set_merging(merging)
         model = self.cfg.MODEL
@@ -317,7 +320,8 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """`psf.engine.results.build_writers`."""
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        trainer = weakref.proxy(self)
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter, lambda: trainer.start_iter)
 
     def tune_merging(self) -> None:
         """Search the merging thresholds on training images, and store them in model, checkpoints and config.yaml.
