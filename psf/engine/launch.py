@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -31,6 +33,7 @@ from psf.data import check_dataset
 from psf.data.loaders import explain_dead_workers
 from psf.engine.arguments import argument_parser, build_config
 from psf.engine.hooks import ForwardedSignals, Stopped
+from psf.engine.train_step import TIMED_OUT, is_of_lost_process
 from psf.errors import UserError
 from psf.output.run_folder import check_run_folder
 
@@ -46,7 +49,7 @@ __all__ = [
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
 MAX_MISTAKE = 1000  # characters of a message from a child process to its parent: less than a pipe takes at once
-PATIENCE = 10.0  # seconds until a process of torchrun reports a mistake that the first process has not reported
+PATIENCE = 10.0  # seconds until a process reports what another one should have reported
 
 
 class CpuProcesses(NamedTuple):
@@ -236,17 +239,47 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         return
     _check_port(args)
     ends, to_parent = Pipe(duplex=False)  # leaves no file behind, however this process ends
-    with ForwardedSignals() as signals:
+    with ForwardedSignals() as signals, _held_back(logging.getLogger("torch.multiprocessing.spawn")) as notes:
         try:
             start(_run_and_report, args=(to_parent, main, args))
         except (ProcessExitedException, ProcessRaisedException):
             if not ends.poll() and signals.received is None:
+                notes.release()
                 raise
         end: UserError | int | None = ends.recv() if ends.poll() else signals.received
         if isinstance(end, UserError):
             raise end
         if end is not None:
             raise Stopped(end)
+
+
+class _HeldBack(logging.Filter):
+    """Keeps the records of a logger."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger, self._records = logger, list[logging.LogRecord]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._records.append(record)
+        return False
+
+    def release(self) -> None:
+        """Log them after all."""
+        self._logger.removeFilter(self)
+        for record in self._records:
+            self._logger.handle(record)
+
+
+@contextmanager
+def _held_back(logger: logging.Logger) -> Iterator[_HeldBack]:
+    """Hold back what torch says of processes that it ends: after a user's mistake in one of them, this is no news."""
+    held_back = _HeldBack(logger)
+    logger.addFilter(held_back)
+    try:
+        yield held_back
+    finally:
+        logger.removeFilter(held_back)
 
 
 def _timeout(args: argparse.Namespace) -> timedelta:
@@ -355,6 +388,15 @@ def _run_and_report(
     except UserError as error:
         to_parent.send(UserError(str(error)[:MAX_MISTAKE]))
         sys.exit(2)
+    except RuntimeError as error:
+        if is_of_lost_process(error):
+            # torch reports the process that ends first, and ends this one: in the usual way, which frees semaphores.
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            time.sleep(PATIENCE)
+        raise
+    finally:
+        # The end of this process ends the workers of its loaders, which torch would report as their failure.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextmanager
@@ -364,7 +406,7 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if "Timed out waiting" not in str(error):  # gloo's
+            if TIMED_OUT not in str(error):
                 raise
             frames = traceback.extract_tb(error.__traceback__)
             place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))

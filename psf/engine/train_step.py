@@ -24,13 +24,14 @@ from psf.data.files import atomic_path
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
 
-__all__ = ["TrainStep", "any_process", "autocast_dtype", "without_ddp"]
+__all__ = ["TrainStep", "any_process", "autocast_dtype", "is_of_lost_process", "without_ddp"]
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FOLDER = "skipped_steps"  # in OUTPUT_DIR: inputs of steps that were skipped
 MAX_STORED_STEPS = 5
 MAX_NAMES = 3  # of parameters in a message
+TIMED_OUT = "Timed out waiting"  # in gloo's errors
 
 
 def without_ddp(model: nn.Module) -> Any:
@@ -50,6 +51,12 @@ def any_process(*flags: bool, device_type: str) -> list[bool]:
     numbers = torch.tensor(flags, dtype=torch.int32, device=device_type)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return [bool(number) for number in numbers.tolist()]
+
+
+def is_of_lost_process(error: BaseException | None) -> bool:
+    """Whether an error says that another process of the run has ended; that one reports why."""
+    texts = ("Connection closed by peer", "Connection reset by peer")  # of gloo
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def _total(losses: Mapping[str, Tensor]) -> Tensor:

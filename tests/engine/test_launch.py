@@ -15,7 +15,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
+from torch import distributed as dist
 from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader
 
 from psf.commands import run_command
 from psf.engine import argument_parser, build_config, check_run, launch, main, setup
@@ -175,6 +177,31 @@ def test_processes_do_not_wait_for_ever(capfd: pytest.CaptureFixture[str]):
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("error: process 0 waited 3 s for the others in wait_in_vain (")
     assert "--collective-timeout" in line
+
+
+def find_mistake_in_one(args: argparse.Namespace) -> None:
+    """The other process loses its peer in the middle of work, with loader workers running."""
+    loader = iter(DataLoader(range(1000), num_workers=1, prefetch_factor=1))
+    next(loader)
+    if comm.get_rank() == 1:
+        time.sleep(1)
+        raise UserError("found a mistake")
+    dist.all_reduce(torch.zeros(1))
+
+
+def test_what_follows_from_the_mistake_of_one_process_is_silent(run_python: RunPython):
+    code = (
+        "from psf.commands import run_command; from psf.engine import argument_parser, launch\n"
+        "from tests.engine.test_launch import find_mistake_in_one\n"
+        "if __name__ == '__main__':\n"
+        "    args = argument_parser().parse_args(['--num-gpus', '0', '--num-processes', '2'])\n"
+        "    raise SystemExit(run_command(lambda: launch(find_mistake_in_one, args)))\n"
+    )
+    done = run_python("-W", "ignore", "-c", code)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: found a mistake"
+    for text in ("Traceback", "Terminating process", "leaked"):
+        assert text not in done.stdout + done.stderr
 
 
 def find_fault(args: argparse.Namespace) -> None:
