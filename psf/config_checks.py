@@ -94,17 +94,20 @@ class Range(NamedTuple):
 
 
 RANGES = {
+    "DATALOADER.MAX_UNREADABLE_SHARE": Range(0, 1),
     "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads images in the training process"),
     "INPUT.MAX_SIZE_TEST": Range(1),
     "INPUT.MAX_SIZE_TRAIN": Range(1),
     "INPUT.MIN_SIZE_TEST": Range(0),
     "INPUT.MIN_SIZE_TRAIN": Range(1),
+    "INPUT.PSF_MAX_PIXELS": Range(1),
     "SEED": Range(-math.inf, MAX_SEED, hint="negative: random"),
     "SOLVER.BASE_LR": Range(0),
     "SOLVER.CHECKPOINT_PERIOD": Range(0, hint="0: only at the end"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Range(0),
     "SOLVER.IMS_PER_BATCH": Range(1),
     "SOLVER.MAX_ITER": Range(1),
+    "SOLVER.MAX_SKIPPED_STEPS": Range(1),
     "SOLVER.MOMENTUM": Range(0, 1),
     "SOLVER.REFERENCE_WORLD_SIZE": Range(0),
     "SOLVER.STEPS": Range(0),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psf.errors import UserError
 
-__all__ = ["read_checkpoint", "read_state_dict"]
+__all__ = ["check_kind", "read_checkpoint", "read_state_dict"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
 RESAVE = "If you trust its author, load it yourself and save only its state_dict"
@@ -81,7 +81,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _load(path: Path) -> Any:
+def check_kind(path: Path) -> bytes:
+    """The first bytes of a file; a UserError if it is missing, cannot be read, or obviously is no checkpoint."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected a checkpoint file")
     if not path.is_file():
@@ -89,18 +90,22 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             start = file.read(1024)
-        if found := _other_kind(start):
-            raise UserError(f"{path}: {found}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if found := _other_kind(start):
+        raise UserError(f"{path}: {found}")
+    return start
+
+
+def _load(path: Path) -> Any:
+    start = check_kind(path)
+    try:
         if path.suffix == ".pkl" and not start.startswith(ZIP):
             with path.open("rb") as file:
                 return _PlainUnpickler(file, encoding="latin1").load()
         with warnings.catch_warnings(), torch.serialization.safe_globals(_TORCH_GLOBALS):
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # torch and pickle may raise any error for a damaged file
         if reason := _refusal(start, error):
             raise UserError(

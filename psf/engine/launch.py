@@ -22,25 +22,19 @@ from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from psf.data import check_dataset
 from psf.data.loaders import explain_dead_workers
 from psf.engine.arguments import argument_parser, build_config
 from psf.engine.hooks import ForwardedSignals, Stopped
 from psf.engine.train_step import TIMED_OUT, is_of_lost_process
 from psf.errors import UserError
-from psf.output.run_folder import check_run_folder
 
 __all__ = [
     "CpuProcesses",
-    "check_batch",
-    "check_run",
     "choose_processes",
     "launch",
     "usable_cores",
@@ -140,7 +134,7 @@ def launch(
             line for the log.
         is_training: False if `main` only evaluates; `--eval-only` has the same effect.
         check: called with args and the number of processes of the whole run before any process starts, such as
-            `check_run`.
+            `psf.engine.check_run`.
 
     Raises:
         UserError: if there are fewer GPUs than requested, if `--num-gpus` and `--num-processes` contradict, or if the
@@ -164,39 +158,6 @@ def launch(
         args.dist_url = "auto"
     with _environment({} if on_gpus else _cpu_environment(num_processes)):
         _start(main, args, num_processes)
-
-
-def check_run(args: argparse.Namespace, num_processes: int) -> None:
-    """Check a run of `psf.engine.main` within seconds: its config, its batch, its datasets and its output folder.
-
-    Names of datasets that are not registered yet are left to `main`. Nothing is written.
-
-    Args:
-        args: of `psf.engine.argument_parser`.
-        num_processes: of the whole run.
-
-    Raises:
-        UserError: as `build_config`, `psf.data.check_dataset` and `check_run_folder` do; if the processes cannot share
-            SOLVER.IMS_PER_BATCH evenly.
-    """
-    if not args.config_file:
-        return  # `main` reports it
-    cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        if name in DatasetCatalog:
-            check_dataset(name)
-    if not args.eval_only:
-        check_batch(cfg, num_processes)
-        check_run_folder(Path(cfg.OUTPUT_DIR), resume=args.resume, overwrite=args.overwrite)
-
-
-def check_batch(cfg: CfgNode, num_processes: int) -> None:
-    """Raise a UserError if the processes of a training cannot share SOLVER.IMS_PER_BATCH evenly."""
-    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    shares = reference or num_processes  # Detectron2 scales the batch to the number of processes
-    if images < 1 or images % shares:
-        source = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {images}: expected a positive multiple of {shares}, {source}")
 
 
 def _run_under_torchrun(

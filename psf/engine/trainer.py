@@ -62,6 +62,7 @@ from psf.output.run_folder import unlock_folder
 
 __all__ = [
     "Trainer",
+    "check_views",
     "main",
 ]
 
@@ -96,7 +97,7 @@ def main(args: argparse.Namespace) -> Any:
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
-    _check_views(cfg, model)
+    check_views(cfg, model)
     checkpointer = build_checkpointer(cfg, model, args.run_dir)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
@@ -179,7 +180,7 @@ class Trainer(DefaultTrainer):
         self.config_in_force = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        _check_views(cfg, model)
+        check_views(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         device_type = torch.device(cfg.MODEL.DEVICE).type
@@ -489,7 +490,7 @@ def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
             raise error from None
 
 
-def _check_views(cfg: CfgNode, model: nn.Module) -> None:
+def check_views(cfg: CfgNode, model: nn.Module) -> None:
     """Raise a UserError if TEST.AUG cannot be run, before hours of training or evaluation."""
     if cfg.TEST.AUG.ENABLED:
         PanopticSegFormerWithTTA(cfg, model)

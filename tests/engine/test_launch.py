@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 import socket
 import time
@@ -127,6 +128,14 @@ class TestCheckBeforeProcessesStart:
             (("SOLVER.REFERENCE_WORLD_SIZE", "4"), "is 2: expected a positive multiple of 4, SOLVER.REFERENCE_WORLD"),
             (("SOLVER.MAX_ITERS", "1"), "unknown config key 'SOLVER.MAX_ITERS'"),
             (("--register", "a=none.json,b,c", "DATASETS.TEST", "a"), "none.json"),
+            (("DATASETS.TRAIN", "nothing"), "no dataset is registered as 'nothing'"),
+            (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
+            (("--eval-only", "DATASETS.TEST", "()"), "DATASETS.TEST is empty"),
+            (("MODEL.WEIGHTS", "none.pth"), "none.pth: no such checkpoint file"),
+            (("MODEL.WEIGHTS", "none.pth?a=1"), "the only option of a file is"),
+            (("DATALOADER.SAMPLER_TRAIN", "X"), 'SAMPLER_TRAIN is "X"'),
+            (("SOLVER.CHECKPOINT_MINUTES", "-1.0"), "CHECKPOINT_MINUTES is -1.0"),
+            (("SOLVER.AMP.ENABLED", "True"), 'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu"'),
         ],
     )
     def test_mistakes(self, words: tuple[str, ...], message: str, mini: str, parse_args: ParseArgs, tmp_path: Path):
@@ -137,6 +146,30 @@ class TestCheckBeforeProcessesStart:
             if "a" in DatasetCatalog:
                 unregister_mini_set("a")
         assert not (tmp_path / "output").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("MODEL.PSF.NUM_STUFF_CLASSES", "50"), "NUM_STUFF_CLASSES is 50, but dataset"),
+            (("MODEL.PSF.LOSS.BALANCE", "x"), 'LOSS.BALANCE is "x"'),
+            (("MODEL.PSF.IN_FEATURES", "['res9']"), r"contain \['res9'\]"),
+            (("SOLVER.BACKBONE_LAYER_DECAY", "-1.0"), "BACKBONE_LAYER_DECAY is -1.0"),
+            (("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"), "TEST.AUG.MIN_SIZES is"),
+        ],
+    )
+    def test_mistakes_in_the_model(self, words: tuple[str, ...], message: str):
+        """The model is built without memory, and random numbers and loggers are as before."""
+        args = ["--config-file", "shapes/psf_tiny.yaml", "--num-gpus", "0", "--num-processes", "2", *words]
+        before = torch.get_rng_state()
+        with pytest.raises(UserError, match=message):
+            launch(main, argument_parser().parse_args(args), check=check_run)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert logging.getLogger("psf").isEnabledFor(logging.WARNING)
+
+    def test_weights_that_are_no_checkpoint(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+        with pytest.raises(UserError, match=r"page\.pth: damaged, or not written by torch\.save: an HTML page"):
+            launch(main, parse_args("--num-processes", "2", "MODEL.WEIGHTS", str(tmp_path / "page.pth")), check=check_run)
 
     def test_another_training_in_the_folder(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
         (tmp_path / "output").mkdir()

@@ -9,7 +9,7 @@ from psf.data.loaders.training import (
     repeat_factors,
     without_empty_images,
 )
-from psf.data.loaders.workers import explain_dead_workers, why_workers_failed
+from psf.data.loaders.workers import explain_dead_workers, why_workers_failed, worker_options
 
 __all__ = [
     "RandomState",
@@ -26,4 +26,5 @@ __all__ = [
     "unchanged_random_state",
     "why_workers_failed",
     "without_empty_images",
+    "worker_options",
 ]
