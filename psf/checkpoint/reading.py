@@ -66,8 +66,16 @@ def _nothing(*arguments: object) -> None:
 # Objects of Python and of config libraries that training programs store beside the weights -> what they are read as:
 # plain values, dicts, lists, and namespaces. Nothing else of their classes is used.
 _READ_AS: dict[str, Any] = {
-    **{f"{module}.{name}": _posix_path for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath")},
-    **{f"{module}.{name}": _windows_path for module in ("pathlib", "pathlib._local") for name in ("WindowsPath", "PureWindowsPath")},
+    **{
+        f"{module}.{name}": _posix_path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath")
+    },
+    **{
+        f"{module}.{name}": _windows_path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("WindowsPath", "PureWindowsPath")
+    },
     "collections.Counter": Counter,
     "collections.defaultdict": _plain_dict,
     "collections.deque": _plain_list,
@@ -90,7 +98,11 @@ _READ_AS: dict[str, Any] = {
         for module in ("builtins", "__builtin__")
         for name in ("bool", "dict", "float", "int", "list", "str", "tuple")
     },
-    **{f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (frozenset, range, slice)},
+    **{
+        f"{module}.{kind.__name__}": kind
+        for module in ("builtins", "__builtin__")
+        for kind in (frozenset, range, slice)
+    },
     **{f"datetime.{kind.__name__}": kind for kind in _DATES},
 }
 # What a checkpoint of torch may have besides tensors and plain values, for example in training logs.

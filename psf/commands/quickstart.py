@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psf.commands import command_parser, echo, run_command
 from psf.checkpoint.saving import TAG
+from psf.commands import command_parser, echo, run_command
 from psf.data.own_files import check_replaceable
 from psf.engine.hooks import ForwardedSignals, Stopped
 from psf.errors import UserError

@@ -31,7 +31,12 @@ from psf.errors import UserError
 
 __all__ = ["build_parser", "main"]
 
-STRUCTURES = [BitMasks, Boxes, Instances, PolygonMasks]  # of Detectron2, in the inputs of other models: they hold tensors
+STRUCTURES = [
+    BitMasks,
+    Boxes,
+    Instances,
+    PolygonMasks,
+]  # of Detectron2, in the inputs of other models: they hold tensors
 MAX_NAMES = 10
 
 

@@ -97,7 +97,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Pause Python's search for cycles: there are none in a JSON file, and the search takes half of the reading time."""
+    """Pause Python's search for cycles: JSON has none, and the search takes half of the reading time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -65,7 +65,7 @@ def check_run(args: argparse.Namespace, num_processes: int = 1, *, is_training: 
         checkpoint_period(cfg)
         autocast_dtype(cfg)
         check_run_folder(folder, resume=args.resume, overwrite=args.overwrite)
-    if cfg.MODEL.META_ARCHITECTURE == PanopticSegFormer.__name__:
+    if PanopticSegFormer.__name__ == cfg.MODEL.META_ARCHITECTURE:
         _check_model(cfg, is_training=is_training)
 
 

@@ -252,7 +252,8 @@ class TrainStep(SimpleTrainer):
         files = ", ".join(cause.file for cause in causes if cause.file)
         return (
             f"SKIPPED iteration {self.iter}, step {self._num_in_row} of at most {self._max_skipped} in a row "
-            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}" + (f"; inputs for psf replay in {files}" if files else "")
+            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}"
+            + (f"; inputs for psf replay in {files}" if files else "")
         )
 
     def state_dict(self) -> dict[str, Any]:

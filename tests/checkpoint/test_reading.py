@@ -91,7 +91,9 @@ OBJECTS = {  # what programs store beside the weights -> what is read
 
 @pytest.mark.parametrize("suffix", ["zip", "before torch 1.6", "pkl"])
 @pytest.mark.parametrize("name", OBJECTS)
-def test_objects_that_hold_plain_values(tmp_path: Path, name: str, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_that_hold_plain_values(
+    tmp_path: Path, name: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("mmengine", "mmengine.config", "mmengine.config.config"):
         monkeypatch.setitem(sys.modules, module, ModuleType(module))
     sys.modules["mmengine.config.config"].ConfigDict = Settings
@@ -108,7 +110,9 @@ def test_objects_that_hold_plain_values(tmp_path: Path, name: str, suffix: str, 
 
 
 @pytest.mark.parametrize("is_pkl", [True, False])
-@pytest.mark.parametrize("value", [print, functools.partial(print), torch.nn.Identity()], ids=["print", "partial", "module"])
+@pytest.mark.parametrize(
+    "value", [print, functools.partial(print), torch.nn.Identity()], ids=["print", "partial", "module"]
+)
 def test_functions_and_modules_are_refused(tmp_path: Path, value: Any, is_pkl: bool) -> None:
     path = tmp_path / ("a.pkl" if is_pkl else "a.pth")
     if is_pkl:

@@ -78,7 +78,10 @@ def test_other_files_are_refused(
 ) -> None:
     path = tmp_path / "other.pth"
     torch.save(content, path)
-    for file, message in ((path, "expected a file of OUTPUT_DIR/skipped_steps"), (tmp_path / "none.pth", "no such file")):
+    for file, message in (
+        (path, "expected a file of OUTPUT_DIR/skipped_steps"),
+        (tmp_path / "none.pth", "no such file"),
+    ):
         assert replay.main([str(file), "--config-file", str(config_file)]) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert message in line

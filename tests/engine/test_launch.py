@@ -169,7 +169,9 @@ class TestCheckBeforeProcessesStart:
     def test_weights_that_are_no_checkpoint(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
         (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
         with pytest.raises(UserError, match=r"page\.pth: damaged, or not written by torch\.save: an HTML page"):
-            launch(main, parse_args("--num-processes", "2", "MODEL.WEIGHTS", str(tmp_path / "page.pth")), check=check_run)
+            launch(
+                main, parse_args("--num-processes", "2", "MODEL.WEIGHTS", str(tmp_path / "page.pth")), check=check_run
+            )
 
     def test_another_training_in_the_folder(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
         (tmp_path / "output").mkdir()

@@ -188,7 +188,9 @@ class TestDropLaterMetrics:
         assert self.drop(tmp_path, self.LINES[0].rstrip()) == [self.LINES[0]]
         assert self.drop(tmp_path, self.LINES[0][:9]) == []
 
-    @pytest.mark.parametrize("text", ['{"accuracy": 1}\n{', '{\n "iteration": 1\n}', '[{"iteration": 12}]', '{"accuracy": 1}'])
+    @pytest.mark.parametrize(
+        "text", ['{"accuracy": 1}\n{', '{\n "iteration": 1\n}', '[{"iteration": 12}]', '{"accuracy": 1}']
+    )
     def test_of_somebody_else(self, tmp_path: Path, text: str):
         assert "".join(self.drop(tmp_path, text)) == text
 
