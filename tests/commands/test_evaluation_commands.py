@@ -93,6 +93,8 @@ class TestRobustness:
 
         def build_model(cfg: CfgNode) -> nn.Module:
             model = plain(cfg)
+            if cfg.MODEL.DEVICE == "meta":  # a check of the config as it was given
+                return model
             seen.add((model.settings.panoptic, model.settings.instance, model.settings.semantic))
             return model
 
@@ -116,8 +118,7 @@ class TestRobustness:
             return {"PQ": 10.0 * len(calls)}
 
         monkeypatch.setattr(robustness, "evaluate_corruption", evaluate)
-        with pytest.raises(KeyboardInterrupt):
-            load("robustness")(["--corruptions", "fog,fog,contrast", "--severities", "2,2,3", *words])
+        assert load("robustness")(["--corruptions", "fog,fog,contrast", "--severities", "2,2,3", *words]) == 130
         assert calls == [None, ("fog", 2), ("fog", 3), ("contrast", 2)]
         table = (tmp_path / "output" / "robustness.md").read_text()
         assert "mean of 1" in table and "| fog " in table and "contrast" not in table
@@ -170,8 +171,7 @@ class TestTuning:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(tune_merging, "cache_dataset", cache)
-        with pytest.raises(KeyboardInterrupt):
-            load("tune-merging")(["--num-images", "3", *words, "MODEL.PSF.TEST.BATCH_SIZE", "2"])
+        assert load("tune-merging")(["--num-images", "3", *words, "MODEL.PSF.TEST.BATCH_SIZE", "2"]) == 130
         assert sorted(seen) == [1, 11, 31]
 
     def test_says_that_the_search_was_ended(

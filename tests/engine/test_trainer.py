@@ -318,7 +318,7 @@ class TestKeysOfTheTrainer:
         assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_final.pth"]
 
     def test_processes_share_the_batch(self, mini: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("psf.data.loaders.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("psf.data.loaders.training.comm.get_world_size", lambda: 2)
         with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH is 3, .* expected a multiple of 2"):
             Trainer(build_config(parse_args().config_file, ["SOLVER.IMS_PER_BATCH", "3", "MODEL.DEVICE", "cpu"]))
 

@@ -81,7 +81,7 @@ def test_a_training_without_tensorboard(mini: str, parse_args: ParseArgs, tmp_pa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     caplog.set_level(logging.WARNING)
     writers = build_writers(str(tmp_path), 1)
-    assert [type(writer).__name__ for writer in writers] == ["CommonMetricPrinter", "JSONWriter"]
+    assert [type(writer).__name__ for writer in writers] == ["CommonMetricPrinter", "MetricsWriter"]
     writers[1].close()
     assert "pip install tensorboard" in caplog.text
 

@@ -125,16 +125,7 @@ def read_labelme(
     if not any(contents.values()):
         raise UserError(f"{folder}: found no labelme JSON (expected the keys shapes and imagePath)")
     labels = {shape["label"] for content in contents.values() if content for shape in content["shapes"]}
-    if thing_names:
-        unknown = sorted(labels - {*thing_names.values(), *stuff_names.values()})
-        if unknown:
-            raise UserError(
-                f"{folder}: the labels {', '.join(map(repr, unknown))} are neither thing nor semantic labels; add them"
-            )
-    else:
-        thing_names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
-    if not thing_names and not stuff_names:
-        raise UserError(f"{folder}: no file has a shape, expected at least one class")
+    thing_names = _name_things(folder, labels, stuff_names, thing_names)
     categories, category_of = join_categories(
         [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
     )
@@ -152,6 +143,23 @@ def read_labelme(
         return _regions(item.shapes, (item.image["height"], item.image["width"]), id_of)
 
     return Source(categories, images, regions, notes, extract_to if are_extracted else None), category_of
+
+
+def _name_things(
+    folder: Path, labels: set[str], stuff_names: Mapping[int, str], thing_names: Mapping[int, str]
+) -> Mapping[int, str]:
+    """The names of things by id, from all labels; a UserError if a label is unknown, or there is no class."""
+    if thing_names:
+        unknown = sorted(labels - {*thing_names.values(), *stuff_names.values()})
+        if unknown:
+            raise UserError(
+                f"{folder}: the labels {', '.join(map(repr, unknown))} are neither thing nor semantic labels; add them"
+            )
+        return thing_names
+    names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
+    if not names and not stuff_names:
+        raise UserError(f"{folder}: no file has a shape, expected at least one class")
+    return names
 
 
 def _find_images(
