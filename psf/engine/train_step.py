@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 
 from psf.data import RandomState, unchanged_random_state
 from psf.data.files import atomic_path
+from psf.data.loaders import why_workers_failed
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
 
@@ -32,6 +34,7 @@ SKIPPED_FOLDER = "skipped_steps"  # in OUTPUT_DIR: inputs of steps that were ski
 MAX_STORED_STEPS = 5
 MAX_NAMES = 3  # of parameters in a message
 TIMED_OUT = "Timed out waiting"  # in gloo's errors
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def without_ddp(model: nn.Module) -> Any:
@@ -57,6 +60,21 @@ def is_of_lost_process(error: BaseException | None) -> bool:
     """Whether an error says that another process of the run has ended; that one reports why."""
     texts = ("Connection closed by peer", "Connection reset by peer")  # of gloo
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def _is_explained(error: BaseException | None) -> bool:
+    """Whether the run ends with one line on this error, from here, from `launch` or from another process."""
+    if error is None:
+        return False
+    is_of_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    is_of_other = is_of_lost_process(error) or (isinstance(error, RuntimeError) and TIMED_OUT in str(error))
+    return isinstance(error, UserError) or is_of_disk or is_of_other or why_workers_failed(error) is not None
+
+
+# Detectron2's loop logs every exception with its traceback.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda record: not (record.exc_info and _is_explained(record.exc_info[1]))
+)
 
 
 def _total(losses: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import weakref
 from collections.abc import Iterable, Mapping
@@ -36,7 +35,6 @@ from psf.data import (
     without_empty_images,
 )
 from psf.data.files import remove_stale_drafts
-from psf.data.loaders import why_workers_failed
 from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import build_evaluator, check_all_read, check_gt, empty_kinds, evaluate_datasets
@@ -55,7 +53,7 @@ from psf.engine.results import (
     results_table,
     write_results,
 )
-from psf.engine.train_step import TIMED_OUT, TrainStep, autocast_dtype, is_of_lost_process, without_ddp
+from psf.engine.train_step import DISK_ERRORS, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from psf.output.run_folder import unlock_folder
@@ -69,22 +67,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def _is_explained(error: BaseException | None) -> bool:
-    """Whether the run ends with one line on this error, from here, from `launch` or from another process."""
-    if error is None:
-        return False
-    is_of_disk = isinstance(error, OSError) and error.errno in _DISK_ERRORS
-    is_of_other = is_of_lost_process(error) or (isinstance(error, RuntimeError) and TIMED_OUT in str(error))
-    return isinstance(error, UserError) or is_of_disk or is_of_other or why_workers_failed(error) is not None
-
-
-# Detectron2's loop logs every exception with its traceback.
-logging.getLogger("detectron2.engine.train_loop").addFilter(
-    lambda record: not (record.exc_info and _is_explained(record.exc_info[1]))
-)
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -222,7 +204,7 @@ class Trainer(DefaultTrainer):
         try:
             super().train()
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+            if error.errno not in DISK_ERRORS:
                 raise
             raise UserError(
                 f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): make room or change "
