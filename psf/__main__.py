@@ -29,6 +29,9 @@ def main(words: Sequence[str] | None = None) -> int:
                 f"error: psf {words[0]} cannot start ({error}); `{sys.executable} -m psf doctor` prints the fix\n"
             )
             return 2
+        except KeyboardInterrupt:  # libraries take seconds to load
+            sys.stderr.write("stopped by Ctrl-C\n")
+            return 130
         return int(command.main(words[1:]))
     if not words:
         build_parser().print_help()

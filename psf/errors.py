@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["UserError", "escape_controls", "printable"]
+__all__ = ["UserError", "escape_controls", "printable", "without_worker"]
 
 # Control characters, line separators, marks that reverse the direction of text, and halves of surrogate pairs, which
 # no encoding accepts: a name from a file could move the cursor of a terminal, or begin a second line.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MAX_LENGTH = 2000  # characters of a message
+_FROM_WORKER = re.compile(r"Caught (\w+) in .*\nOriginal Traceback ")
 
 
 def escape_controls(text: str) -> str:
@@ -29,18 +30,22 @@ def printable(text: object) -> str:
     return escape_controls(" ".join(line.strip() for line in shown.split("\n")))
 
 
+def without_worker(text: str) -> str:
+    """The message of an error that torch has raised again for a worker of a loader; other text is unchanged."""
+    if (found := _FROM_WORKER.match(text)) is None:
+        return text
+    return re.split(rf"^(?:[\w.]+\.)?{found[1]}: ", text, flags=re.MULTILINE)[-1].strip()
+
+
 class UserError(ValueError):
     """A user error: wrong keys, files or data.
 
     The message is one `printable` line with what was found, what was expected, and which key or file to change.
     Commands print it without a traceback. Every other exception is a bug in psf or in a library.
 
-    A data loader re-raises a worker's error in the main process: same class, with one text argument that ends with
-    "NAME: message". The constructor extracts the message.
+    A data loader re-raises a worker's error in the main process: same class, with the traceback as the message. The
+    constructor extracts the message (`without_worker`).
     """
 
     def __init__(self, message: object = ""):
-        text = str(message)
-        if text.startswith(f"Caught {type(self).__name__} in "):
-            text = text.rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2].strip()
-        super().__init__(printable(text))
+        super().__init__(printable(without_worker(str(message))))

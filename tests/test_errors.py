@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch.utils.data as torch_data
 
-from psf.errors import UserError
+from psf.commands import run_command
+from psf.errors import UserError, without_worker
 
 
 class Damaged(torch_data.Dataset):
@@ -33,3 +34,15 @@ def test_a_worker_hands_the_message_on(num_workers: int):
     with pytest.raises(UserError) as caught:
         list(torch_data.DataLoader(Damaged(), num_workers=num_workers))
     assert str(caught.value) == "a.png: empty or no image: expected a PNG"
+
+
+class Unreadable(Damaged):
+    def __getitem__(self, index: int) -> None:
+        raise PermissionError(13, "Permission denied", "a.png")
+
+
+def test_the_message_of_an_error_of_the_system(capsys: pytest.CaptureFixture[str]):
+    assert run_command(lambda: list(torch_data.DataLoader(Unreadable(), num_workers=1))) == 2
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: 'a.png'\n"
+    for text in ("plain", "Caught a cold in winter", "Caught: Original Traceback"):
+        assert without_worker(text) == text

@@ -1,15 +1,19 @@
-"""Read checkpoints safely: only tensors, arrays and plain values; no code is executed."""
+"""Read checkpoints safely: only tensors, arrays and plain values; no code is executed.
+
+Objects that hold plain values, such as paths and configs, are read as these values.
+"""
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import datetime
 import pickle
 import re
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from psf.errors import UserError
 
-__all__ = ["read_checkpoint", "read_state_dict"]
+__all__ = ["check_kind", "read_checkpoint", "read_state_dict"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
 RESAVE = "If you trust its author, load it yourself and save only its state_dict"
@@ -34,12 +38,75 @@ _NUMPY: dict[str, Any] = {
     "numpy.dtype": np.dtype,
 }
 _FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
-_DTYPES = [
-    type(np.dtype(kind)) for kind in ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "U1")
-]
+_KINDS = ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16", "M8", "m8", "U1")
+_DTYPES = [type(np.dtype(kind)) for kind in _KINDS]
 _DATES = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+
+
+def _plain_dict(*factory: object) -> dict[Any, Any]:
+    return {}
+
+
+def _plain_list(*limits: object) -> list[Any]:
+    return []
+
+
+def _posix_path(*parts: str) -> str:
+    return str(PurePosixPath(*parts))
+
+
+def _windows_path(*parts: str) -> str:
+    return str(PureWindowsPath(*parts))
+
+
+def _nothing(*arguments: object) -> None:
+    """Stands for a type, such as the factory of a defaultdict: it makes nothing of what the file says."""
+
+
+# Objects of Python and of config libraries that training programs store beside the weights -> what they are read as:
+# plain values, dicts, lists, and namespaces. Nothing else of their classes is used.
+_READ_AS: dict[str, Any] = {
+    **{
+        f"{module}.{name}": _posix_path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath")
+    },
+    **{
+        f"{module}.{name}": _windows_path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("WindowsPath", "PureWindowsPath")
+    },
+    "collections.Counter": Counter,
+    "collections.defaultdict": _plain_dict,
+    "collections.deque": _plain_list,
+    "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": argparse.Namespace,
+    **{
+        name: OrderedDict
+        for name in (
+            "addict.addict.Dict",
+            "detectron2.config.config.CfgNode",
+            "easydict.EasyDict",
+            "fvcore.common.config.CfgNode",
+            "mmcv.utils.config.ConfigDict",
+            "mmengine.config.config.ConfigDict",
+            "yacs.config.CfgNode",
+        )
+    },
+    **{
+        f"{module}.{name}": _nothing
+        for module in ("builtins", "__builtin__")
+        for name in ("bool", "dict", "float", "int", "list", "str", "tuple")
+    },
+    **{
+        f"{module}.{kind.__name__}": kind
+        for module in ("builtins", "__builtin__")
+        for kind in (frozenset, range, slice)
+    },
+    **{f"datetime.{kind.__name__}": kind for kind in _DATES},
+}
 # What a checkpoint of torch may have besides tensors and plain values, for example in training logs.
-_TORCH_GLOBALS: list[Any] = [*((value, name) for name, value in _NUMPY.items()), *_DTYPES, *_DATES]
+_TORCH_GLOBALS: list[Any] = [*((value, name) for name, value in {**_NUMPY, **_READ_AS}.items()), *_DTYPES]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -81,7 +148,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _load(path: Path) -> Any:
+def check_kind(path: Path) -> bytes:
+    """The first bytes of a file; a UserError if it is missing, cannot be read, or obviously is no checkpoint."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected a checkpoint file")
     if not path.is_file():
@@ -89,18 +157,22 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             start = file.read(1024)
-        if found := _other_kind(start):
-            raise UserError(f"{path}: {found}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if found := _other_kind(start):
+        raise UserError(f"{path}: {found}")
+    return start
+
+
+def _load(path: Path) -> Any:
+    start = check_kind(path)
+    try:
         if path.suffix == ".pkl" and not start.startswith(ZIP):
             with path.open("rb") as file:
                 return _PlainUnpickler(file, encoding="latin1").load()
         with warnings.catch_warnings(), torch.serialization.safe_globals(_TORCH_GLOBALS):
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # torch and pickle may raise any error for a damaged file
         if reason := _refusal(start, error):
             raise UserError(
@@ -139,7 +211,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Unpickler of Detectron2's model zoo: finds numpy arrays and plain values, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (found := _NUMPY.get(f"{module}.{name}")) is not None:
+        if (found := {**_NUMPY, **_READ_AS}.get(f"{module}.{name}")) is not None:
             return found
         if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):  # arrays since protocol 5
             return lambda *arguments: _FROM_BUFFER(*arguments)

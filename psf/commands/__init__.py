@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from psf.errors import UserError, escape_controls, printable
+from psf.errors import UserError, escape_controls, printable, without_worker
 
 __all__ = [
     "COMMANDS",
@@ -40,6 +40,7 @@ COMMANDS = {
     "validate": "validate a panoptic dataset",
     "convert-dataset": "convert COCO instances or labelme annotations to a panoptic dataset",
     "convert-weights": "convert published checkpoints and ImageNet backbones",
+    "replay": "repeat a training step that was skipped because it was not finite",
     "tune-merging": "search the thresholds and exponents of mask-wise merging",
     "robustness": "evaluate under image corruptions (COCO-C)",
     "analyze": "count parameters and FLOPs",
@@ -175,5 +176,5 @@ def run_command(action: Callable[[], int | None]) -> int:
         sys.stderr.write("stopped by Ctrl-C\n")
         return 130
     except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {printable(error)}\n")
+        sys.stderr.write(f"error: {printable(without_worker(str(error)))}\n")
         return 2

@@ -6,7 +6,7 @@ psf convert-dataset --labelme folder/ --semantic-labels stuff.txt --overlap late
 Reads an instances JSON in COCO's format, as written by CVAT ("COCO 1.0") and many other programs, or a folder of
 labelme files. All classes are things, except the stuff classes in the file --semantic-labels (lines `id,name`). Stuff
 regions are annotations, or the pixels with these ids in the masks of --semantic. Writes OUTPUT/panoptic.json and
-OUTPUT/panoptic/.
+OUTPUT/panoptic/, and OUTPUT/images/ if the images are only in the labelme files.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def run(args: argparse.Namespace) -> None:
     else:
         thing_names = read_labels(args.thing_labels) if args.thing_labels else {}
         source, category_of = read_labelme(
-            args.labelme, stuff_names, thing_names=thing_names, image_root=args.image_root
+            args.labelme,
+            stuff_names,
+            thing_names=thing_names,
+            image_root=args.image_root,
+            extract_to=args.output / "images",
         )
         if not thing_names:
             echo("Thing ids depend on the labels in this folder; for the same ids in several sets, use --thing-labels")
@@ -97,6 +101,6 @@ def run(args: argparse.Namespace) -> None:
     rows = [(category["id"], category["name"], kinds[category["isthing"]]) for category in source.categories]
     echo(tabulate(rows, ("id", "category", "kind")))
     echo("\n".join(f"{number} {note}" for note, number in notes.items()))
-    images = args.image_root or args.labelme or "IMAGES"
+    images = source.image_root or args.image_root or args.labelme or "IMAGES"
     places = f"--json {files.json_file} --png-root {files.png_root} --image-root {images}"
     echo(f"\nNext, validate it: psf validate {places} --html report.html")

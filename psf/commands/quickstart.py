@@ -14,8 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from psf.checkpoint.saving import TAG
 from psf.commands import command_parser, echo, run_command
 from psf.data.own_files import check_replaceable
+from psf.engine.hooks import ForwardedSignals, Stopped
 from psf.errors import UserError
 
 __all__ = ["build_parser", "main"]
@@ -71,6 +73,31 @@ def held_out_images() -> list[str]:
 
 
 def run_psf(*words: str) -> int:
-    """Print a command of psf, run it in its own process, and return its exit code."""
+    """Print a command of psf, run it in its own process, and return its exit code.
+
+    The process receives the signals of this one, and ends in its own time: a training saves first. Then one line on
+    stderr says how to go on.
+    """
     echo(f"\n$ {shlex.join(['psf', *words])}")
-    return subprocess.run([sys.executable, "-m", "psf", *words], check=False).returncode
+    with ForwardedSignals() as signals:
+        # In a session of its own, or Ctrl-C would reach it twice: from the terminal and from here.
+        child = subprocess.Popen([sys.executable, "-m", "psf", *words], start_new_session=True)
+        signals.others.append(child.pid)
+        code = child.wait()
+    if signals.received is None:
+        return code
+    stopped = Stopped(signals.received)
+    sys.stderr.write(f"stopped by {stopped.signal_name}: {how_to_go_on(words)}\n")
+    return stopped.code
+
+
+def how_to_go_on(words: Sequence[str]) -> str:
+    """What is saved after a command was stopped, and how to continue."""
+    tag = OUTPUT / TAG
+    if not tag.is_file():
+        return "nothing is saved; start again with psf quickstart"
+    saved = f"{OUTPUT / tag.read_text(encoding='utf-8').strip()} is saved"
+    if words[0] != "train":
+        return f"{saved}; to repeat this step: {shlex.join(['psf', *words])}"
+    options = [word for word in words[1:] if word != "--overwrite"]
+    return f"{saved}; to continue: {shlex.join(['psf', 'train', '--resume', *options])}"

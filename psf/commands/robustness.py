@@ -24,6 +24,7 @@ from psf.engine import (
     Trainer,
     build_checkpointer,
     build_config,
+    check_run,
     launch,
     output_folder,
     panoptic_test_set,
@@ -66,6 +67,7 @@ def some_of(text: str, known: Sequence[str]) -> list[str]:
 
 def check_and_launch(args: argparse.Namespace) -> None:
     """Check the record before several processes start, so that a mismatch is one line and not a traceback."""
+    check_run(args, is_training=False)
     cfg = build_config(args.config_file, args.opts, args.register, args.imports)
     resolve_num_queries(cfg)
     cfg.MODEL.DEVICE = "cpu" if args.num_gpus == 0 else cfg.MODEL.DEVICE  # as `setup` sets it

@@ -22,6 +22,7 @@ from psf.data.own_files import free_name, write_own_text
 from psf.engine import (
     Trainer,
     build_checkpointer,
+    check_run,
     panoptic_test_set,
     setup,
 )
@@ -60,6 +61,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_run(args, is_training=False)
     cfg = setup(args, is_training=False, folder_name="merging")
     name = panoptic_test_set(cfg)
     model = Trainer.build_model(cfg)

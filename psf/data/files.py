@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
-from psf.errors import UserError
+from psf.errors import UserError, printable
 
 __all__ = [
     "atomic_path",
@@ -67,12 +68,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: naming the file, if it is missing or damaged, or has lists in lists to a depth of about 1000.
+        UserError: naming the file, if it is missing or damaged, if an object has a key twice, or if there are lists in
+            lists to a depth of about 1000.
     """
     check_regular(path)
     try:
-        with PathManager.open(os.fspath(path), encoding="utf-8-sig") as file:
-            return json.load(file)
+        with PathManager.open(os.fspath(path), encoding="utf-8-sig") as file, _without_collector():
+            return json.load(file, object_pairs_hook=_unique_keys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a JSON file ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -81,6 +83,28 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: not a valid JSON file ({error})") from error
     except RecursionError as error:
         raise UserError(f"{path}: not a valid JSON file (its lists or objects are nested too deeply)") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One object of a JSON file; Python's own reader keeps the last of two values with one key."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {printable(repeated)[:80]!r} twice; keep one of them")
+    return content
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause Python's search for cycles: JSON has none, and the search takes half of the reading time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def local_path(address: str) -> str:

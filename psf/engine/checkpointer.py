@@ -33,12 +33,13 @@ from psf.checkpoint import (
     stored_query_count,
     write_checkpoint,
 )
+from psf.checkpoint.reading import check_kind
 from psf.checkpoint.saving import TAG
 from psf.data.files import local_path, write_text
 from psf.engine.merging import apply_merging
 from psf.errors import UserError
 
-__all__ = ["Checkpointer", "build_checkpointer"]
+__all__ = ["Checkpointer", "build_checkpointer", "check_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,26 @@ _WHY_NOT_REMAPPED = (
     "Heads are re-mapped by class names only if both lists of names are known: that of the file, which psf's trainer "
     "and psf convert-weights store in it, and that of DATASETS.TRAIN or DATASETS.TEST."
 )
+
+
+def check_weights(path: str) -> None:
+    """Check MODEL.WEIGHTS, as far as that takes no time: the first bytes of a file, and nothing of an address.
+
+    Args:
+        path: of a file, with or without its option, an address, or "".
+
+    Raises:
+        UserError: if the file is missing or obviously no checkpoint, or has an unknown option.
+    """
+    file, _, option = path.partition("?")
+    if option not in ("", HEURISTICS):
+        raise UserError(f'MODEL.WEIGHTS is "{path}": the only option of a file is ?{HEURISTICS}')
+    if not file or "://" in file:
+        return
+    if not os.path.isfile(file):
+        found = "is a folder" if os.path.isdir(file) else "no such checkpoint file"
+        raise UserError(f"{file}: {found} (MODEL.WEIGHTS, or with --resume the last in OUTPUT_DIR)")
+    check_kind(Path(file))
 
 
 class _ChannelAdapter(PlainCheckpointer):
@@ -188,12 +209,10 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         Raises:
             UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
         """
-        file, _, option = path.partition("?")
-        if option not in ("", HEURISTICS):
-            raise UserError(f'MODEL.WEIGHTS is "{path}": the only option of a file is ?{HEURISTICS}')
-        if file and not os.path.isfile(local_path(file)):
-            found = "is a folder" if os.path.isdir(file) else "no such checkpoint file"
-            raise UserError(f"{file}: {found} (MODEL.WEIGHTS, or with --resume the last in OUTPUT_DIR)")
+        check_weights(path)
+        file = path.partition("?")[0]
+        if file:
+            local_path(file)
         if not file and not self.checkpointables and comm.is_main_process():
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
         self._resumes = checkpointables is None and bool(self.checkpointables)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,24 +22,19 @@ from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from psf.data import check_dataset
 from psf.data.loaders import explain_dead_workers
 from psf.engine.arguments import argument_parser, build_config
 from psf.engine.hooks import ForwardedSignals, Stopped
+from psf.engine.train_step import TIMED_OUT, is_of_lost_process
 from psf.errors import UserError
-from psf.output.run_folder import check_run_folder
 
 __all__ = [
     "CpuProcesses",
-    "check_batch",
-    "check_run",
     "choose_processes",
     "launch",
     "usable_cores",
@@ -46,7 +43,7 @@ __all__ = [
 # Each process holds a copy of the model and its activations: the limit protects the memory of machines with many cores.
 MAX_PROCESSES = 8
 MAX_MISTAKE = 1000  # characters of a message from a child process to its parent: less than a pipe takes at once
-PATIENCE = 10.0  # seconds until a process of torchrun reports a mistake that the first process has not reported
+PATIENCE = 10.0  # seconds until a process reports what another one should have reported
 
 
 class CpuProcesses(NamedTuple):
@@ -137,7 +134,7 @@ def launch(
             line for the log.
         is_training: False if `main` only evaluates; `--eval-only` has the same effect.
         check: called with args and the number of processes of the whole run before any process starts, such as
-            `check_run`.
+            `psf.engine.check_run`.
 
     Raises:
         UserError: if there are fewer GPUs than requested, if `--num-gpus` and `--num-processes` contradict, or if the
@@ -161,39 +158,6 @@ def launch(
         args.dist_url = "auto"
     with _environment({} if on_gpus else _cpu_environment(num_processes)):
         _start(main, args, num_processes)
-
-
-def check_run(args: argparse.Namespace, num_processes: int) -> None:
-    """Check a run of `psf.engine.main` within seconds: its config, its batch, its datasets and its output folder.
-
-    Names of datasets that are not registered yet are left to `main`. Nothing is written.
-
-    Args:
-        args: of `psf.engine.argument_parser`.
-        num_processes: of the whole run.
-
-    Raises:
-        UserError: as `build_config`, `psf.data.check_dataset` and `check_run_folder` do; if the processes cannot share
-            SOLVER.IMS_PER_BATCH evenly.
-    """
-    if not args.config_file:
-        return  # `main` reports it
-    cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        if name in DatasetCatalog:
-            check_dataset(name)
-    if not args.eval_only:
-        check_batch(cfg, num_processes)
-        check_run_folder(Path(cfg.OUTPUT_DIR), resume=args.resume, overwrite=args.overwrite)
-
-
-def check_batch(cfg: CfgNode, num_processes: int) -> None:
-    """Raise a UserError if the processes of a training cannot share SOLVER.IMS_PER_BATCH evenly."""
-    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    shares = reference or num_processes  # Detectron2 scales the batch to the number of processes
-    if images < 1 or images % shares:
-        source = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {images}: expected a positive multiple of {shares}, {source}")
 
 
 def _run_under_torchrun(
@@ -236,17 +200,47 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         return
     _check_port(args)
     ends, to_parent = Pipe(duplex=False)  # leaves no file behind, however this process ends
-    with ForwardedSignals() as signals:
+    with ForwardedSignals() as signals, _held_back(logging.getLogger("torch.multiprocessing.spawn")) as notes:
         try:
             start(_run_and_report, args=(to_parent, main, args))
         except (ProcessExitedException, ProcessRaisedException):
             if not ends.poll() and signals.received is None:
+                notes.release()
                 raise
         end: UserError | int | None = ends.recv() if ends.poll() else signals.received
         if isinstance(end, UserError):
             raise end
         if end is not None:
             raise Stopped(end)
+
+
+class _HeldBack(logging.Filter):
+    """Keeps the records of a logger."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger, self._records = logger, list[logging.LogRecord]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._records.append(record)
+        return False
+
+    def release(self) -> None:
+        """Log them after all."""
+        self._logger.removeFilter(self)
+        for record in self._records:
+            self._logger.handle(record)
+
+
+@contextmanager
+def _held_back(logger: logging.Logger) -> Iterator[_HeldBack]:
+    """Hold back what torch says of processes that it ends: after a user's mistake in one of them, this is no news."""
+    held_back = _HeldBack(logger)
+    logger.addFilter(held_back)
+    try:
+        yield held_back
+    finally:
+        logger.removeFilter(held_back)
 
 
 def _timeout(args: argparse.Namespace) -> timedelta:
@@ -355,6 +349,15 @@ def _run_and_report(
     except UserError as error:
         to_parent.send(UserError(str(error)[:MAX_MISTAKE]))
         sys.exit(2)
+    except RuntimeError as error:
+        if is_of_lost_process(error):
+            # torch reports the process that ends first, and ends this one: in the usual way, which frees semaphores.
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            time.sleep(PATIENCE)
+        raise
+    finally:
+        # The end of this process ends the workers of its loaders, which torch would report as their failure.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextmanager
@@ -364,7 +367,7 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if "Timed out waiting" not in str(error):  # gloo's
+            if TIMED_OUT not in str(error):
                 raise
             frames = traceback.extract_tb(error.__traceback__)
             place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))

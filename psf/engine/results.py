@@ -1,22 +1,30 @@
-"""Results of an evaluation: results.json, a line of metrics.json, and a table for the log."""
+"""Results of an evaluation: results.json, a line of metrics.json, and a table for the log; writers of a training."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import default_writers
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 from tabulate import tabulate
 
+from psf.data.files import write_text
 from psf.data.own_files import free_name, write_own_text
 from psf.inference import KEPT, CandidateOutcomes, PostProcessor, RejectionSummary, summarise_rejections
 from psf.meta_arch import PanopticSegFormer
@@ -27,6 +35,7 @@ __all__ = [
     "as_numbers",
     "build_writers",
     "describe_empty_results",
+    "drop_later_metrics",
     "explain_empty_results",
     "results_table",
     "write_results",
@@ -123,9 +132,15 @@ def write_results(folder: str, results: Mapping[str, Any]) -> Path:
 
 
 class MetricsWriter(JSONWriter):
-    """Detectron2's writer of metrics.json, in strict JSON: numbers that are not finite become null."""
+    """Detectron2's writer of metrics.json, in strict JSON: numbers that are not finite become null.
+
+    The file is opened by the first line, so that a resumed run can replace it before (`drop_later_metrics`).
+    """
 
     _last_write: int  # iteration
+
+    def __init__(self, json_file: str, window_size: int = 20) -> None:
+        self._path, self._window_size, self._last_write = json_file, window_size, -1
 
     def write(self) -> None:
         lines: dict[int, dict[str, float | None]] = {}
@@ -134,10 +149,52 @@ class MetricsWriter(JSONWriter):
             if iteration > self._last_write:
                 line = lines.setdefault(iteration, {"iteration": iteration})
                 line[name] = value if math.isfinite(value) else None
-        for iteration in sorted(lines):
-            self._file_handle.write(json.dumps(lines[iteration], sort_keys=True, allow_nan=False) + "\n")
-            self._last_write = iteration
-        self._file_handle.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            for iteration in sorted(lines):
+                file.write(json.dumps(lines[iteration], sort_keys=True, allow_nan=False) + "\n")
+                self._last_write = iteration
+
+    def close(self) -> None:
+        """Nothing: each call of `write` has closed the file."""
+
+
+def drop_later_metrics(folder: str, num_iterations: int, *, is_finished: bool) -> None:
+    """Remove from metrics.json what a resumed run writes again, and what a killed run has left of a line.
+
+    A file of other content stays as it is. Without any iteration to continue from, the lines of the earlier run are not
+    lost: the file becomes metrics_2.json, or metrics_3.json and so on.
+
+    Args:
+        folder: OUTPUT_DIR.
+        num_iterations: of the checkpoint; lines of later iterations are removed, but not the evaluation after them.
+        is_finished: whether no iterations are left: the evaluation is repeated, too.
+    """
+    path = Path(folder, "metrics.json")
+    if not path.is_file() or not _holds_metrics(path, or_half_a_line=True):
+        return
+    if not num_iterations:
+        if path.stat().st_size:
+            names = (Path(folder, f"metrics_{number}.json") for number in itertools.count(2))
+            path.replace(next(name for name in names if not name.exists()))
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        line = _parse_metrics(text)
+        if line is None:
+            continue
+        is_evaluation = line["iteration"] == num_iterations and "lr" not in line  # training always has a learning rate
+        if line["iteration"] < num_iterations or (is_evaluation and not is_finished):
+            kept.append(f"{text}\n")
+    write_text(path, "".join(kept))
+
+
+def _parse_metrics(text: str) -> dict[str, Any] | None:
+    """A line of metrics.json; None if it is only a part of one."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("iteration"), int) else None
 
 
 def append_metrics(folder: str, results: Mapping[str, Any], iteration: int) -> None:
@@ -156,26 +213,54 @@ def append_metrics(folder: str, results: Mapping[str, Any], iteration: int) -> N
     writer.close()
 
 
-def _holds_metrics(path: Path) -> bool:
-    """Whether the first line of a file is one of Detectron2's metrics; a file without lines may become one."""
+def _holds_metrics(path: Path, *, or_half_a_line: bool = False) -> bool:
+    """Whether the first line of a file is one of Detectron2's metrics; a file without lines may become one.
+
+    With `or_half_a_line`, also whether the file is only the beginning of such a line.
+    """
     with path.open("rb") as file:
         line = file.readline()
-    return not line or (line.startswith(b"{") and b'"iteration":' in line and line.rstrip().endswith(b"}"))
+    is_half = line.startswith(b'{"') and not line.endswith((b"}", b"\n"))
+    return (
+        not line
+        or (line.startswith(b"{") and b'"iteration":' in line and line.rstrip().endswith(b"}"))
+        or (or_half_a_line and is_half)
+    )
 
 
-def build_writers(folder: str, max_iter: int) -> list[EventWriter]:
-    """Detectron2's writers of a training: log, metrics.json (`MetricsWriter`) and, if installed, TensorBoard."""
-    writers: list[EventWriter] = []
-    for writer in default_writers(folder, max_iter):
-        if isinstance(writer, JSONWriter):
-            writer.close()
-            writer = MetricsWriter(str(Path(folder, "metrics.json")))
-        writers.append(writer)
+class CurvesWriter(TensorboardXWriter):
+    """Detectron2's writer of TensorBoard events, which hides what a killed run has written after its checkpoint.
+
+    Args:
+        log_dir: folder of the events.
+        first_iteration: tells the first iteration of this run, when the first event is written.
+    """
+
+    _writer_args: dict[str, Any]  # of the SummaryWriter, which the first event creates
+
+    def __init__(self, log_dir: str, first_iteration: Callable[[], int]) -> None:
+        super().__init__(log_dir)
+        self._first_iteration = first_iteration
+
+    def write(self) -> None:
+        self._writer_args.setdefault("purge_step", self._first_iteration())
+        super().write()
+
+
+def build_writers(folder: str, max_iter: int, first_iteration: Callable[[], int] = lambda: 0) -> list[EventWriter]:
+    """Detectron2's writers of a training: log, metrics.json (`MetricsWriter`) and, if installed, TensorBoard.
+
+    Args:
+        folder: OUTPUT_DIR.
+        max_iter: for the remaining time in the log.
+        first_iteration: of the run, for `CurvesWriter`.
+    """
+    writers: list[EventWriter] = [CommonMetricPrinter(max_iter), MetricsWriter(str(Path(folder, "metrics.json")))]
     try:
         importlib.import_module("torch.utils.tensorboard")
+        writers.append(CurvesWriter(folder, first_iteration))
     except ImportError as error:
         logger.warning("No TensorBoard curves are written (%s): pip install tensorboard", error)
-        writers = [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
     return writers
 
 

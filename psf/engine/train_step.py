@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -21,16 +22,19 @@ from torch.optim import Optimizer
 
 from psf.data import RandomState, unchanged_random_state
 from psf.data.files import atomic_path
+from psf.data.loaders import why_workers_failed
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
 
-__all__ = ["TrainStep", "any_process", "autocast_dtype", "without_ddp"]
+__all__ = ["TrainStep", "any_process", "autocast_dtype", "is_of_lost_process", "without_ddp"]
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FOLDER = "skipped_steps"  # in OUTPUT_DIR: inputs of steps that were skipped
 MAX_STORED_STEPS = 5
 MAX_NAMES = 3  # of parameters in a message
+TIMED_OUT = "Timed out waiting"  # in gloo's errors
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def without_ddp(model: nn.Module) -> Any:
@@ -50,6 +54,27 @@ def any_process(*flags: bool, device_type: str) -> list[bool]:
     numbers = torch.tensor(flags, dtype=torch.int32, device=device_type)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return [bool(number) for number in numbers.tolist()]
+
+
+def is_of_lost_process(error: BaseException | None) -> bool:
+    """Whether an error says that another process of the run has ended; that one reports why."""
+    texts = ("Connection closed by peer", "Connection reset by peer")  # of gloo
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def _is_explained(error: BaseException | None) -> bool:
+    """Whether the run ends with one line on this error, from here, from `launch` or from another process."""
+    if error is None:
+        return False
+    is_of_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    is_of_other = is_of_lost_process(error) or (isinstance(error, RuntimeError) and TIMED_OUT in str(error))
+    return isinstance(error, UserError) or is_of_disk or is_of_other or why_workers_failed(error) is not None
+
+
+# Detectron2's loop logs every exception with its traceback.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda record: not (record.exc_info and _is_explained(record.exc_info[1]))
+)
 
 
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
@@ -180,7 +205,8 @@ class TrainStep(SimpleTrainer):
         terms = self._guilty_terms(batch, losses, state)
         for buffer, old in zip(self._statistics, statistics, strict=True):
             buffer.copy_(old)
-        causes = comm.gather(_Cause(terms, [str(x.get("file_name", "?")) for x in batch], self._store(batch, terms)))
+        images = [str(x.get("file_name", "?")) for x in batch]
+        causes = comm.gather(_Cause(terms, images, self._store(batch, terms, state)))
         get_event_storage().put_scalar("num_skipped_steps", self._num_skipped, smoothing_hint=False)
         if comm.is_main_process():
             guilty = [cause for cause in causes if cause.terms] or causes
@@ -223,13 +249,14 @@ class TrainStep(SimpleTrainer):
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
 
-    def _store(self, batch: list[dict[str, Any]], terms: Mapping[str, float]) -> str | None:
-        """Write the inputs of this process for inspection; returns the file."""
+    def _store(self, batch: list[dict[str, Any]], terms: Mapping[str, float], state: RandomState) -> str | None:
+        """Write the inputs of this process for `psf replay`; returns the file."""
         if not self._output_dir or self._num_skipped > MAX_STORED_STEPS or not (terms or comm.is_main_process()):
             return None
         path = Path(self._output_dir, SKIPPED_FOLDER, f"iteration_{self.iter:07d}_process_{comm.get_rank()}.pth")
         with atomic_path(path) as draft, draft.open("wb") as file:
-            torch.save({"iteration": self.iter, "terms": dict(terms), "batch": batch}, file)
+            step = {"iteration": self.iter, "terms": dict(terms), "batch": batch, "random": state.as_entry()}
+            torch.save(step, file)
         return str(path)
 
     def _describe(self, causes: list[_Cause], parameters: list[str]) -> str:
@@ -243,7 +270,8 @@ class TrainStep(SimpleTrainer):
         files = ", ".join(cause.file for cause in causes if cause.file)
         return (
             f"SKIPPED iteration {self.iter}, step {self._num_in_row} of at most {self._max_skipped} in a row "
-            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}" + (f"; inputs in {files}" if files else "")
+            f"(SOLVER.MAX_SKIPPED_STEPS): {what}; images {images}"
+            + (f"; inputs for psf replay in {files}" if files else "")
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import weakref
 from collections.abc import Iterable, Mapping
@@ -50,28 +49,25 @@ from psf.engine.results import (
     as_numbers,
     build_writers,
     describe_empty_results,
+    drop_later_metrics,
     explain_empty_results,
     results_table,
     write_results,
 )
-from psf.engine.train_step import TrainStep, autocast_dtype, without_ddp
+from psf.engine.train_step import DISK_ERRORS, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from psf.output.run_folder import unlock_folder
 
 __all__ = [
     "Trainer",
+    "check_views",
     "main",
 ]
 
 logger = logging.getLogger(__name__)
 
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-# Detectron2's loop logs every exception with its traceback; a user's mistake is one line.
-logging.getLogger("detectron2.engine.train_loop").addFilter(
-    lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
-)
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -84,7 +80,7 @@ def main(args: argparse.Namespace) -> Any:
     _check_datasets(cfg.DATASETS.TEST)
     check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     model = Trainer.build_model(cfg)
-    _check_views(cfg, model)
+    check_views(cfg, model)
     checkpointer = build_checkpointer(cfg, model, args.run_dir)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
@@ -167,7 +163,7 @@ class Trainer(DefaultTrainer):
         self.config_in_force = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        _check_views(cfg, model)
+        check_views(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         device_type = torch.device(cfg.MODEL.DEVICE).type
@@ -209,7 +205,7 @@ class Trainer(DefaultTrainer):
         try:
             super().train()
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+            if error.errno not in DISK_ERRORS:
                 raise
             raise UserError(
                 f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): make room or change "
@@ -233,6 +229,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer.merging = None
         if self.checkpointer.resumed_from is not None:
             self._continue_after(self.iter + 1, entries.get("processes", []))
+        if resume and comm.is_main_process():
+            drop_later_metrics(self.cfg.OUTPUT_DIR, self.start_iter, is_finished=self.is_finished)
         if merging is not None and self.is_finished:
             self._set_merging(merging)
         model = self.cfg.MODEL
@@ -318,7 +316,8 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """`psf.engine.results.build_writers`."""
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        trainer = weakref.proxy(self)
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter, lambda: trainer.start_iter)
 
     def tune_merging(self) -> None:
         """Search the merging thresholds on training images, and store them in model, checkpoints and config.yaml.
@@ -474,7 +473,7 @@ def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
             raise error from None
 
 
-def _check_views(cfg: CfgNode, model: nn.Module) -> None:
+def check_views(cfg: CfgNode, model: nn.Module) -> None:
     """Raise a UserError if TEST.AUG cannot be run, before hours of training or evaluation."""
     if cfg.TEST.AUG.ENABLED:
         PanopticSegFormerWithTTA(cfg, model)

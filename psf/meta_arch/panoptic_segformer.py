@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +138,7 @@ class PanopticSegFormer(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.mask_health: MaskHealth | None = None
         checkpoint_activations(self, activation_checkpointing)
+        self.register_load_state_dict_pre_hook(_refuse_released_names)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -388,3 +389,12 @@ def padded_pixels(images: ImageList) -> Tensor | None:
     for one, (h, w) in zip(mask, images.image_sizes, strict=True):
         one[:h, :w] = False
     return mask
+
+
+def _refuse_released_names(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """Raise a UserError for weights under the released code's names: a lenient loader would skip them all."""
+    if any(name.startswith(f"{prefix}bbox_head.") for name in state_dict):
+        raise UserError(
+            "these are the weights of a released Panoptic SegFormer, under other names (bbox_head...): convert the "
+            "file with psf convert-weights, or load it as it is with psf.engine.Predictor or psf train"
+        )

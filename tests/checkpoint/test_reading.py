@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import functools
 import os
 import pickle
-from pathlib import Path
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path, PureWindowsPath
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 
-from psf.checkpoint import read_state_dict
+from psf.checkpoint import read_checkpoint, read_state_dict
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -50,6 +56,71 @@ def test_plain_values_and_numbers_of_numpy_beside_them(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).state_dict()
     read = read_state_dict(saved(tmp_path, {"meta": meta, "state_dict": WEIGHTS, "optimizer": optimizer}))
     assert list(read) == list(WEIGHTS)
+
+
+class Settings(dict):
+    """Stands for the config class of a library that need not be installed."""
+
+    __module__, __qualname__ = "mmengine.config.config", "ConfigDict"
+
+    def __reduce__(self) -> Any:
+        return Settings, (dict(self),)
+
+
+OBJECTS = {  # what programs store beside the weights -> what is read
+    "path": (Path("work", "a.py"), "work/a.py"),
+    "windows": (PureWindowsPath("work", "a.py"), "work\\a.py"),
+    "default": (defaultdict(list, {"a": [1]}), {"a": [1]}),
+    "default int": (defaultdict(int, {"a": 1}), {"a": 1}),
+    "ordered": (OrderedDict(a=1), {"a": 1}),
+    "counts": (Counter("aab"), {"a": 2, "b": 1}),
+    "window": (deque([1, 2], maxlen=5), [1, 2]),
+    "arguments": (argparse.Namespace(lr=1, out=Path("a")), argparse.Namespace(lr=1, out="a")),
+    "simple": (SimpleNamespace(lr=1), argparse.Namespace(lr=1)),
+    "config": (CfgNode({"A": {"B": 1}}), {"A": {"B": 1}}),
+    "settings": (Settings(a=Settings(b=1)), {"a": {"b": 1}}),
+    "ids": (frozenset({1}), frozenset({1})),
+    "range": (range(3), range(3)),
+    "slice": (slice(1, 2), slice(1, 2)),
+    "at": (datetime.datetime(2021, 9, 8, 7), datetime.datetime(2021, 9, 8, 7)),
+    "date of numpy": (np.datetime64("2021-09-08"), np.datetime64("2021-09-08")),
+    "complex": (np.complex64(1j), np.complex64(1j)),
+    "dtype": (np.dtype("f4"), np.dtype("f4")),
+}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "before torch 1.6", "pkl"])
+@pytest.mark.parametrize("name", OBJECTS)
+def test_objects_that_hold_plain_values(
+    tmp_path: Path, name: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("mmengine", "mmengine.config", "mmengine.config.config"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    sys.modules["mmengine.config.config"].ConfigDict = Settings
+    stored, expected = OBJECTS[name]
+    path = tmp_path / f"checkpoint.{'pkl' if suffix == 'pkl' else 'pth'}"
+    content = {"model": {"a": np.zeros(2)} if suffix == "pkl" else WEIGHTS, "meta": stored}
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=suffix == "zip")
+    found = read_checkpoint(path)["meta"]
+    assert found == expected
+    assert type(found) is type(expected) or (isinstance(expected, dict) and type(found) in (OrderedDict, Counter))
+
+
+@pytest.mark.parametrize("is_pkl", [True, False])
+@pytest.mark.parametrize(
+    "value", [print, functools.partial(print), torch.nn.Identity()], ids=["print", "partial", "module"]
+)
+def test_functions_and_modules_are_refused(tmp_path: Path, value: Any, is_pkl: bool) -> None:
+    path = tmp_path / ("a.pkl" if is_pkl else "a.pth")
+    if is_pkl:
+        path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2)}, "meta": value}))
+    else:
+        torch.save({"model": WEIGHTS, "meta": value}, path)
+    with pytest.raises(ValueError, match="refused, and nothing in it was executed"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +67,42 @@ def test_another_output_folder_is_refused(ran: Ran, capsys: pytest.CaptureFixtur
 def test_held_out_images_are_files(tmp_path: Path) -> None:
     images = quickstart.held_out_images()
     assert len(images) == 100 and all(Path(image).is_file() for image in images)
+
+
+FAKE = """
+import signal, sys, time
+from pathlib import Path
+folder = Path("output/quickstart")
+if sys.argv[-1] == "saves":
+    def stop(number, frame):
+        time.sleep(1)  # longer than subprocess.run would wait
+        folder.mkdir(parents=True)
+        (folder / "last_checkpoint").write_text("model_0000003.pth")
+        sys.exit(128 + number)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, stop)
+Path("started").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_stopped_training_saves_first(
+    number: int, name: str, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "psf.py").write_text(FAKE)  # what `python -m psf` starts in this folder
+    monkeypatch.chdir(tmp_path)
+
+    def send() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert quickstart.run_psf("train", "--overwrite", "A", "saves" if saves else "b") == 128 + number
+    thread.join()
+    line = capfd.readouterr().err.splitlines()[-1]
+    saved = "output/quickstart/model_0000003.pth is saved; to continue: psf train --resume A saves"
+    assert line == f"stopped by {name}: " + (saved if saves else "nothing is saved; start again with psf quickstart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from psf.data.files import (
     remove_stale_drafts,
     write_text,
 )
+from psf.errors import UserError
 
 
 def test_a_file_appears_whole(tmp_path: Path):
@@ -98,9 +100,10 @@ def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str, rea
 
 
 def test_there_is_no_second_json_reader(repository: Path):
-    """Beside it, only files of psf's own making are parsed: results of a measurement, derived instances."""
+    """Beside it, only files of psf's own making are parsed: results of a measurement, metrics, derived instances."""
     own = {
         "psf/data/files.py",
+        "psf/engine/results.py",
         "psf/evaluation/instances.py",
         "psf/tools/robustness/record.py",
         "psf/commands/quickstart.py",
@@ -152,3 +155,14 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
         with pytest.raises(ValueError, match=rf"--output {path}: expected a folder, found a file"):
             make_folder(path, "--output")
+
+
+@pytest.mark.parametrize("text", ['{"images": [1], "images": [2]}', '[{"a": {"images": 1, "b": 2, "images": 1}}]'])
+def test_an_object_with_a_key_twice_is_refused(tmp_path: Path, text: str):
+    """The last value would count, and the first be lost."""
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: not a valid JSON file \(an object has the key 'images' twice; keep"):
+        read_json(tmp_path / "a.json")
+    assert gc.isenabled()
+    (tmp_path / "a.json").write_text('[{"images": 1}, {"images": 2}]')
+    assert read_json(tmp_path / "a.json") == [{"images": 1}, {"images": 2}]

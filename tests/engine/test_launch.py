@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 import socket
 import time
@@ -15,7 +16,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
+from torch import distributed as dist
 from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader
 
 from psf.commands import run_command
 from psf.engine import argument_parser, build_config, check_run, launch, main, setup
@@ -125,6 +128,14 @@ class TestCheckBeforeProcessesStart:
             (("SOLVER.REFERENCE_WORLD_SIZE", "4"), "is 2: expected a positive multiple of 4, SOLVER.REFERENCE_WORLD"),
             (("SOLVER.MAX_ITERS", "1"), "unknown config key 'SOLVER.MAX_ITERS'"),
             (("--register", "a=none.json,b,c", "DATASETS.TEST", "a"), "none.json"),
+            (("DATASETS.TRAIN", "nothing"), "no dataset is registered as 'nothing'"),
+            (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
+            (("--eval-only", "DATASETS.TEST", "()"), "DATASETS.TEST is empty"),
+            (("MODEL.WEIGHTS", "none.pth"), "none.pth: no such checkpoint file"),
+            (("MODEL.WEIGHTS", "none.pth?a=1"), "the only option of a file is"),
+            (("DATALOADER.SAMPLER_TRAIN", "X"), 'SAMPLER_TRAIN is "X"'),
+            (("SOLVER.CHECKPOINT_MINUTES", "-1.0"), "CHECKPOINT_MINUTES is -1.0"),
+            (("SOLVER.AMP.ENABLED", "True"), 'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu"'),
         ],
     )
     def test_mistakes(self, words: tuple[str, ...], message: str, mini: str, parse_args: ParseArgs, tmp_path: Path):
@@ -135,6 +146,32 @@ class TestCheckBeforeProcessesStart:
             if "a" in DatasetCatalog:
                 unregister_mini_set("a")
         assert not (tmp_path / "output").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("MODEL.PSF.NUM_STUFF_CLASSES", "50"), "NUM_STUFF_CLASSES is 50, but dataset"),
+            (("MODEL.PSF.LOSS.BALANCE", "x"), 'LOSS.BALANCE is "x"'),
+            (("MODEL.PSF.IN_FEATURES", "['res9']"), r"contain \['res9'\]"),
+            (("SOLVER.BACKBONE_LAYER_DECAY", "-1.0"), "BACKBONE_LAYER_DECAY is -1.0"),
+            (("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"), "TEST.AUG.MIN_SIZES is"),
+        ],
+    )
+    def test_mistakes_in_the_model(self, words: tuple[str, ...], message: str):
+        """The model is built without memory, and random numbers and loggers are as before."""
+        args = ["--config-file", "shapes/psf_tiny.yaml", "--num-gpus", "0", "--num-processes", "2", *words]
+        before = torch.get_rng_state()
+        with pytest.raises(UserError, match=message):
+            launch(main, argument_parser().parse_args(args), check=check_run)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert logging.getLogger("psf").isEnabledFor(logging.WARNING)
+
+    def test_weights_that_are_no_checkpoint(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
+        (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+        with pytest.raises(UserError, match=r"page\.pth: damaged, or not written by torch\.save: an HTML page"):
+            launch(
+                main, parse_args("--num-processes", "2", "MODEL.WEIGHTS", str(tmp_path / "page.pth")), check=check_run
+            )
 
     def test_another_training_in_the_folder(self, mini: str, parse_args: ParseArgs, tmp_path: Path):
         (tmp_path / "output").mkdir()
@@ -175,6 +212,31 @@ def test_processes_do_not_wait_for_ever(capfd: pytest.CaptureFixture[str]):
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("error: process 0 waited 3 s for the others in wait_in_vain (")
     assert "--collective-timeout" in line
+
+
+def find_mistake_in_one(args: argparse.Namespace) -> None:
+    """The other process loses its peer in the middle of work, with loader workers running."""
+    loader = iter(DataLoader(range(1000), num_workers=1, prefetch_factor=1))
+    next(loader)
+    if comm.get_rank() == 1:
+        time.sleep(1)
+        raise UserError("found a mistake")
+    dist.all_reduce(torch.zeros(1))
+
+
+def test_what_follows_from_the_mistake_of_one_process_is_silent(run_python: RunPython):
+    code = (
+        "from psf.commands import run_command; from psf.engine import argument_parser, launch\n"
+        "from tests.engine.test_launch import find_mistake_in_one\n"
+        "if __name__ == '__main__':\n"
+        "    args = argument_parser().parse_args(['--num-gpus', '0', '--num-processes', '2'])\n"
+        "    raise SystemExit(run_command(lambda: launch(find_mistake_in_one, args)))\n"
+    )
+    done = run_python("-W", "ignore", "-c", code)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: found a mistake"
+    for text in ("Traceback", "Terminating process", "leaked"):
+        assert text not in done.stdout + done.stderr
 
 
 def find_fault(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from psf.engine import Trainer
-from psf.engine.results import append_metrics, build_writers, results_table
+from psf.engine.results import MetricsWriter, append_metrics, build_writers, drop_later_metrics, results_table
 from psf.evaluation import ResultCounter, result_counter
 from tests.models import tiny_config, tiny_model
 
@@ -148,7 +149,7 @@ class TestCounter:
 
 def test_metrics_are_strict_json(tmp_path: Path):
     """Numbers that are not finite are null: other programs cannot read NaN."""
-    writer = next(one for one in build_writers(str(tmp_path), 3) if hasattr(one, "_file_handle"))
+    writer = next(one for one in build_writers(str(tmp_path), 3) if isinstance(one, MetricsWriter))
     with EventStorage(1) as storage:
         storage.put_scalars(loss=float("nan"), lr=0.5, smoothing_hint=False)
         writer.write()
@@ -159,3 +160,59 @@ def test_metrics_are_strict_json(tmp_path: Path):
         json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.json").read_text().splitlines()
     ]
     assert lines == [{"iteration": 1, "loss": None, "lr": 0.5}, {"iteration": 2, "panoptic_seg/PQ": None}]
+
+
+class TestDropLaterMetrics:
+    LINES = (
+        '{"iteration": 3, "lr": 1}\n',
+        '{"iteration": 7, "lr": 1}\n',
+        '{"iteration": 8, "panoptic_seg/PQ": 5.0}\n',
+        '{"iteration": 8, "lr": 1}\n',
+        '{"iteration": 11, "lr": 1}\n',
+    )
+
+    def drop(self, folder: Path, text: str, num_iterations: int = 8, *, is_finished: bool = False) -> list[str]:
+        (folder / "metrics.json").write_text(text)
+        drop_later_metrics(str(folder), num_iterations, is_finished=is_finished)
+        path = folder / "metrics.json"
+        return path.read_text().splitlines(keepends=True) if path.exists() else []
+
+    def test_what_is_written_again(self, tmp_path: Path):
+        """An evaluation after the last iteration is repeated only if nothing is trained before."""
+        assert self.drop(tmp_path, "".join(self.LINES)) == [*self.LINES[:3]]
+        assert self.drop(tmp_path, "".join(self.LINES), is_finished=True) == [*self.LINES[:2]]
+
+    @pytest.mark.parametrize("half", ['{"iteration": 7, "lr', "{", '{"iteration": 7}garbage', "7"])
+    def test_half_a_line(self, tmp_path: Path, half: str):
+        assert self.drop(tmp_path, self.LINES[0] + half) == [self.LINES[0]]
+        assert self.drop(tmp_path, self.LINES[0].rstrip()) == [self.LINES[0]]
+        assert self.drop(tmp_path, self.LINES[0][:9]) == []
+
+    @pytest.mark.parametrize(
+        "text", ['{"accuracy": 1}\n{', '{\n "iteration": 1\n}', '[{"iteration": 12}]', '{"accuracy": 1}']
+    )
+    def test_of_somebody_else(self, tmp_path: Path, text: str):
+        assert "".join(self.drop(tmp_path, text)) == text
+
+    def test_a_run_without_checkpoint_is_kept_apart(self, tmp_path: Path):
+        for name in ("metrics_2.json", "metrics_3.json"):
+            assert self.drop(tmp_path, self.LINES[0], 0) == []
+            assert (tmp_path / name).read_text() == self.LINES[0]
+
+
+def test_curves_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path: Path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first, iterations, value in ((0, range(8), 1.0), (5, range(5, 9), 2.0)):
+        *_, writer = build_writers(str(tmp_path), 9, lambda first=first: first)
+        with EventStorage(first) as storage:
+            for storage.iter in iterations:
+                storage.put_scalar("loss", value, smoothing_hint=False)
+                writer.write()
+        writer.close()
+        time.sleep(1.1)  # the names of the files have seconds
+    curves = accumulator.EventAccumulator(str(tmp_path))
+    curves.Reload()
+    assert [(one.step, one.value) for one in curves.Scalars("loss")] == [
+        *((step, 1.0) for step in range(5)),
+        *((step, 2.0) for step in range(5, 9)),
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,24 @@ class TestPredictor:
             [expected] = predictor.model([build_mapper(cfg, is_train=False)(one)])
         torch.testing.assert_close(result["sem_seg"], expected["sem_seg"])
         assert torch.equal(result["panoptic_seg"][0], expected["panoptic_seg"][0])
+
+    @pytest.mark.parametrize(
+        ("layout", "message"),
+        [
+            (
+                lambda weights: weights,
+                r"convert the file with psf convert-weights, or load it .* psf\.engine\.Predictor",
+            ),
+            (lambda weights: {"state_dict": weights, "meta": {"epoch": 24}}, "Unsupported type found in checkpoint"),
+        ],
+    )
+    def test_released_weights_are_refused(self, cfg: CfgNode, tmp_path: Path, layout: Callable, message: str):
+        """Detectron2's checkpointer would skip every entry; it refuses the layout of the published files itself."""
+        cfg.MODEL.WEIGHTS = str(tmp_path / "released.pth")
+        names = ("backbone.layer1.0.conv1.weight", "bbox_head.stuff_query.weight")
+        torch.save(layout(dict.fromkeys(names, torch.zeros(1))), cfg.MODEL.WEIGHTS)
+        with pytest.raises(ValueError, match=message):
+            DefaultPredictor(cfg)
 
 
 class StockTrainer(DefaultTrainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -99,6 +100,11 @@ class Runs:
         lines = (self.folder / f"{output}_losses_{rank}.txt").read_text().split()
         return [(int(iteration), loss) for iteration, loss in zip(lines[::2], lines[1::2], strict=True)]
 
+    def metric_iterations(self, output: str) -> list[int]:
+        """The iterations of the lines of metrics.json."""
+        lines = (self.folder / output / "metrics.json").read_text().splitlines()
+        return [json.loads(line)["iteration"] for line in lines]
+
     def log(self, output: str = "output", rank: int = 0) -> str:
         """What the process has printed last."""
         return (self.folder / f"{output}_{rank}.txt").read_text()
@@ -155,6 +161,8 @@ def test_losses_after_a_kill_are_those_of_an_unbroken_run(
     assert runs.train(*opts, output=f"{name}_whole", num_processes=num_processes) == 0, runs.log(f"{name}_whole")
     code = runs.train(*opts, output=f"{name}_broken", num_processes=num_processes, at=KILLED)
     assert code == -signal.SIGKILL, runs.log(f"{name}_broken")
+    with (runs.folder / f"{name}_broken" / "metrics.json").open("a") as file:  # as if the period were shorter
+        file.write(f'{{"iteration": {KILLED}, "lr": 1}}\n{{"iter')
     assert runs.train("--resume", *opts, output=f"{name}_broken", num_processes=num_processes) == 0, runs.log(
         f"{name}_broken"
     )
@@ -164,6 +172,7 @@ def test_losses_after_a_kill_are_those_of_an_unbroken_run(
         assert [iteration for iteration, _ in broken] == [*range(KILLED + 1), *range(RESUMED, LAST + 1)]
         assert broken == [*whole[: KILLED + 1], *whole[RESUMED:]]
         assert len({loss for _, loss in whole}) == LAST + 1
+    assert runs.metric_iterations(f"{name}_broken") == runs.metric_iterations(f"{name}_whole")
 
 
 class TestStop:

@@ -4,7 +4,7 @@ from psf.data.loaders.evaluation import TestLoader, build_test_loader, same_size
 from psf.data.loaders.resumable import RandomState, TrainingLoader, unchanged_random_state
 from psf.data.loaders.sampling import check_sampler, join_datasets, repeat_factors
 from psf.data.loaders.training import SkipUnreadable, build_train_loader, without_empty_images
-from psf.data.loaders.workers import explain_dead_workers
+from psf.data.loaders.workers import explain_dead_workers, why_workers_failed, worker_options
 
 __all__ = [
     "RandomState",
@@ -20,5 +20,7 @@ __all__ = [
     "same_size_batches",
     "spread_evenly",
     "unchanged_random_state",
+    "why_workers_failed",
     "without_empty_images",
+    "worker_options",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,7 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int, *, is_agreed: bool = False) -> None:
         super().__init__(128 + number)
+        self.code: int = 128 + number
         self.number, self.is_agreed = number, is_agreed
 
     @property
@@ -85,9 +87,19 @@ class StopSignals(_Handlers):
 
 
 class ForwardedSignals(_Handlers):
-    """A context of the process that has started the training processes: they receive its signals."""
+    """A context of the process that has started others: they receive its signals.
+
+    Attributes:
+        received: the signal that has arrived last; None: no signal.
+        others: ids of started processes, in addition to those of `multiprocessing`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: list[int] = []
 
     def _handle(self, number: int, *, is_first: bool) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
+        for child in [*(child.pid for child in multiprocessing.active_children()), *self.others]:
+            if child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, number)

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from psf.data.files import is_hidden, read_json
 from psf.data.images import check_pixels
+from psf.data.own_files import own_path
 from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
@@ -82,6 +83,7 @@ def _decode_runs(text: str) -> list[int]:
 
 
 _CIRCLE_POINTS = 64
+_IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # labelme itself stores JPEG and PNG
 _NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "rotation": 4, "quadrilateral": 4, "mask": 2}
 # Kinds whose points are the corners, including rectangles with more than two points; rotation and quadrilateral are
 # X-AnyLabeling's.
@@ -91,18 +93,25 @@ _KINDS = (*_POLYGONS, "circle", "mask", *_WITHOUT_AREA)
 
 
 def read_labelme(
-    folder: Path, stuff_names: Mapping[int, str], *, thing_names: Mapping[int, str], image_root: Path | None = None
+    folder: Path,
+    stuff_names: Mapping[int, str],
+    *,
+    thing_names: Mapping[int, str],
+    image_root: Path | None = None,
+    extract_to: Path | None = None,
 ) -> tuple[Source, dict[int, int]]:
     """Read all labelme files below a folder, sorted by name; image ids count from 1.
 
     Polygons, rectangles (upright or not), quadrilaterals, circles and masks are used; lines and points have no area.
-    Shapes with the same label and group_id are one region. Hidden files are passed over (`is_hidden`). A missing image
-    is noted: the set can be trained only once it is there.
+    Shapes with the same label and group_id are one region. Hidden files are passed over (`is_hidden`). If all images
+    are only in the labelme files (imageData), they are extracted. Otherwise a missing image is noted: the set can be
+    trained only once it is there.
 
     Args:
         stuff_names: labels of stuff; see `join_categories`.
         thing_names: labels of things, by id; empty: all other labels in the files, in alphabetical order.
         image_root: folder to which file names are relative; None: `folder`.
+        extract_to: folder for extracted images; None: images are not extracted.
 
     Returns:
         The source, and id in `stuff_names` -> category id.
@@ -116,32 +125,82 @@ def read_labelme(
     if not any(contents.values()):
         raise UserError(f"{folder}: found no labelme JSON (expected the keys shapes and imagePath)")
     labels = {shape["label"] for content in contents.values() if content for shape in content["shapes"]}
+    thing_names = _name_things(folder, labels, stuff_names, thing_names)
+    categories, category_of = join_categories(
+        [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
+    )
+    id_of = {category["name"]: category["id"] for category in categories}
+    used = {path: content for path, content in contents.items() if content}
+    root = image_root or folder
+    images = [
+        SourceImage(_image(path, content, number, root), content["shapes"])
+        for number, (path, content) in enumerate(used.items(), 1)
+    ]
+    are_extracted, notes = _find_images(used, [item.image for item in images], root, extract_to)
+    notes.update(name_notes([category["name"] for category in categories]))
+
+    def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
+        return _regions(item.shapes, (item.image["height"], item.image["width"]), id_of)
+
+    return Source(categories, images, regions, notes, extract_to if are_extracted else None), category_of
+
+
+def _name_things(
+    folder: Path, labels: set[str], stuff_names: Mapping[int, str], thing_names: Mapping[int, str]
+) -> Mapping[int, str]:
+    """The names of things by id, from all labels; a UserError if a label is unknown, or there is no class."""
     if thing_names:
         unknown = sorted(labels - {*thing_names.values(), *stuff_names.values()})
         if unknown:
             raise UserError(
                 f"{folder}: the labels {', '.join(map(repr, unknown))} are neither thing nor semantic labels; add them"
             )
-    else:
-        thing_names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
-    if not thing_names and not stuff_names:
+        return thing_names
+    names = dict(enumerate(sorted(labels - set(stuff_names.values())), 1))
+    if not names and not stuff_names:
         raise UserError(f"{folder}: no file has a shape, expected at least one class")
-    categories, category_of = join_categories(
-        [{"id": number, "name": name} for number, name in thing_names.items()], stuff_names
-    )
-    id_of = {category["name"]: category["id"] for category in categories}
-    root, notes = image_root or folder, name_notes([category["name"] for category in categories])
-    images = []
-    for number, (path, content) in enumerate(((p, c) for p, c in contents.items() if c), 1):
-        images.append(SourceImage(_image(path, content, number, root), content["shapes"]))
-        if not (root / images[-1].image["file_name"]).is_file():
-            place = "in the imageData of their labelme file" if content["has_data"] else "missing"
+    return names
+
+
+def _find_images(
+    contents: Mapping[Path, Mapping[str, Any]], images: Sequence[Mapping[str, Any]], root: Path, extract_to: Path | None
+) -> tuple[bool, Counter[str]]:
+    """Look for the images below `root`; extract all of them if all are only in the labelme files.
+
+    Returns:
+        Whether they were extracted, and notes.
+    """
+    absent = [not (root / image["file_name"]).is_file() for image in images]
+    has_data = [content["has_data"] for content in contents.values()]
+    if extract_to is not None and all(absent) and all(has_data):
+        for path, image in zip(contents, images, strict=True):
+            _extract(path, image, extract_to)
+        return True, Counter({f"images were extracted from the labelme files to {extract_to}": len(images)})
+    notes = Counter[str]()
+    for is_absent, is_stored in zip(absent, has_data, strict=True):
+        place = "in the imageData of their labelme file" if is_stored else "missing"
+        if is_absent:
             notes[f"images that are {place}: save them below {root} before training"] += 1
+    return False, notes
 
-    def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
-        return _regions(item.shapes, (item.image["height"], item.image["width"]), id_of)
 
-    return Source(categories, images, regions, notes), category_of
+def _extract(path: Path, image: Mapping[str, Any], folder: Path) -> None:
+    """Write the image in a labelme file to a folder; a UserError if it is damaged or has another size."""
+    size = (image["height"], image["width"])
+    try:
+        data = base64.b64decode(read_json(path)["imageData"])
+        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as picture:
+            check_pixels("the image", picture.height, picture.width)
+            picture.load()
+    except (TypeError, ValueError, SyntaxError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: its imageData is damaged ({error}); save the image as a file") from error
+    if (picture.height, picture.width) != size:
+        raise UserError(
+            f"{path}: the image in imageData has {picture.width} x {picture.height} pixels, but imageWidth x "
+            f"imageHeight is {size[1]} x {size[0]}; save it with a recent labelme"
+        )
+    with own_path(folder / image["file_name"]) as draft:
+        draft.write_bytes(data)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

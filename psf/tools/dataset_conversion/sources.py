@@ -36,12 +36,14 @@ class Source(NamedTuple):
     images: in the order of the output.
     regions: function of an image -> its regions and notes; raises a UserError for an invalid shape.
     notes: on the whole source: text -> count.
+    image_root: folder of images that were extracted from annotation files; None: the images are files of the user.
     """
 
     categories: list[dict[str, Any]]
     images: Sequence[SourceImage]
     regions: Callable[[SourceImage], tuple[list[Region], Counter[str]]]
     notes: Counter[str]
+    image_root: Path | None = None
 
 
 class SemanticMasks(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import math
 import time
@@ -298,6 +300,52 @@ def test_notes_on_labels_and_images_of_labelme(tmp_path, files):
     assert any("imageData" in note for note in notes)
     Image.new("RGB", (30, 20)).save(tmp_path / "in" / "a.jpg")
     assert not any("images that are" in note for note in convert_labelme(tmp_path / "in", files, shapes))
+
+
+def picture(width: int, height: int) -> str:
+    """A PNG as labelme stores it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_images_that_are_only_in_labelme_files(tmp_path):
+    folder, target = tmp_path / "in", tmp_path / "images"
+    write(folder / "sub" / "a.json", {**LABELME, "imageData": picture(30, 20)})
+    for _ in range(2):  # a second conversion replaces its own files
+        source, _ = read_labelme(folder, {}, thing_names={}, extract_to=target)
+    assert source.image_root == target and source.images[0].image["file_name"] == "sub/a.jpg"
+    with Image.open(target / "sub" / "a.jpg") as image:
+        assert image.size == (30, 20) and image.getpixel((0, 0)) == (255, 0, 0)
+    (target / "sub" / "a.jpg").write_bytes(b"of the user")
+    with pytest.raises(UserError, match=r"a\.jpg exists, and psf has not written it"):
+        read_labelme(folder, {}, thing_names={}, extract_to=target)
+    assert (target / "sub" / "a.jpg").read_bytes() == b"of the user"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("aGVsbG8=", r"a\.json: its imageData is damaged \(cannot identify image"),
+        (7, "imageData is damaged"),
+        (picture(20, 30), r"imageData has 20 x 30 pixels, but imageWidth x imageHeight is 30 x 20"),
+    ],
+)
+def test_image_data_that_is_no_image(tmp_path, data, message):
+    write(tmp_path / "in" / "a.json", {**LABELME, "imageData": data})
+    with pytest.raises(UserError, match=message):
+        read_labelme(tmp_path / "in", {}, thing_names={}, extract_to=tmp_path / "images")
+    assert not (tmp_path / "images" / "a.jpg").exists()
+
+
+def test_files_and_image_data_are_not_mixed(tmp_path):
+    """File names are relative to one folder."""
+    write(tmp_path / "in" / "a.json", {**LABELME, "imageData": picture(30, 20)})
+    write(tmp_path / "in" / "b.json", {**LABELME, "imagePath": "b.jpg"})
+    Image.new("RGB", (30, 20)).save(tmp_path / "in" / "b.jpg")
+    source, _ = read_labelme(tmp_path / "in", {}, thing_names={}, extract_to=tmp_path / "images")
+    assert source.image_root is None and not (tmp_path / "images").exists()
+    assert any("imageData" in note for note in source.notes)
 
 
 def test_hidden_files_beside_labelme_files(tmp_path, files):

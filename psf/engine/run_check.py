@@ -1,0 +1,100 @@
+"""Check a run within seconds, before its log begins, its processes start and its data are read."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+from psf.checkpoint import check_same_classes
+from psf.config_checks import check_device
+from psf.data import check_dataset, check_sampler
+from psf.data.loaders import worker_options
+from psf.engine.arguments import build_config
+from psf.engine.checkpointer import check_weights
+from psf.engine.hooks import checkpoint_period
+from psf.engine.num_queries import FROM_DATA
+from psf.engine.train_step import autocast_dtype
+from psf.engine.trainer import Trainer, check_views
+from psf.errors import UserError
+from psf.meta_arch import PanopticSegFormer
+from psf.output.run_folder import check_run_folder, has_checkpoints
+
+__all__ = ["check_batch", "check_run"]
+
+
+def check_run(args: argparse.Namespace, num_processes: int = 1, *, is_training: bool = True) -> None:
+    """Check a run of `psf.engine.main`: its config, datasets, weights, model, batch and output folder.
+
+    Nothing is written, and no image is read. Datasets of the user's own code must be registered before, or by a module
+    of `--import`.
+
+    Args:
+        args: of `psf.engine.argument_parser`.
+        num_processes: of the whole run.
+        is_training: False for programs that only evaluate, as `--eval-only` does.
+
+    Raises:
+        UserError: as `build_config`, `psf.data.check_dataset`, `check_weights`, the parts of the model and
+            `check_run_folder` do; if the processes cannot share SOLVER.IMS_PER_BATCH evenly.
+    """
+    if not args.config_file:
+        return  # `main` reports it
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports, warn=False)
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", must_exist=True)
+    is_training, folder = is_training and not args.eval_only, Path(cfg.OUTPUT_DIR)
+    names = (*(cfg.DATASETS.TRAIN if is_training else ()), *cfg.DATASETS.TEST)
+    if is_training and not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
+    if not is_training and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a dataset to evaluate on")
+    for name in names:
+        check_dataset(name)
+    check_same_classes(names)
+    worker_options(cfg)
+    if not (args.resume and has_checkpoints(folder)):
+        check_weights(cfg.MODEL.WEIGHTS)
+    if is_training:
+        check_batch(cfg, num_processes)
+        check_sampler(cfg, [])
+        checkpoint_period(cfg)
+        autocast_dtype(cfg)
+        check_run_folder(folder, resume=args.resume, overwrite=args.overwrite)
+    if PanopticSegFormer.__name__ == cfg.MODEL.META_ARCHITECTURE:
+        _check_model(cfg, is_training=is_training)
+
+
+def check_batch(cfg: CfgNode, num_processes: int) -> None:
+    """Raise a UserError if the processes of a training cannot share SOLVER.IMS_PER_BATCH evenly."""
+    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    shares = reference or num_processes  # Detectron2 scales the batch to the number of processes
+    if images < 1 or images % shares:
+        source = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {images}: expected a positive multiple of {shares}, {source}")
+
+
+def _check_model(cfg: CfgNode, *, is_training: bool) -> None:
+    """Build model and optimizer without memory and without weights: what their constructors refuse is found now."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.PSF.TIMM.PRETRAINED = "meta", False
+    if cfg.MODEL.PSF.NUM_THING_QUERIES == FROM_DATA:
+        cfg.MODEL.PSF.NUM_THING_QUERIES = 1
+    logging.disable(logging.WARNING)  # the run itself logs them
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = Trainer.build_model(cfg)
+            check_views(cfg, model)
+            if is_training:
+                Trainer.build_lr_scheduler(cfg, Trainer.build_optimizer(cfg, model))
+    except UserError:
+        raise
+    except Exception:  # a part of the user's own that cannot be built in this way; the run reports real faults
+        return
+    finally:
+        logging.disable(logging.NOTSET)
