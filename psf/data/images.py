@@ -245,7 +245,7 @@ def load_array(path: str) -> np.ndarray:
         array = np.load(PathManager.get_local_path(path), mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image file") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header, and may raise any error for a damaged one
         raise UserError(f"{path}: empty, corrupt or not an array of numbers ({error})") from error
     if array.ndim not in (2, 3) or not array.size:
         raise UserError(f"{path}: the array has shape {array.shape}, expected a non-empty (H, W) or (H, W, C)")

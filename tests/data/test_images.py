@@ -214,12 +214,15 @@ class TestArrays:
         with pytest.raises(ValueError, match=rf"broken\.npy: .*{message}"):
             read_image(str(tmp_path / "broken.npy"), "BANDS")
 
-    @pytest.mark.parametrize("content", ["missing", "empty", "text", "cut"])
+    @pytest.mark.parametrize("content", ["missing", "empty", "text", "cut", "header"])
     def test_what_is_no_array_is_named(self, tmp_path: Path, content: str):
         path = tmp_path / "broken.npy"
         if content == "cut":
             np.save(path, numbers(4))
             path.write_bytes(path.read_bytes()[:-9])
+        elif content == "header":  # Python's tokenizer raises an error of its own
+            np.save(path, numbers(4))
+            path.write_bytes(path.read_bytes().replace(b"False", b"(alse"))
         elif content != "missing":
             path.write_text("" if content == "empty" else "no array at all")
         with pytest.raises(ValueError, match=r"broken\.npy: (no such image file|empty, corrupt or not an array)"):

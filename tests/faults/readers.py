@@ -239,7 +239,7 @@ def raise_first(errors: list[UserError]) -> None:
 
 
 IMAGES = {  # format -> modes
-    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I"),
+    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
     "JPEG": ("RGB", "L", "CMYK"),
     "TIFF": ("RGB", "RGBA", "L", "I;16", "F", "1", "CMYK"),
     "WEBP": ("RGB", "RGBA"),
@@ -263,7 +263,7 @@ def image_inputs(*formats: str) -> Callable[[], list[bytes]]:
                 picture = Image.fromarray(pixels)
                 picture = (
                     Image.new(mode, (24, 20), 7)
-                    if mode in ("I;16", "I", "F")
+                    if mode in ("I;16", "F")
                     else picture.convert("RGB").convert(mode)
                     if mode != "RGBA"
                     else picture
