@@ -115,7 +115,11 @@ class Runs:
                 sys.exit(run_command(lambda: launch(main, args, check=check_run)))
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_processes)
             comm.create_local_process_group(num_processes)
-            sys.exit(run_command(lambda: main(args)))
+
+            def train() -> None:
+                main(args)
+
+            sys.exit(run_command(train))
 
         files = [self.folder / f"{output}_{rank}.txt" for rank in range(num_processes)]
         return Running([fork(lambda rank=rank: run(rank), file) for rank, file in enumerate(files)])

@@ -78,6 +78,14 @@ def test_evaluates_in_between_and_shows_panels(mini: str, parse_args: ParseArgs,
     assert events.count(f"panel/{mini}".encode()) == 2
 
 
+def test_evaluation_does_not_change_the_training_after_it(mini: str, parse_args: ParseArgs):
+    cfg = setup(parse_args("DATALOADER.NUM_WORKERS", "1"))
+    model = Trainer.build_model(cfg)
+    before = torch.get_rng_state()
+    Trainer.test(cfg, model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_loss_falls(mini: str, parse_args: ParseArgs):
     trainer = Trainer(setup(parse_args("SOLVER.MAX_ITER", "30", "DATASETS.TEST", f"('{mini}',)")))
     trainer.register_hooks([])

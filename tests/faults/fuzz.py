@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -27,6 +28,7 @@ from tests.faults.sandbox import Sandbox
 __all__ = ["fuzz"]
 
 BATCH = 500  # inputs of one process
+MEMORY = 8 << 30  # bytes of address space of a process, of which torch takes half
 HANG = 30.0  # seconds for one input
 ERROR = "error.txt"  # traceback of a mistake in this package
 
@@ -106,6 +108,7 @@ def _try_batch(batch: Batch, folder: Path, to_parent: Connection) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # libraries in C write there, too
         os.dup2(nowhere, descriptor)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     code = 1
