@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from detectron2.data import DatasetCatalog
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
@@ -24,6 +26,7 @@ from tests.mini_set import NAME, PsfTestColorModel, register_mini_set, unregiste
 
 __all__ = ["MINI_CONFIG", "PsfTestNoisyModel", "Running", "Runs", "fork", "mini_runs"]
 
+MINI_FOLDER = "PSF_FORKED_MINI"  # variable, for processes that are not forked
 # Of a training of the colour model, with everything that a resumed run must restore.
 MINI_CONFIG = f"""
 VERSION: 2
@@ -96,7 +99,7 @@ class Runs:
         """Start a training, as `psf train` does.
 
         Args:
-            words: flags and KEY VALUE pairs.
+            words: flags (--FLAG=VALUE in one word) and KEY VALUE pairs.
             output: folder below `folder`.
             at: iteration in which every process sends itself the signal `number`.
             before: called in every process before the training.
@@ -112,14 +115,10 @@ class Runs:
             self._record(self.folder / f"{output}_losses_{rank}.txt", at, number)
             before()
             if num_processes == 1:
-                sys.exit(run_command(lambda: launch(main, args, check=check_run)))
+                sys.exit(run_command(lambda: launch(train, args, check=check_run)))
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_processes)
             comm.create_local_process_group(num_processes)
-
-            def train() -> None:
-                main(args)
-
-            sys.exit(run_command(train))
+            sys.exit(run_command(lambda: train(args)))
 
         files = [self.folder / f"{output}_{rank}.txt" for rank in range(num_processes)]
         return Running([fork(lambda rank=rank: run(rank), file) for rank, file in enumerate(files)])
@@ -152,6 +151,13 @@ class Runs:
         return (self.folder / f"{output}_{rank}.txt").read_text(errors="replace")
 
 
+def train(args: argparse.Namespace) -> None:
+    """`psf.engine.main`, also in a process that has to register the set first."""
+    if NAME not in DatasetCatalog:
+        register_mini_set(Path(os.environ[MINI_FOLDER]))
+    main(args)
+
+
 def fork(action: Callable[[], object], printed: Path) -> int:
     """Run an action in a copy of this process, which prints to a file; returns its id."""
     child = os.fork()
@@ -182,7 +188,9 @@ def mini_runs(folder: Path, config: str = MINI_CONFIG) -> Iterator[Runs]:
     """`Runs` of a mini set that is written to `folder` and registered in this context."""
     write_mini_set(folder / "mini")
     register_mini_set(folder / "mini")
+    os.environ[MINI_FOLDER] = str(folder / "mini")
     try:
         yield Runs(folder, config)
     finally:
         unregister_mini_set()
+        del os.environ[MINI_FOLDER]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +33,6 @@ __all__ = [
     "read_picture",
 ]
 
-# What Pillow raises, while it opens or decodes, on files that are cut off, damaged or not images.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 # Formats that Pillow does not decode itself: it gives EPS to Ghostscript, a program that executes the file, and the
 # others to handlers that no one registers.
 _REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
@@ -158,7 +155,7 @@ def open_image(path: str) -> Iterator[Image.Image]:
         raise _too_large(path, "", int(re.findall(r"\d+", str(error))[0])) from error
     except MemoryError as error:
         raise UserError(f"{path}: not enough memory to decode the image") from error
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # Pillow may raise any error for a damaged file
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         hint = f"({error})"
@@ -193,8 +190,7 @@ def _orientation(image: Image.Image, path: str) -> int:
     """EXIF's orientation, 1 to 8; 1 if there is none, or a broken one."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except (*_DECODING_ERRORS, KeyError, TypeError):
-        # Cameras write broken EXIF blocks; the pixels are still valid.
+    except Exception:  # cameras write broken EXIF blocks; the pixels are still valid
         logging.getLogger(__name__).warning("%s: broken EXIF block, orientation ignored", printable(path))
         return 1
     return orientation if orientation in range(1, 9) else 1
@@ -205,7 +201,7 @@ def _upright(image: Image.Image, path: str) -> Image.Image:
         return image  # `exif_transpose` would copy it
     try:
         return ImageOps.exif_transpose(image)
-    except (*_DECODING_ERRORS, KeyError, TypeError):
+    except Exception:
         logging.getLogger(__name__).warning("%s: broken EXIF block, orientation ignored", printable(path))
         return image
 
@@ -278,7 +274,7 @@ def is_deep(image: Image.Image, path: str) -> bool:
 
 def opencv_bands(image: Image.Image, path: str) -> np.ndarray:
     """(H, W, C) of a file for which `is_deep` is True, in the file's order."""
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if _orientation(image, path) != 1:
         raise UserError(f"{path}: 16-bit images with an EXIF rotation are not supported; {_WAY_OUT}")
     with PathManager.open(path, "rb") as file:
         data = np.frombuffer(file.read(), np.uint8)

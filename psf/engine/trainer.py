@@ -67,10 +67,14 @@ logger = logging.getLogger(__name__)
 
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-# Detectron2's loop logs every exception with its traceback; a user's mistake is one line.
+# Detectron2's loop logs every exception with its traceback; a user's mistake or a full disk is one line.
 logging.getLogger("detectron2.engine.train_loop").addFilter(
-    lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    lambda record: not (record.exc_info and (isinstance(record.exc_info[1], UserError) or _is_full(record.exc_info[1])))
 )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -208,7 +212,7 @@ class Trainer(DefaultTrainer):
         try:
             super().train()
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+            if not _is_full(error):
                 raise
             raise UserError(
                 f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): make room or change "

@@ -18,7 +18,7 @@ from psf.checkpoint.saving import TAG, find_damage
 from tests.faults.report import Scenario
 from tests.forked_training import MINI_CONFIG, Runs
 
-__all__ = ["CONFIG", "Reference", "damage_checkpoints", "kill", "kill_while_saving", "what_is_wrong"]
+__all__ = ["CONFIG", "MAX_ITER", "PATIENCE", "Reference", "damage_checkpoints", "kill", "kill_while_saving"]
 
 MAX_ITER, PERIOD, KEPT = 40, 3, 3
 CONFIG = (
@@ -166,19 +166,24 @@ def _die(place: str, count: int, *, is_after: bool) -> None:
     setattr(os, place, call)
 
 
+def half_run(runs: Runs, reference: Reference, name: str) -> str:
+    """A copy of a run that was killed half-way; returns its name."""
+    source = "half"
+    if not (runs.folder / source).is_dir():
+        codes = runs.start(*reference.words, output=source, at=MAX_ITER // 2).wait(PATIENCE)
+        assert codes == [-signal.SIGKILL], runs.log(source)
+    shutil.copytree(runs.folder / source, runs.folder / name, ignore=shutil.ignore_patterns(".psf-lock"))
+    shutil.copy(runs.folder / f"{source}_losses_0.txt", runs.folder / f"{name}_losses_0.txt")
+    return name
+
+
 def damage_checkpoints(
     scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random
 ) -> None:
     """Damage the newest checkpoint or the tag of a killed run; `--resume` names it and takes the newest sound one."""
-    source = "to_damage"
-    codes = runs.start(*reference.words, output=source, at=MAX_ITER // 2).wait(PATIENCE)
-    assert codes == [-signal.SIGKILL], runs.log(source)
     for count in range(number):
-        name = f"damaged_{count}"
-        folder = runs.folder / name
-        shutil.copytree(runs.folder / source, folder, ignore=shutil.ignore_patterns(".psf-lock"))
-        shutil.copy(runs.folder / f"{source}_losses_0.txt", runs.folder / f"{name}_losses_0.txt")
-        what = _damage(folder, chance)
+        name = half_run(runs, reference, f"damaged_{count}")
+        what = _damage(runs.folder / name, chance)
         lost = finish(runs, name, reference, must_warn="NOT USED: ")
         scenario.count(lost and f"{what}: {lost}")
         clear(runs, name)

@@ -31,7 +31,7 @@ from psf.data import load_panoptic_json
 from psf.data.images import is_turned, read_image
 from psf.data.panoptic_labels import measure_panoptic_png, read_panoptic_labels
 from psf.engine import Checkpointer, build_config
-from psf.errors import UserError
+from psf.errors import UserError, escape_controls
 from psf.output import TimedFrame, VideoFile, VideoWriter
 from psf.tools.dataset_conversion.sources import read_labels
 from tests.faults.mutations import CANARY, HOSTILE_VALUES, damage, edited_json, hostile_pickle
@@ -106,7 +106,7 @@ def run_command(main: Callable[[Sequence[str]], int], *words: str) -> None:
     lines = [line for line in errors.getvalue().split("\n") if line.startswith("error: ")]
     if code not in (0, 1, 2) or len(lines) != (code == 2) or "Traceback" in errors.getvalue():
         raise AssertionError(f"exit code {code}, {len(lines)} lines: {errors.getvalue()[-300:]!a}")
-    if lines and not lines[0].isprintable():
+    if lines and escape_controls(lines[0]) != lines[0]:
         raise AssertionError(f"unprintable line {lines[0][:300]!a}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from psf.errors import UserError
+from psf.errors import UserError, escape_controls
 
 __all__ = ["Sandbox"]
 
@@ -54,7 +54,7 @@ class Sandbox:
                 read()
             except UserError as error:
                 text = str(error)
-                if not text or len(text) > MAX_LINE or not text.isprintable():
+                if not text or len(text) > MAX_LINE or escape_controls(text) != text:
                     lost = f"message is not one line: {text[:200]!a}"
             except BaseException as error:
                 frames = [

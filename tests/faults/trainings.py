@@ -6,6 +6,14 @@ import random
 from pathlib import Path
 
 from tests.faults.kills import CONFIG, Reference, damage_checkpoints, kill, kill_while_saving
+from tests.faults.machine import (
+    fill_disk,
+    limit_file_size,
+    run_side_by_side,
+    spoil_steps,
+    take_port,
+    take_shared_memory,
+)
 from tests.faults.report import Scenario
 from tests.forked_training import mini_runs
 
@@ -36,4 +44,11 @@ def fault_trainings(number: int, seed: int, folder: Path) -> list[Scenario]:
         kill(row("SIGKILL of both processes, then --resume"), runs, two, some, chance)
         kill(row("SIGKILL of one of two processes, then --resume"), runs, two, some, chance, one_rank=True)
         damage_checkpoints(row("damaged checkpoint or tag, then --resume"), runs, one, some, chance)
+        few = max(number // 20, 1)
+        limit_file_size(row("files may not grow (EFBIG), then --resume"), runs, one, few, chance)
+        fill_disk(row("disk full (ENOSPC), then --resume"), runs, one, few, chance)
+        take_shared_memory(row("no shared memory for loader workers, then --resume"), runs, one, few, chance)
+        spoil_steps(row("NaN in losses or gradients"), runs, one, few, chance)
+        take_port(row("port of --dist-url is taken"), runs, one, few)
+        run_side_by_side(row("two jobs of two processes side by side"), runs, max(number // 100, 1))
     return rows
