@@ -22,7 +22,7 @@ from psf.model_zoo import get_config_file
 __all__ = ["find_config_file", "merge_config_file", "merge_options", "stored_value"]
 
 BASE = "_BASE_"
-MAX_BYTES = 1_000_000  # configs have a few kB; a checkpoint that is named by mistake is not read
+MAX_BYTES = 100_000  # configs have a few kB; reading a megabyte of brackets would take a minute
 MAX_VALUES = 100_000  # YAML aliases can make billions of values out of a few lines
 MAX_SHOWN = 120  # characters of a value in a message
 # Keys with lists of names: "one,two" is a list of two names. All other keys take commas as part of the text.

@@ -66,7 +66,7 @@ def test_code_is_refused_on_resume(tmp_path: Path) -> None:
     pickled(tmp_path / "evil.pkl", {"model": Touch(tmp_path / "executed"), "__author__": "x"})
     (tmp_path / "last_checkpoint").write_text("evil.pkl")
     checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path), trainer=nn.Linear(1, 1))
-    with pytest.raises(UserError, match=r"evil\.pkl: refused, .* loading it would call posix\.mkdir"):
+    with pytest.raises(UserError, match=r"last_checkpoint has 'evil\.pkl': expected the name of a \.pth file"):
         checkpointer.resume_or_load("", resume=True)
     assert not (tmp_path / "executed").exists()
     checkpointer.load(saved(tmp_path / "good.pth", {"model": nn.Linear(1, 1).state_dict()}), checkpointables=[])

@@ -402,6 +402,18 @@ def test_postscript_is_not_executed(tmp_path, monkeypatch):
         read_image(str(tmp_path / "a.png"))
 
 
+def test_a_damaged_header_whose_error_is_no_usual_one(tmp_path):
+    """A TIFF whose offset of the pixels is a fraction: Pillow raises TypeError."""
+    path = tmp_path / "a.tif"
+    Image.new("L", (24, 20)).save(path)
+    offsets, fraction = struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 11)
+    content = path.read_bytes()
+    assert content.count(offsets) == 1 and content.startswith(b"II")
+    path.write_bytes(content.replace(offsets, fraction))
+    with pytest.raises(ValueError, match=r"a\.tif: empty, corrupt or not an image"):
+        read_image(str(path))
+
+
 def test_pipes_and_folders_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "a.npy").mkdir()

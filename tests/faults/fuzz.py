@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -29,7 +29,8 @@ __all__ = ["fuzz"]
 
 BATCH = 500  # inputs of one process
 MEMORY = 8 << 30  # bytes of address space of a process, of which torch takes half
-HANG = 30.0  # seconds for one input
+HANG = 20.0  # seconds of computing for one input
+STUCK = 300.0  # seconds for one input on a busy machine, whatever it does
 ERROR = "error.txt"  # traceback of a mistake in this package
 
 
@@ -49,8 +50,14 @@ class Worker:
     folder: Path
     process: int
     answers: Connection
-    num_judged: int
-    alive_at: float
+    num_judged: int = 0
+    alive_at: float = field(default_factory=time.monotonic)
+    computed: float = 0.0  # seconds, when it answered last
+
+    def seconds_computed(self) -> float:
+        """User and system time of the process (Linux)."""
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: float | None = None) -> list[Scenario]:
@@ -99,7 +106,7 @@ def _start(batch: Batch, folder: Path) -> Worker:
     if not process:
         _try_batch(batch, place, to_parent)
     to_parent.close()
-    return Worker(batch, place, process, answers, 0, time.monotonic())
+    return Worker(batch, place, process, answers)
 
 
 def _try_batch(batch: Batch, folder: Path, to_parent: Connection) -> None:
@@ -141,7 +148,7 @@ def _follow(worker: Worker, scenario: Scenario, lost: Path) -> bool:
     try:
         while worker.answers.poll():
             answer = worker.answers.recv()
-            worker.alive_at = time.monotonic()
+            worker.alive_at, worker.computed = time.monotonic(), worker.seconds_computed()
             if isinstance(answer, list):
                 if answer:
                     scenario.count(f"seed {worker.batch.seed}: outside of the output folder: {answer[:5]}")
@@ -153,10 +160,10 @@ def _follow(worker: Worker, scenario: Scenario, lost: Path) -> bool:
         if status:
             scenario.count(_keep(worker, lost, f"the process ended with {os.waitstatus_to_exitcode(status)}"))
         return True
-    if time.monotonic() - worker.alive_at > HANG:
+    if worker.seconds_computed() - worker.computed > HANG or time.monotonic() - worker.alive_at > STUCK:
         os.kill(worker.process, signal.SIGKILL)
         os.waitpid(worker.process, 0)
-        scenario.count(_keep(worker, lost, f"hangs for {HANG:g} s"))
+        scenario.count(_keep(worker, lost, "hangs"))
         return True
     return False
 

@@ -87,10 +87,15 @@ def finish(runs: Runs, name: str, reference: Reference, *, must_warn: str = "") 
         return f"{name}: --resume ends with {codes}: {runs.log(name)[-500:]!a}"
     if must_warn and must_warn not in runs.log(name):
         return f"{name}: no {must_warn!r} in the log"
+    return compare(runs, name, reference)
+
+
+def compare(runs: Runs, name: str, reference: Reference) -> str | None:
+    """What a run that has ended has lost; None: it has all losses of the unbroken run, and a sound last checkpoint."""
     for rank, losses in enumerate(reference.losses):
         if dict(runs.losses(name, rank)) != losses:
             return f"{name}: losses of process {rank} are not those of the unbroken run"
-    return what_is_wrong(runs, name, reference)
+    return what_is_wrong(runs, name, reference, MAX_ITER - 1)
 
 
 def kill(
@@ -120,9 +125,10 @@ def kill(
             lost = lost or what_is_wrong(runs, name, reference, before)
             if not is_ended or lost:
                 scenario.count(lost)
-        if lost is None and (lost := finish(runs, name, reference)):
-            scenario.lost += 1
-            scenario.reasons.append(lost)
+        if lost is None:
+            lost = compare(runs, name, reference) if is_ended else finish(runs, name, reference)
+            if lost is not None:
+                scenario.count(lost)
         clear(runs, name)
 
 
