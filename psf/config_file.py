@@ -22,7 +22,7 @@ from psf.model_zoo import get_config_file
 __all__ = ["find_config_file", "merge_config_file", "merge_options", "stored_value"]
 
 BASE = "_BASE_"
-MAX_BYTES = 1_000_000  # configs have a few kB; a checkpoint that is named by mistake is not read
+MAX_BYTES = 100_000  # configs have a few kB; reading a megabyte of brackets would take a minute
 MAX_VALUES = 100_000  # YAML aliases can make billions of values out of a few lines
 MAX_SHOWN = 120  # characters of a value in a message
 # Keys with lists of names: "one,two" is a list of two names. All other keys take commas as part of the text.
@@ -35,6 +35,8 @@ NAME_LISTS = (
     "MODEL.PSF.SWIN.FREEZE",
     "MODEL.PSF.TIMM.FREEZE",
 )
+# All lists of texts that may be empty, where the present value does not tell.
+TEXT_LISTS = (*NAME_LISTS, "DATASETS.PSF_REGISTER")
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -276,9 +278,11 @@ def _set(cfg: CfgNode, key: str, text: Any, source: str) -> None:
     if before is not None and not is_sequence and type(value) is not type(before):
         expected = EXPECTED.get(type(before), f"a list such as {before!r}")
         raise UserError(f"{key} in {source} is {_short(value)}: expected {expected}")
-    kinds = [{_kind(one) for one in values} for values in (value, before)] if is_sequence else [set(), set()]
-    if kinds[1] in ({"number"}, {"text"}) and not kinds[0] <= kinds[1]:
-        raise UserError(f"{key} in {source} is {_short(value)}: expected {kinds[1].pop()}s, such as {before!r}")
+    if is_sequence:
+        kinds = {"text"} if key in TEXT_LISTS else {_kind(one) for one in before}
+        if kinds in ({"number"}, {"text"}) and not {_kind(one) for one in value} <= kinds:
+            example = f", such as {before!r}" if before else ""
+            raise UserError(f"{key} in {source} is {_short(value)}: expected {kinds.pop()}s{example}")
     *parents, leaf = key.split(".")
     node = cfg
     for parent in parents:

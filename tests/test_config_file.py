@@ -73,6 +73,8 @@ def test_same_as_detectron2(cfg: CfgNode) -> None:
         ("SOLVER:\n  MAX_ITER:\n", r"SOLVER\.MAX_ITER in .* is None: expected a whole number"),
         ("SOLVER:\n  MAX_ITR: 1\n", r"unknown config key 'SOLVER\.MAX_ITR' .* did you mean SOLVER\.MAX_ITER\?"),
         ("INPUT:\n  MIN_SIZE_TRAIN: abc\n", r"MIN_SIZE_TRAIN in .* \['abc'\]: expected numbers, such as \(800,\)"),
+        ("DATASETS: {PSF_REGISTER: [0]}\n", r"DATASETS\.PSF_REGISTER in .* is \[0\]: expected texts$"),
+        ("DATASETS: {TRAIN: 3}\n", r"DATASETS\.TRAIN in .* is \[3\]: expected texts$"),
         ("OUTPUT_DIR: 2020-01-01\n", "OUTPUT_DIR in .* expected a text"),
         ("OUTPUT_DIR: 2020-99-01\n", "has a value that YAML cannot read"),
         ("INPUT:\n  MIN_SIZE_TRAIN: [3, 4\n", r"line 3: not valid YAML \(expected ',' or '\]'"),

@@ -9,6 +9,7 @@ import argparse
 import codecs
 import datetime
 import pickle
+import pickletools
 import re
 import warnings
 from collections import Counter, OrderedDict
@@ -168,6 +169,7 @@ def _load(path: Path) -> Any:
     start = check_kind(path)
     try:
         if path.suffix == ".pkl" and not start.startswith(ZIP):
+            _check_memo(path)
             with path.open("rb") as file:
                 return _PlainUnpickler(file, encoding="latin1").load()
         with warnings.catch_warnings(), torch.serialization.safe_globals(_TORCH_GLOBALS):
@@ -205,6 +207,18 @@ def _is_text(start: bytes) -> bool:
         return start.decode("utf-8").replace("\n", "").replace("\r", "").replace("\t", "").isprintable()
     except UnicodeDecodeError:
         return False
+
+
+def _check_memo(path: Path) -> None:
+    """Refuse a pickle that gives an object a number which no file of its size can have.
+
+    Python's unpickler makes a table for all numbers up to the highest: a few bytes would take all memory.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for operation, number, _ in pickletools.genops(file):
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > size:
+                raise UserError(f"{path}: damaged (its {size} bytes have an object of number {number}): {DOWNLOAD}")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         OSError: if it cannot be written.
     """
     with atomic_path(path) as draft:
-        with draft.open("wb") as file:  # torch hides the reason of an error if it opens the file
-            torch.save(dict(content), file)
+        with draft.open("wb") as file:
+            _save(dict(content), file)
         size = draft.stat().st_size - _LENGTH.size
         with draft.open("r+b") as file:
             file.seek(-_END_SIZE, 2)
@@ -57,6 +57,16 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
             checksum = _checksum(draft, size)
             file.seek(size)
             file.write(_LENGTH.pack(_COMMENT_SIZE) + _MARK + checksum)
+
+
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save to an open file; torch hides the reason of an error if it opens the file, and often otherwise."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # it could not write, and then could not end the file
+            raise error.__context__ from None
+        raise
 
 
 def find_damage(path: Path) -> str | None:

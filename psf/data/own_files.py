@@ -60,7 +60,7 @@ def has_png_sign(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.format == "PNG" and image.info.get(key) == value
-    except (OSError, SyntaxError, ValueError):  # damaged, or not an image
+    except Exception:  # damaged, or not an image: Pillow may raise any error
         return False
 
 

@@ -155,6 +155,7 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     cfg.freeze()
     if comm.is_main_process():
         _prepare_folder(cfg, args, is_training=is_training)
+    logging.raiseExceptions = False  # on a full disk, each line of the log would print a traceback
     for name in ("fvcore", "detectron2", "psf"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     _log_run(cfg, args)

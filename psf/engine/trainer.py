@@ -385,6 +385,7 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
+    @unchanged_random_state()  # a run that is resumed from the checkpoint before has no evaluation
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         """Evaluate on DATASETS.TEST, log a table, and write OUTPUT_DIR/results.json.
 

@@ -56,7 +56,7 @@ class VideoFile:
         self._av = _import_av()
         self._path = path
         try:
-            self._container = self._av.open(str(path))
+            self._container = self._av.open(str(path), metadata_errors="replace")
         except self._av.FFmpegError as error:
             raise UserError(f"{path}: cannot be opened as a video ({error})") from error
         if not self._container.streams.video:

@@ -19,6 +19,7 @@ import torch
 from detectron2.config import CfgNode
 
 from psf.checkpoint import read_checkpoint, read_state_dict
+from psf.errors import UserError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -180,3 +181,14 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_without_weights(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ValueError, match="expected a dict of tensors"):
         read_state_dict(saved(tmp_path, content))
+
+
+def test_a_pickle_that_would_take_all_memory(tmp_path: Path) -> None:
+    """Python's unpickler makes a table of as many entries as the highest number of an object."""
+    path = tmp_path / "large.pkl"
+    for number in (b"r\xff\xff\xff\x7f", b"p2147483647\n"):
+        path.write_bytes(b"\x80\x02}" + number + b".")
+        with pytest.raises(
+            UserError, match=r"large\.pkl: damaged \(its \d+ bytes have an object of number 2147483647\)"
+        ):
+            read_checkpoint(path)

@@ -17,6 +17,7 @@ from torch import nn
 
 from psf import add_psf_config
 from psf.engine import Checkpointer, Trainer, build_config, build_optimizer, main, setup
+from psf.engine.results import MetricsWriter
 from psf.engine.train_step import TrainStep
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
@@ -76,6 +77,14 @@ def test_evaluates_in_between_and_shows_panels(mini: str, parse_args: ParseArgs,
     assert not any(key.startswith("segm/") for key in last)
     events = b"".join(path.read_bytes() for path in (tmp_path / "output").glob("events.*"))
     assert events.count(f"panel/{mini}".encode()) == 2
+
+
+def test_evaluation_does_not_change_the_training_after_it(mini: str, parse_args: ParseArgs):
+    cfg = setup(parse_args("DATALOADER.NUM_WORKERS", "1"))
+    model = Trainer.build_model(cfg)
+    before = torch.get_rng_state()
+    Trainer.test(cfg, model)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_loss_falls(mini: str, parse_args: ParseArgs):
@@ -405,6 +414,20 @@ def test_full_disk_is_one_line(
         main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
     assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000000.pth"
     assert not list((tmp_path / "output").glob(".psf-*-*"))
+    assert "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
+
+
+def test_full_disk_is_one_line_in_other_files(
+    mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Such as metrics.json: Detectron2's loop logs such an error with its traceback."""
+
+    def write(self: MetricsWriter) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(MetricsWriter, "write", write)
+    with pytest.raises(ValueError, match=r"^[^\n]*output cannot be written \(File too large\)"):
+        main(parse_args())
     assert "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
 
 

@@ -2,145 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
-import sys
-import time
-import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
-from detectron2.engine import SimpleTrainer
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
-from psf.engine import argument_parser, main, trainer
-from tests.mini_set import NAME, PsfTestColorModel, register_mini_set, unregister_mini_set, write_mini_set
+from psf.engine import trainer
+from tests.forked_training import PsfTestNoisyModel, Runs, mini_runs
+from tests.mini_set import PsfTestColorModel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to save their imports")
 
-CONFIG = f"""
-VERSION: 2
-MODEL: {{META_ARCHITECTURE: PsfTestNoisyModel, WEIGHTS: "", PSF: {{TEST: {{BOUNDARY_PQ: False, INSTANCE_ON: False}}}}}}
-DATASETS: {{TRAIN: [{NAME}], TEST: [{NAME}]}}
-INPUT: {{MIN_SIZE_TRAIN: [24, 32, 40, 48]}}
-SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.01, MAX_ITER: 9, CHECKPOINT_PERIOD: 5, WARMUP_ITERS: 5, STEPS: []}}
-TEST: {{EVAL_PERIOD: 4}}
-"""
 LAST = 8  # the last iteration
 KILLED, RESUMED = 6, 5  # iterations; the checkpoint has iterations 0 to 4: an odd number, for two workers
 
 
-@META_ARCH_REGISTRY.register()
-class PsfTestNoisyModel(PsfTestColorModel):
-    """The colour model with a random number of the main process in its losses, as dropout has."""
-
-    def losses(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        return {name: value * torch.rand(()) for name, value in super().losses(batch).items()}
-
-
-class Runs:
-    """Starts trainings in processes of their own, and records what they do."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = folder / "noisy.yaml"
-        self.config.write_text(CONFIG)
-
-    def train(
-        self,
-        *words: str,
-        output: str = "output",
-        num_processes: int = 1,
-        at: int | None = None,
-        number: int = signal.SIGKILL,
-        before: Callable[[], None] = lambda: None,
-    ) -> int:
-        """Train, and send the signal `number` to all processes in iteration `at`. Returns the first one's exit code."""
-        flags = [word for word in words if word.startswith("--")]
-        opts = [*(word for word in words if not word.startswith("--")), "OUTPUT_DIR", str(self.folder / output)]
-        args = argument_parser().parse_args(["--config-file", str(self.config), "--num-gpus", "0", *flags, *opts])
-        meeting = self.folder / f"meeting_{time.monotonic_ns()}"
-        children = []
-
-        def run(rank: int) -> None:
-            torch.set_num_threads(1)
-            if num_processes > 1:
-                dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_processes)
-                comm.create_local_process_group(num_processes)
-            self._record(self.folder / f"{output}_losses_{rank}.txt", at, number)
-            before()
-            main(args)
-
-        for rank in range(num_processes):
-            children.append(fork(lambda rank=rank: run(rank), self.folder / f"{output}_{rank}.txt"))
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        return codes[0]
-
-    @staticmethod
-    def _record(path: Path, at: int | None, number: int) -> None:
-        plain = SimpleTrainer.write_metrics
-
-        def write_metrics(losses: dict, data_time: float, cur_iter: int, prefix: str = "") -> None:
-            with path.open("a") as file:
-                file.write(f"{cur_iter} {sum(losses.values()).item().hex()}\n")
-            plain(losses, data_time, cur_iter, prefix)
-            if cur_iter == at:
-                os.kill(os.getpid(), number)
-
-        SimpleTrainer.write_metrics = staticmethod(write_metrics)
-
-    def losses(self, output: str, rank: int = 0) -> list[tuple[int, str]]:
-        """(iteration, loss) in the order in which they were computed."""
-        lines = (self.folder / f"{output}_losses_{rank}.txt").read_text().split()
-        return [(int(iteration), loss) for iteration, loss in zip(lines[::2], lines[1::2], strict=True)]
-
-    def metric_iterations(self, output: str) -> list[int]:
-        """The iterations of the lines of metrics.json."""
-        lines = (self.folder / output / "metrics.json").read_text().splitlines()
-        return [json.loads(line)["iteration"] for line in lines]
-
-    def log(self, output: str = "output", rank: int = 0) -> str:
-        """What the process has printed last."""
-        return (self.folder / f"{output}_{rank}.txt").read_text()
-
-
-def fork(action: Callable[[], object], printed: Path) -> int:
-    """Run an action in a copy of this process; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with printed.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
-        action()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("runs")
-    write_mini_set(folder / "mini")
-    register_mini_set(folder / "mini")
-    yield Runs(folder)
-    unregister_mini_set()
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with mini_runs(tmp_path_factory.mktemp("runs")) as runs:
+        yield runs
 
 
 @pytest.mark.parametrize(

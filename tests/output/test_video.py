@@ -100,9 +100,11 @@ def encode(
     rate: int = 25,
     pixel_aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
+    title: str = "",
 ) -> Path:
     """A file of other software: constant rate, any container."""
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         stream = container.add_stream("h264", rate=rate, options=options or {"bf": "0"})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -147,6 +149,14 @@ def test_frames_are_upright(tmp_path, matrix, shown):
     assert frame.image_rgb.shape == expected.shape
     corners = np.ix_((4, -5), (4, -5))
     assert np.abs(frame.image_rgb[corners].astype(int) - expected[corners]).max() < 25
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_titles_in_any_encoding(tmp_path, suffix):
+    path = encode(tmp_path / f"a.{suffix}", [colour((0, 0, 0))], title="Strasse")
+    path.write_bytes(path.read_bytes().replace(b"Strasse", b"Stra\xdfe!"))  # Latin-1
+    with VideoFile(path) as video:
+        assert len(list(video)) == 1
 
 
 @pytest.mark.parametrize(("aspect", "width"), [((2, 1), 128), ((3, 4), 48), ((12, 1), 64)])

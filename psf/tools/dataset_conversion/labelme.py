@@ -291,7 +291,7 @@ def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) 
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as image:
             check_pixels("its mask", image.height, image.width)
             part = np.asarray(image.convert("L")) > 0
-    except (KeyError, TypeError, ValueError, SyntaxError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # no mask, no base64, or any error of Pillow
         raise UserError(f"a mask labelled {shape['label']!r} is damaged ({error})") from error
     left, top = points.min(axis=0).round().astype(int).tolist()
     whole: np.ndarray = np.zeros(size, dtype=np.uint8, order="F")

@@ -214,12 +214,15 @@ class TestArrays:
         with pytest.raises(ValueError, match=rf"broken\.npy: .*{message}"):
             read_image(str(tmp_path / "broken.npy"), "BANDS")
 
-    @pytest.mark.parametrize("content", ["missing", "empty", "text", "cut"])
+    @pytest.mark.parametrize("content", ["missing", "empty", "text", "cut", "header"])
     def test_what_is_no_array_is_named(self, tmp_path: Path, content: str):
         path = tmp_path / "broken.npy"
         if content == "cut":
             np.save(path, numbers(4))
             path.write_bytes(path.read_bytes()[:-9])
+        elif content == "header":  # Python's tokenizer raises an error of its own
+            np.save(path, numbers(4))
+            path.write_bytes(path.read_bytes().replace(b"False", b"(alse"))
         elif content != "missing":
             path.write_text("" if content == "empty" else "no array at all")
         with pytest.raises(ValueError, match=r"broken\.npy: (no such image file|empty, corrupt or not an array)"):
@@ -397,6 +400,18 @@ def test_postscript_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("executed"))
     with pytest.raises(ValueError, match=r"a\.png: .*PostScript is a program, which psf does not execute"):
         read_image(str(tmp_path / "a.png"))
+
+
+def test_a_damaged_header_whose_error_is_no_usual_one(tmp_path):
+    """A TIFF whose offset of the pixels is a fraction: Pillow raises TypeError."""
+    path = tmp_path / "a.tif"
+    Image.new("L", (24, 20)).save(path)
+    offsets, fraction = struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 11)
+    content = path.read_bytes()
+    assert content.count(offsets) == 1 and content.startswith(b"II")
+    path.write_bytes(content.replace(offsets, fraction))
+    with pytest.raises(ValueError, match=r"a\.tif: empty, corrupt or not an image"):
+        read_image(str(path))
 
 
 def test_pipes_and_folders_are_no_images(tmp_path):
