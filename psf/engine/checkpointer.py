@@ -211,8 +211,8 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         """
         check_weights(path)
         file = path.partition("?")[0]
-        if file:
-            local_path(file)
+        if file and not os.path.isfile(local_path(file)):
+            raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS)")
         if not file and not self.checkpointables and comm.is_main_process():
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
         self._resumes = checkpointables is None and bool(self.checkpointables)

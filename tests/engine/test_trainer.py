@@ -129,7 +129,7 @@ class TestViews:
     ):
         monkeypatch.setattr(PsfTestColorModel, "forward", None)
         args = parse_args(*words, "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()")
-        with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES is \(\)"):
+        with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES is empty"):
             main(args)
 
     def test_has_its_own_files_and_sizes(self, mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -45,8 +45,8 @@ RUNS: dict[str, dict[str, Any]] = {
 DEAD = "MODEL.PSF.MATCHER.NAME"
 
 
-# Keys of Detectron2 that other code than the builders reads: its set-up, a sampler, and the end of training.
-READ_ELSEWHERE = ("CUDNN_BENCHMARK", "SEED", "VERSION", "DATALOADER.REPEAT_*", "TEST.EXPECTED_RESULTS")
+# Keys of Detectron2 that other code than the builders reads: its set-up, a sampler, the end of training, its mapper.
+READ_ELSEWHERE = ("CUDNN_BENCHMARK", "SEED", "VERSION", "DATALOADER.REPEAT_*", "TEST.EXPECTED_RESULTS", "MODEL.MASK_ON")
 
 
 def matches(key: str, patterns: Iterable[str]) -> bool:
