@@ -21,12 +21,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults.annotations import ANNOTATIONS
 from tests.faults.mutations import CANARY
-from tests.faults.readers import READERS, Reader
+from tests.faults.pictures import PICTURES
+from tests.faults.reader import Reader
 from tests.faults.report import Scenario
+from tests.faults.run_inputs import RUN_INPUTS
 from tests.faults.sandbox import Sandbox
 
-__all__ = ["fuzz"]
+__all__ = ["READERS", "fuzz"]
+
+READERS = (*ANNOTATIONS, *PICTURES, *RUN_INPUTS)
+assert sum(reader.share for reader in READERS) == 1000
 
 BATCH = 500  # inputs of one process
 MEMORY = 8 << 30  # bytes of address space of a process, of which torch takes half

@@ -13,12 +13,12 @@ import pytest
 
 from psf.errors import UserError
 from tests.faults import fuzz as fuzz_module
-from tests.faults.fuzz import fuzz
+from tests.faults.__main__ import fault_trainings
+from tests.faults.fuzz import READERS, fuzz
 from tests.faults.kills import MAX_ITER, Reference, compare
 from tests.faults.mutations import CANARY
-from tests.faults.readers import READERS, Reader
+from tests.faults.reader import Reader
 from tests.faults.report import Scenario, table
-from tests.faults.trainings import fault_trainings
 from tests.forked_training import Runs
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="faults are made in Linux' terms")
@@ -52,7 +52,7 @@ def write_elsewhere() -> None:
 
 
 def crash() -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def compute_for_ever() -> None:
@@ -74,7 +74,7 @@ def refuse() -> None:
         (unpickle, "executed: pickle.find_class \"('posix', 'mkdir')\""),
         (lambda: os.system("true"), "executed: os.system"),
         (write_elsewhere, "outside of the output folder: open '../elsewhere'"),
-        (crash, "the process ended with -11"),
+        (crash, "the process ended with -9"),
         (compute_for_ever, "hangs"),
         (divide, "traceback: ZeroDivisionError"),
         (refuse, None),
