@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocess
 # Scripts of `make bench`, with their numbers of rounds.
 BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9
 
-.PHONY: help setup lock licenses quickstart test test-all check lint types docs bench gpu-check clean
+.PHONY: help setup lock licenses quickstart test test-all test-faults check lint types docs bench gpu-check clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (VENV=path: into this environment; VENV=: into the active one)"
@@ -23,6 +23,7 @@ help:
 	@echo "make licenses    check the licenses of all installed packages: licenses.md"
 	@echo "make quickstart  train on generated scenes, evaluate, draw: output/quickstart"
 	@echo "make test        all tests except slow ones (make test-all: including them)"
+	@echo "make test-faults kill, damage, fill disks, give hostile files; print what is lost (at most 10 minutes)"
 	@echo "make check       lint, types, test"
 	@echo "make docs        build the documentation: site/index.html"
 	@echo "make bench       run all benchmarks on the CPU, in minutes: benchmarks/results"
@@ -57,6 +58,10 @@ test: setup
 
 test-all: setup
 	$(PYTEST) -m "not gpu"
+
+# In fewer tries on a busy machine. docs/reliability.md has the table of a longer run.
+test-faults: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults --seconds 450
 
 check: lint types test
 

@@ -217,7 +217,7 @@ def _check_memo(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         for operation, number, _ in pickletools.genops(file):
-            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > size:
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (number or 0) > size:
                 raise UserError(f"{path}: damaged (its {size} bytes have an object of number {number}): {DOWNLOAD}")
 
 

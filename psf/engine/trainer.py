@@ -347,10 +347,17 @@ class Trainer(DefaultTrainer):
             )
 
     def after_train(self) -> None:
-        """Detectron2's hooks, but no evaluation after a failure: an error there would hide the first one."""
-        if self.iter < self.max_iter:
-            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
-        super().after_train()
+        """Detectron2's hooks; after a failure no evaluation, and no error of a hook, which would hide the first one."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if not isinstance(hook, EvalHook):
+                try:
+                    hook.after_train()
+                except Exception as error:  # such as Detectron2's division by the 0 iterations since the last line
+                    logger.warning("At the end of the failed training: %s: %s", type(error).__name__, error)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:

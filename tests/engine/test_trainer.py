@@ -12,12 +12,11 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from psf import add_psf_config
 from psf.engine import Checkpointer, Trainer, build_config, build_optimizer, main, setup
-from psf.engine.results import MetricsWriter
 from psf.engine.train_step import TrainStep
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
@@ -420,15 +419,17 @@ def test_full_disk_is_one_line(
 def test_full_disk_is_one_line_in_other_files(
     mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Such as metrics.json: Detectron2's loop logs such an error with its traceback."""
+    """Such as metrics.json: Detectron2's loop logs the error with its traceback, and its writers fail once more."""
+    errors: list[Exception] = [ZeroDivisionError("float division by zero"), OSError(errno.EFBIG, "File too large")]
 
-    def write(self: MetricsWriter) -> None:
-        raise OSError(errno.EFBIG, "File too large")
+    class Writer(EventWriter):
+        def write(self) -> None:
+            raise errors.pop()
 
-    monkeypatch.setattr(MetricsWriter, "write", write)
+    monkeypatch.setattr(Trainer, "build_writers", lambda self: [Writer()])
     with pytest.raises(ValueError, match=r"^[^\n]*output cannot be written \(File too large\)"):
         main(parse_args())
-    assert "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
+    assert not errors and "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
 
 
 def test_weights_that_are_not_finite_are_not_saved(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import shutil
@@ -20,12 +21,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults.annotations import ANNOTATIONS
 from tests.faults.mutations import CANARY
-from tests.faults.readers import READERS, Reader
+from tests.faults.pictures import PICTURES
+from tests.faults.reader import Reader
 from tests.faults.report import Scenario
+from tests.faults.run_inputs import RUN_INPUTS
 from tests.faults.sandbox import Sandbox
 
-__all__ = ["fuzz"]
+__all__ = ["READERS", "fuzz"]
+
+READERS = (*ANNOTATIONS, *PICTURES, *RUN_INPUTS)
+assert sum(reader.share for reader in READERS) == 1000
 
 BATCH = 500  # inputs of one process
 MEMORY = 8 << 30  # bytes of address space of a process, of which torch takes half
@@ -60,7 +67,7 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: float | None = None) -> list[Scenario]:
+def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: float = math.inf) -> list[Scenario]:
     """Try inputs with all readers; a row for each.
 
     Args:
@@ -68,9 +75,9 @@ def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: flo
         seed: of the inputs.
         folder: for inputs, and for those that were lost: lost/READER_NUMBER.
         num_workers: processes at a time.
-        seconds: after which no further batch is started; None: no limit.
+        seconds: after which no further batch is started.
     """
-    end = time.monotonic() + (seconds or float("inf"))
+    end = time.monotonic() + seconds
     scenarios = {reader.name: Scenario(f"fuzz: {reader.name}") for reader in READERS}
     batches, workers = _batches(number, seed), []
     lost = folder / "lost"

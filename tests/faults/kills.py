@@ -108,12 +108,12 @@ def kill(
         one_rank: kill one process only; the others must end by themselves.
     """
     num_runs = 0
-    while scenario.tries < number:
+    while scenario.goes_on(number):
         num_runs += 1
         name = f"{'rank' if one_rank else 'killed'}_{reference.num_processes}_{num_runs}"
         lost = None
         is_ended = False
-        while scenario.tries < number and not is_ended and lost is None:
+        while scenario.goes_on(number) and not is_ended and lost is None:
             before = tagged(runs.folder / name)
             running = runs.start("--resume", *reference.words, output=name, num_processes=reference.num_processes)
             time.sleep(chance.uniform(0, reference.seconds))
@@ -135,7 +135,7 @@ def kill(
 def kill_while_saving(scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random) -> None:
     """A training kills itself before or after a call of the file system, in the middle of a save; and so on."""
     name, num_runs = "", 0
-    for _ in range(number):
+    while scenario.goes_on(number):
         if not name or tagged(runs.folder / name) == MAX_ITER - 1:
             if name and (lost := finish(runs, name, reference)):
                 scenario.count(lost)
@@ -187,8 +187,8 @@ def damage_checkpoints(
     scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random
 ) -> None:
     """Damage the newest checkpoint or the tag of a killed run; `--resume` names it and takes the newest sound one."""
-    for count in range(number):
-        name = half_run(runs, reference, f"damaged_{count}")
+    while scenario.goes_on(number):
+        name = half_run(runs, reference, f"damaged_{scenario.tries}")
         what = _damage(runs.folder / name, chance)
         lost = finish(runs, name, reference, must_warn="NOT USED: ")
         scenario.count(lost and f"{what}: {lost}")

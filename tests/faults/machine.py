@@ -61,8 +61,8 @@ def _fail_and_finish(
 
 def limit_file_size(scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random) -> None:
     """The system refuses to make any file longer than some bytes, fewer than a checkpoint has."""
-    for count in range(number):
-        name = f"limited_{count}"
+    while scenario.goes_on(number):
+        name = f"limited_{scenario.tries}"
         limit = chance.randrange(BATCH_SIZE, CHECKPOINT_SIZE)
         fail = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
         _fail_and_finish(scenario, runs, reference, name, fail, "File too large")
@@ -70,9 +70,9 @@ def limit_file_size(scenario: Scenario, runs: Runs, reference: Reference, number
 
 def fill_disk(scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random) -> None:
     """From some moment on, what is written does not reach the disk."""
-    for count in range(number):
+    while scenario.goes_on(number):
         fail = partial(_fail_from, chance.randrange(1, 12))
-        _fail_and_finish(scenario, runs, reference, f"full_{count}", fail, "No space left on device")
+        _fail_and_finish(scenario, runs, reference, f"full_{scenario.tries}", fail, "No space left on device")
 
 
 def _fail_from(first: int) -> None:
@@ -91,9 +91,11 @@ def take_shared_memory(
     scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random
 ) -> None:
     """A worker of the loader cannot share a batch."""
-    for count in range(number):
+    while scenario.goes_on(number):
         fail = partial(_no_memory_from, chance.randrange(1, 30))
-        _fail_and_finish(scenario, runs, reference, f"memory_{count}", fail, "/dev/shm", "DATALOADER.NUM_WORKERS")
+        _fail_and_finish(
+            scenario, runs, reference, f"memory_{scenario.tries}", fail, "/dev/shm", "DATALOADER.NUM_WORKERS"
+        )
 
 
 def _no_memory_from(first: int) -> None:
@@ -112,7 +114,8 @@ def _no_memory_from(first: int) -> None:
 
 def spoil_steps(scenario: Scenario, runs: Runs, reference: Reference, number: int, chance: random.Random) -> None:
     """Losses or gradients of some iterations, or of all after one, are not finite: no such weight is ever saved."""
-    for count in range(number):
+    while scenario.goes_on(number):
+        count = scenario.tries
         name, is_for_ever = f"spoiled_{count}", count % 3 == 2
         first = chance.randrange(MAX_ITER // 2)
         spoiled = set(range(first, MAX_ITER)) if is_for_ever else set(chance.sample(range(MAX_ITER), 4))
@@ -152,19 +155,20 @@ def _spoil(iterations: set[int], what: str) -> None:
 
 def take_port(scenario: Scenario, runs: Runs, reference: Reference, number: int) -> None:
     """Another program has the port of --dist-url."""
-    for count in range(number):
+    while scenario.goes_on(number):
+        name = f"port_{scenario.tries}"
         with socket.create_server(("127.0.0.1", 0)) as other:
             url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
             words = (f"--dist-url={url}", "--num-processes=2", *reference.words)
-            codes = runs.start(*words, output=f"port_{count}").wait(PATIENCE)
-        scenario.count(one_line(runs, f"port_{count}", codes, url, "Address already in use"))
+            codes = runs.start(*words, output=name).wait(PATIENCE)
+        scenario.count(one_line(runs, name, codes, url, "Address already in use"))
 
 
 def run_side_by_side(scenario: Scenario, runs: Runs, number: int) -> None:
     """Two equal jobs of two processes, at the same time: both end, with the same weights."""
     words = ("--num-processes=2", "SEED", "1", "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "4")
-    for count in range(number):
-        names = [f"job_{count}_{job}" for job in range(2)]
+    while scenario.goes_on(number):
+        names = [f"job_{scenario.tries}_{job}" for job in range(2)]
         running = [runs.start(*words, output=name) for name in names]
         codes = [job.wait(2 * PATIENCE)[0] for job in running]
         if codes != [0, 0]:

@@ -1,0 +1,133 @@
+"""Readers of annotations: panoptic JSON, COCO instances, labelme files, label files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from PIL import Image
+
+from psf.commands import convert_dataset, validate
+from psf.data import load_panoptic_json
+from psf.data.panoptic_labels import read_panoptic_labels
+from psf.tools.dataset_conversion.sources import read_labels
+from tests.faults.pictures import encoded
+from tests.faults.reader import Reader, by_bytes, by_json, by_strategy, run_command
+from tests.mini_set import write_mini_set
+
+__all__ = ["ANNOTATIONS"]
+
+
+def prepare_mini() -> list[bytes]:
+    write_mini_set(Path("mini"))
+    return [Path("mini/panoptic.json").read_bytes()]
+
+
+def read_panoptic_json() -> None:
+    for one in load_panoptic_json("input.json", "mini/panoptic", "mini/images"):
+        if "segments_info" in one:
+            read_panoptic_labels(one["pan_seg_file_name"], one["segments_info"])
+
+
+def validate_panoptic_json() -> None:
+    places = ("--json", "input.json", "--png-root", "mini/panoptic", "--image-root", "mini/images")
+    run_command(validate.main, *places, "--html", "out/report.html", "--fix", "out/fixed.json", "--workers", "1")
+
+
+def prepare_instances() -> list[bytes]:
+    image = {"id": 1, "file_name": "a/1.png", "height": 12, "width": 16}
+    shapes: list[Any] = [
+        [[1, 1, 9, 1, 9, 9, 1, 9]],
+        {"size": [12, 16], "counts": [20, 30, 142]},
+        {"size": [12, 16], "counts": "d0n0R4"},
+        [[0, 0, 16, 0, 16, 12], [3, 3, 5, 3, 5, 5.5]],
+    ]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1 + i % 2, "segmentation": one, "iscrowd": 0, "bbox": [1, 1, 8, 8]}
+        for i, one in enumerate(shapes, 1)
+    ]
+    categories = [{"id": 1, "name": "ball", "supercategory": ""}, {"id": 2, "name": "grass"}]
+    Path("stuff.txt").write_text("7,grass\n8,sky\n")
+    content = {"images": [image, {**image, "id": 2, "file_name": "2.jpg"}], "annotations": annotations}
+    return [json.dumps({**content, "categories": categories}).encode()]
+
+
+def convert_instances() -> None:
+    convert("--instances", "input.json")
+
+
+def convert(*words: str) -> None:
+    fixed = ("--semantic-labels", "stuff.txt", "--overlap", "smaller-on-top", "--output", "out", "--workers", "1")
+    run_command(convert_dataset.main, *words, *fixed)
+
+
+def prepare_labelme() -> list[bytes]:
+    Path("labelme").mkdir()
+    Path("stuff.txt").write_text("7,grass\n8,sky\n")
+    mask = base64.b64encode(encoded(Image.new("1", (4, 4), 1), "PNG")).decode()
+    points = {
+        "polygon": [[1, 1], [9, 1], [9, 9.5]],
+        "rectangle": [[0, 0], [16, 4]],
+        "circle": [[5, 5], [8, 5]],
+        "rotation": [[0, 0], [5, 0], [5, 5], [0, 5]],
+        "mask": [[2, 2], [5, 5]],
+        "line": [[0, 0], [3, 3]],
+    }
+    shapes = [
+        {"label": "ball", "points": value, "shape_type": kind, "group_id": None, "flags": {}}
+        | ({"mask": mask} if kind == "mask" else {})
+        for kind, value in points.items()
+    ]
+    shapes.append({"label": "grass", "points": [[0, 0], [16, 0], [16, 12]], "group_id": 3})
+    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": "../labelme/1.png", "imageData": None}
+    return [json.dumps({**content, "imageHeight": 12, "imageWidth": 16}).encode()]
+
+
+def convert_labelme() -> None:
+    convert("--labelme", "labelme")
+
+
+def prepare_labels() -> list[bytes]:
+    return [b"1,ball\n2,box\n# more\n\n21,grass\n", "\ufeff1,Stra\u00dfe\r\n2,sky, blue\r\n".encode()]
+
+
+def labels_strategy(sound: list[bytes]) -> st.SearchStrategy[bytes]:
+    number = st.one_of(st.integers().map(str), st.text(max_size=4), st.sampled_from(("1", "01", "\u00b2", "9" * 30)))
+    line = st.tuples(number, st.sampled_from((",", ";", ", ", "", "\t")), st.text(max_size=8)).map("".join)
+    texts = st.lists(line, max_size=5).flatmap(
+        lambda lines: st.sampled_from(("\n", "\r\n", "\r")).map(lambda e: e.join(lines))
+    )
+    return st.one_of(st.sampled_from(sound), texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
+
+
+def read_labels_file() -> None:
+    read_labels(Path("input.txt"))
+
+
+ANNOTATIONS = (
+    Reader("panoptic JSON", 120, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
+    Reader(
+        "panoptic JSON, psf validate", 40, ("input.json",), prepare_mini, by_strategy(by_json), validate_panoptic_json
+    ),
+    Reader("panoptic JSON, damaged bytes", 60, ("input.json",), prepare_mini, by_bytes, read_panoptic_json),
+    Reader(
+        "instances JSON, psf convert-dataset",
+        90,
+        ("input.json",),
+        prepare_instances,
+        by_strategy(by_json),
+        convert_instances,
+    ),
+    Reader(
+        "labelme JSON, psf convert-dataset",
+        90,
+        ("labelme/1.json",),
+        prepare_labelme,
+        by_strategy(by_json),
+        convert_labelme,
+    ),
+    Reader("labels file", 60, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
+)
