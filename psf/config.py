@@ -116,12 +116,18 @@ SHARED_KEYS = {
 
 def _model_defaults() -> CN:
     node = CN()
-    for add_defaults in (_add_input_defaults, _add_network_defaults, _add_learning_defaults, _add_result_defaults):
+    for add_defaults in (
+        _add_backbone_defaults,
+        _add_query_defaults,
+        _add_network_defaults,
+        _add_learning_defaults,
+        _add_result_defaults,
+    ):
         add_defaults(node)
     return node
 
 
-def _add_input_defaults(node: CN) -> None:
+def _add_backbone_defaults(node: CN) -> None:
     # Modules with your own classes, such as "my_package.my_decoder". They are imported before the model is built, so
     # that their classes are registered (docs/your-own-decoder.md). `--import` adds modules to this list.
     node.IMPORTS = []
@@ -146,6 +152,8 @@ def _add_input_defaults(node: CN) -> None:
     node.SWIN.DROP_PATH = 0.2
     node.SWIN.FREEZE = []  # as TIMM.FREEZE; the first layers are "patch_embed" and "layers.0"
 
+
+def _add_query_defaults(node: CN) -> None:
     # ------------------------------------------------------------------ tokens (section 3.2)
     # Backbone features C3, C4, C5, finest first. The mask decoder attends to these levels.
     node.IN_FEATURES = ["res3", "res4", "res5"]

@@ -104,7 +104,7 @@ def _shortened(names: list[str]) -> str:
 
 def _write(content: Mapping[str, Any], target: Path) -> None:
     try:
-        with atomic_path(target) as path:
+        with atomic_path(target, durable=True) as path:
             torch.save(content, path)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise UserError(f"{target}: cannot be written ({error})") from error

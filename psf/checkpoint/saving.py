@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from psf.checkpoint.reading import read_checkpoint
-from psf.data.files import atomic_path
+from psf.data.files import atomic_path, sha256_of
 from psf.errors import UserError
 
 __all__ = [
@@ -34,7 +34,6 @@ _COMMENT_SIZE = len(_MARK) + 2 * hashlib.sha256().digest_size
 _LENGTH = struct.Struct("<H")  # of the comment; the last field before it
 _END_OF_ARCHIVE = b"PK\x05\x06"
 _END_SIZE = 22  # bytes from there to the end, without a comment
-_CHUNK = 1 << 20
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -46,7 +45,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    with atomic_path(path) as draft:
+    with atomic_path(path, durable=True) as draft:
         with draft.open("wb") as file:
             _save(dict(content), file)
         size = draft.stat().st_size - _LENGTH.size
@@ -54,7 +53,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
             file.seek(-_END_SIZE, 2)
             end = file.read()
             assert end.startswith(_END_OF_ARCHIVE) and end.endswith(_LENGTH.pack(0)), "torch.save wrote a comment"
-            checksum = _checksum(draft, size)
+            checksum = sha256_of(draft, size).encode()
             file.seek(size)
             file.write(_LENGTH.pack(_COMMENT_SIZE) + _MARK + checksum)
 
@@ -85,7 +84,7 @@ def find_damage(path: Path) -> str | None:
         if not end or length != _LENGTH.pack(len(comment)):
             return "torn or not written by torch.save"
         if comment.startswith(_MARK):
-            is_sound = comment[len(_MARK) :] == _checksum(path, size - _LENGTH.size - len(comment))
+            is_sound = comment[len(_MARK) :] == sha256_of(path, size - _LENGTH.size - len(comment)).encode()
             return None if is_sound else "its checksum is wrong"
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
@@ -96,16 +95,6 @@ def find_damage(path: Path) -> str | None:
         return f"cannot be read ({error.strerror})"
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
         return "torn or not written by torch.save"
-
-
-def _checksum(path: Path, size: int) -> bytes:
-    """SHA-256 of the first `size` bytes, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (chunk := file.read(min(size, _CHUNK))):
-            digest.update(chunk)
-            size -= len(chunk)
-    return digest.hexdigest().encode()
 
 
 class FoundCheckpoint(NamedTuple):

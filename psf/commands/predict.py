@@ -172,7 +172,15 @@ def segment_images(args: argparse.Namespace) -> int:
             try:
                 image, picture = predictor.read(str(path))
                 output = TASKS[args.task](predictor(image), predictor.metadata)
-                write_output(output, picture, source=path, folder=args.output, name=name, kinds=kinds)
+                write_output(
+                    output,
+                    picture,
+                    source=path,
+                    folder=args.output,
+                    name=name,
+                    kinds=kinds,
+                    overwrite=args.overwrite,
+                )
                 num_written += 1
             except (UserError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ __all__ = [
     "make_folder",
     "read_json",
     "remove_stale_drafts",
+    "sha256_of",
     "write_text",
 ]
 
@@ -61,6 +63,7 @@ def make_folder(path: Path, flag: str) -> None:
 
 # Folders of `atomic_path` have the names of the machine and the process in their own name.
 _DRAFT = re.compile(r"\.psf-(?P<host>.*)-(?P<process>\d+)-\w+")
+_CHUNK = 2**20  # bytes
 _LONGEST_WRITE = 3600  # seconds after which a draft is stale, whatever its process seems to do
 
 
@@ -132,26 +135,31 @@ def local_path(address: str) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary path to write a file or folder to, which then moves to `target` atomically.
 
     Missing parent folders are created. Several threads or processes may write the same target: each has its own
-    temporary path. An existing file is replaced; an existing folder stays. A file is on the disk before it replaces
-    another, so that a power failure leaves the old or the new content.
+    temporary path. An existing file is replaced; an existing folder stays. A process that is killed leaves the old or
+    the new content.
+
+    Args:
+        target: the final path.
+        durable: True: so does a power failure, because a file is on the disk before it replaces another. For what
+            cannot be made again quickly, such as checkpoints: it takes several times as long as a small file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".psf-{socket.gethostname()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         path = Path(folder, target.name)
         yield path
-        if path.is_file():
+        if durable and path.is_file():
             _flush_to_disk(path)
         try:
             os.replace(path, target)
         except OSError:
             if not (path.is_dir() and target.is_dir()):  # otherwise another process has written the same content
                 raise
-        if os.name == "posix":  # elsewhere folders cannot be opened
+        if durable:
             _flush_to_disk(target.parent)
 
 
@@ -195,10 +203,20 @@ def _is_other_process(number: int) -> bool:
     return True
 
 
-def write_text(target: Path, text: str) -> None:
+def write_text(target: Path, text: str, *, durable: bool = False) -> None:
     """Write a text file in UTF-8 with `atomic_path`: readers get either the old or the new file."""
-    with atomic_path(target) as path:
+    with atomic_path(target, durable=durable) as path:
         path.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: str | os.PathLike[str], size: int | None = None) -> str:
+    """SHA-256 of a file or of its first `size` bytes, in hexadecimal digits; a large file takes little memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_CHUNK if size is None else min(_CHUNK, size)):
+            digest.update(part)
+            size = None if size is None else size - len(part)
+    return digest.hexdigest()
 
 
 def cache_root() -> Path:
@@ -209,13 +227,13 @@ def cache_root() -> Path:
 
 @contextmanager
 def cache_path(target: Path) -> Iterator[Path]:
-    """`atomic_path` for a file or folder below `cache_root()`.
+    """A durable `atomic_path` for a file or folder below `cache_root()`, which later runs trust.
 
     Raises:
         UserError: naming PSF_CACHE, if the target cannot be written.
     """
     try:
-        with atomic_path(target) as path:
+        with atomic_path(target, durable=True) as path:
             yield path
     except OSError as error:
         raise UserError(f"cannot write {target} ({error}); set the variable PSF_CACHE to a writable folder") from error

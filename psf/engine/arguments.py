@@ -22,7 +22,7 @@ from psf.config import add_psf_config, import_user_modules
 from psf.config_checks import check_config, warn_of_keys_without_effect
 from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
-from psf.data.own_files import check_replaceable
+from psf.data.own_files import check_replaceable, is_own
 from psf.engine.num_queries import resolve_num_queries
 from psf.errors import UserError
 from psf.output.run_folder import (
@@ -181,9 +181,9 @@ def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool
         prepare_run_folder(folder, resume=args.resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
     else:
         check_replaceable([folder / CONFIG_FILE], overwrite=overwrite, way_out=WAY_OUT)
-    is_kept = args.resume and (folder / CONFIG_FILE).is_file() if is_training else has_checkpoints(folder)
+    is_kept = args.resume and is_own(folder / CONFIG_FILE) if is_training else has_checkpoints(folder)
     if not is_kept:
-        write_config_file(cfg)
+        write_config_file(cfg, overwrite=overwrite)
 
 
 def _log_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -177,7 +177,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As Detectron2's, but never a torn file."""
-        write_text(Path(self.save_dir, TAG), last_filename_basename)
+        write_text(Path(self.save_dir, TAG), last_filename_basename, durable=True)
 
     def _parameters(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters()}

@@ -185,7 +185,7 @@ def drop_later_metrics(folder: str, num_iterations: int, *, is_finished: bool) -
         is_evaluation = line["iteration"] == num_iterations and "lr" not in line  # training always has a learning rate
         if line["iteration"] < num_iterations or (is_evaluation and not is_finished):
             kept.append(f"{text}\n")
-    write_text(path, "".join(kept))
+    write_text(path, "".join(kept), durable=True)
 
 
 def _parse_metrics(text: str) -> dict[str, Any] | None:

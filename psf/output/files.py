@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from psf.data.own_files import check_replaceable, is_own, own_path, write_own_text
+from psf.data.own_files import check_replaceable, own_path, write_own_text
+from psf.errors import UserError
 from psf.output.task_output import TaskOutput
 
 __all__ = ["FILE_KINDS", "check_output", "write_output"]
@@ -24,7 +25,8 @@ FILE_KINDS = {
     "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) of each segment",
 }
 
-MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # names of _write_masks
+MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # ID_CLASS.png
+NOT_IN_NAMES = re.compile(r"[^\w-]+")
 
 
 def check_output(folder: Path, name: str, *, task: str, kinds: Collection[str], overwrite: bool = False) -> None:
@@ -36,20 +38,30 @@ def check_output(folder: Path, name: str, *, task: str, kinds: Collection[str], 
         overwrite: True: files that psf has not written may be replaced, too.
 
     Raises:
-        UserError: naming a file that psf has not written.
+        UserError: naming a file that psf has not written, or one in the place of the folder of masks.
     """
+    masks = folder / f"{name}_masks"
+    if "masks" in kinds and os.path.lexists(masks) and not os.path.isdir(masks):
+        raise UserError(f"{masks} exists, and is no folder: move it away, or choose another folder for the results")
     files = {
         "picture": [folder / f"{name}.jpg"],
         "png": [folder / f"{name}_{task}.png"],
         "json": [folder / f"{name}.json"],
-        "masks": _masks_in(folder / f"{name}_masks"),
+        "masks": _masks_in(masks),
     }
     way_out = "choose another folder for the results (--output), or use --overwrite"
     check_replaceable((file for kind in kinds for file in files[kind]), overwrite=overwrite, way_out=way_out)
 
 
 def write_output(
-    output: TaskOutput, image_rgb: np.ndarray, *, source: Path, folder: Path, name: str, kinds: Collection[str]
+    output: TaskOutput,
+    image_rgb: np.ndarray,
+    *,
+    source: Path,
+    folder: Path,
+    name: str,
+    kinds: Collection[str],
+    overwrite: bool = False,
 ) -> None:
     """Write one image's results; masks of an earlier run of the same name are removed.
 
@@ -63,12 +75,12 @@ def write_output(
         folder: an existing folder.
         name: NAME in FILE_KINDS.
         kinds: some of FILE_KINDS; `png` has no effect for instances.
+        overwrite: as for `check_output`.
 
     Raises:
-        UserError: if the results do not allow one of the files, or one of them exists and psf has not written it; then
-            no file is written.
+        UserError: if the results do not allow one of the files, or as `check_output`; then no file is written.
     """
-    check_output(folder, name, task=output.task, kinds=kinds)
+    check_output(folder, name, task=output.task, kinds=kinds, overwrite=overwrite)
     height, width = output.size
     label_file = folder / f"{name}_{output.task}.png"
     labels = output.label_image() if "png" in kinds else None
@@ -77,36 +89,35 @@ def write_output(
     if "masks" in kinds:
         _write_masks(output, records, folder / f"{name}_masks")
     if picture is not None:
-        with own_path(folder / f"{name}.jpg") as path:
+        with own_path(folder / f"{name}.jpg", overwrite=overwrite) as path:
             # Thin coloured lines and letters stay sharp.
             Image.fromarray(picture).save(path, quality=95, subsampling=0)
     if labels is not None:
-        with own_path(label_file) as path:
+        with own_path(label_file, overwrite=overwrite) as path:
             Image.fromarray(labels).save(path)
     if "json" in kinds:
         description = {"file_name": str(source), "height": height, "width": width, "task": output.task}
         if labels is not None:
             description[f"{output.task}_file_name"] = label_file.name
         text = json.dumps({**description, output.records_key: records}, indent=2)
-        write_own_text(folder / f"{name}.json", text + "\n")
+        write_own_text(folder / f"{name}.json", text + "\n", overwrite=overwrite)
 
 
 def _masks_in(folder: Path) -> list[Path]:
-    """Files with the names of masks; a file in the place of the folder is returned itself."""
-    if os.path.isdir(folder):  # False for a name that is too long, where pathlib raises
-        return [file for file in folder.iterdir() if MASK_NAME.fullmatch(file.name) and not file.is_dir()]
-    return [folder]
+    """What has the name of a mask in a folder; the folder may be missing."""
+    if not os.path.isdir(folder):  # False for a name that is too long, where pathlib raises
+        return []
+    return sorted(path for path in folder.iterdir() if MASK_NAME.fullmatch(path.name) and not path.is_dir())
 
 
 def _write_masks(output: TaskOutput, records: list[dict[str, Any]], folder: Path) -> None:
-    """Write a mask for each record, and store its file name in the record."""
+    """Write a mask for each record instead of those in the folder, and store its file name in the record."""
     folder.mkdir(exist_ok=True)
-    for file in _masks_in(folder):
-        if is_own(file):
-            file.unlink()
+    for mask in _masks_in(folder):
+        mask.unlink()  # `check_output` has allowed it
     for record in records:
         # 60 letters take at most 240 bytes; file systems allow names of 255 bytes.
-        name = re.sub(r"[^\w-]+", "_", record["class"])[:60]
-        with own_path(folder / f"{record['id']}_{name}.png") as path:
+        name = f"{record['id']}_{NOT_IN_NAMES.sub('_', record['class'])[:60]}.png"
+        with own_path(folder / name) as path:
             Image.fromarray(output.mask(record)).save(path)
-        record["mask_file_name"] = f"{folder.name}/{record['id']}_{name}.png"
+        record["mask_file_name"] = f"{folder.name}/{name}"

@@ -115,13 +115,13 @@ def choose_evaluation_folder(cfg: CfgNode, name: str) -> Path:
         number += 1
 
 
-def write_config_file(cfg: CfgNode) -> None:
+def write_config_file(cfg: CfgNode, *, overwrite: bool = False) -> None:
     """Write a config to OUTPUT_DIR/config.yaml.
 
     Raises:
-        UserError: if a file of this name exists, and psf has not written it.
+        UserError: if a file of this name exists, and psf has not written it, unless `overwrite` allows that.
     """
-    write_own_text(Path(cfg.OUTPUT_DIR, CONFIG_FILE), cfg.dump())
+    write_own_text(Path(cfg.OUTPUT_DIR, CONFIG_FILE), cfg.dump(), overwrite=overwrite, durable=True)
 
 
 def _dump(cfg: CfgNode, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from psf.data.files import (
     make_folder,
     read_json,
     remove_stale_drafts,
+    sha256_of,
     write_text,
 )
 from psf.errors import UserError
@@ -34,6 +36,22 @@ def test_a_file_appears_whole(tmp_path: Path):
         draft.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "two" and list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_only_durable_files_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool):
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    write_text(tmp_path / "a.txt", "text", durable=durable)
+    assert len(flushed) == 2 * durable  # the file and its folder
+
+
+def test_sha256_of_a_file_and_of_its_beginning(tmp_path: Path):
+    path, content = tmp_path / "a.npy", bytes(range(256)) * 5000  # more than one part
+    path.write_bytes(content)
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+    for size in (0, 10, 2**20, 2**20 + 1, len(content)):
+        assert sha256_of(str(path), size) == hashlib.sha256(content[:size]).hexdigest(), size
 
 
 def test_drafts_of_dead_processes_are_removed(tmp_path: Path):

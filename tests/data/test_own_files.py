@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -33,8 +35,71 @@ def test_psf_replaces_its_own_files_and_no_others(tmp_path: Path, caplog: pytest
     assert "writing" in caplog.text
     own.write_text("two, with notes")
     assert not is_own(own) and free_name(own) == tmp_path / "own_2.txt"
-    check_replaceable([own, theirs], overwrite=True, way_out="")
-    assert is_own(own) and is_own(theirs)
+
+
+def test_a_file_to_overwrite_is_the_user_s_until_it_is_replaced(tmp_path: Path):
+    target, film = tmp_path / "a.txt", tmp_path / "film.mp4"
+    for path in (target, film):
+        path.write_text("mine")
+    check_replaceable([target, film], overwrite=True, way_out="")
+    with pytest.raises(KeyboardInterrupt), own_path(target, overwrite=True):
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError), recorded(film):
+        raise RuntimeError  # before the library opens the file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_own_text(target, "new", overwrite=True)
+    assert not is_own(target) and not is_own(film)
+    write_own_text(target, "new", overwrite=True)
+    assert is_own(target) and target.read_text() == "new"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="--overwrite does not replace"):
+        write_own_text(tmp_path / "folder", "new", overwrite=True)
+
+
+def test_an_earlier_content_that_the_user_restored_is_the_user_s(tmp_path: Path):
+    target = tmp_path / "a.txt"
+    for text in ("one", "two"):
+        write_own_text(target, text)
+    target.write_text("one")
+    assert not is_own(target)
+
+
+def test_the_manifest_is_read_once_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """N files take N steps; lines of other processes, half a line, and a manifest that is replaced are noticed."""
+    target, manifest = tmp_path / "a.txt", tmp_path / ".psf-files"
+    manifest.write_bytes(b"".join(b"%064x  file%d.png\n" % (number, number) for number in range(1000)))
+    write_own_text(target, "text")
+    line = manifest.read_bytes().splitlines(keepends=True)[-1]
+    num_read, read = 0, io.BufferedReader.read
+
+    class Counting(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal num_read
+            content = read(self, size)
+            num_read += len(content)
+            return content
+
+    def opened(path: Path, mode: str, *_: int, **options: Any) -> Any:
+        return Counting(io.FileIO(path)) if mode == "rb" and path == manifest else open(path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        for number in range(20):
+            write_own_text(tmp_path / f"new{number}.txt", "text")
+    assert num_read <= 21 * (len(line) + 5)
+
+    (tmp_path / "b.txt").write_text("text")
+    with manifest.open("ab") as file:  # another process
+        file.write(line.replace(b"a.txt", b"b.txt") + b"half a li")
+    assert is_own(tmp_path / "b.txt")
+    write_own_text(tmp_path / "c.txt", "text")
+    assert is_own(tmp_path / "c.txt") and is_own(target)
+    manifest.write_bytes(line)
+    assert is_own(target) and not is_own(tmp_path / "c.txt")
+    manifest.unlink()
+    assert not is_own(target)
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "broken link", "pipe"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from psf.data.dataset_check import check_dataset
-from psf.data.files import write_text
+from psf.data.files import sha256_of, write_text
 from psf.data.panoptic_format import image_key
 from psf.data.registration import PanopticSet
 from psf.errors import UserError
@@ -67,7 +66,6 @@ def validate_panoptic(
         return check_annotation(annotation, image, is_thing, png_root, image_root)
 
     better: dict[int, dict[str, Any]] = {}  # by id() of an image's or an annotation's entry
-    num_all_void = num_turned = 0
     checked = thread_map(
         check, lists.annotations, tqdm_class=tqdm, max_workers=workers, disable=not show_progress, unit="image"
     )
@@ -76,28 +74,35 @@ def validate_panoptic(
             image = lists.images[image_key(annotation["image_id"])]
             better[id(annotation)] = one.annotation
             better[id(image)] = image if one.size is None else {**image, "height": one.size[0], "width": one.size[1]}
-        report.faults += one.faults
-        report.num_segments += len(one.annotation["segments_info"])
-        report.num_crowds += one.num_crowds
-        report.num_pixels += one.num_pixels
-        report.num_void += one.num_void
-        num_turned += one.is_turned
-        num_all_void += 0 < one.num_pixels == one.num_void
-        for category_id in one.segments.keys() & classes.keys():
-            classes[category_id].segments += one.segments[category_id]
-            classes[category_id].images += 1
-            classes[category_id].pixels += one.areas[category_id]
-    if num_all_void:
-        report.notes.append(number_of(num_all_void, "image is entirely void", "images are entirely void"))
-    if num_turned:
-        turned = number_of(num_turned, "image is turned", "images are turned")
-        report.notes.append(
-            f"{turned} by EXIF orientation, as in training; sizes and PNGs belong to the image as turned"
-        )
+        _count(one, report, classes)
+    report.notes += _notes_on_images(checked)
     if any(fault.is_fixable for fault in report.faults):
         lists_of_json = ("images", "annotations", "categories")
         report.corrected = {**content, **{key: _without_copies(content[key], better) for key in lists_of_json}}
     return report
+
+
+def _count(one: CheckedAnnotation, report: ValidationReport, classes: Mapping[int, ClassCount]) -> None:
+    """Add one image to the counts of the set and of its classes (by category id)."""
+    report.faults += one.faults
+    report.num_segments += len(one.annotation["segments_info"])
+    report.num_crowds += one.num_crowds
+    report.num_pixels += one.num_pixels
+    report.num_void += one.num_void
+    for category_id in one.segments.keys() & classes.keys():
+        classes[category_id].segments += one.segments[category_id]
+        classes[category_id].images += 1
+        classes[category_id].pixels += one.areas[category_id]
+
+
+def _notes_on_images(checked: Sequence[CheckedAnnotation]) -> list[str]:
+    notes = []
+    if num_all_void := sum(0 < one.num_pixels == one.num_void for one in checked):
+        notes.append(number_of(num_all_void, "image is entirely void", "images are entirely void"))
+    if num_turned := sum(one.is_turned for one in checked):
+        turned = number_of(num_turned, "image is turned", "images are turned")
+        notes.append(f"{turned} by EXIF orientation, as in training; sizes and PNGs belong to the image as turned")
+    return notes
 
 
 def _as_bool(flag: int | None) -> bool | None:
@@ -145,7 +150,7 @@ def shared_images(sets: Sequence[PanopticSet]) -> list[str]:
     files = [[file for file in _image_files(one) if os.path.isfile(file)] for one in sets]
     sizes = Counter(size for of_set in files for size in {os.path.getsize(file) for file in of_set})
     known = [
-        {_digest(file): file for file in of_set if sizes[os.path.getsize(file)] > 1} for of_set in files
+        {sha256_of(file): file for file in of_set if sizes[os.path.getsize(file)] > 1} for of_set in files
     ]  # of files whose size occurs in another set, too
     notes = []
     for second, others in enumerate(known):
@@ -162,10 +167,6 @@ def shared_images(sets: Sequence[PanopticSet]) -> list[str]:
 def _image_files(one: PanopticSet) -> Iterator[str]:
     for image in check_lists(read_panoptic_content(one.json_file)).images.values():
         yield os.path.join(one.image_root, image["file_name"])
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _without_copies(entries: list[Any], better: Mapping[int, dict[str, Any]]) -> list[Any]:

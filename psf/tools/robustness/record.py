@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from urllib.parse import urlparse
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from psf.data.files import write_text
+from psf.data.files import sha256_of, write_text
 from psf.errors import UserError
 
 __all__ = [
@@ -61,13 +60,7 @@ def _values(node: CfgNode, prefix: str) -> dict[str, Any]:
 def _digest(path: str) -> str | None:
     """SHA-256 of a local file; None for anything else, such as a URL."""
     file = urlparse(path)._replace(query="").geturl()  # as the checkpointer parses MODEL.WEIGHTS
-    if not os.path.isfile(file):
-        return None
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while part := content.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+    return sha256_of(file) if os.path.isfile(file) else None
 
 
 class RobustnessRecord:
@@ -94,7 +87,8 @@ class RobustnessRecord:
     def add(self, results: Mapping[str, float], corruption: str = CLEAN, severity: int | None = None) -> None:
         """Keep the results of one evaluation, and rewrite the file."""
         self._results[_key(corruption, severity)] = {name: float(value) for name, value in results.items()}
-        write_text(self.path, json.dumps({"about": self.about, "results": self._results}, indent=2))
+        content = json.dumps({"about": self.about, "results": self._results}, indent=2)
+        write_text(self.path, content, durable=True)  # an evaluation takes minutes to hours
 
     def figures(self, corruption: str, severities: Sequence[int], metric: str = "PQ") -> list[float | None]:
         """One value of the metric per severity; None if not measured yet."""
