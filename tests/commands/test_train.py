@@ -63,9 +63,8 @@ def test_damaged_file(
         assert json.loads((tmp_path / "output/results.json").read_text())["unreadable"] == {"images": 4}
     else:
         assert re.fullmatch(
-            rf"error: {mini_root}/images/[1-4]\.png: empty, corrupt or not an image \(.*\); expected PNG, JPEG, TIFF or "
-            r"the like \(2 images cannot be read; "
-            r"DATALOADER\.MAX_UNREADABLE_SHARE allows 1\)",
+            rf"error: {mini_root}/images/[1-4]\.png: empty, corrupt or not an image \(.*\); expected PNG, JPEG, "
+            r"TIFF or the like \(2 images cannot be read; DATALOADER\.MAX_UNREADABLE_SHARE allows 1\)",
             line,
         )
 
