@@ -77,7 +77,7 @@ def test_it_is_trained_and_used(
 ) -> None:
     """Two processes train, each of which imports the module; the config that they write needs no flag."""
     [command] = re.findall(r"```sh\n(.*?)\n```", page, re.S)
-    program, train, *words = shlex.split(command)
+    program, train, *words = shlex.split(command.replace("\\\n", " "))
     assert (program, train) == ("psf", "train")
     mini = tmp_path / "mini"
     write_mini_set(mini)

@@ -20,6 +20,7 @@ from psf.output.run_folder import (
     lock_folder,
     prepare_run_folder,
     unlock_folder,
+    write_config_file,
 )
 from tests.conftest import REPOSITORY
 
@@ -64,8 +65,11 @@ def test_a_config_of_the_user_stays(tmp_path: Path, resume: bool):
     config.write_text("# my notes\n")
     with pytest.raises(UserError, match=r"config\.yaml exists, and psf has not written it.*--overwrite"):
         check_run_folder(tmp_path, resume=resume, overwrite=False)
-    config.unlink()
-    write_own_text(config, "A: 1\n")
+    prepare_run_folder(tmp_path, resume=resume, overwrite=True, weights="")
+    unlock_folder(tmp_path)
+    assert config.read_text() == "# my notes\n" and not is_own(config)  # until it is replaced
+    write_config_file(CfgNode({"OUTPUT_DIR": str(tmp_path)}), overwrite=True)
+    assert is_own(config)
     check_run_folder(tmp_path, resume=resume, overwrite=False)
 
 
