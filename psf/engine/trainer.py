@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -186,7 +186,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.last_saved: Path | None = None
         self._signals = StopSignals() if signals is None else signals
-        self._process_state = ProcessStateHook(self._trainer, device_type)
+        self._process_state = ProcessStateHook(self._trainer)
         self.register_hooks([*self.build_hooks(), self._process_state])
         if comm.is_main_process():
             remove_stale_drafts(Path(cfg.OUTPUT_DIR))
@@ -229,7 +229,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.merging = None
         if self.checkpointer.resumed_from is not None:
             self._continue_after(self.iter + 1, entries.get("processes", []))
-        if resume and comm.is_main_process():
+        if comm.is_main_process():
             drop_later_metrics(self.cfg.OUTPUT_DIR, self.start_iter, is_finished=self.is_finished)
         if merging is not None and self.is_finished:
             self._set_merging(merging)
@@ -302,6 +302,9 @@ class Trainer(DefaultTrainer):
         ]
         evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks.insert(evaluation, CheckpointHook.from_config(self.cfg, self._signals))
+        for hook in hooks:
+            if isinstance(hook, PreciseBN):  # its loader draws random numbers
+                hook.update_stats = unchanged_random_state()(hook.update_stats)
         model = without_ddp(self.model)
         if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
             hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # after the timer, before the writers
@@ -326,12 +329,17 @@ class Trainer(DefaultTrainer):
         together.
         """
         self.save_final()
-        self._signals.is_deferred = False  # a signal may end the search: a resumed run repeats it
+        self._signals.allow()  # a signal may end the search: a resumed run repeats it
         with unchanged_random_state():
             merging = find_merging(self.cfg, without_ddp(self.model))
+        self._signals.is_deferred = True  # until its result is saved, too
         if merging is not None:
             self._set_merging(merging, is_new=True)
             write_config(self.config_in_force)
+
+    def allow_signals(self) -> None:
+        """`StopSignals.allow`."""
+        self._signals.allow()
 
     def save_final(self) -> Path:
         """Write the checkpoint of a finished training; all processes call this together."""
@@ -420,6 +428,7 @@ class Trainer(DefaultTrainer):
         return {EMPTY_RESULT: as_numbers(summaries)}
 
     @classmethod
+    @unchanged_random_state()
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate with TEST.AUG; files of evaluators go to OUTPUT_DIR/TTA, names of results end with _TTA.
 
@@ -446,6 +455,7 @@ class _MergingTuner(HookBase):
         if self.trainer.start_iter >= self.trainer.max_iter and self.trainer.checkpointer.merging is None:
             self.trainer.tune_merging()
             self.trainer.save_final()
+            self.trainer.allow_signals()
 
     def after_step(self) -> None:
         if self.trainer.iter + 1 == self.trainer.max_iter:

@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from psf.data.files import remove_stale_drafts
-from psf.data.own_files import check_replaceable, is_own, write_own_text
+from psf.data.own_files import check_replaceable, free_name, is_own, write_own_text
 from psf.errors import UserError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check_run_folder",
     "choose_evaluation_folder",
     "has_checkpoints",
+    "holds_training",
     "lock_folder",
     "prepare_run_folder",
     "unlock_folder",
@@ -41,23 +42,30 @@ def has_checkpoints(folder: Path) -> bool:
     return any(CHECKPOINT.fullmatch(file.name) for file in _files(folder))
 
 
+def holds_training(folder: Path) -> bool:
+    """Whether a folder has checkpoints of a training, or another process trains there."""
+    try:
+        _check_lock(folder)
+    except UserError:
+        return True
+    return has_checkpoints(folder)
+
+
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Check that a training may write to a folder; changes nothing.
 
     Raises:
-        UserError: if the folder has a config.yaml that psf has not written; if it holds another training, unless that
-            is resumed; if another process trains there. `overwrite` allows the first two.
+        UserError: if another process trains there; unless with `resume` or `overwrite`, if the folder has a config.yaml
+            that psf has not written, or checkpoints of another training.
     """
     _check_lock(folder)
-    if overwrite:
+    if resume or overwrite:
         return
     check_replaceable([folder / CONFIG_FILE], way_out=WAY_OUT)
-    # A training that failed before its first metrics has left nothing to lose.
-    results = [*folder.glob("model_*.pth"), folder / "last_checkpoint", folder / "metrics.json"]
-    results = [file for file in results if file.is_file() and file.stat().st_size]
-    if results and not resume:
+    found = [name for file in _files(folder) if CHECKPOINT.fullmatch(name := file.name) or name == "last_checkpoint"]
+    if found:
         raise UserError(
-            f"OUTPUT_DIR {folder} holds another training ({results[0].name}): continue it with --resume, {WAY_OUT}"
+            f"OUTPUT_DIR {folder} holds another training ({found[0]}): continue it with --resume, {WAY_OUT}"
         )
 
 
@@ -116,12 +124,8 @@ def choose_evaluation_folder(cfg: CfgNode, name: str) -> Path:
 
 
 def write_config_file(cfg: CfgNode) -> None:
-    """Write a config to OUTPUT_DIR/config.yaml.
-
-    Raises:
-        UserError: if a file of this name exists, and psf has not written it.
-    """
-    write_own_text(Path(cfg.OUTPUT_DIR, CONFIG_FILE), cfg.dump())
+    """Write a config to OUTPUT_DIR/config.yaml, or with a warning to config_2.yaml if psf has not written that file."""
+    write_own_text(free_name(Path(cfg.OUTPUT_DIR, CONFIG_FILE)), cfg.dump())
 
 
 def _dump(cfg: CfgNode, folder: Path) -> str:

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from functools import partial
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from psf.commands import run_command
 from psf.engine import argument_parser, build_config, check_run, launch, main, setup
+from psf.engine.hooks import Stopped
 from psf.engine.launch import choose_processes, usable_cores
 from psf.errors import UserError
 from tests.conftest import RunPython
@@ -255,6 +257,35 @@ def test_a_fault_in_another_process_keeps_its_traceback():
     args = argument_parser().parse_args(["--num-gpus", "0", "--num-processes", "2"])
     with pytest.raises(ProcessRaisedException, match="divisible by groups"):
         run_command(lambda: launch(find_fault, args))
+
+
+def end_by(end: BaseException | int, args: argparse.Namespace) -> None:
+    """One process ends alone, while the other one waits for it."""
+    if comm.get_rank() == 1:
+        if isinstance(end, BaseException):
+            raise end
+        os.kill(os.getpid(), end)
+    comm.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [
+        (Stopped(signal.SIGTERM), 128 + signal.SIGTERM, ""),  # of a training, during its setup or evaluation
+        (signal.SIGTERM, 128 + signal.SIGTERM, ""),
+        (signal.SIGKILL, 2, "error: process 1 was ended by SIGKILL, as the system does when memory runs out"),
+        (signal.SIGABRT, 2, "error: process 1 was ended by SIGABRT, as NCCL does on GPUs if one process waits"),
+    ],
+)
+def test_one_process_is_ended_by_a_signal(end: BaseException | int, code: int, line: str, capfd):
+    args = argument_parser().parse_args(["--num-gpus", "0", "--num-processes", "2"])
+    try:
+        found = run_command(lambda: launch(partial(end_by, end), args))
+    except Stopped as stopped:
+        found = stopped.code
+    assert found == code
+    errors = capfd.readouterr().err
+    assert line in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "2.5", "all"])
