@@ -24,8 +24,7 @@ from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
 from psf.data.own_files import check_replaceable
 from psf.engine.num_queries import resolve_num_queries
-from psf.errors import UserError
-from psf.output.run_folder import (
+from psf.engine.run_folder import (
     CONFIG_FILE,
     WAY_OUT,
     choose_evaluation_folder,
@@ -33,6 +32,7 @@ from psf.output.run_folder import (
     prepare_run_folder,
     write_config_file,
 )
+from psf.errors import UserError
 
 __all__ = [
     "add_import_flag",
@@ -127,7 +127,7 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
     becomes a number.
 
-    A training locks OUTPUT_DIR (`psf.output.run_folder`); `psf.engine.main` unlocks it. An evaluation writes to
+    A training locks OUTPUT_DIR (`psf.engine.run_folder`); `psf.engine.main` unlocks it. An evaluation writes to
     `output_folder`; `args.run_dir` is the OUTPUT_DIR of the config, where `--resume` finds its checkpoint.
 
     Args:

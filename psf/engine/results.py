@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventStorage,
@@ -37,6 +38,7 @@ __all__ = [
     "describe_empty_results",
     "drop_later_metrics",
     "explain_empty_results",
+    "report",
     "results_table",
     "write_results",
 ]
@@ -131,6 +133,13 @@ def write_results(folder: str, results: Mapping[str, Any]) -> Path:
     return path
 
 
+def report(folder: str, results: Mapping[str, Any]) -> None:
+    """In the main process, write results.json and log a table."""
+    if comm.is_main_process():
+        path = write_results(folder, results)
+        logger.info("Results, also in %s:\n%s", path, results_table(results))
+
+
 class MetricsWriter(JSONWriter):
     """Detectron2's writer of metrics.json, in strict JSON: numbers that are not finite become null.
 
@@ -211,10 +220,13 @@ def _parse_metrics(text: str) -> dict[str, Any] | None:
 
 
 def append_metrics(folder: str, results: Mapping[str, Any], iteration: int) -> None:
-    """Add one line to metrics.json, as Detectron2's training does: "panoptic_seg/PQ" and so on, and "iteration".
+    """In the main process, add one line to metrics.json, as Detectron2's training does.
 
-    A file of other content stays as it is; the line then goes to metrics_2.json.
+    It has "panoptic_seg/PQ" and so on, and "iteration". A file of other content stays as it is; the line then goes
+    to metrics_2.json.
     """
+    if not comm.is_main_process():
+        return
     writer = MetricsWriter(folder)
     with EventStorage(iteration) as storage:
         storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)

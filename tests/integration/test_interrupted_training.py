@@ -12,7 +12,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from psf.engine import trainer
+from psf.engine import Trainer
+from psf.engine.runs import run
 from tests.forked_training import PsfTestNoisyModel, Runs, mini_runs
 from tests.mini_set import PsfTestColorModel
 
@@ -90,14 +91,14 @@ class TestStop:
         """One process has it, while both save before an evaluation."""
 
         def stop_in_save() -> None:
-            plain = trainer.Trainer.save_checkpoint
+            plain = Trainer.save_checkpoint
 
-            def save_checkpoint(self: trainer.Trainer, *args: object) -> Path:
+            def save_checkpoint(self: Trainer, *args: object) -> Path:
                 if comm.get_rank() == 1:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return plain(self, *args)
 
-            trainer.Trainer.save_checkpoint = save_checkpoint
+            Trainer.save_checkpoint = save_checkpoint
 
         how = {"output": "saving", "num_processes": 2, "before": stop_in_save}
         codes = runs.start("DATALOADER.NUM_WORKERS", "0", **how).wait(60.0)
@@ -108,7 +109,7 @@ class TestStop:
     def test_before_the_first_iteration_there_is_nothing_to_save(self, runs: Runs):
         def stop_in_setup() -> None:
             logging.getLogger().handlers.clear()  # pytest's
-            trainer.setup = lambda args: os.kill(os.getpid(), signal.SIGTERM)
+            run.setup = lambda args: os.kill(os.getpid(), signal.SIGTERM)
 
         assert runs.train(output="early", before=stop_in_setup) == 128 + signal.SIGTERM, runs.log("early")
         [line] = runs.log("early").splitlines()

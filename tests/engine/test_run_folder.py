@@ -12,8 +12,7 @@ import pytest
 from detectron2.config import CfgNode
 
 from psf.data.own_files import is_own, write_own_text
-from psf.errors import UserError
-from psf.output.run_folder import (
+from psf.engine.run_folder import (
     LOCK_FILE,
     check_run_folder,
     choose_evaluation_folder,
@@ -23,6 +22,7 @@ from psf.output.run_folder import (
     unlock_folder,
     write_config_file,
 )
+from psf.errors import UserError
 from tests.conftest import REPOSITORY
 
 TRACES = ["model_final.pth", "model_0000009.pth", "last_checkpoint", "metrics.json", "events.out.tfevents.1.host"]
@@ -92,7 +92,7 @@ def test_each_evaluation_has_a_folder(tmp_path: Path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from psf.output.run_folder import lock_folder
+from psf.engine.run_folder import lock_folder
 lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(100)
