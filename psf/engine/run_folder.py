@@ -182,15 +182,15 @@ def _check_lock(folder: Path) -> None:
     path = (folder / LOCK_FILE).resolve()
     if path in _locks or not path.is_file():  # closing a second handle would drop this process's own lock
         return
-    file = os.open(path, os.O_RDWR)
-    _acquire(file, folder)
+    file = os.open(path, os.O_RDONLY)
+    _acquire(file, folder, fcntl.LOCK_SH)  # processes that only look do not hold each other up
     os.close(file)
 
 
-def _acquire(file: int, folder: Path) -> None:
+def _acquire(file: int, folder: Path, kind: int = fcntl.LOCK_EX) -> None:
     """Lock an open lock file; close it and raise a UserError if another process has locked it."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         owner = os.read(file, 1000).decode(errors="replace").strip() or "another process"
         os.close(file)
