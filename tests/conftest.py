@@ -57,7 +57,7 @@ def _loggers() -> Iterator[None]:
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that choose the number of processes choose one: they run in the process of the test."""
-    module = importlib.import_module("psf.engine.launch")  # psf.engine has the function under this name
+    module = importlib.import_module("psf.engine.runs.launch")  # psf.engine has the function under this name
     monkeypatch.setattr(module, "usable_cores", lambda: 1)
 
 

@@ -10,12 +10,11 @@ from psf.engine.arguments import (
 )
 from psf.engine.checkpointer import Checkpointer, build_checkpointer
 from psf.engine.evaluators import build_evaluator, panoptic_test_set
-from psf.engine.launch import launch
 from psf.engine.num_queries import resolve_num_queries
 from psf.engine.optimizer import build_optimizer
 from psf.engine.predictor import Predictor
-from psf.engine.run_check import check_run
-from psf.engine.trainer import Trainer, main
+from psf.engine.runs import check_run, launch, main
+from psf.engine.trainer import Trainer
 
 __all__ = [
     "Checkpointer",

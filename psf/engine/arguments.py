@@ -24,15 +24,15 @@ from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
 from psf.data.own_files import check_replaceable, is_own
 from psf.engine.num_queries import resolve_num_queries
-from psf.errors import UserError
-from psf.output.run_folder import (
+from psf.engine.run_folder import (
     CONFIG_FILE,
     WAY_OUT,
     choose_evaluation_folder,
-    has_checkpoints,
+    holds_training,
     prepare_run_folder,
     write_config_file,
 )
+from psf.errors import UserError
 
 __all__ = [
     "add_import_flag",
@@ -127,9 +127,8 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
     becomes a number.
 
-    A training locks OUTPUT_DIR (`psf.output.run_folder`); `psf.engine.main` unlocks it. An evaluation writes to its
-    own folder below OUTPUT_DIR, unless the command line has an OUTPUT_DIR; `args.run_dir` is the OUTPUT_DIR of the
-    config, where `--resume` finds its checkpoint.
+    A training locks OUTPUT_DIR (`psf.engine.run_folder`); `psf.engine.main` unlocks it. An evaluation writes to
+    `output_folder`; `args.run_dir` is the OUTPUT_DIR of the config, where `--resume` finds its checkpoint.
 
     Args:
         args: of `argument_parser`; Detectron2's own parser has no `overwrite`, which then is False.
@@ -159,6 +158,8 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     for name in ("fvcore", "detectron2", "psf"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     _log_run(cfg, args)
+    if _has_folder(args.opts) and args.run_dir != cfg.OUTPUT_DIR:
+        logger.warning("OUTPUT_DIR %s holds a training: the results go to %s", args.run_dir, cfg.OUTPUT_DIR)
     _warn(cfg, args.register)  # also in log.txt
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if is_training:
@@ -169,20 +170,29 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
 
 
 def output_folder(cfg: CfgNode, opts: Sequence[str], folder_name: str) -> str:
-    """Where an evaluation writes: OUTPUT_DIR if the command line has one, else a folder of its own below OUTPUT_DIR."""
-    return cfg.OUTPUT_DIR if "OUTPUT_DIR" in opts[::2] else str(choose_evaluation_folder(cfg, folder_name))
+    """Where an evaluation writes: a folder of its own below OUTPUT_DIR.
+
+    An OUTPUT_DIR on the command line is taken as it is, unless it holds a training.
+    """
+    if _has_folder(opts) and not holds_training(Path(cfg.OUTPUT_DIR)):
+        return str(cfg.OUTPUT_DIR)
+    return str(choose_evaluation_folder(cfg, folder_name))
+
+
+def _has_folder(opts: Sequence[str]) -> bool:
+    return "OUTPUT_DIR" in opts[::2]
 
 
 def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool) -> None:
-    """Check OUTPUT_DIR, lock it for a training, and write config.yaml, unless that belongs to a training."""
+    """Check OUTPUT_DIR, lock it for a training, and write config.yaml, but not over that of a run that is resumed."""
     _check_writable(cfg.OUTPUT_DIR)
     folder, overwrite = Path(cfg.OUTPUT_DIR), getattr(args, "overwrite", False)
     if is_training:
         prepare_run_folder(folder, resume=args.resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
     else:
         check_replaceable([folder / CONFIG_FILE], overwrite=overwrite, way_out=WAY_OUT)
-    is_kept = args.resume and is_own(folder / CONFIG_FILE) if is_training else has_checkpoints(folder)
-    if not is_kept:
+    config = folder / CONFIG_FILE
+    if not (is_training and args.resume and config.is_file() and (is_own(config) or not overwrite)):
         write_config_file(cfg, overwrite=overwrite)
 
 

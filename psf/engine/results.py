@@ -7,13 +7,14 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventStorage,
@@ -37,6 +38,7 @@ __all__ = [
     "describe_empty_results",
     "drop_later_metrics",
     "explain_empty_results",
+    "report",
     "results_table",
     "write_results",
 ]
@@ -131,16 +133,25 @@ def write_results(folder: str, results: Mapping[str, Any]) -> Path:
     return path
 
 
+def report(folder: str, results: Mapping[str, Any]) -> None:
+    """In the main process, write results.json and log a table."""
+    if comm.is_main_process():
+        path = write_results(folder, results)
+        logger.info("Results, also in %s:\n%s", path, results_table(results))
+
+
 class MetricsWriter(JSONWriter):
     """Detectron2's writer of metrics.json, in strict JSON: numbers that are not finite become null.
 
-    The file is opened by the first line, so that a resumed run can replace it before (`drop_later_metrics`).
+    The first line chooses the file (`metrics_path`), so that a run can move an earlier one before
+    (`drop_later_metrics`).
     """
 
     _last_write: int  # iteration
 
-    def __init__(self, json_file: str, window_size: int = 20) -> None:
-        self._path, self._window_size, self._last_write = json_file, window_size, -1
+    def __init__(self, folder: str, window_size: int = 20) -> None:
+        self._folder, self._window_size, self._last_write = folder, window_size, -1
+        self._path: Path | None = None
 
     def write(self) -> None:
         lines: dict[int, dict[str, float | None]] = {}
@@ -149,7 +160,9 @@ class MetricsWriter(JSONWriter):
             if iteration > self._last_write:
                 line = lines.setdefault(iteration, {"iteration": iteration})
                 line[name] = value if math.isfinite(value) else None
-        with open(self._path, "a", encoding="utf-8") as file:
+        if self._path is None:
+            self._path = metrics_path(self._folder)
+        with self._path.open("a", encoding="utf-8") as file:
             for iteration in sorted(lines):
                 file.write(json.dumps(lines[iteration], sort_keys=True, allow_nan=False) + "\n")
                 self._last_write = iteration
@@ -158,8 +171,18 @@ class MetricsWriter(JSONWriter):
         """Nothing: each call of `write` has closed the file."""
 
 
+def metrics_path(folder: str, *, or_half_a_line: bool = False) -> Path:
+    """metrics.json in a folder, or metrics_2.json and so on if that file has other content (`_holds_metrics`)."""
+    return next(path for path in _metrics_paths(folder) if not path.exists() or _holds_metrics(path, or_half_a_line))
+
+
+def _metrics_paths(folder: str) -> Iterator[Path]:
+    yield Path(folder, "metrics.json")
+    yield from (Path(folder, f"metrics_{number}.json") for number in itertools.count(2))
+
+
 def drop_later_metrics(folder: str, num_iterations: int, *, is_finished: bool) -> None:
-    """Remove from metrics.json what a resumed run writes again, and what a killed run has left of a line.
+    """Remove from metrics.json what a run writes again, and what a killed run has left of a line.
 
     A file of other content stays as it is. Without any iteration to continue from, the lines of the earlier run are not
     lost: the file becomes metrics_2.json, or metrics_3.json and so on.
@@ -169,13 +192,12 @@ def drop_later_metrics(folder: str, num_iterations: int, *, is_finished: bool) -
         num_iterations: of the checkpoint; lines of later iterations are removed, but not the evaluation after them.
         is_finished: whether no iterations are left: the evaluation is repeated, too.
     """
-    path = Path(folder, "metrics.json")
-    if not path.is_file() or not _holds_metrics(path, or_half_a_line=True):
+    path = metrics_path(folder, or_half_a_line=True)
+    if not path.is_file():
         return
     if not num_iterations:
         if path.stat().st_size:
-            names = (Path(folder, f"metrics_{number}.json") for number in itertools.count(2))
-            path.replace(next(name for name in names if not name.exists()))
+            path.replace(next(name for name in _metrics_paths(folder) if not name.exists()))
         return
     kept = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -198,22 +220,21 @@ def _parse_metrics(text: str) -> dict[str, Any] | None:
 
 
 def append_metrics(folder: str, results: Mapping[str, Any], iteration: int) -> None:
-    """Add one line to metrics.json, as Detectron2's training does: "panoptic_seg/PQ" and so on, and "iteration".
+    """In the main process, add one line to metrics.json, as Detectron2's training does.
 
-    A file of other content stays as it is; the line then goes to metrics_2.json.
+    It has "panoptic_seg/PQ" and so on, and "iteration". A file of other content stays as it is; the line then goes
+    to metrics_2.json.
     """
-    path, number = Path(folder, "metrics.json"), 1
-    while path.exists() and not _holds_metrics(path):
-        number += 1
-        path = Path(folder, f"metrics_{number}.json")
-    writer = MetricsWriter(str(path))
+    if not comm.is_main_process():
+        return
+    writer = MetricsWriter(folder)
     with EventStorage(iteration) as storage:
         storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
         writer.write()
     writer.close()
 
 
-def _holds_metrics(path: Path, *, or_half_a_line: bool = False) -> bool:
+def _holds_metrics(path: Path, or_half_a_line: bool) -> bool:
     """Whether the first line of a file is one of Detectron2's metrics; a file without lines may become one.
 
     With `or_half_a_line`, also whether the file is only the beginning of such a line.
@@ -255,7 +276,7 @@ def build_writers(folder: str, max_iter: int, first_iteration: Callable[[], int]
         max_iter: for the remaining time in the log.
         first_iteration: of the run, for `CurvesWriter`.
     """
-    writers: list[EventWriter] = [CommonMetricPrinter(max_iter), MetricsWriter(str(Path(folder, "metrics.json")))]
+    writers: list[EventWriter] = [CommonMetricPrinter(max_iter), MetricsWriter(folder)]
     try:
         importlib.import_module("torch.utils.tensorboard")
         writers.append(CurvesWriter(folder, first_iteration))

@@ -26,14 +26,16 @@ from psf.data.loaders import why_workers_failed
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
 
-__all__ = ["TrainStep", "any_process", "autocast_dtype", "is_of_lost_process", "without_ddp"]
+__all__ = ["TrainStep", "any_process", "autocast_dtype", "is_of_lost_process", "is_of_timeout", "without_ddp"]
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FOLDER = "skipped_steps"  # in OUTPUT_DIR: inputs of steps that were skipped
 MAX_STORED_STEPS = 5
 MAX_NAMES = 3  # of parameters in a message
-TIMED_OUT = "Timed out waiting"  # in gloo's errors
+# Texts in the errors of gloo and of NCCL.
+TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout")
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited or there was a network error")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -58,8 +60,12 @@ def any_process(*flags: bool, device_type: str) -> list[bool]:
 
 def is_of_lost_process(error: BaseException | None) -> bool:
     """Whether an error says that another process of the run has ended; that one reports why."""
-    texts = ("Connection closed by peer", "Connection reset by peer")  # of gloo
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+
+
+def is_of_timeout(error: BaseException | None) -> bool:
+    """Whether an error says that other processes of the run have not answered for `--collective-timeout`."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in TIMED_OUT)
 
 
 def _is_explained(error: BaseException | None) -> bool:
@@ -67,7 +73,7 @@ def _is_explained(error: BaseException | None) -> bool:
     if error is None:
         return False
     is_of_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
-    is_of_other = is_of_lost_process(error) or (isinstance(error, RuntimeError) and TIMED_OUT in str(error))
+    is_of_other = is_of_lost_process(error) or is_of_timeout(error)
     return isinstance(error, UserError) or is_of_disk or is_of_other or why_workers_failed(error) is not None
 
 

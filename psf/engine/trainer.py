@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -36,10 +35,10 @@ from psf.data import (
     without_empty_images,
 )
 from psf.data.files import remove_stale_drafts
-from psf.engine.arguments import setup, write_config
+from psf.engine.arguments import write_config
 from psf.engine.checkpointer import build_checkpointer
-from psf.engine.evaluators import build_evaluator, check_all_read, check_gt, empty_kinds, evaluate_datasets
-from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, Stopped, StopSignals
+from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds, evaluate_datasets
+from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, StopSignals
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.optimizer import build_optimizer
@@ -51,69 +50,21 @@ from psf.engine.results import (
     describe_empty_results,
     drop_later_metrics,
     explain_empty_results,
-    results_table,
+    report,
     write_results,
 )
 from psf.engine.train_step import DISK_ERRORS, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
-from psf.output.run_folder import unlock_folder
 
 __all__ = [
     "Trainer",
     "check_views",
-    "main",
 ]
 
 logger = logging.getLogger(__name__)
 
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
-
-
-def main(args: argparse.Namespace) -> Any:
-    """One process of a run: train, or evaluate with `--eval-only`. Returns the results, {} outside the main process."""
-    if not args.eval_only:
-        return _train(args)
-    cfg = setup(args)
-    if not cfg.DATASETS.TEST:
-        raise UserError("DATASETS.TEST is empty: name a dataset to evaluate on")
-    _check_datasets(cfg.DATASETS.TEST)
-    check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    model = Trainer.build_model(cfg)
-    check_views(cfg, model)
-    checkpointer = build_checkpointer(cfg, model, args.run_dir)
-    checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, model))
-        _report(cfg, results)
-    _append_metrics(cfg, results, checkpoint.get("iteration", 0))
-    if comm.is_main_process():
-        verify_results(cfg, results)
-        check_all_read(cfg, results)
-    return results
-
-
-def _train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; if a signal stops the training, one line in the log says so before `Stopped` ends the process."""
-    with StopSignals() as signals:
-        cfg = trainer = None
-        try:
-            cfg = setup(args)
-            trainer = Trainer(cfg, signals)
-            trainer.resume_or_load(resume=args.resume)
-            if not trainer.is_finished:
-                write_config(trainer.config_in_force)
-            results = trainer.train()
-            logger.info("Training is finished; the model is %s", trainer.last_saved or trainer.cfg.OUTPUT_DIR)
-            return results
-        except Stopped as stopped:
-            saved = "nothing to save: start the same command again" if trainer is None else trainer.describe_saved()
-            logger.warning("Stopped by %s: %s", stopped.signal_name, saved)
-            raise
-        finally:
-            if cfg is not None:
-                unlock_folder(Path(cfg.OUTPUT_DIR))
 
 
 class Trainer(DefaultTrainer):
@@ -152,7 +103,8 @@ class Trainer(DefaultTrainer):
             raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
         if not cfg.DATASETS.TEST:
             logger.warning("DATASETS.TEST is empty: NOTHING WILL BE EVALUATED")
-        _check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            check_dataset(name)
         check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         for name in cfg.DATASETS.TEST:
             check_gt(cfg, name)
@@ -186,7 +138,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.last_saved: Path | None = None
         self._signals = StopSignals() if signals is None else signals
-        self._process_state = ProcessStateHook(self._trainer, device_type)
+        self._process_state = ProcessStateHook(self._trainer)
         self.register_hooks([*self.build_hooks(), self._process_state])
         if comm.is_main_process():
             remove_stale_drafts(Path(cfg.OUTPUT_DIR))
@@ -214,8 +166,8 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.AUG.ENABLED:
             views = self.test_with_TTA(self.cfg, self.model)
             self._last_eval_results.update(views)
-            _report(self.cfg, self._last_eval_results)
-            _append_metrics(self.cfg, views, self.iter)
+            report(self.cfg.OUTPUT_DIR, self._last_eval_results)
+            append_metrics(self.cfg.OUTPUT_DIR, views, self.iter)
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -229,7 +181,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.merging = None
         if self.checkpointer.resumed_from is not None:
             self._continue_after(self.iter + 1, entries.get("processes", []))
-        if resume and comm.is_main_process():
+        if comm.is_main_process():
             drop_later_metrics(self.cfg.OUTPUT_DIR, self.start_iter, is_finished=self.is_finished)
         if merging is not None and self.is_finished:
             self._set_merging(merging)
@@ -302,6 +254,9 @@ class Trainer(DefaultTrainer):
         ]
         evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks.insert(evaluation, CheckpointHook.from_config(self.cfg, self._signals))
+        for hook in hooks:
+            if isinstance(hook, PreciseBN):  # its loader draws random numbers
+                hook.update_stats = unchanged_random_state()(hook.update_stats)
         model = without_ddp(self.model)
         if comm.is_main_process() and hasattr(model, "mask_health"):  # other models do not measure it
             hooks.insert(1, MaskHealthHook.from_config(self.cfg, model))  # after the timer, before the writers
@@ -326,12 +281,17 @@ class Trainer(DefaultTrainer):
         together.
         """
         self.save_final()
-        self._signals.is_deferred = False  # a signal may end the search: a resumed run repeats it
+        self._signals.allow()  # a signal may end the search: a resumed run repeats it
         with unchanged_random_state():
             merging = find_merging(self.cfg, without_ddp(self.model))
+        self._signals.is_deferred = True  # until its result is saved, too
         if merging is not None:
             self._set_merging(merging, is_new=True)
             write_config(self.config_in_force)
+
+    def allow_signals(self) -> None:
+        """`StopSignals.allow`."""
+        self._signals.allow()
 
     def save_final(self) -> Path:
         """Write the checkpoint of a finished training; all processes call this together."""
@@ -401,7 +361,7 @@ class Trainer(DefaultTrainer):
         """
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = evaluate_datasets(cfg, model, evaluators, cls.build_test_loader)
-        _report(cfg, results)
+        report(cfg.OUTPUT_DIR, results)
         if comm.is_main_process():
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
                 if explained := cls._explain_empty_result(cfg, model, name, empty_kinds(evaluator)):
@@ -427,6 +387,7 @@ class Trainer(DefaultTrainer):
         return {EMPTY_RESULT: as_numbers(summaries)}
 
     @classmethod
+    @unchanged_random_state()
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate with TEST.AUG; files of evaluators go to OUTPUT_DIR/TTA, names of results end with _TTA.
 
@@ -453,15 +414,11 @@ class _MergingTuner(HookBase):
         if self.trainer.start_iter >= self.trainer.max_iter and self.trainer.checkpointer.merging is None:
             self.trainer.tune_merging()
             self.trainer.save_final()
+            self.trainer.allow_signals()
 
     def after_step(self) -> None:
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self.trainer.tune_merging()
-
-
-def _check_datasets(names: Iterable[str]) -> None:
-    for name in names:
-        check_dataset(name)
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:
@@ -485,16 +442,3 @@ def check_views(cfg: CfgNode, model: nn.Module) -> None:
     """Raise a UserError if TEST.AUG cannot be run, before hours of training or evaluation."""
     if cfg.TEST.AUG.ENABLED:
         PanopticSegFormerWithTTA(cfg, model)
-
-
-def _report(cfg: CfgNode, results: Mapping[str, Any]) -> None:
-    """In the main process, write results.json and log a table."""
-    if comm.is_main_process():
-        path = write_results(cfg.OUTPUT_DIR, results)
-        logger.info("Results, also in %s:\n%s", path, results_table(results))
-
-
-def _append_metrics(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> None:
-    """In the main process, add a line to metrics.json."""
-    if comm.is_main_process():
-        append_metrics(cfg.OUTPUT_DIR, results, iteration)

@@ -1,4 +1,4 @@
-"""What psf writes: an image's results as pictures, PNGs, masks and JSON; videos; and the output folder of a run."""
+"""What psf writes: an image's results as pictures, PNGs, masks and JSON; and videos."""
 
 from psf.output.drawing import Region, draw_regions, draw_text, font_size_of, text_size
 from psf.output.files import FILE_KINDS, check_output, write_output

@@ -45,11 +45,33 @@ class TestFolders:
         assert metrics(trained / "evaluation_2")[-1]["iteration"] == 0
         assert contents(trained) == before
 
-    def test_its_config_stays_where_an_evaluation_is_sent_to_its_folder(self, trained: Path):
+    @pytest.mark.parametrize("manifest", [True, False])
+    def test_it_stays_where_an_evaluation_is_sent_to_its_folder(self, manifest: bool, trained: Path, caplog):
+        """Also without the manifest that earlier versions have not written."""
+        if not manifest:
+            (trained / ".psf-files").unlink()
+        before = contents(trained)
+        self.evaluate(trained, "--resume", "MODEL.PSF.TEST.SEMANTIC_ON", "False", "OUTPUT_DIR", str(trained))
+        assert contents(trained) == before
+        assert "sem_seg" not in json.loads((trained / "evaluation" / "results.json").read_text())
+        assert metrics(trained / "evaluation")[-1]["iteration"] == 0  # of the last checkpoint
+        assert f"OUTPUT_DIR {trained} holds a training: the results go to {trained / 'evaluation'}" in caplog.text
+
+    def test_a_folder_without_its_manifest_is_resumed(self, trained: Path, parse_args: ParseArgs, caplog):
+        (trained / ".psf-files").unlink()
         before = (trained / "config.yaml").read_bytes()
-        self.evaluate(trained, "MODEL.PSF.TEST.SEMANTIC_ON", "False", "OUTPUT_DIR", str(trained))
+        main(parse_args("--resume", "SOLVER.MAX_ITER", "2"))
         assert (trained / "config.yaml").read_bytes() == before
-        assert "sem_seg" not in json.loads((trained / "results.json").read_text())
+        assert "MAX_ITER: 2" in (trained / "config_2.yaml").read_text()
+        assert [line["iteration"] for line in metrics(trained) if "total_loss" in line] == [0, 1]
+
+    def test_metrics_of_a_training_without_a_checkpoint_are_kept(self, trained: Path, parse_args: ParseArgs):
+        first = (trained / "metrics.json").read_bytes()
+        (trained / "model_final.pth").unlink()
+        (trained / "last_checkpoint").unlink()
+        main(parse_args("SOLVER.MAX_ITER", "1"))
+        assert (trained / "metrics_2.json").read_bytes() == first
+        assert [line["iteration"] for line in metrics(trained) if "total_loss" in line] == [0]
 
     def test_a_second_training(self, trained: Path, parse_args: ParseArgs):
         before = contents(trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,6 +107,11 @@ def test_keys_that_detectron2_reads_in_the_trainer(mini: str, tmp_path: Path) ->
     assert {PreciseBN, EvalHook} <= kinds
     assert next(hook for hook in trainer._hooks if isinstance(hook, EvalHook))._period == 5
     assert trainer.scheduler._max_iter == 7
+    precise = next(hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
+    precise.trainer, before = SimpleNamespace(iter=6), torch.get_rng_state()
+    precise._num_iter = 1
+    precise.update_stats()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_expected_results_are_verified(mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

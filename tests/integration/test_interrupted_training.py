@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils import comm
 
-from psf.engine import trainer
+from psf.engine import Trainer
+from psf.engine.runs import run
 from tests.forked_training import PsfTestNoisyModel, Runs, mini_runs
 from tests.mini_set import PsfTestColorModel
 
@@ -19,6 +21,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 
 LAST = 8  # the last iteration
 KILLED, RESUMED = 6, 5  # iterations; the checkpoint has iterations 0 to 4: an odd number, for two workers
+# Killed after an evaluation, and resumed from the checkpoint before it.
+EVALUATED = ("SEED", "1", "SOLVER.CHECKPOINT_PERIOD", "100")
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +38,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         (1, 1, ("SEED", "1")),
         (2, 1, ("SEED", "1", "DATALOADER.ASPECT_RATIO_GROUPING", "False")),
         (1, 2, ("SEED", "1")),
+        (0, 1, EVALUATED),
+        (1, 1, EVALUATED),
         (0, 2, ("SEED", "1", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")),
     ],
 )
 def test_losses_after_a_kill_are_those_of_an_unbroken_run(
     runs: Runs, num_workers: int, num_processes: int, opts: tuple[str, ...]
 ):
+    killed, resumed = (5, 4) if opts == EVALUATED else (KILLED, RESUMED)
     opts = (*opts, "DATALOADER.NUM_WORKERS", str(num_workers))
-    name = f"{num_workers}_{num_processes}"
+    name = f"{num_workers}_{num_processes}_{killed}"
     assert runs.train(*opts, output=f"{name}_whole", num_processes=num_processes) == 0, runs.log(f"{name}_whole")
-    code = runs.train(*opts, output=f"{name}_broken", num_processes=num_processes, at=KILLED)
+    code = runs.train(*opts, output=f"{name}_broken", num_processes=num_processes, at=killed)
     assert code == -signal.SIGKILL, runs.log(f"{name}_broken")
     with (runs.folder / f"{name}_broken" / "metrics.json").open("a") as file:  # as if the period were shorter
-        file.write(f'{{"iteration": {KILLED}, "lr": 1}}\n{{"iter')
+        file.write(f'{{"iteration": {killed}, "lr": 1}}\n{{"iter')
     assert runs.train("--resume", *opts, output=f"{name}_broken", num_processes=num_processes) == 0, runs.log(
         f"{name}_broken"
     )
     for rank in range(num_processes):
         whole, broken = runs.losses(f"{name}_whole", rank), runs.losses(f"{name}_broken", rank)
         assert [iteration for iteration, _ in whole] == list(range(LAST + 1))
-        assert [iteration for iteration, _ in broken] == [*range(KILLED + 1), *range(RESUMED, LAST + 1)]
-        assert broken == [*whole[: KILLED + 1], *whole[RESUMED:]]
+        assert [iteration for iteration, _ in broken] == [*range(killed + 1), *range(resumed, LAST + 1)]
+        assert broken == [*whole[: killed + 1], *whole[resumed:]]
         assert len({loss for _, loss in whole}) == LAST + 1
     assert runs.metric_iterations(f"{name}_broken") == runs.metric_iterations(f"{name}_whole")
 
@@ -80,10 +87,29 @@ class TestStop:
         assert runs.losses("two", 0)[-1][0] == runs.losses("two", 1)[-1][0] == 3
         assert "model_0000003.pth is saved" in runs.log("two").splitlines()[-1]
 
+    def test_all_processes_stop_after_the_save_in_which_it_comes(self, runs: Runs):
+        """One process has it, while both save before an evaluation."""
+
+        def stop_in_save() -> None:
+            plain = Trainer.save_checkpoint
+
+            def save_checkpoint(self: Trainer, *args: object) -> Path:
+                if comm.get_rank() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return plain(self, *args)
+
+            Trainer.save_checkpoint = save_checkpoint
+
+        how = {"output": "saving", "num_processes": 2, "before": stop_in_save}
+        codes = runs.start("DATALOADER.NUM_WORKERS", "0", **how).wait(60.0)
+        assert codes == [128 + signal.SIGTERM] * 2, runs.log("saving")
+        assert runs.losses("saving")[-1][0] == 3
+        assert "model_0000003.pth is saved; continue" in runs.log("saving").splitlines()[-1]
+
     def test_before_the_first_iteration_there_is_nothing_to_save(self, runs: Runs):
         def stop_in_setup() -> None:
             logging.getLogger().handlers.clear()  # pytest's
-            trainer.setup = lambda args: os.kill(os.getpid(), signal.SIGTERM)
+            run.setup = lambda args: os.kill(os.getpid(), signal.SIGTERM)
 
         assert runs.train(output="early", before=stop_in_setup) == 128 + signal.SIGTERM, runs.log("early")
         [line] = runs.log("early").splitlines()

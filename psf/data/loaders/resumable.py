@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import random
@@ -28,28 +29,39 @@ Mapper = Callable[[dict[str, Any]], Any]
 
 
 class RandomState(NamedTuple):
-    """State of the random generators of Python, NumPy and torch's CPU in a process."""
+    """State of the random generators of Python, NumPy and torch in a process; those of GPUs if it has used one."""
 
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
     torch: np.ndarray  # no tensor: between processes it would need a file descriptor
+    gpus: tuple[np.ndarray, ...] = ()  # of each visible GPU
 
     @classmethod
     def capture(cls) -> RandomState:
         """The state of this process."""
-        return cls(random.getstate(), tuple(np.random.get_state(legacy=True)), torch.get_rng_state().numpy())
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return cls(
+            random.getstate(),
+            tuple(np.random.get_state(legacy=True)),
+            torch.get_rng_state().numpy(),
+            tuple(state.numpy() for state in gpus),
+        )
 
     def restore(self) -> None:
         """Set this process to the state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(torch.from_numpy(self.torch))
+        if torch.cuda.is_initialized():
+            for gpu, state in zip(range(torch.cuda.device_count()), self.gpus, strict=False):
+                torch.cuda.set_rng_state(torch.from_numpy(state), gpu)
 
     def as_entry(self) -> dict[str, Any]:
         """The state as tensors and plain values, for a checkpoint."""
         name, keys, *rest = self.numpy
         numpy = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
-        return {"python": self.python, "numpy": numpy, "torch": torch.from_numpy(self.torch)}
+        gpus = [torch.from_numpy(state) for state in self.gpus]
+        return {"python": self.python, "numpy": numpy, "torch": torch.from_numpy(self.torch), "gpus": gpus}
 
     @classmethod
     def of_entry(cls, entry: Mapping[str, Any]) -> RandomState:
@@ -57,7 +69,8 @@ class RandomState(NamedTuple):
         name, keys, *rest = entry["numpy"]
         version, numbers, gauss = entry["python"]
         numpy = (name, keys.numpy().astype(np.uint32), *rest)
-        return cls((version, tuple(numbers), gauss), numpy, entry["torch"].numpy())
+        gpus = tuple(state.numpy() for state in entry.get("gpus", ()))  # an earlier version has none
+        return cls((version, tuple(numbers), gauss), numpy, entry["torch"].numpy(), gpus)
 
 
 @contextmanager
@@ -141,8 +154,8 @@ class TrainingLoader:
     """Batches of one process without end: the images and random numbers of Detectron2's loader, and a state.
 
     `state_dict` describes the batches that were handed out. A new loader with this state continues with the next batch,
-    bit by bit, if it has the same numbers of processes, workers and images per batch. Without worker processes the
-    mapper uses the random state of the process, which the trainer saves and restores.
+    bit by bit, if it has the same images, sampler, and numbers of processes, workers and images per batch. Without
+    worker processes the mapper uses the random state of the process, which the trainer saves and restores.
 
     Args:
         dataset: Detectron2's dicts.
@@ -150,6 +163,7 @@ class TrainingLoader:
         make_sampler: makes the sampler of this process from `seed`.
         seed: of the sampler, the same in all processes.
         batch_size: images of this process per batch.
+        sampler_name: samplers of another name do not have the same order.
         group_by_aspect_ratio: batches have only wide or only high images.
         num_workers: worker processes.
         timeout: seconds to wait for a batch of the workers; 0: forever.
@@ -163,6 +177,7 @@ class TrainingLoader:
         seed: int,
         batch_size: int,
         *,
+        sampler_name: str,
         group_by_aspect_ratio: bool,
         num_workers: int,
         timeout: int = 0,
@@ -174,6 +189,8 @@ class TrainingLoader:
             "batch_size": batch_size,
             "num_images": len(dataset),
             "group_by_aspect_ratio": group_by_aspect_ratio,
+            "sampler": sampler_name,
+            "images": _digest(dataset),
         }
         shared = DatasetFromList(list(dataset), copy=False)  # serialized: workers share its memory
         self._stream = _Stream(shared, PicklableWrapper(mapper), make_sampler(seed=seed), batch_size)
@@ -225,20 +242,25 @@ class TrainingLoader:
             "waiting": [sample.origin.as_entry() for bucket in self._buckets for sample in bucket],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Continue after the batches of another loader; call it before the first batch.
 
         Returns:
-            Whether the next batches are exactly those of the other loader. If numbers of processes, workers or images
-            have changed, they are only further images in the same order.
+            What differs from the other loader, such as "num_workers (2, now 1)". If nothing does, the next batches are
+            exactly those of the other loader; otherwise they are further images of the same seed.
         """
         self._seed = state["seed"]
         self._stream.sampler = self._make_sampler(seed=self._seed)
         origins = [_Origin.of_entry(entry) for entry in state["origins"]]
-        if any(state[name] != value for name, value in self._shape.items()):
+        changed = [
+            f"{name} ({state[name]}, now {value})"
+            for name, value in self._shape.items()
+            if state.get(name, value) != value  # an earlier version has not stored all of them
+        ]
+        if changed:
             num_own = state["skip"] + max((origin.number + 1 for origin in origins), default=0)
             self._stream.skip = num_own * state["num_processes"] // self._shape["num_processes"]
-            return False
+            return changed
         self._stream.skip = state["skip"]
         self._origins = {origin.worker: origin for origin in origins}
         self._stream.origins = dict(self._origins)
@@ -249,7 +271,17 @@ class TrainingLoader:
                 origin.random.restore()
                 sample = _Sample(origin, self._stream.image(origin.position))
                 self._buckets[sample.image["width"] > sample.image["height"]].append(sample)
-        return True
+        return []
+
+
+def _digest(dataset: Sequence[Mapping[str, Any]]) -> str:
+    """A hash of the images' names below their common folder, and of their sizes, so that the set may be moved."""
+    names = [str(one.get("file_name", "")) for one in dataset]
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071 - commonpath raises for names of several kinds
+    found = hashlib.sha256()
+    for name, one in zip(names, dataset, strict=True):
+        found.update(f"{name[start:]} {one.get('width')} {one.get('height')}\n".encode(errors="replace"))
+    return found.hexdigest()[:16]
 
 
 def _init_worker(worker: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,15 +41,18 @@ class SeededSampler(NamedTuple):
 
     make: Callable[..., Iterable[int]]  # (seed=) -> positions in the dataset, without end, for this process
     seed: int  # the same in all processes
+    name: str  # with a checksum of the factors
 
 
 def seeded_sampler(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> SeededSampler:
     """The sampler of DATALOADER.SAMPLER_TRAIN, seeded as Detectron2 does."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
-        return SeededSampler(partial(TrainingSampler, len(dicts)), comm.shared_random_seed())
+        return SeededSampler(partial(TrainingSampler, len(dicts)), comm.shared_random_seed(), name)
     seed = cfg.SEED if name == "RepeatFactorTrainingSampler" else comm.shared_random_seed()
-    return SeededSampler(partial(RepeatFactorTrainingSampler, repeat_factors(cfg, dicts)), seed)
+    factors = repeat_factors(cfg, dicts)
+    checksum = zlib.crc32(factors.numpy().tobytes())
+    return SeededSampler(partial(RepeatFactorTrainingSampler, factors), seed, f"{name} {checksum:08x}")
 
 
 def join_datasets(cfg: CfgNode, datasets: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def build_train_loader(
         sampler.make,
         sampler.seed,
         total // num_processes,
+        sampler_name=sampler.name,
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         **worker_options(cfg)._asdict(),
     )

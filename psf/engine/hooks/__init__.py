@@ -3,7 +3,7 @@
 from psf.engine.hooks.checkpoints import CheckpointHook, checkpoint_period
 from psf.engine.hooks.mask_health import MaskHealthHook
 from psf.engine.hooks.process_state import ProcessStateHook
-from psf.engine.hooks.stopping import ForwardedSignals, Stopped, StopSignals
+from psf.engine.hooks.stopping import ForwardedSignals, Stopped, StopSignals, stop_numbers
 
 __all__ = [
     "CheckpointHook",
@@ -13,4 +13,5 @@ __all__ = [
     "StopSignals",
     "Stopped",
     "checkpoint_period",
+    "stop_numbers",
 ]

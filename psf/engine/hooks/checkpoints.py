@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from psf.engine.hooks.stopping import Stopped, StopSignals
+from psf.engine.hooks.stopping import StopSignals
 from psf.engine.train_step import any_process
 from psf.errors import UserError
 
@@ -112,8 +112,8 @@ class CheckpointHook(HookBase):
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
         is_late = comm.is_main_process() and 0 < self._seconds < time.monotonic() - self._saved_at
-        received = self._signals.received or 0
-        is_stopped, is_late = any_process(received > 0, is_late, device_type=self._device_type)
+        is_noted = self._signals.received is not None
+        is_stopped, is_late = any_process(is_noted, is_late, device_type=self._device_type)
         is_evaluated = self._period > 0 and self._eval_period > 0 and next_iter % self._eval_period == 0
         is_regular = self._period > 0 and next_iter % self._period == 0
         if next_iter == self.trainer.max_iter:
@@ -121,10 +121,9 @@ class CheckpointHook(HookBase):
         elif is_regular or is_late or is_evaluated or is_stopped:
             is_for_good = is_regular and self._keep_every > 0 and next_iter // self._period % self._keep_every == 0
             self._save(f"model_{self.trainer.iter:07d}", is_for_good=is_for_good)
-        if is_stopped:
-            raise Stopped(max(comm.all_gather(received)), is_agreed=True)
-        # All is saved: a signal need not wait for the end of an evaluation.
-        self._signals.is_deferred = not (is_evaluated or next_iter == self.trainer.max_iter)
+        if is_stopped or is_evaluated or next_iter == self.trainer.max_iter:
+            # All is saved: a signal, also one that has come meanwhile, need not wait for the end of an evaluation.
+            self._signals.allow()
 
     def after_train(self) -> None:
         self._signals.is_deferred = False

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 
 from psf.data import RandomState, TrainingLoader
@@ -25,11 +24,10 @@ class ProcessStateHook(HookBase):
 
     Args:
         step: of this process.
-        device_type: "cuda" or "cpu".
     """
 
-    def __init__(self, step: TrainStep, device_type: str) -> None:
-        self._step, self._is_on_gpu = step, device_type == "cuda"
+    def __init__(self, step: TrainStep) -> None:
+        self._step = step
         self.resumed: Mapping[str, Any] | None = None  # of a checkpoint, for the start of the training
 
     def capture(self) -> dict[str, Any]:
@@ -38,22 +36,22 @@ class ProcessStateHook(HookBase):
         return {
             "loader": loader.state_dict() if isinstance(loader, TrainingLoader) else None,
             "random": RandomState.capture().as_entry(),
-            "cuda": torch.cuda.get_rng_state() if self._is_on_gpu else None,
         }
 
     def before_train(self) -> None:
         """Restore the state `resumed`."""
         if self.resumed is None:
             return
-        loader = self._step.data_loader
-        is_exact = isinstance(loader, TrainingLoader) and loader.load_state_dict(self.resumed["loader"])
+        loader, state = self._step.data_loader, self.resumed["loader"]
+        if not isinstance(loader, TrainingLoader) or state is None:
+            changes = ["the training loader, which has no state: the order of the images starts again"]
+        else:
+            changes = loader.load_state_dict(state)
         self._step.start_loader()  # draws a random number
-        if not is_exact:
+        if changes:
             logger.warning(
-                "The numbers of processes, workers or images have changed since the checkpoint: training continues, "
-                "but not with the losses of an unbroken run"
+                "Training continues, but not with the losses of an unbroken run; other than in the checkpoint: %s",
+                ", ".join(changes),
             )
             return
         RandomState.of_entry(self.resumed["random"]).restore()
-        if self.resumed["cuda"] is not None and self._is_on_gpu:
-            torch.cuda.set_rng_state(self.resumed["cuda"])

@@ -11,12 +11,19 @@ import time
 from types import FrameType
 from typing import Any
 
-__all__ = ["ForwardedSignals", "StopSignals", "Stopped"]
+from detectron2.utils import comm
+
+__all__ = ["ForwardedSignals", "StopSignals", "Stopped", "stop_numbers"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGUSR1: from job schedulers, some minutes before the limit
 # A second signal within this time is taken for a copy of the first: a terminal, a scheduler and the parent process may
 # each send one.
 _COPY_SECONDS = 2.0
+
+
+def stop_numbers() -> list[int]:
+    """The signals that stop a run, of those that this system has."""
+    return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class Stopped(SystemExit):
@@ -49,7 +56,7 @@ class _Handlers:
 
     def __enter__(self) -> Any:
         if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+            for number in stop_numbers():
                 if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
                     continue  # nohup
                 self._previous[number] = signal.signal(number, self._receive)
@@ -75,11 +82,21 @@ class _Handlers:
 class StopSignals(_Handlers):
     """A context that notes a signal while an iteration runs, and raises `Stopped` at other times.
 
-    The trainer sets `is_deferred` while an iteration runs, and reads `received` after it. A second signal raises
-    `Stopped` at once, whatever runs.
+    The trainer sets `is_deferred` while an iteration runs, and reads `received` after it. `allow` ends this. A second
+    signal raises `Stopped` at once, whatever runs.
     """
 
     is_deferred = False
+
+    def allow(self) -> None:
+        """From now on a signal raises `Stopped` at once; all processes call this together, when all is saved.
+
+        Raises:
+            Stopped: in all processes, if a signal has been noted in any of them.
+        """
+        self.is_deferred = False  # first: a signal that arrives now is not lost
+        if number := max(comm.all_gather(self.received or 0)):
+            raise Stopped(number, is_agreed=True)
 
     def _handle(self, number: int, *, is_first: bool) -> None:
         if not (self.is_deferred and is_first):

@@ -14,12 +14,27 @@ from detectron2.data import build_detection_train_loader
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from psf.data.loaders import RandomState, TrainingLoader, build_train_loader
+from psf.data.loaders import RandomState, TrainingLoader, build_train_loader, unchanged_random_state
 from tests.models import tiny_config
 
 
 def images(*sizes: tuple[int, int]) -> list[dict]:
     return [{"file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+
+
+def test_random_state_of_gpus(monkeypatch: pytest.MonkeyPatch):
+    """Of all visible ones, and also if a resumed run sees fewer."""
+    states = {0: torch.tensor([1, 2], dtype=torch.uint8), 1: torch.tensor([3, 4], dtype=torch.uint8)}
+    assert RandomState.capture().gpus == ()  # CUDA is not used
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [state.clone() for state in states.values()])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, gpu: states.update({gpu: state}))
+    with unchanged_random_state():
+        states[0] = states[1] = torch.zeros(2, dtype=torch.uint8)
+    assert [state.tolist() for state in states.values()] == [[1, 2], [0, 0]]
+    found = RandomState.of_entry(RandomState.capture().as_entry()).gpus
+    assert [state.tolist() for state in found] == [[1, 2], [0, 0]]
 
 
 class TestTrainingLoader:
@@ -59,12 +74,12 @@ class TestTrainingLoader:
         expected = list(islice(batches, 6))
         seed_all_rng(8)
         second = self.loader(num_workers, group)
-        assert second.load_state_dict(state)
+        assert not second.load_state_dict(state)
         batches = iter(second)
         RandomState.of_entry(random_state.as_entry()).restore()
         found, random_state = list(islice(batches, 2)), RandomState.capture()
         third = self.loader(num_workers, group)  # from a run that was itself resumed
-        assert third.load_state_dict(second.state_dict())
+        assert not third.load_state_dict(second.state_dict())
         batches = iter(third)
         random_state.restore()
         assert [*found, *islice(batches, 4)] == expected
@@ -78,8 +93,20 @@ class TestTrainingLoader:
         next(batches)
         state, expected = first.state_dict(), names(islice(batches, 3))
         second = self.loader(1, False)
-        assert not second.load_state_dict(state)
+        assert second.load_state_dict(state) == ["num_workers (0, now 1)"]
         assert names(islice(second, 3)) == expected
+
+    def test_another_set_of_the_same_length_or_another_sampler_is_not_the_same(self):
+        state = self.loader(0, False).state_dict()
+        moved = [{**one, "file_name": f"/elsewhere/{one['file_name']}"} for one in self.DATASET]
+        renamed = [{**one, "file_name": f"new_{i}.png"} for i, one in enumerate(self.DATASET)]
+        classes = [{**one, "annotations": [{"category_id": i % 3}]} for i, one in enumerate(self.DATASET)]
+        factors = {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}
+        assert not build_train_loader(self.cfg(0, False), moved, self.mapper).load_state_dict(state)
+        [change] = build_train_loader(self.cfg(0, False), renamed, self.mapper).load_state_dict(state)
+        assert change.startswith("images (")
+        [change] = build_train_loader(self.cfg(0, False, **factors), classes, self.mapper).load_state_dict(state)
+        assert change.startswith("sampler (TrainingSampler, now RepeatFactorTrainingSampler ")
 
     def test_repeat_factors_have_a_state_too(self):
         keys = {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER__REPEAT_THRESHOLD": 0.9}
@@ -88,7 +115,7 @@ class TestTrainingLoader:
         batches = iter(first)
         next(batches)
         second = build_train_loader(self.cfg(0, False, **keys, SEED=5), dataset, lambda one: one)
-        assert second.load_state_dict(first.state_dict())
+        assert not second.load_state_dict(first.state_dict())
         assert list(islice(second, 9)) == list(islice(batches, 9))
 
     def test_processes_must_share_a_batch_evenly(self, monkeypatch: pytest.MonkeyPatch):

@@ -97,6 +97,22 @@ def test_signal_is_noted_in_an_iteration_and_raised_elsewhere(tmp_path: Path, mo
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(("keys", "last"), [({"period": 9, "eval_period": 2}, 1), ({}, 3)])
+def test_signal_during_a_save_ends_the_training_after_it(keys: dict[str, int], last: int, tmp_path: Path, monkeypatch):
+    """Before an evaluation, and at the end."""
+    plain = FakeTrainer.save_checkpoint
+
+    def save_checkpoint(self: FakeTrainer, name: str) -> Path:
+        signal.raise_signal(signal.SIGTERM)
+        return plain(self, name)
+
+    monkeypatch.setattr(FakeTrainer, "save_checkpoint", save_checkpoint)
+    with StopSignals() as signals, pytest.raises(Stopped) as error:
+        run(tmp_path, 4, signals, **keys)
+    assert error.value.is_agreed and not signals.is_deferred
+    assert names(tmp_path) == [f"model_{last:07d}" if keys else "model_final"]
+
+
 def test_copies_of_a_signal_count_once():
     with StopSignals() as signals:
         signals.is_deferred = True

@@ -29,8 +29,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from psf.data.loaders import explain_dead_workers
 from psf.engine.arguments import argument_parser, build_config
-from psf.engine.hooks import ForwardedSignals, Stopped
-from psf.engine.train_step import TIMED_OUT, is_of_lost_process
+from psf.engine.hooks import ForwardedSignals, Stopped, stop_numbers
+from psf.engine.train_step import is_of_lost_process, is_of_timeout
 from psf.errors import UserError
 
 __all__ = [
@@ -139,6 +139,7 @@ def launch(
     Raises:
         UserError: if there are fewer GPUs than requested, if `--num-gpus` and `--num-processes` contradict, or if the
             port of `--dist-url` is taken; the UserErrors of `check` and `main`, also from other processes.
+        Stopped: if a signal has ended the processes.
     """
     on_gpus = args.num_gpus > 0
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
@@ -203,8 +204,10 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     with ForwardedSignals() as signals, _held_back(logging.getLogger("torch.multiprocessing.spawn")) as notes:
         try:
             start(_run_and_report, args=(to_parent, main, args))
-        except (ProcessExitedException, ProcessRaisedException):
+        except (ProcessExitedException, ProcessRaisedException) as error:
             if not ends.poll() and signals.received is None:
+                if isinstance(error, ProcessExitedException):
+                    _explain_signal(error.error_index, -error.exit_code)
                 notes.release()
                 raise
         end: UserError | int | None = ends.recv() if ends.poll() else signals.received
@@ -212,6 +215,20 @@ def _start(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
             raise end
         if end is not None:
             raise Stopped(end)
+
+
+def _explain_signal(rank: int, number: int) -> None:
+    """Raise an error of one line if a process was ended by a signal that says why, without a word of its own."""
+    if number in stop_numbers():
+        raise Stopped(number)
+    reasons: dict[int, str] = {
+        signal.SIGKILL: "as the system does when memory runs out: use fewer processes, or lower SOLVER.IMS_PER_BATCH",
+        signal.SIGABRT: "as NCCL does on GPUs if one process waits for another longer than --collective-timeout: "
+        "the lines above name the cause",
+    }
+    if number in reasons:
+        name = signal.Signals(number).name
+        raise UserError(f"process {rank} was ended by {name}, {reasons[number]}; --resume continues a training")
 
 
 class _HeldBack(logging.Filter):
@@ -336,16 +353,16 @@ def _run_and_report(
 ) -> None:
     """Run `main(args)` in a child process, and tell the parent why it ends early.
 
-    A UserError is sent to the parent, and ends the child with code 2. The number of a signal that has stopped all
-    processes together is sent, too; they end without an error, which would make torch terminate the slower ones.
+    A UserError is sent to the parent, and ends the child with code 2. The number of a signal is sent, too. If it stops
+    all processes together, they end without an error, which would make torch terminate the slower ones.
     """
     try:
         with _explained(args):
             main(args)
     except Stopped as stopped:
+        to_parent.send(stopped.number)
         if not stopped.is_agreed:
             raise
-        to_parent.send(stopped.number)
     except UserError as error:
         to_parent.send(UserError(str(error)[:MAX_MISTAKE]))
         sys.exit(2)
@@ -367,7 +384,7 @@ def _explained(args: argparse.Namespace) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if TIMED_OUT not in str(error):
+            if not is_of_timeout(error):
                 raise
             frames = traceback.extract_tb(error.__traceback__)
             place = next(one for one in reversed(frames) if not {"torch", "detectron2"} & set(Path(one.filename).parts))

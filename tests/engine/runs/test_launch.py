@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from functools import partial
@@ -22,13 +23,15 @@ from torch.utils.data import DataLoader
 
 from psf.commands import run_command
 from psf.engine import argument_parser, build_config, check_run, launch, main, setup
-from psf.engine.launch import choose_processes, usable_cores
+from psf.engine.hooks import Stopped
+from psf.engine.runs.launch import choose_processes, usable_cores
+from psf.engine.train_step import is_of_lost_process, is_of_timeout
 from psf.errors import UserError
 from tests.conftest import RunPython
 from tests.engine.conftest import ParseArgs
 from tests.mini_set import unregister_mini_set
 
-launch_module = importlib.import_module("psf.engine.launch")  # the package has the function under this name
+launch_module = importlib.import_module("psf.engine.runs.launch")  # the package has the function under this name
 
 
 def refuse(args: object) -> None:
@@ -227,7 +230,7 @@ def find_mistake_in_one(args: argparse.Namespace) -> None:
 def test_what_follows_from_the_mistake_of_one_process_is_silent(run_python: RunPython):
     code = (
         "from psf.commands import run_command; from psf.engine import argument_parser, launch\n"
-        "from tests.engine.test_launch import find_mistake_in_one\n"
+        "from tests.engine.runs.test_launch import find_mistake_in_one\n"
         "if __name__ == '__main__':\n"
         "    args = argument_parser().parse_args(['--num-gpus', '0', '--num-processes', '2'])\n"
         "    raise SystemExit(run_command(lambda: launch(find_mistake_in_one, args)))\n"
@@ -255,6 +258,48 @@ def test_a_fault_in_another_process_keeps_its_traceback():
     args = argument_parser().parse_args(["--num-gpus", "0", "--num-processes", "2"])
     with pytest.raises(ProcessRaisedException, match="divisible by groups"):
         run_command(lambda: launch(find_fault, args))
+
+
+def end_by(end: BaseException | int, args: argparse.Namespace) -> None:
+    """One process ends alone, while the other one waits for it."""
+    if comm.get_rank() == 1:
+        if isinstance(end, BaseException):
+            raise end
+        os.kill(os.getpid(), end)
+    comm.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [
+        (Stopped(signal.SIGTERM), 128 + signal.SIGTERM, ""),  # of a training, during its setup or evaluation
+        (signal.SIGKILL, 2, "error: process 1 was ended by SIGKILL, as the system does when memory runs out"),
+    ],
+)
+def test_one_process_is_ended_by_a_signal(end: BaseException | int, code: int, line: str, capfd):
+    args = argument_parser().parse_args(["--num-gpus", "0", "--num-processes", "2"])
+    try:
+        found = run_command(lambda: launch(partial(end_by, end), args))
+    except Stopped as stopped:
+        found = stopped.code
+    assert found == code
+    errors = capfd.readouterr().err
+    assert line in errors and "Traceback" not in errors
+
+
+def test_signals_that_say_why():
+    with pytest.raises(Stopped, match="143"):
+        launch_module._explain_signal(1, signal.SIGTERM)  # of an evaluation
+    with pytest.raises(UserError, match="process 1 was ended by SIGABRT, as NCCL does on GPUs"):
+        launch_module._explain_signal(1, signal.SIGABRT)
+    launch_module._explain_signal(1, -1)  # an exit code, not a signal
+
+
+def test_errors_of_gloo_and_nccl():
+    watchdog = "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5) ran for 3001 milliseconds"
+    assert is_of_timeout(RuntimeError(watchdog)) and not is_of_timeout(ValueError(watchdog))
+    assert is_of_lost_process(RuntimeError("NCCL error: remote process exited or there was a network error"))
+    assert not is_of_timeout(RuntimeError("out of memory")) and not is_of_lost_process(RuntimeError("out of memory"))
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "2.5", "all"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from psf.data.files import remove_stale_drafts
-from psf.data.own_files import check_replaceable, is_own, write_own_text
+from psf.data.own_files import check_replaceable, free_name, is_own, write_own_text
 from psf.errors import UserError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check_run_folder",
     "choose_evaluation_folder",
     "has_checkpoints",
+    "holds_training",
     "lock_folder",
     "prepare_run_folder",
     "unlock_folder",
@@ -41,23 +42,30 @@ def has_checkpoints(folder: Path) -> bool:
     return any(CHECKPOINT.fullmatch(file.name) for file in _files(folder))
 
 
+def holds_training(folder: Path) -> bool:
+    """Whether a folder has checkpoints of a training, or another process trains there."""
+    try:
+        _check_lock(folder)
+    except UserError:
+        return True
+    return has_checkpoints(folder)
+
+
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Check that a training may write to a folder; changes nothing.
 
     Raises:
-        UserError: if the folder has a config.yaml that psf has not written; if it holds another training, unless that
-            is resumed; if another process trains there. `overwrite` allows the first two.
+        UserError: if another process trains there; unless with `resume` or `overwrite`, if the folder has a config.yaml
+            that psf has not written, or checkpoints of another training.
     """
     _check_lock(folder)
-    if overwrite:
+    if resume or overwrite:
         return
     check_replaceable([folder / CONFIG_FILE], way_out=WAY_OUT)
-    # A training that failed before its first metrics has left nothing to lose.
-    results = [*folder.glob("model_*.pth"), folder / "last_checkpoint", folder / "metrics.json"]
-    results = [file for file in results if file.is_file() and file.stat().st_size]
-    if results and not resume:
+    found = [name for file in _files(folder) if CHECKPOINT.fullmatch(name := file.name) or name == "last_checkpoint"]
+    if found:
         raise UserError(
-            f"OUTPUT_DIR {folder} holds another training ({results[0].name}): continue it with --resume, {WAY_OUT}"
+            f"OUTPUT_DIR {folder} holds another training ({found[0]}): continue it with --resume, {WAY_OUT}"
         )
 
 
@@ -116,12 +124,12 @@ def choose_evaluation_folder(cfg: CfgNode, name: str) -> Path:
 
 
 def write_config_file(cfg: CfgNode, *, overwrite: bool = False) -> None:
-    """Write a config to OUTPUT_DIR/config.yaml.
+    """Write a config to OUTPUT_DIR/config.yaml, or with a warning to config_2.yaml if psf has not written that file.
 
-    Raises:
-        UserError: if a file of this name exists, and psf has not written it, unless `overwrite` allows that.
+    `overwrite` replaces it.
     """
-    write_own_text(Path(cfg.OUTPUT_DIR, CONFIG_FILE), cfg.dump(), overwrite=overwrite, durable=True)
+    path = Path(cfg.OUTPUT_DIR, CONFIG_FILE)
+    write_own_text(path if overwrite else free_name(path), cfg.dump(), overwrite=overwrite, durable=True)
 
 
 def _dump(cfg: CfgNode, folder: Path) -> str:
@@ -178,15 +186,15 @@ def _check_lock(folder: Path) -> None:
     path = (folder / LOCK_FILE).resolve()
     if path in _locks or not path.is_file():  # closing a second handle would drop this process's own lock
         return
-    file = os.open(path, os.O_RDWR)
-    _acquire(file, folder)
+    file = os.open(path, os.O_RDONLY)
+    _acquire(file, folder, fcntl.LOCK_SH)  # processes that only look do not hold each other up
     os.close(file)
 
 
-def _acquire(file: int, folder: Path) -> None:
+def _acquire(file: int, folder: Path, kind: int = fcntl.LOCK_EX) -> None:
     """Lock an open lock file; close it and raise a UserError if another process has locked it."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         owner = os.read(file, 1000).decode(errors="replace").strip() or "another process"
         os.close(file)

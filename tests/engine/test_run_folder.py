@@ -12,22 +12,23 @@ import pytest
 from detectron2.config import CfgNode
 
 from psf.data.own_files import is_own, write_own_text
-from psf.errors import UserError
-from psf.output.run_folder import (
+from psf.engine.run_folder import (
     LOCK_FILE,
     check_run_folder,
     choose_evaluation_folder,
+    holds_training,
     lock_folder,
     prepare_run_folder,
     unlock_folder,
     write_config_file,
 )
+from psf.errors import UserError
 from tests.conftest import REPOSITORY
 
 TRACES = ["model_final.pth", "model_0000009.pth", "last_checkpoint", "metrics.json", "events.out.tfevents.1.host"]
 
 
-@pytest.mark.parametrize("trace", [*TRACES[:4], "model_best.pth"])
+@pytest.mark.parametrize("trace", TRACES[:3])
 def test_a_second_training_is_refused_with_three_ways_out(tmp_path: Path, trace: str):
     (tmp_path / trace).write_text("first")
     with pytest.raises(UserError) as error:
@@ -37,10 +38,10 @@ def test_a_second_training_is_refused_with_three_ways_out(tmp_path: Path, trace:
     check_run_folder(tmp_path, resume=False, overwrite=True)
 
 
-def test_a_training_that_failed_at_once_is_no_obstacle(tmp_path: Path):
+def test_a_training_without_a_checkpoint_is_no_obstacle(tmp_path: Path):
     write_own_text(tmp_path / "config.yaml", "A: 1\n")
-    for name in ("metrics.json", "log.txt", "events.out.tfevents.1.host"):
-        (tmp_path / name).touch()
+    for name in ("metrics.json", "log.txt", "events.out.tfevents.1.host", "model_r50_converted.pth"):
+        (tmp_path / name).write_text("something")
     check_run_folder(tmp_path, resume=False, overwrite=False)
     check_run_folder(tmp_path / "missing", resume=False, overwrite=False)
 
@@ -59,18 +60,22 @@ def test_overwriting_removes_the_other_run_alone(tmp_path: Path):
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(others)
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_config_of_the_user_stays(tmp_path: Path, resume: bool):
+def test_a_config_of_the_user_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     config = tmp_path / "config.yaml"
     config.write_text("# my notes\n")
     with pytest.raises(UserError, match=r"config\.yaml exists, and psf has not written it.*--overwrite"):
-        check_run_folder(tmp_path, resume=resume, overwrite=False)
-    prepare_run_folder(tmp_path, resume=resume, overwrite=True, weights="")
+        check_run_folder(tmp_path, resume=False, overwrite=False)
+    check_run_folder(tmp_path, resume=True, overwrite=False)
+    for value in (1, 2):
+        write_config_file(CfgNode({"OUTPUT_DIR": str(tmp_path), "A": value}))
+    assert config.read_text() == "# my notes\n" and "A: 2" in (tmp_path / "config_2.yaml").read_text()
+    assert f"writing {tmp_path / 'config_2.yaml'}" in caplog.text
+    prepare_run_folder(tmp_path, resume=False, overwrite=True, weights="")
     unlock_folder(tmp_path)
     assert config.read_text() == "# my notes\n" and not is_own(config)  # until it is replaced
     write_config_file(CfgNode({"OUTPUT_DIR": str(tmp_path)}), overwrite=True)
     assert is_own(config)
-    check_run_folder(tmp_path, resume=resume, overwrite=False)
+    check_run_folder(tmp_path, resume=False, overwrite=False)
 
 
 def test_each_evaluation_has_a_folder(tmp_path: Path):
@@ -90,7 +95,7 @@ def test_each_evaluation_has_a_folder(tmp_path: Path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from psf.output.run_folder import lock_folder
+from psf.engine.run_folder import lock_folder
 lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(100)
@@ -103,11 +108,12 @@ def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "locked\n"
+        assert holds_training(tmp_path)
         for check in (lock_folder, lambda folder: check_run_folder(folder, resume=True, overwrite=True)):
             with pytest.raises(UserError, match=rf"process {owner.pid} on .* trains there"):
                 check(tmp_path)
         owner.send_signal(signal.SIGKILL)
-    assert (tmp_path / LOCK_FILE).is_file()
+    assert (tmp_path / LOCK_FILE).is_file() and not holds_training(tmp_path)
     lock_folder(tmp_path)  # of a dead process
     lock_folder(tmp_path)  # this process's own
     assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()

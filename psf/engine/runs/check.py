@@ -17,11 +17,11 @@ from psf.engine.arguments import build_config
 from psf.engine.checkpointer import check_weights
 from psf.engine.hooks import checkpoint_period
 from psf.engine.num_queries import FROM_DATA
+from psf.engine.run_folder import check_run_folder, has_checkpoints
 from psf.engine.train_step import autocast_dtype
 from psf.engine.trainer import Trainer, check_views
 from psf.errors import UserError
 from psf.meta_arch import PanopticSegFormer
-from psf.output.run_folder import check_run_folder, has_checkpoints
 
 __all__ = ["check_batch", "check_run"]
 
