@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from psf.config import add_psf_config
-from psf.config_file import merge_config_file
+from psf.config_file import leaves, merge_config_file, value_of
 from psf.data import DATASET_MAPPER_REGISTRY
 from psf.errors import UserError
 from psf.meta_arch.recipe import check_recipe
@@ -149,7 +148,7 @@ def check_config(cfg: CfgNode) -> None:
         return
     _check_registered(cfg, "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)
     for key, (accepted, reason) in REFUSED.items():
-        if (value := _value(cfg, key)) != accepted:
+        if (value := value_of(cfg, key)) != accepted:
             raise UserError(f"{key} is {value!r}, which has no effect: {reason}; set it to {accepted!r}")
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
         _check_choices(cfg, RESNET_CHOICES)
@@ -191,11 +190,11 @@ def keys_without_effect(cfg: CfgNode) -> dict[str, str]:
     patterns = {**IGNORED, **dict.fromkeys(FOREIGN_KEYS.get(backbone, ()), "")}
     if backbone in FREEZE_KEYS:
         patterns["MODEL.BACKBONE.FREEZE_AT"] = FREEZE_KEYS[backbone]
-    usual: dict[str, list[Any]] = {key: [_as_lists(value)] for key, value in _leaves(defaults)}
-    for key, value in _leaves(base):
+    usual: dict[str, list[Any]] = {key: [_as_lists(value)] for key, value in leaves(defaults)}
+    for key, value in leaves(base):
         usual[key].append(_as_lists(value))
     found = {}
-    for key, value in _leaves(cfg):
+    for key, value in leaves(cfg):
         pattern = next((one for one in patterns if fnmatchcase(key, one)), None)
         if pattern is not None and key in usual and _as_lists(value) not in usual[key]:
             found[key] = patterns[pattern]
@@ -217,15 +216,15 @@ def warn_of_keys_without_effect(cfg: CfgNode) -> None:
 
 def _check_choices(cfg: CfgNode, choices: dict[str, tuple[Any, ...]]) -> None:
     for key, allowed in choices.items():
-        if (value := _value(cfg, key)) not in allowed:
+        if (value := value_of(cfg, key)) not in allowed:
             raise UserError(f"{key} is {value!r}: expected one of {list(allowed)}")
 
 
 def _check_numbers(cfg: CfgNode) -> None:
     for key in NOT_EMPTY:
-        if not len(_value(cfg, key)):
+        if not len(value_of(cfg, key)):
             raise UserError(f"{key} is empty: expected numbers")
-    for key, value in _leaves(cfg):
+    for key, value in leaves(cfg):
         for number in value if isinstance(value, (list, tuple)) else [value]:
             is_finite = not isinstance(number, float) or math.isfinite(number)
             if not is_finite and (math.isnan(number) or key not in MAY_BE_INFINITE):
@@ -251,24 +250,9 @@ def _describe(limits: Range) -> str:
 
 
 def _check_registered(cfg: CfgNode, key: str, registry: Any) -> None:
-    name = _value(cfg, key)
+    name = value_of(cfg, key)
     if name not in registry:
         raise UserError(
             f'{key} is "{name}": registered are {sorted(one for one, _ in registry)}; --import MODULE or '
             "MODEL.PSF.IMPORTS imports the module that registers a class of your own"
         )
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    value: Any = cfg
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psf.checkpoint.plain_objects import READ_AS, PlainUnpickler, revive
 from psf.errors import UserError
 
-__all__ = ["check_kind", "read_checkpoint", "read_state_dict"]
+__all__ = ["check_kind", "no_weight", "read_checkpoint", "read_state_dict"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
 RESAVE = "If you trust its author, load it yourself and save only its state_dict"
 DOWNLOAD = "download the file again"
+LARGEST_NUMBER = 8  # bytes; torch has no longer ones, such as NumPy's longdouble
 # What a checkpoint of torch may have besides tensors and plain values, for example in training logs.
 _TORCH_GLOBALS: list[Any] = [(value, name) for name, value in READ_AS.items()]
 
@@ -60,10 +62,29 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(x, Tensor) for x in content.values()):
+    is_dict = isinstance(content, Mapping) and len(content) > 0
+    if not is_dict or not all(isinstance(value, Tensor) for value in content.values()):
         found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f'{path}: expected a dict of tensors, or one under "state_dict" or "model"; found {found}')
+    if wrong := [f"{name!r} is {found}" for name, value in content.items() if (found := no_weight(value))]:
+        raise UserError(f"{path}: {wrong[0]}, expected a dense tensor of real numbers")
     return dict(content)
+
+
+def no_weight(value: Any) -> str | None:
+    """What a value of a checkpoint is instead of a dense tensor or array of real numbers; None if it is one."""
+    if isinstance(value, np.ndarray):
+        is_real = value.dtype.kind in "biuf" and value.dtype.itemsize <= LARGEST_NUMBER
+        return None if is_real else f"an array of {value.dtype}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided or value.is_nested:
+        return f"a tensor that is not dense ({value.layout})"
+    if value.device.type != "cpu":
+        return f"a tensor without values (on the device {value.device.type})"
+    if value.is_quantized or value.is_complex():
+        return f"a tensor of {value.dtype}"
+    return None
 
 
 def check_kind(path: Path) -> bytes:
@@ -89,7 +110,7 @@ def _load(path: Path) -> Any:
             with path.open("rb") as file:
                 return revive(PlainUnpickler(file, encoding="latin1").load())
         with warnings.catch_warnings(), torch.serialization.safe_globals(_TORCH_GLOBALS):
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors
             return revive(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch and pickle may raise any error for a damaged file
         if reason := _refusal(start, error):
