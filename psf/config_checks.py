@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from psf.config import add_psf_config
-from psf.config_file import merge_config_file
+from psf.config_file import leaves, merge_config_file, value_of
 from psf.data import DATASET_MAPPER_REGISTRY
+from psf.data.loaders.sampling import SAMPLER_NAMES
 from psf.errors import UserError
 from psf.meta_arch.recipe import check_recipe
 from psf.model_zoo import get_config_file
@@ -68,7 +68,8 @@ FREEZE_KEYS = {"build_psf_timm_backbone": "MODEL.PSF.TIMM.FREEZE", "build_psf_sw
 
 OPTIMIZERS = ("ADAMW", "SGD")
 CLIP_TYPES = ("value", "norm", "full_model")
-CHOICES = {
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "DATALOADER.SAMPLER_TRAIN": SAMPLER_NAMES,
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
@@ -81,7 +82,8 @@ RESNET_CHOICES = {  # of build_resnet_backbone
     "MODEL.RESNETS.NORM": ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN"),
 }
 NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "TEST.AUG.MIN_SIZES")
-MAX_SEED = 2**31 - 1  # NumPy takes seeds below 2**32, and each process adds its rank
+MAX_WHOLE = 2**31 - 1  # of any key, as PyTorch and NumPy count with 32 bits in places
+MAX_SEED = MAX_WHOLE  # NumPy takes seeds below 2**32, and each process adds its rank
 
 
 class Range(NamedTuple):
@@ -95,7 +97,8 @@ class Range(NamedTuple):
 
 RANGES = {
     "DATALOADER.MAX_UNREADABLE_SHARE": Range(0, 1),
-    "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads images in the training process"),
+    "DATALOADER.NUM_WORKERS": Range(0, 1000, hint="0 loads images in the training process"),
+    "DATALOADER.REPEAT_THRESHOLD": Range(0),
     "DATALOADER.TIMEOUT": Range(0, hint="seconds; 0: forever"),
     "INPUT.CROP.SIZE": Range(0, is_open=True),
     "INPUT.MAX_SIZE_TEST": Range(1),
@@ -104,24 +107,31 @@ RANGES = {
     "INPUT.MIN_SIZE_TRAIN": Range(1),
     "INPUT.PSF_MAX_PIXELS": Range(1),
     "MODEL.PIXEL_STD": Range(0, is_open=True),
-    "SEED": Range(-math.inf, MAX_SEED, hint="negative: random"),
+    "SEED": Range(-MAX_SEED, MAX_SEED, hint="negative: random"),
+    "SOLVER.BACKBONE_MULTIPLIER": Range(0),
     "SOLVER.BASE_LR": Range(0),
+    "SOLVER.BASE_LR_END": Range(0),
+    "SOLVER.BIAS_LR_FACTOR": Range(0),
     "SOLVER.CHECKPOINTS_TO_KEEP": Range(0, hint="0: all"),
     "SOLVER.CHECKPOINT_KEEP_EVERY": Range(0, hint="0: none for good"),
     "SOLVER.CHECKPOINT_MINUTES": Range(0),
     "SOLVER.CHECKPOINT_PERIOD": Range(0, hint="0: only at the end"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Range(0),
+    "SOLVER.GAMMA": Range(0),
     "SOLVER.IMS_PER_BATCH": Range(1),
     "SOLVER.MAX_ITER": Range(1),
     "SOLVER.MAX_SKIPPED_STEPS": Range(1),
     "SOLVER.MOMENTUM": Range(0, 1),
     "SOLVER.REFERENCE_WORLD_SIZE": Range(0),
+    "SOLVER.SAMPLING_MULTIPLIER": Range(0),
     "SOLVER.STEPS": Range(0),
     "SOLVER.WARMUP_FACTOR": Range(0),
     "SOLVER.WARMUP_ITERS": Range(0),
     "SOLVER.WEIGHT_DECAY": Range(0),
+    "SOLVER.WEIGHT_DECAY_NORM": Range(0),
     "TEST.AUG.MAX_SIZE": Range(1),
     "TEST.AUG.MIN_SIZES": Range(1),
+    "TEST.DETECTIONS_PER_IMAGE": Range(-1, hint="-1: all, for models of Detectron2"),
     "TEST.EVAL_PERIOD": Range(0, hint="0: only at the end"),
     "TEST.PRECISE_BN.NUM_ITER": Range(1),
 }
@@ -141,6 +151,7 @@ def check_config(cfg: CfgNode) -> None:
         raise UserError(f"VERSION is {cfg.VERSION}: expected {get_cfg().VERSION}, the version of Detectron2's configs")
     _check_numbers(cfg)
     _check_choices(cfg, CHOICES)
+    _check_forms(cfg)
     check_solver(cfg)
     check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     _check_registered(cfg, "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY)
@@ -149,7 +160,7 @@ def check_config(cfg: CfgNode) -> None:
         return
     _check_registered(cfg, "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)
     for key, (accepted, reason) in REFUSED.items():
-        if (value := _value(cfg, key)) != accepted:
+        if (value := value_of(cfg, key)) != accepted:
             raise UserError(f"{key} is {value!r}, which has no effect: {reason}; set it to {accepted!r}")
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
         _check_choices(cfg, RESNET_CHOICES)
@@ -191,11 +202,11 @@ def keys_without_effect(cfg: CfgNode) -> dict[str, str]:
     patterns = {**IGNORED, **dict.fromkeys(FOREIGN_KEYS.get(backbone, ()), "")}
     if backbone in FREEZE_KEYS:
         patterns["MODEL.BACKBONE.FREEZE_AT"] = FREEZE_KEYS[backbone]
-    usual: dict[str, list[Any]] = {key: [_as_lists(value)] for key, value in _leaves(defaults)}
-    for key, value in _leaves(base):
+    usual: dict[str, list[Any]] = {key: [_as_lists(value)] for key, value in leaves(defaults)}
+    for key, value in leaves(base):
         usual[key].append(_as_lists(value))
     found = {}
-    for key, value in _leaves(cfg):
+    for key, value in leaves(cfg):
         pattern = next((one for one in patterns if fnmatchcase(key, one)), None)
         if pattern is not None and key in usual and _as_lists(value) not in usual[key]:
             found[key] = patterns[pattern]
@@ -217,15 +228,32 @@ def warn_of_keys_without_effect(cfg: CfgNode) -> None:
 
 def _check_choices(cfg: CfgNode, choices: dict[str, tuple[Any, ...]]) -> None:
     for key, allowed in choices.items():
-        if (value := _value(cfg, key)) not in allowed:
+        if (value := value_of(cfg, key)) not in allowed:
             raise UserError(f"{key} is {value!r}: expected one of {list(allowed)}")
+
+
+def _check_forms(cfg: CfgNode) -> None:
+    """Check the values that are more than a number or a choice."""
+    if not cfg.OUTPUT_DIR or "\0" in cfg.OUTPUT_DIR:
+        raise UserError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}: expected the path of a folder")
+    if len(cfg.INPUT.CROP.SIZE) != 2:
+        raise UserError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}: expected two numbers, of height and width")
+    if list(cfg.SOLVER.STEPS) != sorted(cfg.SOLVER.STEPS):
+        raise UserError(f"SOLVER.STEPS is {cfg.SOLVER.STEPS}: expected iterations in increasing order")
+    for entry in cfg.TEST.EXPECTED_RESULTS:
+        kinds = [type(one) for one in entry] if isinstance(entry, (list, tuple)) else []
+        if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS has {entry!r}: expected lists of task, metric, result and tolerance, such as "
+                '["panoptic_seg", "PQ", 49.6, 0.2]'
+            )
 
 
 def _check_numbers(cfg: CfgNode) -> None:
     for key in NOT_EMPTY:
-        if not len(_value(cfg, key)):
+        if not len(value_of(cfg, key)):
             raise UserError(f"{key} is empty: expected numbers")
-    for key, value in _leaves(cfg):
+    for key, value in leaves(cfg):
         for number in value if isinstance(value, (list, tuple)) else [value]:
             is_finite = not isinstance(number, float) or math.isfinite(number)
             if not is_finite and (math.isnan(number) or key not in MAY_BE_INFINITE):
@@ -233,6 +261,8 @@ def _check_numbers(cfg: CfgNode) -> None:
             limits = RANGES.get(key)
             if limits is not None and not _is_inside(number, limits):
                 raise UserError(f"{key} is {value}: expected {_describe(limits)}")
+            if type(number) is int and abs(number) > MAX_WHOLE:
+                raise UserError(f"{key} is {value}: expected at most {MAX_WHOLE}")
 
 
 def _is_inside(number: float, limits: Range) -> bool:
@@ -245,30 +275,13 @@ def _describe(limits: Range) -> str:
         text = f"more than {limits.least}"
     elif limits.most == math.inf:
         text = f"{limits.least} or more"
-    elif limits.least == -math.inf:
-        text = f"at most {limits.most}"
     return f"{text} ({limits.hint})" if limits.hint else text
 
 
 def _check_registered(cfg: CfgNode, key: str, registry: Any) -> None:
-    name = _value(cfg, key)
+    name = value_of(cfg, key)
     if name not in registry:
         raise UserError(
             f'{key} is "{name}": registered are {sorted(one for one, _ in registry)}; --import MODULE or '
             "MODEL.PSF.IMPORTS imports the module that registers a class of your own"
         )
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    value: Any = cfg
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

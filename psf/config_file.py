@@ -19,7 +19,7 @@ from psf.data.files import local_path
 from psf.errors import UserError
 from psf.model_zoo import get_config_file
 
-__all__ = ["find_config_file", "merge_config_file", "merge_options", "stored_value"]
+__all__ = ["find_config_file", "leaves", "merge_config_file", "merge_options", "stored_value", "value_of"]
 
 BASE = "_BASE_"
 MAX_BYTES = 100_000  # configs have a few kB; reading a megabyte of brackets would take a minute
@@ -90,7 +90,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
                 f"{source}: VERSION is {version!r}, expected {cfg.VERSION}: older configs have other keys; rename the "
                 f"keys, and set VERSION to {cfg.VERSION}"
             )
-        for key, value in _leaves(content, cfg, source):
+        for key, value in _read_leaves(content, cfg, source):
             _set(cfg, key, value, source)
 
 
@@ -121,6 +121,23 @@ def stored_value(path: str, key: str) -> Any:
             node = node.get(part) if isinstance(node, Mapping) else None
         found = found if node is None else node
     return found
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key that the config has."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a config; `prefix`: of all keys, such as "MODEL."."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _read_files(path: str, referring: tuple[str, ...] = ()) -> Iterator[_ConfigFile]:
@@ -220,13 +237,13 @@ def _count(value: Any, counts: dict[int, int]) -> int:
     return counts[id(value)]
 
 
-def _leaves(content: Mapping[Any, Any], node: CfgNode, source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _read_leaves(content: Mapping[Any, Any], node: CfgNode, source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a file, checked against the nodes of the config."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         known = node.get(name)
         if isinstance(known, CfgNode) and isinstance(value, Mapping):
-            yield from _leaves(value, known, source, f"{key}.")
+            yield from _read_leaves(value, known, source, f"{key}.")
         elif isinstance(known, CfgNode):
             raise UserError(
                 f"{source}: {key} is {_short(value)}: expected keys below it, such as {key}.{next(iter(known))}"
@@ -246,7 +263,7 @@ def _check_key(cfg: CfgNode, key: str, source: str) -> Any:
         raise UserError(f"{key} in {source} has keys below it: expected one of them, such as {key}.{next(iter(node))}")
     if node is not _MISSING:
         return node
-    near = difflib.get_close_matches(key, _dotted_keys(cfg), n=1)
+    near = difflib.get_close_matches(key, [known for known, _ in leaves(cfg)], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     if key.startswith("-"):
         hint = "; flags come before the KEY VALUE pairs"
@@ -254,14 +271,6 @@ def _check_key(cfg: CfgNode, key: str, source: str) -> Any:
 
 
 _MISSING = object()
-
-
-def _dotted_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def _set(cfg: CfgNode, key: str, text: Any, source: str) -> None:
@@ -283,10 +292,8 @@ def _set(cfg: CfgNode, key: str, text: Any, source: str) -> None:
         if kinds in ({"number"}, {"text"}) and not {_kind(one) for one in value} <= kinds:
             example = f", such as {before!r}" if before else ""
             raise UserError(f"{key} in {source} is {_short(value)}: expected {kinds.pop()}s{example}")
-    *parents, leaf = key.split(".")
-    node = cfg
-    for parent in parents:
-        node = node[parent]
+    parent, _, leaf = key.rpartition(".")
+    node = value_of(cfg, parent) if parent else cfg
     node[leaf] = type(before)(value) if is_sequence else value
 
 
@@ -296,7 +303,7 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return value
 
 

@@ -131,6 +131,10 @@ def test_files_on_the_command_line(tmp_path: Path) -> None:
         ("INPUT.MIN_SIZE_TRAIN", "640", (640,)),
         ("SOLVER.BASE_LR", "1", 1.0),
         ("OUTPUT_DIR", "2024", "2024"),
+        ("OUTPUT_DIR", "{{}}", "{{}}"),
+        ("OUTPUT_DIR", "{[]: 1}", "{[]: 1}"),
+        ("OUTPUT_DIR", 9999 * "(", 9999 * "("),
+        ("MODEL.WEIGHTS", "{1:2,[3]:4}", "{1:2,[3]:4}"),
     ],
 )
 def test_options(cfg: CfgNode, key: str, text: str, value: object) -> None:

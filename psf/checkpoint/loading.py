@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from psf.checkpoint.imagenet import LAYOUTS, convert_imagenet
+from psf.checkpoint.reading import no_weight
 from psf.checkpoint.released import BACKBONES, convert_released
 from psf.errors import UserError
 
@@ -55,12 +55,13 @@ def arrange_weights(content: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _weights(entries: Any, path: str) -> dict[str, Any]:
-    """The entries, if all of them are tensors or arrays with names."""
+    """The entries, if all of them are dense tensors or arrays of real numbers, with names."""
     if isinstance(entries, Mapping) and entries:
-        wrong = [name for name, value in entries.items() if not isinstance(value, (Tensor, np.ndarray))]
-        if not wrong and all(isinstance(name, str) for name in entries):
+        wrong = [f"{name!r}, {found}" for name, value in entries.items() if (found := no_weight(value))]
+        wrong += [f"the name {name!r}" for name in entries if not isinstance(name, str)]
+        if not wrong:
             return dict(entries)
-        found = f"entries such as {wrong[0] if wrong else next(iter(entries))!r} that are no weights"
+        found = f"entries that are no weights, such as {wrong[0]}"
     else:
         found = "no weights"
     raise UserError(f'{path}: expected a dict of tensors, or one under "model" or "state_dict"; found {found}')

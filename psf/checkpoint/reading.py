@@ -5,109 +5,28 @@ Objects that hold plain values, such as paths and configs, are read as these val
 
 from __future__ import annotations
 
-import argparse
-import codecs
-import datetime
 import pickle
-import pickletools
 import re
 import warnings
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from psf.checkpoint.plain_objects import READ_AS, PlainUnpickler, revive
 from psf.errors import UserError
 
-__all__ = ["check_kind", "read_checkpoint", "read_state_dict"]
+__all__ = ["check_kind", "no_weight", "read_checkpoint", "read_state_dict"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
 RESAVE = "If you trust its author, load it yourself and save only its state_dict"
 DOWNLOAD = "download the file again"
-
-# NumPy 2 renamed the modules of the functions that create its numbers and arrays.
-_MAKE_SCALAR = np.float64(0).__reduce__()[0]
-_MAKE_ARRAY = np.zeros(0).__reduce__()[0]
-_NUMPY: dict[str, Any] = {
-    **{f"{module}.scalar": _MAKE_SCALAR for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    **{f"{module}._reconstruct": _MAKE_ARRAY for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-}
-_FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
-_KINDS = ("bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16", "M8", "m8", "U1")
-_DTYPES = [type(np.dtype(kind)) for kind in _KINDS]
-_DATES = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
-
-
-def _plain_dict(*factory: object) -> dict[Any, Any]:
-    return {}
-
-
-def _plain_list(*limits: object) -> list[Any]:
-    return []
-
-
-def _posix_path(*parts: str) -> str:
-    return str(PurePosixPath(*parts))
-
-
-def _windows_path(*parts: str) -> str:
-    return str(PureWindowsPath(*parts))
-
-
-def _nothing(*arguments: object) -> None:
-    """Stands for a type, such as the factory of a defaultdict: it makes nothing of what the file says."""
-
-
-# Objects of Python and of config libraries that training programs store beside the weights -> what they are read as:
-# plain values, dicts, lists, and namespaces. Nothing else of their classes is used.
-_READ_AS: dict[str, Any] = {
-    **{
-        f"{module}.{name}": _posix_path
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "PurePosixPath")
-    },
-    **{
-        f"{module}.{name}": _windows_path
-        for module in ("pathlib", "pathlib._local")
-        for name in ("WindowsPath", "PureWindowsPath")
-    },
-    "collections.Counter": Counter,
-    "collections.defaultdict": _plain_dict,
-    "collections.deque": _plain_list,
-    "argparse.Namespace": argparse.Namespace,
-    "types.SimpleNamespace": argparse.Namespace,
-    **{
-        name: OrderedDict
-        for name in (
-            "addict.addict.Dict",
-            "detectron2.config.config.CfgNode",
-            "easydict.EasyDict",
-            "fvcore.common.config.CfgNode",
-            "mmcv.utils.config.ConfigDict",
-            "mmengine.config.config.ConfigDict",
-            "yacs.config.CfgNode",
-        )
-    },
-    **{
-        f"{module}.{name}": _nothing
-        for module in ("builtins", "__builtin__")
-        for name in ("bool", "dict", "float", "int", "list", "str", "tuple")
-    },
-    **{
-        f"{module}.{kind.__name__}": kind
-        for module in ("builtins", "__builtin__")
-        for kind in (frozenset, range, slice)
-    },
-    **{f"datetime.{kind.__name__}": kind for kind in _DATES},
-}
+LARGEST_NUMBER = 8  # bytes; torch has no longer ones, such as NumPy's longdouble
 # What a checkpoint of torch may have besides tensors and plain values, for example in training logs.
-_TORCH_GLOBALS: list[Any] = [*((value, name) for name, value in {**_NUMPY, **_READ_AS}.items()), *_DTYPES]
+_TORCH_GLOBALS: list[Any] = [(value, name) for name, value in READ_AS.items()]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -143,10 +62,30 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(x, Tensor) for x in content.values()):
+    is_dict = isinstance(content, Mapping) and len(content) > 0
+    if not is_dict or not all(isinstance(value, Tensor) for value in content.values()):
         found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f'{path}: expected a dict of tensors, or one under "state_dict" or "model"; found {found}')
+    for name, value in content.items():
+        if kind := no_weight(value):
+            raise UserError(f"{path}: {name!r} is {kind}, expected a dense tensor of real numbers")
     return dict(content)
+
+
+def no_weight(value: Any) -> str | None:
+    """What a value of a checkpoint is instead of a dense tensor or array of real numbers; None if it is one."""
+    if isinstance(value, np.ndarray):
+        is_real = value.dtype.kind in "biuf" and value.dtype.itemsize <= LARGEST_NUMBER
+        return None if is_real else f"an array of {value.dtype}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided or value.is_nested:
+        return f"a tensor that is not dense ({value.layout})"
+    if value.device.type != "cpu":
+        return f"a tensor without values (on the device {value.device.type})"
+    if value.is_quantized or value.is_complex():
+        return f"a tensor of {value.dtype}"
+    return None
 
 
 def check_kind(path: Path) -> bytes:
@@ -169,12 +108,11 @@ def _load(path: Path) -> Any:
     start = check_kind(path)
     try:
         if path.suffix == ".pkl" and not start.startswith(ZIP):
-            _check_memo(path)
             with path.open("rb") as file:
-                return _PlainUnpickler(file, encoding="latin1").load()
+                return revive(PlainUnpickler(file, encoding="latin1").load())
         with warnings.catch_warnings(), torch.serialization.safe_globals(_TORCH_GLOBALS):
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors
+            return revive(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch and pickle may raise any error for a damaged file
         if reason := _refusal(start, error):
             raise UserError(
@@ -209,33 +147,6 @@ def _is_text(start: bytes) -> bool:
         return False
 
 
-def _check_memo(path: Path) -> None:
-    """Refuse a pickle that gives an object a number which no file of its size can have.
-
-    Python's unpickler makes a table for all numbers up to the highest: a few bytes would take all memory.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for operation, number, _ in pickletools.genops(file):
-            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (number or 0) > size:
-                raise UserError(f"{path}: damaged (its {size} bytes have an object of number {number}): {DOWNLOAD}")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler of Detectron2's model zoo: finds numpy arrays and plain values, and calls nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (found := {**_NUMPY, **_READ_AS}.get(f"{module}.{name}")) is not None:
-            return found
-        if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):  # arrays since protocol 5
-            return lambda *arguments: _FROM_BUFFER(*arguments)
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("_codecs", "encode"):  # bytes in protocols before 3
-            return lambda text, encoding="latin1": codecs.latin_1_encode(text)[0]
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is refused")
-
-
 def _refusal(start: bytes, error: Exception) -> str | None:
     """The object in a pickle that was not loaded; None if the file is damaged or not a pickle."""
     if called := re.search(r"GLOBAL (\S+)", str(error)):
@@ -243,4 +154,4 @@ def _refusal(start: bytes, error: Exception) -> str | None:
     if not start.startswith((PICKLE, ZIP)) or not isinstance(error, pickle.UnpicklingError):
         return None
     found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-    return f"torch refused to load an object ({found[1] if found else ' '.join(str(error).split())})"
+    return f"it has what is not loaded ({found[1] if found else ' '.join(str(error).split())})"

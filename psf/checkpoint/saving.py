@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zipfile
 import zlib
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from psf.checkpoint.reading import read_checkpoint
+from psf.checkpoint.reading import no_weight, read_checkpoint
 from psf.data.files import atomic_path, sha256_of
 from psf.errors import UserError
 
@@ -77,16 +78,13 @@ def find_damage(path: Path) -> str | None:
         size = path.stat().st_size
         if not size:
             return "empty"
-        with path.open("rb") as file:
-            file.seek(max(size - _COMMENT_SIZE - _END_SIZE, 0))
-            _, end, tail = file.read().rpartition(_END_OF_ARCHIVE)
-        length, comment = tail[_END_SIZE - len(end) - _LENGTH.size :][: _LENGTH.size], tail[_END_SIZE - len(end) :]
-        if not end or length != _LENGTH.pack(len(comment)):
-            return "torn or not written by torch.save"
-        if comment.startswith(_MARK):
-            is_sound = comment[len(_MARK) :] == sha256_of(path, size - _LENGTH.size - len(comment)).encode()
-            return None if is_sound else "its checksum is wrong"
         with zipfile.ZipFile(path) as archive:
+            comment = archive.comment
+            if comment.startswith(_MARK):
+                if len(comment) != _COMMENT_SIZE:
+                    return "torn or not written by torch.save"
+                is_sound = comment[len(_MARK) :] == sha256_of(path, size - _LENGTH.size - len(comment)).encode()
+                return None if is_sound else "its checksum is wrong"
             entry = archive.testzip()
         return None if entry is None else f"the checksum of {entry} is wrong"
     except FileNotFoundError:
@@ -116,23 +114,24 @@ def newest_sound_checkpoint(folder: Path, parameters: Collection[str] = ()) -> F
         None if the folder has neither last_checkpoint nor any .pth file.
 
     Raises:
-        UserError: if there are files, but none is a sound checkpoint of a training run; if last_checkpoint names
-            anything but a .pth file of the folder.
+        UserError: if there are files, but none is a sound checkpoint of a training run; if last_checkpoint names a
+            file elsewhere, or one that is no .pth file.
     """
     files = list(folder.glob("*.pth"))
     refused: list[str] = []
     tag = folder / TAG
     if tag.is_file():
         name = tag.read_text(encoding="utf-8", errors="replace").strip().strip("\0")
-        if name and (Path(name).name != name or not name.endswith(".pth")):
+        is_file = name.endswith(".pth") and name.isprintable()
+        if Path(name).name != name or (not is_file and os.path.exists(folder / name) and name):
             raise UserError(f"{tag} has {name[:80]!a}: expected the name of a .pth file in this folder")
-        if name:
+        if is_file:
             try:
                 return FoundCheckpoint(folder / name, _read_sound(folder / name, parameters), refused)
             except UserError as error:
                 refused.append(str(error))
         else:
-            refused.append(f"{tag}: empty")
+            refused.append(f"{tag} has {name[:80]!a}, which is no .pth file" if name else f"{tag}: empty")
         files = [path for path in files if path.name != name]
     elif files:
         refused.append(f"{tag}: missing")
@@ -177,6 +176,8 @@ def _read_sound(path: Path, parameters: Collection[str]) -> dict[str, Any]:
     weights = content.get("model")
     if not isinstance(weights, Mapping):
         raise UserError(f'{path}: no weights of a model under "model"')
+    if wrong := [f"{name} is {found}" for name, value in weights.items() if (found := no_weight(value))]:
+        raise UserError(f"{path}: {wrong[0]}, expected a dense tensor of real numbers")
     if names := [*non_finite_names(weights, parameters), *_names_with_nan(content.get("trainer"), "trainer")]:
         raise UserError(f"{path}: holds NaN or infinity, in {names[0]} and {len(names) - 1} other tensors")
     return content
@@ -200,7 +201,7 @@ def non_finite_names(weights: Mapping[str, Any], parameters: Collection[str] = (
 
 def _names_with_nan(value: Any, name: str) -> Iterator[str]:
     if isinstance(value, Tensor):
-        if value.is_floating_point() and value.isnan().any():
+        if not no_weight(value) and value.is_floating_point() and value.isnan().any():
             yield name
     elif isinstance(value, Mapping):
         for key, inner in value.items():

@@ -18,7 +18,7 @@ __all__ = [
     "ImageGeometry",
     "MergingThresholds",
     "ScoredMasks",
-    "as_numbers",
+    "as_integers",
     "best_class",
     "choose_things",
     "join_candidates",
@@ -218,7 +218,7 @@ def score_masks(
     return ScoredMasks(masks, area, confidence)
 
 
-def as_numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
+def as_integers(sizes: Iterable[Any]) -> tuple[int, ...]:
     """Sizes as int; during a trace they are tensors."""
     if not torch.jit.is_tracing():
         return tuple(sizes)

@@ -18,7 +18,7 @@ from psf.inference.candidates import (
     ImageGeometry,
     MergingThresholds,
     ScoredMasks,
-    as_numbers,
+    as_integers,
     per_candidate,
     score_masks,
     upper_bound,
@@ -234,7 +234,7 @@ class PostProcessor(abc.ABC):
         """
         thresholds = self._thresholds(candidates)
         possible = upper_bound(candidates, thresholds, self.mask_threshold) > max(self.instance.score_thresh, 0.0)
-        height, width = as_numbers(candidates.mask_scores.shape[1:])
+        height, width = as_integers(candidates.mask_scores.shape[1:])
         size = (height, width)
         confidence = self._score_masks(candidates, thresholds, ImageGeometry(size, size, size)).confidence
         confidence = confidence.masked_fill(~candidates.is_thing, -1.0)

@@ -23,7 +23,7 @@ from psf.inference import (
     stuff_candidates,
     thing_candidates,
 )
-from psf.inference.candidates import as_numbers, separate_stuff
+from psf.inference.candidates import as_integers, separate_stuff
 from psf.inference.tiles import tiled_candidates
 from psf.losses import Assigner, MaskHealth, PanopticCriterion, ThingAssignments, measure_mask_health
 from psf.meta_arch.build import ResultSettings, model_parts
@@ -247,7 +247,7 @@ class PanopticSegFormer(nn.Module):
         candidates = self.candidates(images.tensor, padded_pixels(images))
         for x, image_size, image_candidates in zip(batched_inputs, images.image_sizes, candidates, strict=True):
             output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
-            height, width = as_numbers(images.tensor.shape[-2:])
+            height, width = as_integers(images.tensor.shape[-2:])
             yield image_candidates, ImageGeometry((height, width), tuple(image_size), output_size)
 
     def _tiled_candidates(self, x: dict[str, Any]) -> tuple[Candidates, ImageGeometry]:
@@ -270,7 +270,7 @@ class PanopticSegFormer(nn.Module):
         for x in batched_inputs:
             image = x["image"].to(self.device)
             if torch.jit.is_tracing():  # an operation that fails if the trace gets an image of another size
-                image = image.expand(as_numbers(image.shape))
+                image = image.expand(as_integers(image.shape))
             name = x.get("file_name", x.get("image_id", "?"))
             if len(image) != len(self.pixel_mean):
                 raise UserError(
@@ -282,7 +282,7 @@ class PanopticSegFormer(nn.Module):
             images.append(((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype))
         padding = self.backbone.padding_constraints
         batch = ImageList.from_tensors(images, self.size_divisibility, padding_constraints=padding)
-        return ImageList(batch.tensor, [as_numbers(size) for size in batch.image_sizes])
+        return ImageList(batch.tensor, [as_integers(size) for size in batch.image_sizes])
 
     def _encode(self, images: Tensor, padding_mask: Tensor | None) -> tuple[FeatureTokens, FeatureTokens]:
         """All tokens, and the tokens that the mask decoders attend to."""
@@ -382,7 +382,7 @@ class PanopticSegFormer(nn.Module):
 
 def padded_pixels(images: ImageList) -> Tensor | None:
     """(B, H, W) bool, True where padded; None if no image is padded."""
-    height, width = as_numbers(images.tensor.shape[-2:])
+    height, width = as_integers(images.tensor.shape[-2:])
     if all(tuple(size) == (height, width) for size in images.image_sizes):
         return None
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images.tensor.device)

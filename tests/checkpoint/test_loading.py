@@ -12,7 +12,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from psf.checkpoint import arrange_weights, read_checkpoint
+from psf.checkpoint import arrange_weights, read_checkpoint, read_state_dict
 from psf.engine import Checkpointer
 from psf.errors import UserError
 from tests.checkpoint.test_reading import Touch
@@ -143,6 +143,45 @@ def test_a_foreign_model_is_refused(released: Path) -> None:
     content["state_dict"]["bbox_head.other.weight"] = torch.zeros(1)
     with pytest.raises(UserError, match=r"released\.pth: cannot be converted, as by psf convert-weights: .*other"):
         load_weights(saved(released, content))
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (torch.eye(2).to_sparse(), r"not dense \(torch\.sparse_coo\)"),
+        (torch.zeros(2, device="meta"), "without values"),
+        (torch.ones(2) * 1j, r"torch\.complex64"),
+        (np.array(["a"]), "an array of <U1"),
+        (np.array(["2020-01-01"], "M8[D]"), "an array of datetime64"),
+        (np.ones(2, np.complex64), "an array of complex64"),
+        (np.ones(2, np.longdouble), "an array of float128"),
+    ],
+)
+def test_weights_that_cannot_be_used(tmp_path: Path, value: Any, found: str) -> None:
+    """torch would raise an error of its own, or drop the imaginary part."""
+    content = {"model": {"neck.c": value, **WEIGHTS}}
+    path = saved(tmp_path / "a.pth", content)
+    if isinstance(value, np.ndarray):
+        path = pickled(tmp_path / "a.pkl", {"model": {"neck.c": value, **ARRAYS}, "__author__": "a"})
+    with pytest.raises(UserError, match=rf"no weights, such as 'neck\.c', .*{found}") as caught:
+        load_weights(path)
+    assert "\n" not in str(caught.value)
+    if isinstance(value, torch.Tensor):
+        with pytest.raises(UserError, match=rf"'neck\.c' is a tensor .*{found}"):
+            read_state_dict(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch will drop these tensors
+def test_quantized_weights(tmp_path: Path) -> None:
+    value = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    with pytest.raises(UserError, match=r"such as 'neck\.c', a tensor of torch\.qint8"):
+        load_weights(saved(tmp_path / "a.pth", {"model": {"neck.c": value}}))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.float64])
+def test_weights_of_other_kinds(tmp_path: Path, kind: torch.dtype) -> None:
+    read = load_weights(saved(tmp_path / "a.pth", {"model": {"a": torch.ones(2, dtype=kind)}}))
+    assert read["model"]["a"].dtype == kind
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {"a": 3}}, {"epoch": 3}, {3: torch.zeros(1)}])

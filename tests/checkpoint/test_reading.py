@@ -7,7 +7,11 @@ import datetime
 import functools
 import os
 import pickle
+import re
+import subprocess
 import sys
+import tracemalloc
+import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path, PureWindowsPath
 from types import ModuleType, SimpleNamespace
@@ -183,12 +187,131 @@ def test_without_weights(tmp_path: Path, content: Any) -> None:
         read_state_dict(saved(tmp_path, content))
 
 
-def test_a_pickle_that_would_take_all_memory(tmp_path: Path) -> None:
-    """Python's unpickler makes a table of as many entries as the highest number of an object."""
-    path = tmp_path / "large.pkl"
-    for number in (b"r\xff\xff\xff\x7f", b"p2147483647\n"):
-        path.write_bytes(b"\x80\x02}" + number + b".")
-        with pytest.raises(
-            UserError, match=r"large\.pkl: damaged \(its \d+ bytes have an object of number 2147483647\)"
-        ):
-            read_checkpoint(path)
+@pytest.mark.parametrize("ending", [b"r\xff\xff\xff\x7f.", b"p2147483647\n."])
+def test_numbers_of_objects_take_no_memory(tmp_path: Path, ending: bytes) -> None:
+    """Python's unpickler in C makes a table of as many entries as the highest number of an object."""
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02}" + ending)
+    tracemalloc.start()
+    try:
+        assert read_checkpoint(tmp_path / "a.pkl") == {}
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", [frozenset, Counter])
+def test_a_range_that_would_be_made_a_set(tmp_path: Path, value: Any) -> None:
+    call = f"c{value.__module__}\n{value.__name__}\n(cbuiltins\nrange\n(I{10**12}\ntRtR."
+    (tmp_path / "a.pkl").write_bytes(call.encode())
+    with pytest.raises(UserError, match=r"a\.pkl"):
+        read_checkpoint(tmp_path / "a.pkl")
+
+
+def test_a_bytearray_longer_than_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x05\x96" + (2**60).to_bytes(8, "little") + b"a.")
+    with pytest.raises(UserError, match=r"a\.pkl: damaged"):
+        read_checkpoint(tmp_path / "a.pkl")
+
+
+def in_archive(path: Path, stream: bytes) -> Path:
+    """A file of torch.save with other instructions for its unpickler."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, stream if name.endswith("data.pkl") else data)
+    return path
+
+
+def pushed(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+def evil_array(code: str) -> bytes:
+    """An array whose bytes become the addresses of objects, by a state of its type; NumPy reads them at the end."""
+    kind = b"cnumpy\ndtype\n"
+    state = [b"(" + pushed(3) + pushed("|") + b"N" + pushed(("a",)) + b"}" + pushed("a")]
+    state += [b"(" + kind + pushed(("O", False, True)) + b"R" + pushed(0) + b"ts" + pushed(8) + pushed(1)]
+    states = [b"".join(state) + pushed(flags) + b"tb" for flags in (0, 27)]
+    array = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + pushed((0,)) + pushed(b"b") + b"tR("
+    array += pushed(1) + pushed((1,)) + b"h\xc8\x89" + pushed(b"A" * 8) + b"tb"
+    made = kind + pushed((code, False, True)) + b"Rq\xc8"
+    return b"\x80\x02(" + made + states[0] + array + b"h\xc8" + states[1] + b"t."
+
+
+READ_ALL = """
+import sys
+from psf.checkpoint.reading import read_checkpoint
+for path in sys.argv[1:]:
+    try:
+        read_checkpoint(path)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_states_of_numpy_do_not_reach_it(tmp_path: Path) -> None:
+    """In a process of its own, which would end by a signal."""
+    paths = []
+    for code in ("V8", "f8", "i8", "U2"):
+        paths += [tmp_path / f"{code}.pkl", in_archive(tmp_path / f"{code}.pth", evil_array(code))]
+        paths[-2].write_bytes(evil_array(code))
+    ended = subprocess.run(
+        [sys.executable, "-c", READ_ALL, *map(str, paths)], capture_output=True, text=True, check=False
+    )
+    lines = ended.stdout.splitlines()
+    assert ended.returncode == 0 and len(lines) == len(paths)
+    for path, line in zip(paths, lines, strict=True):
+        assert line.startswith(f"{path}: refused, and nothing in it was executed")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"cargparse\nNamespace\n(N}S'x'\nI1\nstb.",  # attributes of a class
+        b"cpathlib\nPosixPath\n(N}S'__defaults__'\n(tstb.",  # and of a function
+        b"cnumpy\ndtype\n(S'f8'\ntR(I3\nS'<'\n(cnumpy\ndtype\n(S'f4'\ntR(I2\nttNNI-1\nI-1\nI0\ntb.",  # subdtype
+        b"cnumpy\ndtype\n(S'f8'\ntR(I4\nS'<'\nNNNI-1\nI-1\nI0\n(}S'a'\nI1\ns(S'D'\nI1\ntttb.",  # metadata
+        b"cnumpy\ndtype\n(S'O8'\ntR.",
+        b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(S'f8'\ntRS'1234'\ntR.",
+        b"cnumpy.core.numeric\n_frombuffer\n(S'1234'\ncnumpy\ndtype\n(S'f4'\ntR(I-1\ntS'C'\ntR.",
+        b"cnumpy.core.numeric\n_frombuffer\n(S'1234'\ncnumpy\ndtype\n(S'f4'\ntR(I2\ntS'C'\ntR.",
+    ],
+)
+def test_states_and_sizes_that_are_refused(tmp_path: Path, stream: bytes) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + stream)
+    with pytest.raises(UserError, match=r"a\.pkl: refused, and nothing in it was executed") as caught:
+        read_checkpoint(tmp_path / "a.pkl")
+    assert "\n" not in str(caught.value)
+
+
+ARRAYS = {
+    "scalar": np.array(2.5, np.float32),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "other axes": np.arange(24, dtype=np.int16).reshape(2, 3, 4).transpose(1, 0, 2),
+    "big-endian": np.arange(3, dtype=">f4"),
+    "empty": np.zeros((0, 3)),
+    "half": np.ones(3, np.float16),
+    "bool": np.array([True, False]),
+    "bytes": np.array([b"ab", b"c"]),
+    "texts": np.array(["ab", "c"]),
+    "days": np.array(["2021-09-08"], "M8[D]"),
+}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("core", [b"core", b"_core"])
+def test_arrays_of_every_protocol_and_numpy(tmp_path: Path, protocol: int, core: bytes) -> None:
+    content = {"model": ARRAYS, "in": [(1, ARRAYS["half"])], "number": np.float64(2), "__author__": "a"}
+    data = pickle.dumps(content, protocol)
+    if protocol < 4:  # later ones have the lengths of names
+        data = re.sub(rb"numpy\._?core\.", b"numpy." + core + b".", data)
+    (tmp_path / "a.pkl").write_bytes(data)
+    read = read_checkpoint(tmp_path / "a.pkl")
+    for name, array in ARRAYS.items():
+        found = read["model"][name]
+        assert found.dtype == array.dtype.newbyteorder("=") and found.flags.writeable
+        np.testing.assert_array_equal(found, array)
+    np.testing.assert_array_equal(read["in"][0][1], ARRAYS["half"])
+    assert read["number"] == 2 and type(read["number"]) is np.float64 and read["__author__"] == "a"

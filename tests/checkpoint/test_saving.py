@@ -137,8 +137,24 @@ class TestNewest:
         assert found is not None and found.content["iteration"] == 3
         assert "last_checkpoint" in found.refused[0] and "pretrained.pth" in found.refused[1]
 
-    @pytest.mark.parametrize("tag", ["../model.pth", "/tmp/model.pth", "model.pkl"])
+    @pytest.mark.parametrize("tag", ["model_0000", "model_0000003.p", "model.pkl", "a\nb.pth", "x\0y.pth", "x" * 999])
+    def test_with_a_damaged_tag_the_newest_is_taken(self, folder: Path, tag: str):
+        (folder / "last_checkpoint").write_text(tag)
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.content["iteration"] == 3
+        [reason] = found.refused
+        assert "last_checkpoint has " in reason and reason.isprintable()
+
+    @pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), torch.ones(2) * 1j])
+    def test_weights_that_cannot_be_used_count_as_damage(self, folder: Path, value: torch.Tensor):
+        write_checkpoint({**content(3), "model": {"weight": value}}, folder / "model_0000003.pth")
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.content["iteration"] == 2
+        assert "weight is a tensor" in found.refused[0]
+
+    @pytest.mark.parametrize("tag", ["../model.pth", "/tmp/model.pth", "..", "model.pkl"])
     def test_a_tag_that_leads_elsewhere_is_refused(self, folder: Path, tag: str):
+        (folder / "model.pkl").touch()
         (folder / "last_checkpoint").write_text(tag)
         with pytest.raises(UserError, match=r"expected the name of a \.pth file in this folder"):
             newest_sound_checkpoint(folder)

@@ -1,7 +1,7 @@
 """Image files of any common format, and what other files are."""
 
 from psf.data.images.reading import (
-    as_numbers,
+    as_image_array,
     as_picture,
     check_pixels,
     image_bands,
@@ -18,7 +18,7 @@ from psf.data.images.reading import (
 )
 
 __all__ = [
-    "as_numbers",
+    "as_image_array",
     "as_picture",
     "check_pixels",
     "image_bands",

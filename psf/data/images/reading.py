@@ -19,7 +19,7 @@ from psf.data.images.unreadable import NPY, describe_unreadable, has_more_pages
 from psf.errors import UserError, printable
 
 __all__ = [
-    "as_numbers",
+    "as_image_array",
     "as_picture",
     "check_pixels",
     "image_bands",
@@ -176,10 +176,10 @@ def is_turned(path: str) -> bool:
 
 def _read_bands(path: str) -> np.ndarray:
     if path.lower().endswith(".npy"):
-        return as_numbers(load_array(path), path)
+        return as_image_array(load_array(path), path)
     with open_image(path) as image:
         bands = opencv_bands(image, path) if is_deep(image, path) else image_bands(_upright(image, path), path)
-    return as_numbers(bands, path)
+    return as_image_array(bands, path)
 
 
 def _orientation(image: Image.Image, path: str) -> int:
@@ -294,7 +294,7 @@ def image_bands(image: Image.Image, path: str) -> np.ndarray:
     return np.atleast_3d(np.asarray(image))
 
 
-def as_numbers(bands: np.ndarray, path: str) -> np.ndarray:
+def as_image_array(bands: np.ndarray, path: str) -> np.ndarray:
     """(H, W, C) numbers of any type -> uint8 unchanged, all others as float32; contiguous and writable."""
     if bands.dtype.kind not in "buif":
         raise UserError(f"{path}: the array is of {bands.dtype}, expected real numbers")

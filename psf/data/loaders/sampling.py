@@ -15,7 +15,15 @@ from detectron2.utils import comm
 
 from psf.errors import UserError
 
-__all__ = ["ANNOTATION_KEYS", "SeededSampler", "check_sampler", "join_datasets", "repeat_factors", "seeded_sampler"]
+__all__ = [
+    "ANNOTATION_KEYS",
+    "SAMPLER_NAMES",
+    "SeededSampler",
+    "check_sampler",
+    "join_datasets",
+    "repeat_factors",
+    "seeded_sampler",
+]
 
 ANNOTATION_KEYS = ("annotations", "segments_info")  # of Detectron2's dicts
 _DATASET = "dataset_name"  # in the dicts, for samplers that weigh datasets
@@ -34,6 +42,7 @@ _SAMPLERS = {
     "WeightedTrainingSampler": _Sampler(by_dataset=True),
     "WeightedCategoryTrainingSampler": _Sampler(by_class=True, by_dataset=True),
 }
+SAMPLER_NAMES = tuple(_SAMPLERS)
 
 
 class SeededSampler(NamedTuple):

@@ -69,8 +69,6 @@ class SkipUnreadable:
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], num_images: int) -> None:
         share = cfg.DATALOADER.MAX_UNREADABLE_SHARE
-        if not 0 <= share <= 1:
-            raise UserError(f"DATALOADER.MAX_UNREADABLE_SHARE is {share}: expected a share from 0 to 1")
         self._mapper, self._limit = mapper, max(int(share * num_images), 1) if share else 0
         self._seen = mmap.mmap(-1, self.SLOTS)  # shared with forked workers
 

@@ -29,14 +29,8 @@ class WorkerOptions(NamedTuple):
 
 
 def worker_options(cfg: CfgNode) -> WorkerOptions:
-    """DATALOADER.NUM_WORKERS and TIMEOUT.
-
-    Raises:
-        UserError: if TIMEOUT is negative.
-    """
+    """DATALOADER.NUM_WORKERS and TIMEOUT, which `psf.config_checks.check_config` has checked."""
     count, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
-    if timeout < 0:
-        raise UserError(f"DATALOADER.TIMEOUT is {timeout}: expected a number of seconds, or 0 to wait forever")
     return WorkerOptions(count, timeout if count else 0)  # torch refuses a timeout without workers
 
 

@@ -12,7 +12,6 @@ from detectron2.utils import comm
 
 from psf.engine.hooks.stopping import StopSignals
 from psf.engine.train_step import any_process
-from psf.errors import UserError
 
 __all__ = ["CheckpointHook", "checkpoint_period"]
 
@@ -24,14 +23,8 @@ def checkpoint_period(cfg: CfgNode) -> tuple[int, float]:
 
     Detectron2's default SOLVER.CHECKPOINT_PERIOD (5000) is shortened to a tenth of MAX_ITER, and a checkpoint is also
     due every SOLVER.CHECKPOINT_MINUTES. Any other period is used as it is; 0 writes only the last checkpoint.
-
-    Raises:
-        UserError: if a key is negative.
     """
     period, minutes = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MINUTES
-    for key in ("CHECKPOINT_PERIOD", "CHECKPOINT_MINUTES", "CHECKPOINTS_TO_KEEP", "CHECKPOINT_KEEP_EVERY"):
-        if cfg.SOLVER[key] < 0:
-            raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: expected 0 (off) or more")
     if period != get_cfg().SOLVER.CHECKPOINT_PERIOD:
         return period, 0.0
     return max(min(period, cfg.SOLVER.MAX_ITER // SAVES_PER_RUN), 1), 60.0 * minutes

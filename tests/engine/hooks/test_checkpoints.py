@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from psf.engine.hooks import CheckpointHook, Stopped, StopSignals, checkpoint_period, stopping
-from psf.errors import UserError
 from tests.models import tiny_config
 
 
@@ -27,12 +26,6 @@ from tests.models import tiny_config
 )
 def test_period(keys: dict[str, Any], expected: tuple[int, float]):
     assert checkpoint_period(tiny_config(**{f"SOLVER__{key}": value for key, value in keys.items()})) == expected
-
-
-@pytest.mark.parametrize("key", ["CHECKPOINT_PERIOD", "CHECKPOINTS_TO_KEEP"])
-def test_negative_numbers(key: str):
-    with pytest.raises(UserError, match=rf"SOLVER\.{key} is -1"):
-        checkpoint_period(tiny_config(**{f"SOLVER__{key}": -1}))
 
 
 class FakeTrainer(SimpleNamespace):

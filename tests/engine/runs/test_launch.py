@@ -136,7 +136,7 @@ class TestCheckBeforeProcessesStart:
             (("--eval-only", "DATASETS.TEST", "()"), "DATASETS.TEST is empty"),
             (("MODEL.WEIGHTS", "none.pth"), "none.pth: no such checkpoint file"),
             (("MODEL.WEIGHTS", "none.pth?a=1"), "the only option of a file is"),
-            (("DATALOADER.SAMPLER_TRAIN", "X"), 'SAMPLER_TRAIN is "X"'),
+            (("DATALOADER.SAMPLER_TRAIN", "X"), "SAMPLER_TRAIN is 'X'"),
             (("SOLVER.CHECKPOINT_MINUTES", "-1.0"), "CHECKPOINT_MINUTES is -1.0"),
             (("SOLVER.AMP.ENABLED", "True"), 'SOLVER.AMP.DTYPE is "float16" and MODEL.DEVICE "cpu"'),
         ],
