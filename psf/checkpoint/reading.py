@@ -66,7 +66,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not is_dict or not all(isinstance(value, Tensor) for value in content.values()):
         found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f'{path}: expected a dict of tensors, or one under "state_dict" or "model"; found {found}')
-    if wrong := [f"{name!r} is {found}" for name, value in content.items() if (found := no_weight(value))]:
+    if wrong := [f"{name!r} is {kind}" for name, value in content.items() if (kind := no_weight(value))]:
         raise UserError(f"{path}: {wrong[0]}, expected a dense tensor of real numbers")
     return dict(content)
 
