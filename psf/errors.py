@@ -23,11 +23,11 @@ def printable(text: object) -> str:
 
     Line breaks become spaces, other control characters are escaped, and the middle of a longer text is cut.
     """
-    shown = str(text)
+    shown = escape_controls(" ".join(line.strip() for line in str(text).split("\n")))
     if len(shown) > _MAX_LENGTH:
         half = _MAX_LENGTH // 2
         shown = f"{shown[:half]} [... {len(shown) - 2 * half} characters ...] {shown[-half:]}"
-    return escape_controls(" ".join(line.strip() for line in shown.split("\n")))
+    return shown
 
 
 def without_worker(text: str) -> str:

@@ -28,6 +28,8 @@ def test_the_message_is_one_short_line():
     assert "\n" not in str(error) and str(error).isprintable()
     assert str(error).startswith(r"a b \x1b[31m\u202e xxx") and str(error).endswith("x end") and len(str(error)) < 2200
 
+    assert len(str(UserError(5_000 * "\x03"))) < 2200  # shown as four characters each
+
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_worker_hands_the_message_on(num_workers: int):

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=math.inf, metavar="S", help="fewer tries, to end after about this time")
     add("--seed", type=int, default=1, metavar="N", help="of moments, damages and inputs [%(default)s]")
     add("--only", choices=PARTS, help="one part")
+    add("--reader", default="", metavar="TEXT", help="only readers with this text in their names")
     add("--folder", type=Path, metavar="FOLDER", help="for files of the runs, which stay [a temporary folder]")
     return parser
 
@@ -96,7 +97,9 @@ def run(args: argparse.Namespace, folder: Path) -> list[Scenario]:
         scenarios += fault_trainings(args.kills, args.seed, folder / "trainings", seconds=0.6 * args.seconds)
     if args.only in (None, "fuzz"):
         workers = min(len(os.sched_getaffinity(0)), 2)
-        scenarios += fuzz(args.inputs, args.seed, folder / "fuzz", num_workers=workers, seconds=0.4 * args.seconds)
+        scenarios += fuzz(
+            args.inputs, args.seed, folder / "fuzz", num_workers=workers, seconds=0.4 * args.seconds, named=args.reader
+        )
     return scenarios
 
 

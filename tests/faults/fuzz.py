@@ -67,7 +67,9 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: float = math.inf) -> list[Scenario]:
+def fuzz(
+    number: int, seed: int, folder: Path, *, num_workers: int, seconds: float = math.inf, named: str = ""
+) -> list[Scenario]:
     """Try inputs with all readers; a row for each.
 
     Args:
@@ -76,10 +78,12 @@ def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: flo
         folder: for inputs, and for those that were lost: lost/READER_NUMBER.
         num_workers: processes at a time.
         seconds: after which no further batch is started.
+        named: only readers with this text in their names; the others' inputs are left out.
     """
     end = time.monotonic() + seconds
-    scenarios = {reader.name: Scenario(f"fuzz: {reader.name}") for reader in READERS}
-    batches, workers = _batches(number, seed), []
+    readers = [reader for reader in READERS if named in reader.name]
+    scenarios = {reader.name: Scenario(f"fuzz: {reader.name}") for reader in readers}
+    batches, workers = _batches(readers, number, seed), []
     lost = folder / "lost"
     lost.mkdir(parents=True)
     while True:
@@ -94,11 +98,11 @@ def fuzz(number: int, seed: int, folder: Path, *, num_workers: int, seconds: flo
                 shutil.rmtree(worker.folder)
 
 
-def _batches(number: int, seed: int) -> Iterator[Batch]:
+def _batches(readers: list[Reader], number: int, seed: int) -> Iterator[Batch]:
     """All batches, the readers in turn, so that a time limit cuts all of them."""
-    left = {reader: max(number * reader.share // 1000, 1) for reader in READERS}
+    left = {reader: max(number * reader.share // 1000, 1) for reader in readers}
     while any(left.values()):
-        for reader in READERS:
+        for reader in readers:
             if size := min(left[reader], BATCH):
                 left[reader] -= size
                 seed += 1

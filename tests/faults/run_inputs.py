@@ -113,7 +113,9 @@ def options_strategy(sound: list[bytes]) -> st.SearchStrategy[bytes]:
 def read_options() -> None:
     try:
         words = json.loads(Path("words.json").read_bytes())
-    except ValueError:  # damaged bytes: no words that a command line could have
+    except ValueError:
+        words = None
+    if not isinstance(words, list):  # damaged bytes: no words that a command line could have
         return
     build_config("base.yaml", [str(word) for word in words], warn=False)
 
