@@ -58,13 +58,12 @@ def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: P
     states = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
     assert {int(state["step"]) for state in states.values()} == {4}
 
-    (output / "results.json").unlink()
     before = metrics(output)
     again = main(parse_args("--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth")))
     assert again["panoptic_seg"] == results["panoptic_seg"]  # the toy's predictions do not depend on its weights
-    assert (output / "results.json").is_file()
-    *kept, line = metrics(output)
-    assert str(kept) == str(before) and line["iteration"] == checkpoint["iteration"] == 3
+    assert (output / "evaluation" / "results.json").is_file()  # OUTPUT_DIR holds a training, which stays as it is
+    [line] = metrics(output / "evaluation")
+    assert str(metrics(output)) == str(before) and line["iteration"] == checkpoint["iteration"] == 3
     flat = {f"{task}/{name}" for task, figures in again.items() for name in figures}
     assert set(line) == {"iteration", *flat} and line["panoptic_seg/PQ"] == again["panoptic_seg"]["PQ"]
 
