@@ -190,6 +190,8 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         """
         found = newest_sound_checkpoint(Path(self.save_dir), self._parameters()) if resume and self.save_dir else None
         if found is None:
+            if resume:
+                logger.info("--resume: no checkpoint in %s", self.save_dir or "OUTPUT_DIR")
             return self.load(path, checkpointables=[])
         self.resumed_from = self._newest = found.path
         for reason in found.refused:

@@ -102,7 +102,7 @@ class Trainer(DefaultTrainer):
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
         if not cfg.DATASETS.TEST:
-            logger.warning("DATASETS.TEST is empty: NOTHING WILL BE EVALUATED")
+            logger.warning("DATASETS.TEST is empty: NOTHING WILL BE EVALUATED; name a dataset with DATASETS.TEST")
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             check_dataset(name)
         check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))

@@ -12,10 +12,8 @@ from detectron2.config import CfgNode
 from psf.checkpoint import check_same_classes
 from psf.config_checks import check_device
 from psf.data import check_dataset, check_sampler
-from psf.data.loaders import worker_options
 from psf.engine.arguments import build_config
 from psf.engine.checkpointer import check_weights
-from psf.engine.hooks import checkpoint_period
 from psf.engine.num_queries import FROM_DATA
 from psf.engine.run_folder import check_run_folder, has_checkpoints
 from psf.engine.train_step import autocast_dtype
@@ -56,17 +54,31 @@ def check_run(args: argparse.Namespace, num_processes: int = 1, *, is_training: 
     for name in names:
         check_dataset(name)
     check_same_classes(names)
-    worker_options(cfg)
+    _check_place(cfg, args, is_training=is_training)
     if not (args.resume and has_checkpoints(folder)):
         check_weights(cfg.MODEL.WEIGHTS)
     if is_training:
         check_batch(cfg, num_processes)
         check_sampler(cfg, [])
-        checkpoint_period(cfg)
         autocast_dtype(cfg)
         check_run_folder(folder, resume=args.resume, overwrite=args.overwrite)
     if PanopticSegFormer.__name__ == cfg.MODEL.META_ARCHITECTURE:
         _check_model(cfg, is_training=is_training)
+
+
+def _check_place(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool) -> None:
+    """Raise a UserError if a run that was moved is used with its old OUTPUT_DIR, or is evaluated without weights."""
+    folder, beside = Path(cfg.OUTPUT_DIR), Path(args.config_file).parent
+    if "OUTPUT_DIR" not in args.opts[::2] and has_checkpoints(beside) and not has_checkpoints(folder):
+        raise UserError(
+            f"{args.config_file} has OUTPUT_DIR {folder}, where there is no checkpoint, but {beside} has checkpoints: "
+            f"if the run was moved, add OUTPUT_DIR {beside}; otherwise name a folder for this run"
+        )
+    if not (is_training or args.resume or cfg.MODEL.WEIGHTS) and has_checkpoints(folder):
+        raise UserError(
+            "MODEL.WEIGHTS is empty, so an untrained model would be evaluated: name a file, such as MODEL.WEIGHTS "
+            f"{folder / 'model_final.pth'}, or add --resume for the last checkpoint"
+        )
 
 
 def check_batch(cfg: CfgNode, num_processes: int) -> None:

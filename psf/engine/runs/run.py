@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> Any:
     if comm.is_main_process():
         verify_results(cfg, results)
         check_all_read(cfg, results)
+    logger.info("Evaluation is finished; the results are in %s", cfg.OUTPUT_DIR)
     return results
 
 
