@@ -131,8 +131,8 @@ def _check_ids(file_name: str, ids: np.ndarray, known: Iterable[int]) -> set[int
     if unknown:
         raise UserError(
             f"{file_name}: the PNG has ids that segments_info does not list: {unknown[:10]}"
-            f"{' ...' if len(unknown) > 10 else ''}; JSON and PNG must be of the same version (and the paths of --register in the "
-            "order JSON, PNGs, images)"
+            f"{' ...' if len(unknown) > 10 else ''}; JSON and PNG must be of the same version, and the paths of "
+            "--register in the order JSON, PNGs, images"
         )
     return present
 
