@@ -7,7 +7,7 @@ For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segmen
 instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
 NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
 be in the output folder. If files there that psf has not written would be replaced, the command stops before the first
-image; --overwrite replaces them.
+image; so it does for results of another image of the same name. --overwrite replaces both.
 Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
 2 the command could not start, or could not write the results.
 """
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
     add("--max-frames", type=positive, metavar="N", help="end a video or camera after N frames")
-    add("--overwrite", action="store_true", help="replace files in --output that psf has not written")
+    add("--overwrite", action="store_true", help="replace files in --output that psf has not written, or results of another image")
     add_config_arguments(parser, "--opts")
     return parser
 
@@ -163,8 +163,8 @@ def segment_images(args: argparse.Namespace) -> int:
     check_apart(images, args.output, *args.output.glob("*_masks"))
     make_folder(args.output, "--output")
     names = choose_names(images)
-    for name in names.values():
-        check_output(args.output, name, task=args.task, kinds=kinds, overwrite=args.overwrite)
+    for path, name in names.items():
+        check_output(args.output, name, source=path, task=args.task, kinds=kinds, overwrite=args.overwrite)
     predictor = build_predictor(args)
     num_written = 0
     with logging_redirect_tqdm():
