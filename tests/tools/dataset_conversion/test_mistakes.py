@@ -23,6 +23,7 @@ from psf.errors import UserError
 from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
 from psf.tools.dataset_conversion.labelme import check_rle, read_labelme
+from psf.tools.dataset_conversion.regions import Region, compose
 from psf.tools.dataset_conversion.sources import convert_source, read_labels
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
@@ -74,6 +75,7 @@ def files(tmp_path: Path) -> PanopticFiles:
 # ------------------------------------------------------------------ COCO's instances
 
 
+FAR = [-1e6, -1e6, 1e6, 1e6] * 1000  # would take 320 GB to fill
 POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
 
 
@@ -105,6 +107,9 @@ POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
         (["annotations", 0, "segmentation"], [SQUARE[:-1]], rf"annotation 5: .* {POLYGONS}"),
         (["annotations", 0, "segmentation"], [[*SQUARE[:-1], math.nan]], rf"annotation 5: .*nan.* {POLYGONS}"),
         (["annotations", 0, "segmentation"], [[*SQUARE[:-1], 1e300]], rf"annotation 5: .*1e\+300.* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], [FAR], r"annotation 5: the outline has a length of 4000000000 pixels"),
+        (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": 9**6 * "o"}, "annotation 5: the mask is dam"),
+        (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": "hb0o"}, r"annotation 5: the mask is damaged"),
         (["annotations", 0, "segmentation"], "2,2,8,2", r"annotation 5: 'segmentation' is '2,2,8,2', expected a list"),
         (["annotations", 0, "segmentation"], {"counts": "00"}, r"annotation 5 has a mask of None"),
         (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": [25]}, r"annotation 5: the mask is damaged"),
@@ -184,6 +189,7 @@ def test_good_masks_pass_whatever_their_runs(height, width, seed, share):
         (["shapes", 0, "points"], SQUARE, r"shape 1 \('cat'\): 'points' is \[2, 2, .*expected \[\[x, y\]"),
         (["shapes", 0, "points"], [[1, 2, 3], [4, 5, 6]], r"shape 1 \('cat'\): 'points' is \[\[1, 2, 3\]"),
         (["shapes", 0, "points", 2, 1], math.nan, r"shape 1 \('cat'\): 'points' is .*nan.*finite"),
+        (["shapes", 0, "points"], [*zip(FAR[::2], FAR[1::2])], r"shape 1 \('cat'\): the outline has a length of"),
         (["shapes", 0, "group_id"], [1], r"shape 1 \('cat'\): 'group_id' is \[1\]"),
         (["shapes", 0, "shape_type"], "circle", r"shape 1 \('cat'\): circle with 4 points, expected 2"),
     ],
@@ -388,3 +394,9 @@ def test_label_files_with_a_byte_order_mark(tmp_path):
         (tmp_path / "stuff.txt").write_text(line)
         with pytest.raises(UserError, match=r"stuff\.txt, line 1: found .*, expected id,name"):
             read_labels(tmp_path / "stuff.txt")
+
+
+def test_a_mask_that_pycocotools_refuses_is_one_line():
+    damaged = Region({"size": [2, 3], "counts": "9"}, category_id=4)
+    with pytest.raises(UserError, match="the mask of a region of category 4 is damaged"):
+        compose((2, 3), [damaged], overlap="later-on-top", stuff_ids=[])
