@@ -84,7 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
     add("--max-frames", type=positive, metavar="N", help="end a video or camera after N frames")
-    add("--overwrite", action="store_true", help="replace files in --output that psf has not written, or results of another image")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files in --output that psf has not written, or results of another image",
+    )
     add_config_arguments(parser, "--opts")
     return parser
 

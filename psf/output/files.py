@@ -48,7 +48,9 @@ def check_output(
     """
     masks = folder / f"{name}_masks"
     if "masks" in kinds and os.path.lexists(masks) and (masks.is_symlink() or not os.path.isdir(masks)):
-        raise UserError(f"{masks} exists, and is a link or no folder: move it away, or choose another folder for the results")
+        raise UserError(
+            f"{masks} exists, and is a link or no folder: move it away, or choose another folder for the results"
+        )
     files = {
         "picture": [folder / f"{name}.jpg"],
         "png": [folder / f"{name}_{task}.png"],

@@ -109,7 +109,11 @@ POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
         (["annotations", 0, "segmentation"], [[*SQUARE[:-1], 1e300]], rf"annotation 5: .*1e\+300.* {POLYGONS}"),
         (["annotations", 0, "segmentation"], [FAR], r"annotation 5: the outline has a length of 4000000000 pixels"),
         (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": 9**6 * "o"}, "annotation 5: the mask is dam"),
-        (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": "hb0o"}, r"annotation 5: the mask is damaged"),
+        (
+            ["annotations", 0, "segmentation"],
+            {"size": [20, 30], "counts": "hb0o"},
+            r"annotation 5: the mask is damaged",
+        ),
         (["annotations", 0, "segmentation"], "2,2,8,2", r"annotation 5: 'segmentation' is '2,2,8,2', expected a list"),
         (["annotations", 0, "segmentation"], {"counts": "00"}, r"annotation 5 has a mask of None"),
         (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": [25]}, r"annotation 5: the mask is damaged"),
