@@ -374,3 +374,14 @@ def test_a_link_in_the_place_of_the_masks_is_not_followed(run, image, tmp_path, 
     assert run("--input", image, "--output", out, "--save", "masks") == 2
     assert "is a link" in capsys.readouterr().err
     assert not list((tmp_path / "mine").iterdir())
+
+
+def test_links_in_a_circle_and_unknown_users_are_one_line(run, image, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    for arguments in (
+        ["--input", image, "--output", tmp_path / "loop"],
+        ["--input", tmp_path / "loop", "--output", tmp_path / "out"],
+        ["--input", "~nosuchuser/x.png", "--output", tmp_path / "out"],
+    ):
+        assert run(*arguments) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
