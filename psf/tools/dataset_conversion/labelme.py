@@ -21,7 +21,7 @@ from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, are_coordinates, na
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
-from psf.tools.dataset_conversion.sources import Source, SourceImage, join_categories
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 
 __all__ = [
     "check_polygons",
@@ -141,6 +141,7 @@ def read_labelme(
         SourceImage(_image(path, content, number, root), content["shapes"])
         for number, (path, content) in enumerate(used.items(), 1)
     ]
+    check_png_names(images, str(folder))
     are_extracted, notes = _find_images(used, [item.image for item in images], root, extract_to)
     notes.update(name_notes([category["name"] for category in categories]))
 

@@ -269,6 +269,29 @@ def test_only_a_panoptic_json_is_overwritten(files, content):
     files.check_free(overwrite=True)
 
 
+def test_links_are_not_replaced(tmp_path, files):
+    """Neither those to nothing, nor those to a file that could be replaced."""
+    files.png_root.mkdir(parents=True)
+    write(tmp_path / "b.json", {"annotations": []})
+    for target in ("nowhere", "b.json"):
+        files.json_file.symlink_to(tmp_path / target)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=r"panoptic\.json is a link"):
+                files.check_free(overwrite=overwrite)
+        files.json_file.unlink()
+        (files.png_root / "b.png").symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=r"b\.png exists and is not a panoptic PNG"):
+            write_panoptic_set(["b.jpg"], draw, [], files)
+        (files.png_root / "b.png").unlink()
+
+
+def test_two_labelme_files_of_one_image(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.json", LABELME)
+    with pytest.raises(UserError, match=r"in: a\.jpg and a\.jpg have the same PNG 'a\.png'"):
+        read_labelme(tmp_path / "in", {}, thing_names={})
+
+
 def test_the_first_mistake_ends_the_conversion(files):
     """The images that wait for a thread are not drawn any more."""
     drawn = []
