@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,9 +53,9 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
             match the names and shapes of the model (or its backbone). The message lists the entries.
     """
     source, target = Path(source), Path(target)
-    if target.is_dir() or target.resolve() == source.resolve():
+    if target.is_dir() or os.path.realpath(target) == os.path.realpath(source):
         raise UserError(f"{target}: is a folder, or the source itself; name another file")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise UserError(f"{target}: already exists; name another file, or overwrite it with --force")
     entries = read_state_dict(source)
     is_backbone = not any(name.startswith("bbox_head.") for name in entries)

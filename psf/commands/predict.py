@@ -7,7 +7,7 @@ For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segmen
 instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
 NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
 be in the output folder. If files there that psf has not written would be replaced, the command stops before the first
-image; --overwrite replaces them.
+image; so it does for results of another image of the same name. --overwrite replaces both.
 Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
 2 the command could not start, or could not write the results.
 """
@@ -18,6 +18,7 @@ import argparse
 import errno
 import glob
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -84,7 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")
     add("--max-frames", type=positive, metavar="N", help="end a video or camera after N frames")
-    add("--overwrite", action="store_true", help="replace files in --output that psf has not written")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files in --output of another image, or not written by psf",
+    )
     add_config_arguments(parser, "--opts")
     return parser
 
@@ -163,8 +168,8 @@ def segment_images(args: argparse.Namespace) -> int:
     check_apart(images, args.output, *args.output.glob("*_masks"))
     make_folder(args.output, "--output")
     names = choose_names(images)
-    for name in names.values():
-        check_output(args.output, name, task=args.task, kinds=kinds, overwrite=args.overwrite)
+    for path, name in names.items():
+        check_output(args.output, name, source=path, task=args.task, kinds=kinds, overwrite=args.overwrite)
     predictor = build_predictor(args)
     num_written = 0
     with logging_redirect_tqdm():
@@ -202,11 +207,11 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     Raises:
         UserError: if no pattern has a match, or a pattern is a config key.
     """
-    images: dict[Path, Path] = {}  # by the real path
+    images: dict[str, Path] = {}  # by the real path, of `os.path`: pathlib raises for links in a circle
     unmatched = []
     suffixes = image_suffixes()
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))  # pathlib raises for an unknown ~user
         if path.is_dir():
             files = [file for file in path.iterdir() if file.is_file() and not is_hidden(file, path)]
             matches = [file for file in files if file.suffix.lower() in suffixes]
@@ -225,7 +230,7 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
             logger.error("--input %s: no image found%s", pattern, hint)
             unmatched.append(pattern)
         for match in sorted(matches):
-            images.setdefault(match.resolve(), match)
+            images.setdefault(os.path.realpath(match), match)
     if not images:
         raise UserError(f"no image found; --input takes files, globs, and folders with {' '.join(sorted(suffixes))}")
     return list(images.values()), unmatched
@@ -247,9 +252,9 @@ def choose_names(images: Sequence[Path]) -> dict[Path, str]:
 
 def check_apart(sources: Iterable[Path], *folders: Path) -> None:
     """Refuse an input in an output folder: results could overwrite it or a related file (a.json of a.png)."""
-    taken = {folder.resolve() for folder in folders}
+    taken = {os.path.realpath(folder) for folder in folders}
     for source in sources:
-        if taken & {source.parent.resolve(), source.resolve().parent}:
+        if taken & {os.path.realpath(source.parent), os.path.dirname(os.path.realpath(source))}:
             raise UserError(f"{source} is in the output folder, where it could be overwritten: change --output")
 
 
@@ -291,7 +296,7 @@ def _video_target(args: argparse.Namespace) -> Path:
         check_apart([source] if source else [], target)
         make_folder(target, "--output")
         target /= f"camera{args.webcam}.mp4" if source is None else f"{source.stem}.mp4"
-    if source is not None and target.resolve() == source.resolve():
+    if source is not None and os.path.realpath(target) == os.path.realpath(source):
         raise UserError(f"the result would overwrite {source}: change --output")
     way_out = "change --output, or use --overwrite"
     check_replaceable([target], overwrite=args.overwrite, way_out=way_out)

@@ -10,6 +10,7 @@ Exit code: 0 no faults; 1 a dataset has faults, or categories of datasets differ
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def validate(args: argparse.Namespace, json_file: str, png_root: str, image_root
         check_report_target(args.html)
     if args.fix:
         check_corrected_target(args.fix, json_file)
+    if args.html and args.fix and os.path.realpath(args.html) == os.path.realpath(args.fix):
+        raise UserError(f"--html and --fix are the same file, {args.fix}; name two files")
     report = validate_panoptic(
         json_file,
         png_root,

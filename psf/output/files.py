@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from psf.data.own_files import check_replaceable, own_path, write_own_text
+from psf.data.files import read_json
+from psf.data.own_files import check_replaceable, is_own, own_path, write_own_text
 from psf.errors import UserError
 from psf.output.task_output import TaskOutput
 
@@ -29,20 +30,27 @@ MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # ID_CLASS.png
 NOT_IN_NAMES = re.compile(r"[^\w-]+")
 
 
-def check_output(folder: Path, name: str, *, task: str, kinds: Collection[str], overwrite: bool = False) -> None:
-    """Check that `write_output` may write an image's files: those that exist are psf's own.
+def check_output(
+    folder: Path, name: str, *, source: Path, task: str, kinds: Collection[str], overwrite: bool = False
+) -> None:
+    """Check that `write_output` may write an image's files: those that exist are psf's own, and of the same image.
+
+    The image of earlier results is known only if they have a JSON.
 
     Args:
-        folder, name, kinds: as for `write_output`.
+        folder, name, source, kinds: as for `write_output`.
         task: of the results.
-        overwrite: True: files that psf has not written may be replaced, too.
+        overwrite: True: files that psf has not written, and results of another image, may be replaced, too.
 
     Raises:
-        UserError: naming a file that psf has not written, or one in the place of the folder of masks.
+        UserError: naming a file that psf has not written, a result of another image, or a file or a link in the place
+            of the folder of masks.
     """
     masks = folder / f"{name}_masks"
-    if "masks" in kinds and os.path.lexists(masks) and not os.path.isdir(masks):
-        raise UserError(f"{masks} exists, and is no folder: move it away, or choose another folder for the results")
+    if "masks" in kinds and os.path.lexists(masks) and (masks.is_symlink() or not os.path.isdir(masks)):
+        raise UserError(
+            f"{masks} exists, and is a link or no folder: move it away, or choose another folder for the results"
+        )
     files = {
         "picture": [folder / f"{name}.jpg"],
         "png": [folder / f"{name}_{task}.png"],
@@ -51,6 +59,11 @@ def check_output(folder: Path, name: str, *, task: str, kinds: Collection[str], 
     }
     way_out = "choose another folder for the results (--output), or use --overwrite"
     check_replaceable((file for kind in kinds for file in files[kind]), overwrite=overwrite, way_out=way_out)
+    other = _earlier_source(folder / f"{name}.json")
+    if not overwrite and other is not None and os.path.realpath(other) != os.path.realpath(source):
+        raise UserError(
+            f"{folder / name}.json has the results of {other}, which those of {source} would replace; {way_out}"
+        )
 
 
 def write_output(
@@ -80,7 +93,7 @@ def write_output(
     Raises:
         UserError: if the results do not allow one of the files, or as `check_output`; then no file is written.
     """
-    check_output(folder, name, task=output.task, kinds=kinds, overwrite=overwrite)
+    check_output(folder, name, source=source, task=output.task, kinds=kinds, overwrite=overwrite)
     height, width = output.size
     label_file = folder / f"{name}_{output.task}.png"
     labels = output.label_image() if "png" in kinds else None
@@ -101,6 +114,12 @@ def write_output(
             description[f"{output.task}_file_name"] = label_file.name
         text = json.dumps({**description, output.records_key: records}, indent=2)
         write_own_text(folder / f"{name}.json", text + "\n", overwrite=overwrite)
+
+
+def _earlier_source(json_file: Path) -> str | None:
+    """The image of the results in a JSON of `write_output`; None if there is none."""
+    content = read_json(json_file) if os.path.lexists(json_file) and is_own(json_file) else None
+    return content.get("file_name") if isinstance(content, dict) else None
 
 
 def _masks_in(folder: Path) -> list[Path]:

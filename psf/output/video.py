@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from psf.data.files import check_regular
+from psf.data.images import check_pixels
 from psf.errors import UserError
 
 __all__ = ["Camera", "TimedFrame", "VideoFile", "VideoWriter"]
@@ -49,12 +52,14 @@ class VideoFile:
 
     Raises:
         ImportError: without PyAV.
-        UserError: if the file is not a video; while iterating, at the first damaged frame.
+        UserError: if the file is not a video; while iterating, at the first frame that is damaged or larger than
+            INPUT.PSF_MAX_PIXELS.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._av = _import_av()
         self._path = path
+        check_regular(path)
         try:
             self._container = self._av.open(str(path), metadata_errors="replace")
         except self._av.FFmpegError as error:
@@ -77,6 +82,7 @@ class VideoFile:
         return aspect
 
     def __iter__(self) -> Iterator[TimedFrame]:
+        check_pixels(str(self._path), self._stream.height, self._stream.width)
         has_joins = int(self._container.format.flags) & _JOINS_ARE_USUAL
         clock = Clock(float(1 / self.rate), _MAX_GAP if has_joins else math.inf)
         try:
@@ -95,6 +101,7 @@ class VideoFile:
     def _upright(self, frame: Any) -> np.ndarray:
         """The pixels of a frame, (H, W, 3), as players show them."""
         width = max(1, round(frame.width * self._pixel_aspect))
+        check_pixels(f"{self._path}: a frame", frame.height, width)
         image = frame.reformat(width=width, format="rgb24").to_ndarray()
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
@@ -194,8 +201,7 @@ class VideoWriter:
 
     Raises:
         ImportError: without PyAV.
-        UserError: at the first frame, if the suffix is not that of a container for H.264.
-        OSError: if the file cannot be written.
+        UserError: if the suffix is not that of a container for H.264, or the file cannot be written.
     """
 
     def __init__(self, path: str | Path, rate: Fraction) -> None:
@@ -206,6 +212,8 @@ class VideoWriter:
         self._stream: Any = None
         self._tick = _TICK  # seconds
         self._last_tick = -1
+        with tempfile.TemporaryDirectory() as folder:  # a wrong suffix is found before any work
+            self._new_container(Path(folder, "probe").with_suffix(Path(path).suffix))[0].close()
 
     def write(self, frame: TimedFrame) -> None:
         """Add a frame."""
@@ -223,13 +231,7 @@ class VideoWriter:
 
     def _open(self, height: int, width: int) -> None:
         with self._writing():
-            try:
-                container = self._av.open(str(self._path), "w")
-                stream = container.add_stream("h264", rate=self._rate)
-            except ValueError as error:
-                raise UserError(
-                    f"{self._path}: this suffix is not that of a container for H.264 video ({error})"
-                ) from error
+            container, stream = self._new_container(self._path)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             codec = stream.codec_context
             if not int(container.format.flags) & _HAS_TIMES:
@@ -241,6 +243,18 @@ class VideoWriter:
             codec.color_range = _LIMITED_RANGE
             container.start_encoding()
         self._container, self._stream = container, stream
+
+    def _new_container(self, path: str | Path) -> tuple[Any, Any]:
+        """A container at a path, and its stream."""
+        try:
+            container = self._av.open(str(path), "w")
+            return container, container.add_stream("h264", rate=self._rate)
+        except ValueError as error:
+            suffix = Path(self._path).suffix
+            raise UserError(
+                f"{self._path}: {suffix!r} is not the suffix of a container for H.264 video ({error}); use .mp4, .mkv "
+                "or .mov"
+            ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -122,6 +122,9 @@ def test_nothing_is_overwritten_unasked(released: Path, cfg: CfgNode, tmp_path: 
     assert target.read_text() == "mine"
     convert_checkpoint(released, target, cfg, overwrite=True)
     assert "model" in torch.load(target, weights_only=True)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="loop: already exists"):
+        convert_checkpoint(released, tmp_path / "loop", cfg)
     for wrong in (released, tmp_path):
         with pytest.raises(ValueError, match="a folder, or the source itself"):
             convert_checkpoint(released, wrong, cfg, overwrite=True)

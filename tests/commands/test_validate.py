@@ -97,6 +97,14 @@ def test_workers_and_fix_in_place_are_refused(tmp_path, capsys):
     assert (root / "panoptic.json").read_text() == before
 
 
+def test_one_file_for_both_outputs_is_refused_before_the_work(tmp_path, capsys):
+    write_damaged(tmp_path / "set", "wrong area")
+    target = str(tmp_path / "out")
+    assert tool.main([*words(tmp_path / "set"), "--html", target, "--fix", target]) == 2
+    assert capsys.readouterr().err == f"error: --html and --fix are the same file, {target}; name two files\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("flag", ["--html", "--fix"])
 @pytest.mark.parametrize(
     "name", ["panoptic.json", "images/0.png", "panoptic/0.png", "train.json", "notes.txt", "images"]

@@ -149,7 +149,7 @@ def test_files_that_psf_has_not_written_stay(tmp_path: Path, kind: str):
         write_output(output, image, **write, kinds=FILE_KINDS)
     assert file.read_bytes() == b"somebody's" and {path for path in tmp_path.rglob("*")} == before
 
-    check_output(tmp_path, "a", task="panoptic", kinds=FILE_KINDS, overwrite=True)
+    check_output(tmp_path, "a", source=Path("a.png"), task="panoptic", kinds=FILE_KINDS, overwrite=True)
     with pytest.raises(UserError, match="exists"):  # the check alone does not make it psf's
         write_output(output, image, **write, kinds=FILE_KINDS)
     write_output(output, image, **write, kinds=FILE_KINDS, overwrite=True)

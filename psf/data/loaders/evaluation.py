@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import torch.utils.data as torch_data
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import trivial_batch_collator
@@ -15,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from psf.data.loaders.workers import prepare_worker, worker_options
+from psf.data.loaders.workers import WatchedLoader, prepare_worker, worker_options
 from psf.data.mappers import build_mapper
 from psf.errors import UserError
 
@@ -74,7 +73,7 @@ def _map_or_note(mapper: Callable[[dict[str, Any]], Any], dataset_dict: dict[str
         return _Unreadable(error)
 
 
-class TestLoader(torch_data.DataLoader[Any]):
+class TestLoader(WatchedLoader):
     """Batches of readable images.
 
     Attributes:

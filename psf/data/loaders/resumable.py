@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
-from psf.data.loaders.workers import prepare_worker
+from psf.data.loaders.workers import WatchedLoader, prepare_worker
 from psf.errors import UserError
 
 __all__ = ["RandomState", "TrainingLoader", "unchanged_random_state"]
@@ -198,7 +198,7 @@ class TrainingLoader:
         self._next_worker = 0
         self._buckets: tuple[list[_Sample], list[_Sample]] = ([], [])  # high, wide: images that wait for their batch
         self.batch_size = batch_size
-        self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
+        self._loader = WatchedLoader(
             self._stream,
             batch_size=1 if self._group else batch_size,
             num_workers=num_workers,

@@ -8,17 +8,23 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from psf.errors import UserError
 
-__all__ = ["explain_dead_workers", "prepare_worker", "why_workers_failed", "worker_options"]
+__all__ = ["WatchedLoader", "explain_dead_workers", "prepare_worker", "why_workers_failed", "worker_options"]
+
+
+_SECONDS_BETWEEN_LOOKS = 10.0
 
 
 class WorkerOptions(NamedTuple):
@@ -32,6 +38,32 @@ def worker_options(cfg: CfgNode) -> WorkerOptions:
     """DATALOADER.NUM_WORKERS and TIMEOUT, which `psf.config_checks.check_config` has checked."""
     count, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
     return WorkerOptions(count, timeout if count else 0)  # torch refuses a timeout without workers
+
+
+class WatchedLoader(DataLoader[Any]):
+    """torch's loader, which notices within seconds that a worker has died.
+
+    torch relies on a signal, whose error is lost while other workers are being forked, and looks at the workers only
+    when `timeout` is over.
+    """
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return _WatchedBatches(self)
+
+
+class _WatchedBatches(_MultiProcessingDataLoaderIter):
+    def _get_data(self) -> Any:
+        if not self._timeout:
+            return super()._get_data()  # looks every few seconds
+        end = time.monotonic() + self._timeout
+        while (left := end - time.monotonic()) > 0:
+            is_received, batch = self._try_get_data(min(left, _SECONDS_BETWEEN_LOOKS))  # an error if a worker is dead
+            if is_received:
+                return batch
+        raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
 
 
 def prepare_worker(worker: int = 0) -> None:

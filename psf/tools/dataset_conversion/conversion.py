@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,9 +36,11 @@ class PanopticFiles(NamedTuple):
     png_root: Path
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise a UserError if the JSON exists and may not be overwritten, or is not a panoptic JSON."""
-        if not self.json_file.exists():
+        """Raise a UserError if the JSON exists and may not be overwritten, is a link, or is no panoptic JSON."""
+        if not os.path.lexists(self.json_file):
             return
+        if self.json_file.is_symlink():
+            raise UserError(f"{self.json_file} is a link, which is not replaced; remove it, or choose another folder")
         if not overwrite:
             raise UserError(f"{self.json_file} exists; remove it, choose another folder, or use --overwrite")
         content = read_json(self.json_file)
@@ -138,7 +141,7 @@ def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
     (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
     name = png_name(drawing.image["file_name"])
     target = png_root / name
-    if target.exists() and not has_png_sign(target):
+    if os.path.lexists(target) and (target.is_symlink() or not has_png_sign(target)):
         raise UserError(
             f"{target} exists and is not a panoptic PNG of psf, so it is not overwritten; choose another folder"
         )

@@ -20,8 +20,8 @@ from psf.data.own_files import own_path
 from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
-from psf.tools.dataset_conversion.regions import Region, region_of_polygons
-from psf.tools.dataset_conversion.sources import Source, SourceImage, join_categories
+from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 
 __all__ = [
     "check_polygons",
@@ -44,6 +44,7 @@ def check_polygons(polygons: Sequence[Any], place: str) -> None:
             f"{place}: 'segmentation' has {shorten(wrong[0])} for a polygon; expected a list of polygons, each "
             "[x, y, x, y, ...] of finite numbers"
         )
+    check_outlines(polygons, place)
 
 
 def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None:
@@ -65,12 +66,15 @@ def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None
 
 
 def _decode_runs(text: str) -> list[int]:
-    """Decode run lengths of compressed RLE: 5-bit digits, lowest first; from the fourth run on, differences."""
+    """Decode run lengths of compressed RLE: 5-bit digits, lowest first; from the fourth run on, differences.
+
+    Damaged text has no runs.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:
         digit = ord(character) - 48
-        if not 0 <= digit < 64:
+        if not 0 <= digit < 64 or shift >= 5 * _MAX_DIGITS:
             return []
         value |= (digit & 0x1F) << shift
         shift += 5
@@ -79,10 +83,11 @@ def _decode_runs(text: str) -> list[int]:
                 value -= 1 << shift
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
-    return runs
+    return [] if shift else runs
 
 
 _CIRCLE_POINTS = 64
+_MAX_DIGITS = 7  # of a run in compressed RLE: no run has 2^34 pixels
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # labelme itself stores JPEG and PNG
 _NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "rotation": 4, "quadrilateral": 4, "mask": 2}
 # Kinds whose points are the corners, including rectangles with more than two points; rotation and quadrilateral are
@@ -136,6 +141,7 @@ def read_labelme(
         SourceImage(_image(path, content, number, root), content["shapes"])
         for number, (path, content) in enumerate(used.items(), 1)
     ]
+    check_png_names(images, str(folder))
     are_extracted, notes = _find_images(used, [item.image for item in images], root, extract_to)
     notes.update(name_notes([category["name"] for category in categories]))
 
@@ -240,6 +246,7 @@ def _check_shape(shape: Any, place: str) -> None:
     number = _NUM_POINTS.get(kind, len(points))
     if len(points) != number:
         raise UserError(f"{place}: {kind} with {len(points)} points, expected {number}")
+    check_outlines([_outline(kind, points)], place)
 
 
 def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict[str, Any]:
@@ -271,18 +278,25 @@ def _regions(
 
 
 def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> Region | None:
-    kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64).reshape(-1, 2)
+    kind = shape.get("shape_type") or "polygon"
     if kind == "mask":
-        return Region(_mask_rle(shape, points, size), category_id)
+        return Region(_mask_rle(shape, np.array(shape["points"], dtype=np.float64), size), category_id)
+    return region_of_polygons([_outline(kind, shape["points"])], size, category_id)
+
+
+def _outline(kind: str, corners: list[list[float]]) -> list[float]:
+    """The polygon [x, y, x, y, ...] of a shape; empty for a mask, and for a shape without an area."""
+    points = np.array(corners, dtype=np.float64).reshape(-1, 2)
+    if kind == "mask" or kind in _WITHOUT_AREA:
+        return []
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
         points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     elif kind == "circle":
         angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
         points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    elif kind in _WITHOUT_AREA:
-        return None
-    return region_of_polygons([points.ravel().tolist()], size, category_id)
+    polygon: list[float] = points.ravel().tolist()
+    return polygon
 
 
 def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:

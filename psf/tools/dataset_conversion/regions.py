@@ -11,9 +11,12 @@ from pycocotools import mask as coco_mask
 
 from psf.errors import UserError
 
-__all__ = ["OVERLAP_POLICIES", "Region", "compose", "region_of_polygons"]
+__all__ = ["OVERLAP_POLICIES", "Region", "check_outlines", "compose", "region_of_polygons"]
 
 OVERLAP_POLICIES = ("smaller-on-top", "later-on-top", "error")
+
+# Pixels; pycocotools takes 80 bytes for each. Far more than the most ragged region of a large image has.
+_LONGEST_OUTLINE = 10_000_000
 
 
 class Region(NamedTuple):
@@ -27,6 +30,20 @@ class Region(NamedTuple):
     rle: dict[str, Any]
     category_id: int
     is_crowd: bool = False
+
+
+def check_outlines(polygons: Sequence[Sequence[float]], place: str) -> None:
+    """Raise a UserError that begins with `place` if polygons [x, y, x, y, ...] take too much memory to fill."""
+    # The bound is quick, and nearly always enough.
+    if sum(len(polygon) * (max(polygon) - min(polygon)) for polygon in polygons if polygon) <= _LONGEST_OUTLINE:
+        return
+    corners = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons if polygon]
+    length = sum(float(np.abs(one - np.roll(one, 1, axis=0)).max(axis=1).sum()) for one in corners)
+    if length > _LONGEST_OUTLINE:
+        raise UserError(
+            f"{place}: the outline has a length of {length:.0f} pixels, expected at most {_LONGEST_OUTLINE}; correct "
+            "points that are far outside the image, or remove repeated ones"
+        )
 
 
 def region_of_polygons(
@@ -71,7 +88,7 @@ def compose(
     notes = Counter[str]()
     taken: np.ndarray = np.zeros(size, dtype=bool)  # by regions that are not crowds
     for region in _in_painting_order(regions, overlap):
-        mask = coco_mask.decode(region.rle).astype(bool)
+        mask = _decode(region)
         is_crowd = region.is_crowd and region.category_id not in stuff_ids
         own = canvas.segment_of(region.category_id, is_crowd)
         contested = mask & taken & (canvas.labels != own)
@@ -90,6 +107,14 @@ def compose(
     if hidden:
         notes["segments without a visible pixel, dropped"] = hidden
     return canvas.labels, canvas.segments, notes
+
+
+def _decode(region: Region) -> np.ndarray:
+    """(H, W) bool."""
+    try:
+        return np.asarray(coco_mask.decode(region.rle), dtype=bool)
+    except ValueError as error:
+        raise UserError(f"the mask of a region of category {region.category_id} is damaged ({error})") from error
 
 
 class _Canvas:

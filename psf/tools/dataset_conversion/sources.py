@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,18 @@ from psf.data.files import check_regular
 from psf.data.images import open_image
 from psf.data.panoptic_format import INTEGER, NAME, shorten
 from psf.errors import UserError
-from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
+from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
 from psf.tools.dataset_conversion.regions import Region, compose
 
-__all__ = ["SemanticMasks", "Source", "SourceImage", "convert_source", "join_categories", "read_labels"]
+__all__ = [
+    "SemanticMasks",
+    "Source",
+    "SourceImage",
+    "check_png_names",
+    "convert_source",
+    "join_categories",
+    "read_labels",
+]
 
 
 class SourceImage(NamedTuple):
@@ -56,6 +65,8 @@ class SemanticMasks(NamedTuple):
 def read_labels(path: Path) -> dict[int, str]:
     """Read a file in UTF-8 of lines `id,name`: names by id. Empty lines and lines that begin with # are skipped.
 
+    Both may have the quotes of CSV: 21,"grass, dry".
+
     Raises:
         UserError: naming file and line, if the file is missing, a line has another form, or an id or name is repeated.
     """
@@ -68,7 +79,7 @@ def read_labels(path: Path) -> dict[int, str]:
     for position, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        number, _, name = (part.strip() for part in line.partition(","))
+        number, _, name = (_unquoted(part.strip()) for part in line.partition(","))
         is_valid = number.isdecimal() and len(number) < 20 and INTEGER.accepts(int(number)) and NAME.accepts(name)
         if not is_valid:
             raise UserError(f"{path}, line {position}: found {shorten(line)}, expected id,name such as 21,grass")
@@ -78,6 +89,25 @@ def read_labels(path: Path) -> dict[int, str]:
     if not names:
         raise UserError(f"{path}: found no line id,name")
     return names
+
+
+def _unquoted(text: str) -> str:
+    """A text without the quotes of CSV; other quotes are a part of it."""
+    try:
+        fields = next(csv.reader([text], strict=True)) if text.startswith('"') else []
+    except csv.Error:
+        return text
+    return fields[0].strip() if len(fields) == 1 else text
+
+
+def check_png_names(images: Sequence[SourceImage], place: str) -> None:
+    """Raise a UserError that begins with `place` if two images would have the same panoptic PNG."""
+    seen: dict[str, str] = {}
+    for item in images:
+        name = item.image["file_name"]
+        if (png := png_name(name)) in seen:
+            raise UserError(f"{place}: {seen[png]} and {name} have the same PNG {png!r}; rename or remove one of them")
+        seen[png] = name
 
 
 def join_categories(

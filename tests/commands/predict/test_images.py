@@ -347,3 +347,41 @@ def test_files_in_the_output_that_psf_has_not_written_stay(run, image, out, caps
     assert (out / name).read_text() == "somebody's" and len(list(out.rglob("*.*"))) == 1
     assert run(*words, "--overwrite") == run(*words) == 0
     assert not (out / name).exists() or (out / name).read_bytes() != b"somebody's"
+
+
+def test_results_of_another_image_of_the_same_name_stay(run, image, scene, tmp_path, out, capsys):
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / image.name
+    Image.fromarray(scene(left=30)).save(other)
+    assert run("--input", image, "--output", out) == 0
+    assert run("--input", image, "--output", out, "--save", "picture") == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    for kinds in ("picture,png,json", "picture"):
+        assert run("--input", other, "--output", out, "--save", kinds) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{out / image.stem}.json has the results of {image}" in line
+        assert "--overwrite" in line
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert run("--input", other, "--output", out, "--overwrite") == 0
+    assert json.loads((out / f"{image.stem}.json").read_text())["file_name"] == str(other)
+
+
+def test_a_link_in_the_place_of_the_masks_is_not_followed(run, image, tmp_path, out, capsys):
+    (tmp_path / "mine").mkdir()
+    out.mkdir()
+    (out / f"{image.stem}_masks").symlink_to(tmp_path / "mine")
+    assert run("--input", image, "--output", out, "--save", "masks") == 2
+    assert "is a link" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_links_in_a_circle_and_unknown_users_are_one_line(run, image, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    for arguments in (
+        ["--input", image, "--output", tmp_path / "loop"],
+        ["--input", tmp_path / "loop", "--output", tmp_path / "out"],
+        ["--input", "~nosuchuser/x.png", "--output", tmp_path / "out"],
+    ):
+        assert run(*arguments) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from psf.output import TimedFrame, VideoFile, VideoWriter
 
@@ -138,3 +140,24 @@ def test_classes_named_like_formulas_in_a_video(run, video, out, metadata, monke
     monkeypatch.setitem(vars(metadata), "stuff_classes", [r"$\frac{$"] * 2)
     assert run("--video-input", video, "--output", out, "--max-frames", 1) == 0
     assert len(read_video(out / "clip.mp4")[0]) == 1
+
+
+def test_a_pipe_is_no_video(run, tmp_path, out, capsys):
+    """Reading one would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert run("--video-input", tmp_path / "pipe.mp4", "--output", out) == 2
+    assert "pipe.mp4: a pipe" in capsys.readouterr().err
+
+
+def test_a_wrong_suffix_is_found_before_the_model_is_built(run, video, out, capsys, monkeypatch):
+    monkeypatch.setattr("psf.commands.predict.build_predictor", lambda args: pytest.fail("built"))
+    assert run("--video-input", video, "--output", out / "a.gif") == 2
+    assert "a.gif: '.gif' is not the suffix of a container for H.264" in capsys.readouterr().err
+    assert not list(out.glob("*"))
+
+
+def test_frames_that_are_too_large(run, video, out, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
+    assert run("--video-input", video, "--output", out, "--opts", "INPUT.PSF_MAX_PIXELS", 5399) == 2
+    assert "raise INPUT.PSF_MAX_PIXELS" in capsys.readouterr().err
+    assert run("--video-input", video, "--output", out, "--opts", "INPUT.PSF_MAX_PIXELS", 5400) == 0

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -48,6 +49,24 @@ def test_workers_that_send_nothing_are_reported(how: str, message: str, capfd: p
         list(loader)
     assert time.monotonic() - start < 50
     assert ("cannot send its batch: unable to allocate" in capfd.readouterr().err) == (how == "not sent")
+
+
+@pytest.fixture
+def without_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch does not hear of the end of a worker, as while it forks the others."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", True)
+    monkeypatch.setattr("psf.data.loaders.workers._SECONDS_BETWEEN_LOOKS", 0.5)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_dead_worker_is_noticed_without_a_signal(without_signals: None):
+    cfg = tiny_config(DATALOADER__NUM_WORKERS=2, DATALOADER__TIMEOUT=600)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="exited unexpectedly"), explain_dead_workers():
+        list(build_test_loader(cfg, 2 * [{"file_name": "killed"}], misbehave))
+    assert time.monotonic() - start < 50
 
 
 def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it():

@@ -149,6 +149,8 @@ def test_label_files(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("# stuff\n\n0, sky\n12,road, route\n")
     assert read_labels(path) == {0: "sky", 12: "road, route"}
+    path.write_text('21,"grass, dry"\n"22", "a ""b"""\n23,"Rex" the dog\n24,"x","y"\n')
+    assert read_labels(path) == {21: "grass, dry", 22: 'a "b"', 23: '"Rex" the dog', 24: '"x","y"'}
     for text, message in (
         ("sky", "line 1: found 'sky'"),
         ("1,sky\n1,sea", "line 2"),
@@ -298,8 +300,8 @@ def test_images_whose_pngs_would_be_one_are_named(instances, files):
     images = [
         {"id": number, "file_name": f"a.{end}", "height": 2, "width": 2} for number, end in ((1, "jpg"), (2, "png"))
     ]
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.png have the same PNG 'a\.png'"):
-        convert_source(read_instances(instances([], images=images), {})[0], files, overlap="error")
+    with pytest.raises(ValueError, match=r"\.json: a\.jpg and a\.png have the same PNG 'a\.png'"):
+        read_instances(instances([], images=images), {})
 
 
 def test_real_coco_comes_back_from_instances_and_masks(shared, files, tmp_path):

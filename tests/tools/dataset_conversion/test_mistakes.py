@@ -23,6 +23,7 @@ from psf.errors import UserError
 from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
 from psf.tools.dataset_conversion.labelme import check_rle, read_labelme
+from psf.tools.dataset_conversion.regions import Region, compose
 from psf.tools.dataset_conversion.sources import convert_source, read_labels
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
@@ -74,6 +75,7 @@ def files(tmp_path: Path) -> PanopticFiles:
 # ------------------------------------------------------------------ COCO's instances
 
 
+FAR = [-1e6, -1e6, 1e6, 1e6] * 1000  # would take 320 GB to fill
 POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
 
 
@@ -105,6 +107,13 @@ POLYGONS = r"for a polygon; expected a list of polygons, each \[x, y"
         (["annotations", 0, "segmentation"], [SQUARE[:-1]], rf"annotation 5: .* {POLYGONS}"),
         (["annotations", 0, "segmentation"], [[*SQUARE[:-1], math.nan]], rf"annotation 5: .*nan.* {POLYGONS}"),
         (["annotations", 0, "segmentation"], [[*SQUARE[:-1], 1e300]], rf"annotation 5: .*1e\+300.* {POLYGONS}"),
+        (["annotations", 0, "segmentation"], [FAR], r"annotation 5: the outline has a length of 4000000000 pixels"),
+        (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": 9**6 * "o"}, "annotation 5: the mask is dam"),
+        (
+            ["annotations", 0, "segmentation"],
+            {"size": [20, 30], "counts": "hb0o"},
+            r"annotation 5: the mask is damaged",
+        ),
         (["annotations", 0, "segmentation"], "2,2,8,2", r"annotation 5: 'segmentation' is '2,2,8,2', expected a list"),
         (["annotations", 0, "segmentation"], {"counts": "00"}, r"annotation 5 has a mask of None"),
         (["annotations", 0, "segmentation"], {"size": [20, 30], "counts": [25]}, r"annotation 5: the mask is damaged"),
@@ -184,6 +193,7 @@ def test_good_masks_pass_whatever_their_runs(height, width, seed, share):
         (["shapes", 0, "points"], SQUARE, r"shape 1 \('cat'\): 'points' is \[2, 2, .*expected \[\[x, y\]"),
         (["shapes", 0, "points"], [[1, 2, 3], [4, 5, 6]], r"shape 1 \('cat'\): 'points' is \[\[1, 2, 3\]"),
         (["shapes", 0, "points", 2, 1], math.nan, r"shape 1 \('cat'\): 'points' is .*nan.*finite"),
+        (["shapes", 0, "points"], [*zip(FAR[::2], FAR[1::2])], r"shape 1 \('cat'\): the outline has a length of"),
         (["shapes", 0, "group_id"], [1], r"shape 1 \('cat'\): 'group_id' is \[1\]"),
         (["shapes", 0, "shape_type"], "circle", r"shape 1 \('cat'\): circle with 4 points, expected 2"),
     ],
@@ -257,6 +267,29 @@ def test_only_a_panoptic_json_is_overwritten(files, content):
     assert files.json_file.read_text() == before
     write(files.json_file, {"annotations": []})
     files.check_free(overwrite=True)
+
+
+def test_links_are_not_replaced(tmp_path, files):
+    """Neither those to nothing, nor those to a file that could be replaced."""
+    files.png_root.mkdir(parents=True)
+    write(tmp_path / "b.json", {"annotations": []})
+    for target in ("nowhere", "b.json"):
+        files.json_file.symlink_to(tmp_path / target)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=r"panoptic\.json is a link"):
+                files.check_free(overwrite=overwrite)
+        files.json_file.unlink()
+        (files.png_root / "b.png").symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=r"b\.png exists and is not a panoptic PNG"):
+            write_panoptic_set(["b.jpg"], draw, [], files)
+        (files.png_root / "b.png").unlink()
+
+
+def test_two_labelme_files_of_one_image(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.json", LABELME)
+    with pytest.raises(UserError, match=r"in: a\.jpg and a\.jpg have the same PNG 'a\.png'"):
+        read_labelme(tmp_path / "in", {}, thing_names={})
 
 
 def test_the_first_mistake_ends_the_conversion(files):
@@ -388,3 +421,9 @@ def test_label_files_with_a_byte_order_mark(tmp_path):
         (tmp_path / "stuff.txt").write_text(line)
         with pytest.raises(UserError, match=r"stuff\.txt, line 1: found .*, expected id,name"):
             read_labels(tmp_path / "stuff.txt")
+
+
+def test_a_mask_that_pycocotools_refuses_is_one_line():
+    damaged = Region({"size": [2, 3], "counts": "9"}, category_id=4)
+    with pytest.raises(UserError, match="the mask of a region of category 4 is damaged"):
+        compose((2, 3), [damaged], overlap="later-on-top", stuff_ids=[])
