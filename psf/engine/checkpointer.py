@@ -60,10 +60,12 @@ def check_weights(path: str) -> None:
     Raises:
         UserError: if the file is missing or obviously no checkpoint, or has an unknown option.
     """
+    if "://" in path:
+        return
     file, _, option = path.partition("?")
     if option not in ("", HEURISTICS):
         raise UserError(f'MODEL.WEIGHTS is "{path}": the only option of a file is ?{HEURISTICS}')
-    if not file or "://" in file:
+    if not file:
         return
     if not os.path.isfile(file):
         found = "is a folder" if os.path.isdir(file) else "no such checkpoint file"
