@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 import psf
-from psf.commands import COMMANDS, load_command
+from psf.commands import COMMANDS, load_command, open_streams
 
 __all__ = ["main"]
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run `psf COMMAND ...`; returns the exit code."""
+    open_streams()
     words = list(sys.argv[1:] if words is None else words)
     if "_ARGCOMPLETE" in os.environ:
         complete()

@@ -83,6 +83,7 @@ RESNET_CHOICES = {  # of build_resnet_backbone
 }
 NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "TEST.AUG.MIN_SIZES")
 MAX_WHOLE = 2**31 - 1  # of any key, as PyTorch and NumPy count with 32 bits in places
+MAX_SIDE = 100_000  # pixels; larger images would need terabytes
 MAX_SEED = MAX_WHOLE  # NumPy takes seeds below 2**32, and each process adds its rank
 
 
@@ -101,10 +102,10 @@ RANGES = {
     "DATALOADER.REPEAT_THRESHOLD": Range(0),
     "DATALOADER.TIMEOUT": Range(0, hint="seconds; 0: forever"),
     "INPUT.CROP.SIZE": Range(0, is_open=True),
-    "INPUT.MAX_SIZE_TEST": Range(1),
-    "INPUT.MAX_SIZE_TRAIN": Range(1),
-    "INPUT.MIN_SIZE_TEST": Range(0),
-    "INPUT.MIN_SIZE_TRAIN": Range(1),
+    "INPUT.MAX_SIZE_TEST": Range(1, MAX_SIDE, hint="pixels"),
+    "INPUT.MAX_SIZE_TRAIN": Range(1, MAX_SIDE, hint="pixels"),
+    "INPUT.MIN_SIZE_TEST": Range(0, MAX_SIDE, hint="pixels; 0: images keep their size"),
+    "INPUT.MIN_SIZE_TRAIN": Range(1, MAX_SIDE, hint="pixels"),
     "INPUT.PSF_MAX_PIXELS": Range(1),
     "MODEL.PIXEL_STD": Range(0, is_open=True),
     "SEED": Range(-MAX_SEED, MAX_SEED, hint="negative: random"),
@@ -118,7 +119,7 @@ RANGES = {
     "SOLVER.CHECKPOINT_PERIOD": Range(0, hint="0: only at the end"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Range(0),
     "SOLVER.GAMMA": Range(0),
-    "SOLVER.IMS_PER_BATCH": Range(1),
+    "SOLVER.IMS_PER_BATCH": Range(1, 65536, hint="images of all processes together"),
     "SOLVER.MAX_ITER": Range(1),
     "SOLVER.MAX_SKIPPED_STEPS": Range(1),
     "SOLVER.MOMENTUM": Range(0, 1),
@@ -129,8 +130,8 @@ RANGES = {
     "SOLVER.WARMUP_ITERS": Range(0),
     "SOLVER.WEIGHT_DECAY": Range(0),
     "SOLVER.WEIGHT_DECAY_NORM": Range(0),
-    "TEST.AUG.MAX_SIZE": Range(1),
-    "TEST.AUG.MIN_SIZES": Range(1),
+    "TEST.AUG.MAX_SIZE": Range(1, MAX_SIDE, hint="pixels"),
+    "TEST.AUG.MIN_SIZES": Range(1, MAX_SIDE, hint="pixels"),
     "TEST.DETECTIONS_PER_IMAGE": Range(-1, hint="-1: all, for models of Detectron2"),
     "TEST.EVAL_PERIOD": Range(0, hint="0: only at the end"),
     "TEST.PRECISE_BN.NUM_ITER": Range(1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ __all__ = ["find_config_file", "leaves", "merge_config_file", "merge_options", "
 BASE = "_BASE_"
 MAX_BYTES = 100_000  # configs have a few kB; reading a megabyte of brackets would take a minute
 MAX_VALUES = 100_000  # YAML aliases can make billions of values out of a few lines
+MAX_BITS = 63  # of a whole number, as in PyTorch
 MAX_SHOWN = 120  # characters of a value in a message
 # Keys with lists of names: "one,two" is a list of two names. All other keys take commas as part of the text.
 NAME_LISTS = (
@@ -38,6 +40,9 @@ NAME_LISTS = (
 # All lists of texts that may be empty, where the present value does not tell.
 TEXT_LISTS = (*NAME_LISTS, "DATASETS.PSF_REGISTER")
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+# No path or name has these: NUL, and a half of a surrogate pair. Python makes the halves \udc80 to \udcff of the bytes
+# of paths that are not in UTF-8.
+_NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 
 class _ConfigFile(NamedTuple):
@@ -149,6 +154,8 @@ def _read_files(path: str, referring: tuple[str, ...] = ()) -> Iterator[_ConfigF
         raise UserError(f"{path}: {BASE} is {bases!r}: expected the path of a yaml, or a list of paths")
     chain = (*referring, path)
     for base in bases:
+        if found := _NO_TEXT.search(base):
+            raise UserError(f"{path}: {BASE} is {base!a}: the character {found[0]!a} is not allowed in a path")
         base = os.path.expanduser(base)
         if "://" not in base:
             base = os.path.normpath(os.path.join(os.path.dirname(path), base))
@@ -193,9 +200,10 @@ def _read(path: str, referring: tuple[str, ...]) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader that names refused tags, and refuses a key that is given twice: YAML would drop the first."""
+    """SafeLoader that names refused tags, and refuses huge numbers and a key that is given twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        # YAML would drop the first of two values.
         seen: set[str] = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
@@ -207,6 +215,13 @@ class _PlainLoader(yaml.SafeLoader):
         content: dict[Any, Any] = super().construct_mapping(node, deep)
         return content
 
+    def construct_yaml_int(self, node: Any) -> int:
+        value: int = super().construct_yaml_int(node)
+        if too_large := _too_large(value):
+            problem = f"a whole number of {too_large} bits: expected at most {MAX_BITS}"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return value
+
     def refuse(self, node: yaml.Node) -> None:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         raise yaml.constructor.ConstructorError(
@@ -216,6 +231,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 _PlainLoader.add_constructor(None, _PlainLoader.refuse)
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:
@@ -277,6 +293,11 @@ def _set(cfg: CfgNode, key: str, text: Any, source: str) -> None:
     """Set a key to a value of a file or a command line; a single value for a list is a list with this value."""
     before = _check_key(cfg, key, source)
     value = _literal(text)
+    for one in (value, *value) if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(one, str) and (found := _NO_TEXT.search(one)):
+            raise UserError(f"{key} in {source} is {_short(value)}: the character {found[0]!a} is not allowed")
+    if not isinstance(before, str) and (too_large := _too_large(value)):
+        raise UserError(f"{key} in {source} has a whole number of {too_large} bits: expected at most {MAX_BITS}")
     if isinstance(before, (list, tuple)) and isinstance(value, (str, int, float)):
         value = value.split(",") if isinstance(value, str) and key in NAME_LISTS else [value]
     if isinstance(before, float) and type(value) is int:
@@ -299,12 +320,22 @@ def _set(cfg: CfgNode, key: str, text: Any, source: str) -> None:
 
 def _literal(value: Any) -> Any:
     """A text that is a Python literal, such as "(640, 800)" or "1e-4", becomes its value, as in yacs."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > MAX_BYTES:
         return value
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return value
+
+
+def _too_large(value: Any) -> int:
+    """Bits of a whole number that neither floats nor PyTorch can take; 0 if there is none in the value."""
+    if isinstance(value, (list, tuple, set)):
+        return max(map(_too_large, value), default=0)
+    if isinstance(value, dict):
+        return max(map(_too_large, (*value, *value.values())), default=0)
+    bits = value.bit_length() if isinstance(value, int) else 0
+    return bits if bits > MAX_BITS else 0
 
 
 def _short(value: Any) -> str:

@@ -88,6 +88,12 @@ def test_same_as_detectron2(cfg: CfgNode) -> None:
         (b"OUTPUT_DIR: \xe9\n", r"is not in UTF-8 \(byte 12\): save it as UTF-8"),
         ("SEED: 1\n".encode("utf-16"), "is not in UTF-8"),
         (b"SEED: \x00\n", "not a valid YAML file"),
+        (f"SOLVER:\n  BASE_LR: 1{400 * '0'}\n", "line 2: a whole number of 1329 bits: expected at most 63"),
+        (f"SEED: 0x{6000 * 'f'}\n", "line 1: a whole number of 24000 bits"),
+        (f"SEED: 1{6000 * '0'}\n", "has a value that YAML cannot read"),
+        ('OUTPUT_DIR: "a\\0b"\n', r"OUTPUT_DIR in .* is 'a\\x00b': the character '\\x00' is not allowed"),
+        ('OUTPUT_DIR: "a\\ud800b"\n', r"OUTPUT_DIR in .*: the character '\\ud800' is not allowed"),
+        ('DATASETS: {TRAIN: ["a\\ud800b"]}\n', r"DATASETS\.TRAIN in .*: the character '\\ud800' is not allowed"),
         (b"#" * 2_000_000, "has 2000000 bytes: expected a config"),
     ],
 )
@@ -103,6 +109,8 @@ def test_one_line_for_each_mistake(cfg: CfgNode, tmp_path: Path, content: str | 
         ("_BASE_: none.yaml\n", r"config\.yaml: its _BASE_ .*none\.yaml does not exist"),
         ("_BASE_: folder\n", r"config\.yaml: its _BASE_ .*folder is a folder"),
         ("_BASE_: 3\n", "_BASE_ is 3: expected the path of a yaml"),
+        ('_BASE_: "a\\0b"\n', r"config\.yaml: _BASE_ is 'a\\x00b': the character '\\x00' is not allowed in a path"),
+        ('_BASE_: ["\\ud800"]\n', r"the character '\\ud800' is not allowed in a path"),
         ("_BASE_: config.yaml\n", r"_BASE_ leads back to .*config\.yaml"),
         ("_BASE_: [other.yaml]\n", r"other\.yaml: _BASE_ leads back to .*config\.yaml -> .*other\.yaml -> "),
         ("_BASE_: nowhere://x.yaml\n", "nowhere://x.yaml cannot be downloaded|does not exist"),
@@ -131,6 +139,7 @@ def test_files_on_the_command_line(tmp_path: Path) -> None:
         ("INPUT.MIN_SIZE_TRAIN", "640", (640,)),
         ("SOLVER.BASE_LR", "1", 1.0),
         ("OUTPUT_DIR", "2024", "2024"),
+        ("OUTPUT_DIR", 30 * "9", 30 * "9"),
         ("OUTPUT_DIR", "{{}}", "{{}}"),
         ("OUTPUT_DIR", "{[]: 1}", "{[]: 1}"),
         ("OUTPUT_DIR", 9999 * "(", 9999 * "("),
@@ -143,6 +152,13 @@ def test_options(cfg: CfgNode, key: str, text: str, value: object) -> None:
     for part in node.split(".") if node else []:
         cfg = cfg[part]
     assert cfg[leaf] == value and type(cfg[leaf]) is type(value)
+
+
+@pytest.mark.parametrize("key", ["SEED", "SOLVER.BASE_LR", "SOLVER.STEPS", "INPUT.MIN_SIZE_TRAIN"])
+@pytest.mark.parametrize("text", [f"0x{6000 * 'f'}", f"1{400 * '0'}", f"1{5000 * '0'}", f"(1, -0x{6000 * 'f'})"])
+def test_huge_numbers_are_refused(cfg: CfgNode, key: str, text: str) -> None:
+    with pytest.raises(UserError, match=f"{key} in the command line (has a whole number of .* bits|is .*: expected)"):
+        merge_options(cfg, [key, text])
 
 
 def test_options_that_are_refused(cfg: CfgNode) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from psf.checkpoint.entries import ClassNames
 from psf.checkpoint.name_table import is_match
+from psf.checkpoint.reading import wrong_entry
 
 __all__ = [
     "ClassChanges",
@@ -97,7 +98,7 @@ def remap_classes(
     for kind, change in changes.items():
         for name in state_dict.keys() & model_state.keys():
             old, fresh = state_dict[name], model_state[name]
-            if not is_match(name, ROWS[kind]) or old.shape[1:] != fresh.shape[1:]:
+            if not is_match(name, ROWS[kind]) or old.ndim != fresh.ndim or old.shape[1:] != fresh.shape[1:]:
                 continue
             if (len(old), len(fresh)) == (len(change.found), len(change.wanted)):
                 remapped[name] = _pick_rows(old, fresh, change.sources)
@@ -148,11 +149,18 @@ def stored_query_count(checkpoint: Mapping[str, Any]) -> int | None:
     """Number of thing queries that a checkpoint was trained with: its entry, or the number of its learned queries.
 
     None if it has neither, as in the weights of a backbone.
+
+    Raises:
+        UserError: if its entry is no number.
     """
     if ENTRY in checkpoint:
-        return int(checkpoint[ENTRY])
-    weights = checkpoint.get("model", checkpoint)
-    found = [len(weights[name]) for name in QUERIES if name in weights]
+        count = checkpoint[ENTRY]
+        if type(count) is not int or count < 0:
+            raise wrong_entry(ENTRY, count, "a whole number")
+        return count
+    weights = checkpoint.get("model")
+    weights = weights if isinstance(weights, Mapping) else checkpoint
+    found = [len(weights[name]) for name in QUERIES if name in weights and getattr(weights[name], "ndim", 0)]
     return found[0] if found else None
 
 

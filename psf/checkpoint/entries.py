@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
+from psf.checkpoint.reading import wrong_entry
 from psf.errors import UserError
 from psf.inference import MergingThresholds
 from psf.meta_arch import classes_from_config
@@ -41,9 +43,14 @@ class ClassNames(NamedTuple):
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> ClassNames | None:
-        """The names in a checkpoint; None if it has none."""
+        """The names in a checkpoint; None if it has none, a UserError if its entry is something else."""
         entry = checkpoint.get(CLASSES_ENTRY)
-        return None if entry is None else cls(tuple(entry["things"]), tuple(entry["stuff"]))
+        if entry is None:
+            return None
+        lists = [entry.get(kind) for kind in cls._fields] if isinstance(entry, Mapping) else [None]
+        if not all(isinstance(one, (list, tuple)) and all(isinstance(name, str) for name in one) for one in lists):
+            raise wrong_entry(CLASSES_ENTRY, entry, 'lists of names under "things" and "stuff"')
+        return cls(tuple(entry["things"]), tuple(entry["stuff"]))
 
     def as_entry(self) -> dict[str, dict[str, list[str]]]:
         """The checkpoint entry for the names."""
@@ -60,9 +67,15 @@ class TunedMerging(NamedTuple):
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TunedMerging | None:
-        """The thresholds in a checkpoint; None if its training did not tune them."""
+        """The thresholds in a checkpoint; None if it has none, a UserError if its entry is something else."""
         entry = checkpoint.get(MERGING_ENTRY)
-        return None if entry is None else cls(*(MergingThresholds(**entry[name]) for name in cls._fields))
+        if entry is None:
+            return None
+        groups = [entry.get(name) for name in cls._fields] if isinstance(entry, Mapping) else [None]
+        if not all(isinstance(one, Mapping) and _are_thresholds(one) for one in groups):
+            keys = ", ".join(MergingThresholds._fields)
+            raise wrong_entry(MERGING_ENTRY, entry, f"numbers {keys} under each of {', '.join(cls._fields)}")
+        return cls(*(MergingThresholds(**entry[name]) for name in cls._fields))
 
     def as_entry(self) -> dict[str, dict[str, dict[str, float]]]:
         """The checkpoint entry for the thresholds."""
@@ -80,6 +93,13 @@ class TunedMerging(NamedTuple):
         the user after the training and stays.
         """
         return _choose(self.things, self.things_before, things), _choose(self.stuff, self.stuff_before, stuff)
+
+
+def _are_thresholds(entry: Mapping[Any, Any]) -> bool:
+    numbers = entry.values()
+    return set(entry) == set(MergingThresholds._fields) and all(
+        type(one) in (int, float) and math.isfinite(one) for one in numbers
+    )
 
 
 def class_names_from_config(cfg: CfgNode) -> ClassNames | None:

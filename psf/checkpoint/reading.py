@@ -19,11 +19,12 @@ from torch import Tensor
 from psf.checkpoint.plain_objects import READ_AS, PlainUnpickler, revive
 from psf.errors import UserError
 
-__all__ = ["check_kind", "no_weight", "read_checkpoint", "read_state_dict"]
+__all__ = ["check_kind", "no_weight", "read_checkpoint", "read_state_dict", "wrong_entry"]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of torch.save's files, since and before torch 1.6
 RESAVE = "If you trust its author, load it yourself and save only its state_dict"
 DOWNLOAD = "download the file again"
+MAX_SHOWN = 120  # characters of a value in a message
 LARGEST_NUMBER = 8  # bytes; torch has no longer ones, such as NumPy's longdouble
 # What a checkpoint of torch may have besides tensors and plain values, for example in training logs.
 _TORCH_GLOBALS: list[Any] = [(value, name) for name, value in READ_AS.items()]
@@ -86,6 +87,16 @@ def no_weight(value: Any) -> str | None:
     if value.is_quantized or value.is_complex():
         return f"a tensor of {value.dtype}"
     return None
+
+
+def wrong_entry(name: str, found: Any, expected: str) -> UserError:
+    """The error for an entry of a checkpoint that psf writes in another form."""
+    shown = repr(found)
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+    return UserError(
+        f"the checkpoint (MODEL.WEIGHTS) has {shown} under {name!r}: expected {expected}; save it without this entry, "
+        "or name another"
+    )
 
 
 def check_kind(path: Path) -> bytes:

@@ -28,6 +28,7 @@ __all__ = [
     "echo",
     "load_command",
     "not_negative",
+    "open_streams",
     "positive",
     "run_command",
 ]
@@ -146,9 +147,24 @@ class _UnreadOutput(io.FileIO):
             return len(data)
 
 
+def open_streams() -> None:
+    """Replace standard streams that the caller has closed (`>&-`) by ones that discard everything.
+
+    They take the closed descriptors, so that no file gets these, which libraries in C write messages to.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            raw = io.FileIO(descriptor, mode, closefd=False)
+            stream = io.TextIOWrapper(
+                io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw), "utf-8", "replace"
+            )
+            setattr(sys, name, stream)
+
+
 def tolerate_output() -> None:
     """Make standard output accept what it cannot encode or deliver: text of libraries, too, ends no command."""
-    if sys.stdout is not sys.__stdout__ or sys.stdout is None or not hasattr(sys.stdout, "reconfigure"):
+    if sys.stdout is not sys.__stdout__ or not hasattr(sys.stdout, "reconfigure"):
         return  # it belongs to a caller
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -169,6 +185,7 @@ def run_command(action: Callable[[], int | None]) -> int:
         The action's exit code (None counts as 0); 2 after a user error or a file system error, which is printed as one
         line on stderr; 130 after Ctrl-C.
     """
+    open_streams()
     tolerate_output()
     try:
         return action() or 0

@@ -76,6 +76,7 @@ def cityscapes_paths(root: Path, split: str) -> BuiltinPaths:
 
 def register_builtin() -> None:
     """Register the sets that are not registered yet. Reads the variable DETECTRON2_DATASETS, and no file."""
+    # As Detectron2 does: a home folder that does not exist (~name) is no error here, where the sets may not be used.
     root = Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))
     for split in ("train", "val"):
         paths = ade20k_paths(root / "ADEChallengeData2016", split)

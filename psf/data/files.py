@@ -220,9 +220,20 @@ def sha256_of(path: str | os.PathLike[str], size: int | None = None) -> str:
 
 
 def cache_root() -> Path:
-    """The cache folder: $PSF_CACHE, or psf/ in the user's cache folder. Nothing is created."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psf"
-    return Path(os.environ.get("PSF_CACHE") or default).expanduser().absolute()
+    """The cache folder: $PSF_CACHE, or psf/ in the user's cache folder. Nothing is created.
+
+    Raises:
+        UserError: if the user, or another one whose folder a variable names (~name), has no home folder.
+    """
+    named, caches = os.environ.get("PSF_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(named or f"{caches}/psf")
+    try:
+        return root.expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(
+            f"the cache folder {root} is below a home folder that does not exist: set the variable PSF_CACHE to the "
+            "path of a writable folder"
+        ) from error
 
 
 @contextmanager

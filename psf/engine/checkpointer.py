@@ -60,10 +60,12 @@ def check_weights(path: str) -> None:
     Raises:
         UserError: if the file is missing or obviously no checkpoint, or has an unknown option.
     """
+    if "://" in path:
+        return
     file, _, option = path.partition("?")
     if option not in ("", HEURISTICS):
         raise UserError(f'MODEL.WEIGHTS is "{path}": the only option of a file is ?{HEURISTICS}')
-    if not file or "://" in file:
+    if not file:
         return
     if not os.path.isfile(file):
         found = "is a folder" if os.path.isdir(file) else "no such checkpoint file"
@@ -75,11 +77,23 @@ class _ChannelAdapter(PlainCheckpointer):
     """Adapts entries to the model, after Detectron2's checkpointer has matched their names to the model's."""
 
     _resumes = False
+    _source = ""  # file or address that is being loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if not self._resumes:
             self._adapt(checkpoint["model"], heuristics=checkpoint.get("matching_heuristics", False))
+        self._check_finite(checkpoint["model"])
         return super()._load_model(checkpoint)
+
+    def _check_finite(self, state_dict: dict[str, Any]) -> None:
+        """Refuse weights of the model that would give empty results, or a loss of NaN, without a reason."""
+        self._convert_ndarray_to_tensor(state_dict)
+        own = {name: state_dict[name] for name in self.model.state_dict().keys() & state_dict.keys()}
+        if names := sorted(non_finite_names(own, {name for name, _ in self.model.named_parameters()})):
+            raise UserError(
+                f"{self._source}: {names[0]} and {len(names) - 1} other weights are NaN or infinite: name another "
+                "checkpoint in MODEL.WEIGHTS"
+            )
 
     def _adapt(self, state_dict: dict[str, Any], *, heuristics: bool) -> None:
         self._convert_ndarray_to_tensor(state_dict)
@@ -217,7 +231,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS)")
         if not file and not self.checkpointables and comm.is_main_process():
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
-        self._resumes = checkpointables is None and bool(self.checkpointables)
+        self._resumes, self._source = checkpointables is None and bool(self.checkpointables), path
         try:
             return super().load(path, checkpointables)
         finally:

@@ -103,6 +103,12 @@ class Trainer(DefaultTrainer):
             raise UserError("DATASETS.TRAIN is empty: name a dataset to train on")
         if not cfg.DATASETS.TEST:
             logger.warning("DATASETS.TEST is empty: NOTHING WILL BE EVALUATED; name a dataset with DATASETS.TEST")
+        if twice := sorted({name for name in cfg.DATASETS.TRAIN if cfg.DATASETS.TRAIN.count(name) > 1}):
+            logger.warning(
+                "DATASETS.TRAIN names %s more than once: its images are trained on as often in each epoch; "
+                "DATASETS.TRAIN_REPEAT_FACTOR weights sets",
+                ", ".join(twice),
+            )
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             check_dataset(name)
         check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))

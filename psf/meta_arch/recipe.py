@@ -23,6 +23,8 @@ CHOICES = {
     "MASK_DECODER.STUFF_POSITION": ("query", "stream"),
     "MASK_DECODER.THING_POSITION": ("none", "located"),
 }
+MAX_QUERIES = 100_000  # attention needs the square of them
+MAX_COUNT = 1_000_000  # layers, channels, images: more are a slip, and fail without a reason for want of memory
 AT_LEAST_ONE = (
     "HIDDEN_DIM",
     "NUM_HEADS",
@@ -87,8 +89,9 @@ RULES = (
         "TEST_LAYER is {node.TEST_LAYER}: expected a layer from 1, or -1 for the last",
     ),
     Rule(
-        lambda node: node.NUM_THING_QUERIES < 1 and node.NUM_THING_QUERIES != -1,
-        "NUM_THING_QUERIES is {node.NUM_THING_QUERIES}: expected 1 or more, or -1 (from the data)",
+        lambda node: not 1 <= node.NUM_THING_QUERIES <= MAX_QUERIES and node.NUM_THING_QUERIES != -1,
+        f"NUM_THING_QUERIES is {{node.NUM_THING_QUERIES}}: expected 1 to {MAX_QUERIES} (300 in the paper), or -1 (from "
+        "the data)",
     ),
     Rule(
         lambda node: not node.IN_FEATURES,
@@ -159,6 +162,8 @@ def check_recipe(cfg: CfgNode) -> None:
         for key in keys:
             if (value := _value(node, key)) < least:
                 raise UserError(f"MODEL.PSF.{key} is {value}: expected {least} or more")
+            if isinstance(value, int) and value > MAX_COUNT:
+                raise UserError(f"MODEL.PSF.{key} is {value}: expected at most {MAX_COUNT}")
     for key in RATES:
         if not 0 <= (value := _value(node, key)) < 1:
             raise UserError(f"MODEL.PSF.{key} is {value}: expected a probability of 0 or more, below 1")

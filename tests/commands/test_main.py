@@ -158,3 +158,28 @@ def test_nobody_reads_the_output(run_python: RunPython) -> None:
     )
     done = run_python("-c", script)
     assert done.returncode == 0 and done.stderr == "done"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr", "stdin"])
+def test_closed_streams_change_no_exit_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        echo("a result")
+        raise UserError("a mistake")
+
+    monkeypatch.setattr(sys, name, None)
+    assert run_command(lambda: echo("a result")) == 0
+    monkeypatch.setattr(sys, name, None)
+    assert run_command(fail) == 2
+    monkeypatch.setattr(sys, name, None)
+    assert main([]) == 0
+
+
+def test_closed_descriptors_stay_taken() -> None:
+    """A file that is opened later is not the one that messages of C libraries go to."""
+    code = "import os, psf.__main__ as p; p.main([]); os.write(3, str(os.open(os.devnull, os.O_RDONLY)).encode())"
+    read, write = os.pipe()
+    script = f'exec {sys.executable} -c "{code}" 3>&{write} <&- >&- 2>&-'
+    assert subprocess.run(["bash", "-c", script], pass_fds=[write], check=False).returncode == 0
+    os.close(write)
+    with os.fdopen(read) as file:
+        assert int(file.read()) > 2

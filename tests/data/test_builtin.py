@@ -94,3 +94,8 @@ def test_configs_know_their_classes(config, counts):
     cfg.merge_from_file(get_config_file(f"{config}/psf_R50.yaml"))
     classes = classes_from_config(cfg)
     assert (len(classes.thing_ids), len(classes.stuff_ids)) == counts
+
+
+def test_a_home_folder_that_does_not_exist_is_no_error_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~no-such-user/sets")
+    register_builtin()

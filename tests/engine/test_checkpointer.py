@@ -16,6 +16,7 @@ from torch import nn
 
 from psf.checkpoint import ClassNames, adapted_weight
 from psf.engine import Checkpointer
+from psf.errors import UserError
 
 FOUND = ClassNames(("ball", "box"), ("sky", "ground", "sea"))
 WANTED = ClassNames(("box", "ring", "ball"), ("sea", "sky"))
@@ -201,3 +202,31 @@ def test_a_run_does_not_go_on_with_other_channels(tmp_path: Path):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ValueError, match=r"(?s)cannot resume: .*conv1\.weight  \(4, 3, 3, 3\) -> \(4, 4, 3, 3\)"):
         Checkpointer(model, str(tmp_path), optimizer=optimizer).resume_or_load("")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, path: str):
+    content = torch.load(path)
+    content["model"]["body.weight"][1, 2] = value
+    content["model"]["stuff_query_feat.weight"][0, 0] = value
+    torch.save(content, path)
+    with pytest.raises(UserError, match=rf"{path}: body\.weight and 1 other weights are NaN or infinite: .*WEIGHTS"):
+        Checkpointer(model_of(FOUND)).load(path)
+
+
+def test_others_than_the_models_may_be_anything(path: str):
+    model = model_of(FOUND)
+    model.register_buffer("bias_mask", torch.zeros(2))
+    content = torch.load(path)
+    content["model"] |= {"bias_mask": torch.tensor([0, -torch.inf]), "other": torch.tensor([torch.nan])}
+    torch.save(content, path)
+    Checkpointer(model).load(path)
+    assert model.bias_mask[1] == -torch.inf
+
+
+@pytest.mark.parametrize("entry", ["psf_class_names", "psf_num_thing_queries", "psf_merging"])
+@pytest.mark.parametrize("value", [5.5, "x", {}, [], {"things": 5, "stuff": [1]}, {"things": {"alpha": "x"}}])
+def test_entries_of_another_form_are_refused(entry: str, value: object, path: str):
+    torch.save({**torch.load(path), entry: value}, path)
+    with pytest.raises(UserError, match=f"the checkpoint .MODEL.WEIGHTS. has .* under '{entry}': expected "):
+        Checkpointer(model_of(FOUND), class_names=FOUND, num_thing_queries=3).load(path)

@@ -20,6 +20,7 @@ from psf.data.files import cache_path, cache_root
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata
 from psf.data.shapes.reading import SceneAnnotations, ScenePathHandler
 from psf.data.shapes.scene import CATEGORIES, Scene, make_scene, scene_size
+from psf.errors import UserError
 
 __all__ = ["NUM_SCENES", "load_written_split", "register_shapes", "training_dicts"]
 
@@ -35,7 +36,10 @@ _ID_STEP = 0x9E3779
 
 def register_shapes() -> None:
     """Register the splits that are not registered yet. Opens no file; the paths follow the current PSF_CACHE."""
-    root = cache_root()
+    try:
+        root = cache_root()
+    except UserError:  # no home folder: who uses no generated scenes needs none
+        root = None
     PathManager.register_handler(ScenePathHandler(), allow_override=True)
     for split in NUM_SCENES:
         name = f"psf_shapes_{split}"
@@ -44,6 +48,8 @@ def register_shapes() -> None:
         metadata = MetadataCatalog.get(name).set(is_generated=True, **panoptic_metadata(CATEGORIES))
         if split == "train":
             DatasetCatalog.register(name, training_dicts)
+        elif root is None:
+            DatasetCatalog.register(name, cache_root)  # raises the error
         else:
             folder = root / f"shapes-v{VERSION}-{split}"
             DatasetCatalog.register(name, lambda split=split, folder=folder: load_written_split(split, folder))

@@ -19,6 +19,7 @@ from psf.data.shapes import Scene, make_scene
 from psf.data.shapes import dataset as shapes
 from psf.data.shapes.drawing import OUTLINES, TEXTURES
 from psf.data.shapes.scene import CATEGORIES
+from psf.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,9 @@ def test_cache_follows_the_variables(monkeypatch):
     assert shapes.cache_root() == Path("/caches/psf")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert shapes.cache_root() == Path.home() / ".cache" / "psf"
+    monkeypatch.setenv("PSF_CACHE", "~no-such-user/cache")
+    with pytest.raises(UserError, match=r"~no-such-user/cache is below a home folder .*: set the variable PSF_CACHE"):
+        shapes.cache_root()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -245,3 +249,17 @@ def test_metadata_do_not_share_lists():
     first, second = (panoptic_metadata(CATEGORIES) for _ in range(2))
     first["thing_classes"].append("x")
     assert "x" not in first["stuff_classes"] and "x" not in second["thing_classes"]
+
+
+def test_no_home_folder_is_no_error_before_scenes_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "psf_shapes_val"
+    monkeypatch.setenv("PSF_CACHE", "~no-such-user/cache")
+    DatasetCatalog.remove(name)
+    try:
+        shapes.register_shapes()
+        with pytest.raises(UserError, match="set the variable PSF_CACHE"):
+            DatasetCatalog.get(name)
+    finally:
+        monkeypatch.undo()
+        DatasetCatalog.remove(name)
+        shapes.register_shapes()
