@@ -25,6 +25,7 @@ __all__ = [
     "holds_training",
     "lock_folder",
     "prepare_run_folder",
+    "remove_run",
     "unlock_folder",
     "write_config_file",
 ]
@@ -70,7 +71,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def prepare_run_folder(folder: Path, *, resume: bool, overwrite: bool, weights: str) -> None:
-    """Lock an existing folder for a training, `check_run_folder`, and remove what `overwrite` replaces.
+    """Lock an existing folder for a training, and `check_run_folder`; `remove_run` removes what `overwrite` replaces.
 
     Args:
         folder: OUTPUT_DIR.
@@ -85,24 +86,32 @@ def prepare_run_folder(folder: Path, *, resume: bool, overwrite: bool, weights: 
         check_run_folder(folder, resume=resume, overwrite=overwrite)
         remove_stale_drafts(folder)
         if overwrite:
-            _remove_run(folder, keep_training=resume, weights=weights)
+            check_replaceable([folder / CONFIG_FILE], overwrite=True, way_out=WAY_OUT)
+        if overwrite and not resume:
+            _check_weights_stay(folder, weights)
     except UserError:
         unlock_folder(folder)
         raise
 
 
-def _remove_run(folder: Path, *, keep_training: bool, weights: str) -> None:
-    check_replaceable([folder / CONFIG_FILE], overwrite=True, way_out=WAY_OUT)
-    if keep_training:
-        return
-    replaced = [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
-    if os.path.isfile(weights) and any(file.samefile(weights) for file in replaced):
+def remove_run(folder: Path) -> None:
+    """Remove checkpoints and curves of an earlier training, so that those of two trainings do not mix."""
+    for file in _files_of_run(folder):
+        file.unlink()
+
+
+def _files_of_run(folder: Path) -> list[Path]:
+    return [file for file in _files(folder) if CHECKPOINT.fullmatch(file.name) or OTHER_FILES.fullmatch(file.name)]
+
+
+def _check_weights_stay(folder: Path, weights: str) -> None:
+    """Raise a UserError if `remove_run` would remove MODEL.WEIGHTS."""
+    file = weights.partition("?")[0]  # without its option
+    if os.path.isfile(file) and any(os.path.exists(old) and old.samefile(file) for old in _files_of_run(folder)):
         raise UserError(
-            f"--overwrite would remove MODEL.WEIGHTS {weights}, which is a checkpoint in OUTPUT_DIR {folder}: move it "
+            f"--overwrite would remove MODEL.WEIGHTS {file}, which is a checkpoint in OUTPUT_DIR {folder}: move it "
             "away, or name another OUTPUT_DIR"
         )
-    for file in replaced:  # so that neither curves nor checkpoints of two runs mix
-        file.unlink()
 
 
 def choose_evaluation_folder(cfg: CfgNode, name: str) -> Path:

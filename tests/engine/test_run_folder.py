@@ -19,6 +19,7 @@ from psf.engine.run_folder import (
     holds_training,
     lock_folder,
     prepare_run_folder,
+    remove_run,
     unlock_folder,
     write_config_file,
 )
@@ -50,13 +51,15 @@ def test_overwriting_removes_the_other_run_alone(tmp_path: Path):
     others = ["backbone.pth", "model_best.pth", "notes.txt", "results.json"]
     for name in (*TRACES, *others):
         (tmp_path / name).write_text(name)
-    with pytest.raises(UserError, match=r"would remove MODEL\.WEIGHTS"):
-        prepare_run_folder(tmp_path, resume=False, overwrite=True, weights=str(tmp_path / "model_final.pth"))
-    assert (tmp_path / "model_final.pth").is_file()
-    prepare_run_folder(tmp_path, resume=True, overwrite=True, weights="")
-    assert (tmp_path / "model_final.pth").is_file()
+    for option in ("", "?matching_heuristics=True"):
+        with pytest.raises(UserError, match=r"would remove MODEL\.WEIGHTS"):
+            weights = f"{tmp_path / 'model_final.pth'}{option}"
+            prepare_run_folder(tmp_path, resume=False, overwrite=True, weights=weights)
+    prepare_run_folder(tmp_path, resume=True, overwrite=True, weights=weights)
     prepare_run_folder(tmp_path, resume=False, overwrite=True, weights="none.pth")
     unlock_folder(tmp_path)
+    assert all((tmp_path / name).is_file() for name in TRACES)  # until the new run can start
+    remove_run(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(others)
 
 
