@@ -37,11 +37,14 @@ __all__ = [
 SECONDS_TO_ANSWER = 60.0  # an address that sends nothing for this long does not answer
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
+def check_regular(path: str | os.PathLike[str], *, links: bool = True) -> None:
     """Raise a UserError if a path is a folder, a pipe or a device: reading a pipe would wait for ever.
 
-    A path that does not exist, or that has no file on this machine (s3://...), passes.
+    A path that does not exist, or that has no file on this machine (s3://...), passes. Without `links`, for files that
+    will be written, so does no link: its target may be anyone's.
     """
+    if not links and os.path.islink(path):
+        raise UserError(f"{os.fspath(path)}: a link, expected a regular file; move it away")
     if os.path.exists(path) and not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
         raise UserError(f"{os.fspath(path)}: {kind}, expected a regular file")

@@ -122,8 +122,8 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
 def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: str = "evaluation") -> CfgNode:
     """Build the frozen config of a run, and set up loggers and seeds as Detectron2's `default_setup` does.
 
-    Writes config.yaml and log.txt into OUTPUT_DIR, and no other files. A run that is resumed or overwritten keeps its old
-    config.yaml until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
+    Writes config.yaml and log.txt into OUTPUT_DIR, and no other files. The config.yaml of an earlier training that is
+    resumed or overwritten stays until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
     The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
     becomes a number.
 
