@@ -27,6 +27,8 @@ from psf.engine.num_queries import resolve_num_queries
 from psf.engine.run_folder import (
     CONFIG_FILE,
     WAY_OUT,
+    check_kinds,
+    check_log,
     choose_evaluation_folder,
     holds_training,
     prepare_run_folder,
@@ -193,6 +195,8 @@ def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool
     if is_training:
         prepare_run_folder(folder, resume=args.resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
     else:
+        check_kinds(folder)
+        check_log(folder)
         check_replaceable([folder / CONFIG_FILE], overwrite=overwrite, way_out=WAY_OUT)
     config = folder / CONFIG_FILE
     if not (is_training and (args.resume or overwrite) and config.is_file()):
