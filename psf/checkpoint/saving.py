@@ -36,6 +36,19 @@ _LENGTH = struct.Struct("<H")  # of the comment; the last field before it
 _END_OF_ARCHIVE = b"PK\x05\x06"
 _END_SIZE = 22  # bytes from there to the end, without a comment
 
+# What a run reads when it is resumed, with the types of the values. A list has any number of such entries. Files of
+# Detectron2 and of earlier versions lack some.
+_STEP = {"optimizer": {"state": Mapping, "param_groups": [Mapping]}}
+_HOOKS = {"CheckpointHook": {"recent": [str]}, "LRScheduler": Mapping}
+_LOADER = (Mapping, type(None))
+_ENTRIES = {
+    "iteration": int,
+    "trainer": {"iteration": int, "_trainer": _STEP, "hooks": _HOOKS},
+    "processes": [{"loader": _LOADER, "random": Mapping}],
+}
+_OPTIONAL = {"hooks", "processes", *_HOOKS}
+_NAMES_OF_TYPES = {int: "a whole number", str: "a name", list: "a list", Mapping: "a dict", _LOADER: "a dict or None"}
+
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint with torch.save, and a checksum for `find_damage`.
@@ -156,12 +169,38 @@ def _newest_first(files: Iterable[Path], refused: list[str]) -> list[Path]:
             if damage := find_damage(path):
                 raise UserError(f"{path}: {damage}")
             content = read_checkpoint(path)
-            if not {"iteration", "trainer"} <= content.keys():
-                raise UserError(f"{path}: no iteration and trainer, so no checkpoint of a training run")
-            iterations[path] = int(content["iteration"])
+            _check_entries(content, path)
+            iterations[path] = content["iteration"]
         except UserError as error:
             refused.append(str(error))
     return sorted(iterations, key=lambda path: iterations[path], reverse=True)
+
+
+def _check_entries(content: Mapping[str, Any], path: Path) -> None:
+    """Raise a UserError if what a run reads beside the weights, when it is resumed, is missing or of another type."""
+    if not {"iteration", "trainer"} <= content.keys():
+        raise UserError(f"{path}: no iteration and trainer, so no checkpoint of a training run")
+    if wrong := next(_wrong_entries(content, _ENTRIES), None):
+        raise UserError(f"{path}: {wrong}")
+
+
+def _wrong_entries(value: Any, expected: Any, name: str = "") -> Iterator[str]:
+    """Where a value differs from `_ENTRIES` or a part of it."""
+    kind = list if isinstance(expected, list) else Mapping if isinstance(expected, Mapping) else expected
+    if not isinstance(value, kind) or isinstance(value, bool):
+        yield f"{name} is {repr(value)[:40]}, expected {_NAMES_OF_TYPES[kind]}"
+    elif kind is list:
+        for index, inner in enumerate(value):
+            yield from _wrong_entries(inner, expected[0], f"{name}.{index}")
+    elif kind is int and value < -1:  # -1: before the first iteration
+        yield f"{name} is {value}, expected the number of an iteration"
+    elif isinstance(expected, Mapping):
+        for key, part in expected.items():
+            inner_name = f"{name}.{key}".removeprefix(".")
+            if key in value:
+                yield from _wrong_entries(value[key], part, inner_name)
+            elif key not in _OPTIONAL:
+                yield f"no {inner_name}, so no checkpoint of a training run"
 
 
 def _read_sound(path: Path, parameters: Collection[str]) -> dict[str, Any]:
@@ -173,6 +212,7 @@ def _read_sound(path: Path, parameters: Collection[str]) -> dict[str, Any]:
     if damage := find_damage(path):
         raise UserError(f"{path}: {damage}")
     content = read_checkpoint(path)
+    _check_entries(content, path)
     weights = content.get("model")
     if not isinstance(weights, Mapping):
         raise UserError(f'{path}: no weights of a model under "model"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
@@ -37,11 +38,14 @@ __all__ = [
 SECONDS_TO_ANSWER = 60.0  # an address that sends nothing for this long does not answer
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
+def check_regular(path: str | os.PathLike[str], *, links: bool = True) -> None:
     """Raise a UserError if a path is a folder, a pipe or a device: reading a pipe would wait for ever.
 
-    A path that does not exist, or that has no file on this machine (s3://...), passes.
+    A path that does not exist, or that has no file on this machine (s3://...), passes. Without `links`, for files that
+    will be written, so does no link: its target may be anyone's.
     """
+    if not links and os.path.islink(path):
+        raise UserError(f"{os.fspath(path)}: a link, expected a regular file; move it away")
     if os.path.exists(path) and not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
         raise UserError(f"{os.fspath(path)}: {kind}, expected a regular file")
@@ -64,6 +68,7 @@ def make_folder(path: Path, flag: str) -> None:
 # Folders of `atomic_path` have the names of the machine and the process in their own name.
 _DRAFT = re.compile(r"\.psf-(?P<host>.*)-(?P<process>\d+)-\w+")
 _CHUNK = 2**20  # bytes
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_WRITE = 3600  # seconds after which a draft is stale, whatever its process seems to do
 
 
@@ -149,7 +154,7 @@ def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".psf-{socket.gethostname()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder, _naming(target):
         path = Path(folder, target.name)
         yield path
         if durable and path.is_file():
@@ -161,6 +166,17 @@ def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
                 raise
         if durable:
             _flush_to_disk(target.parent)
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Give errors of a full disk, which name no file, the name of the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(target)
+        raise
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from psf.data.files import atomic_path, sha256_of
+from psf.data.files import atomic_path, check_regular, sha256_of
 from psf.errors import UserError
 
 __all__ = [
@@ -166,7 +166,7 @@ def recorded(target: Path) -> Iterator[None]:
 def _state(path: Path) -> tuple[int, ...] | None:
     """What changes whenever a file is written or replaced; None without the file."""
     try:
-        found = path.stat()
+        found = path.lstat()
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
@@ -209,6 +209,8 @@ class _Manifest:
             return
         if state is None or self._state is None or state[:2] != self._state[:2] or state[2] <= self._state[2]:
             self._end, self._contents = 0, {}
+        if state is not None:
+            check_regular(self._path, links=False)
         self._state = state
         if state is None:
             return

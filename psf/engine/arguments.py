@@ -22,11 +22,13 @@ from psf.config import add_psf_config, import_user_modules
 from psf.config_checks import check_config, warn_of_keys_without_effect
 from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
-from psf.data.own_files import check_replaceable, is_own
+from psf.data.own_files import check_replaceable
 from psf.engine.num_queries import resolve_num_queries
 from psf.engine.run_folder import (
     CONFIG_FILE,
     WAY_OUT,
+    check_kinds,
+    check_log,
     choose_evaluation_folder,
     holds_training,
     prepare_run_folder,
@@ -122,8 +124,8 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
 def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: str = "evaluation") -> CfgNode:
     """Build the frozen config of a run, and set up loggers and seeds as Detectron2's `default_setup` does.
 
-    Writes config.yaml and log.txt into OUTPUT_DIR, and no other files. A resumed run keeps its old config.yaml until
-    `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
+    Writes config.yaml and log.txt into OUTPUT_DIR, and no other files. The config.yaml of an earlier training that is
+    resumed or overwritten stays until `write_config` is called. `--num-gpus 0` sets MODEL.DEVICE to "cpu".
     The name of a config that comes with psf becomes its path in `args.config_file`. MODEL.PSF.NUM_THING_QUERIES -1
     becomes a number.
 
@@ -184,15 +186,20 @@ def _has_folder(opts: Sequence[str]) -> bool:
 
 
 def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool) -> None:
-    """Check OUTPUT_DIR, lock it for a training, and write config.yaml, but not over that of a run that is resumed."""
+    """Check OUTPUT_DIR, lock it for a training, and write config.yaml.
+
+    That of an earlier training, which is resumed or overwritten, stays until this one starts (`write_config`).
+    """
     _check_writable(cfg.OUTPUT_DIR)
     folder, overwrite = Path(cfg.OUTPUT_DIR), getattr(args, "overwrite", False)
     if is_training:
         prepare_run_folder(folder, resume=args.resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
     else:
+        check_kinds(folder)
+        check_log(folder)
         check_replaceable([folder / CONFIG_FILE], overwrite=overwrite, way_out=WAY_OUT)
     config = folder / CONFIG_FILE
-    if not (is_training and args.resume and config.is_file() and (is_own(config) or not overwrite)):
+    if not (is_training and (args.resume or overwrite) and config.is_file()):
         write_config_file(cfg, overwrite=overwrite)
 
 
@@ -208,10 +215,10 @@ def _log_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         logger.info(choice)
 
 
-def write_config(cfg: CfgNode) -> None:
-    """Write a config to OUTPUT_DIR/config.yaml, in the main process."""
+def write_config(cfg: CfgNode, *, overwrite: bool = False) -> None:
+    """`write_config_file` in the main process."""
     if comm.is_main_process():
-        write_config_file(cfg)
+        write_config_file(cfg, overwrite=overwrite)
 
 
 def build_config(

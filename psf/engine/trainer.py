@@ -53,6 +53,7 @@ from psf.engine.results import (
     report,
     write_results,
 )
+from psf.engine.run_folder import remove_run
 from psf.engine.train_step import DISK_ERRORS, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
@@ -176,8 +177,11 @@ class Trainer(DefaultTrainer):
             append_metrics(self.cfg.OUTPUT_DIR, views, self.iter)
         return self._last_eval_results
 
-    def resume_or_load(self, resume: bool = True) -> None:
+    def resume_or_load(self, resume: bool = True, *, overwrite: bool = False) -> None:
         """As Detectron2's; also warns if there are no pretrained weights at all.
+
+        Unless a run is resumed, `overwrite` then removes an earlier training from OUTPUT_DIR: not before the data, the
+        model and its weights are loaded in all processes, so that a wrong one does not cost the earlier training.
 
         The merging thresholds in a checkpoint are used only if training is finished. A run that continues tunes them
         again.
@@ -187,7 +191,10 @@ class Trainer(DefaultTrainer):
         self.checkpointer.merging = None
         if self.checkpointer.resumed_from is not None:
             self._continue_after(self.iter + 1, entries.get("processes", []))
+        comm.synchronize()
         if comm.is_main_process():
+            if overwrite and not resume:
+                remove_run(Path(self.cfg.OUTPUT_DIR))
             drop_later_metrics(self.cfg.OUTPUT_DIR, self.start_iter, is_finished=self.is_finished)
         if merging is not None and self.is_finished:
             self._set_merging(merging)

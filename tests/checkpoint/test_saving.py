@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from psf.errors import UserError
 
 def content(iteration: int = 3, weight: float = 1.0) -> dict[str, Any]:
     model = {"weight": torch.full((50, 20), weight), "bias": torch.zeros(20)}
-    return {"model": model, "trainer": {"moments": [torch.ones(3)]}, "iteration": iteration}
+    step = {"optimizer": {"state": {0: {"moment": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}}
+    return {"model": model, "trainer": {"iteration": iteration, "_trainer": step}, "iteration": iteration}
 
 
 @pytest.fixture
@@ -108,7 +110,8 @@ class TestNewest:
         path = folder / "model_0000003.pth"
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
-        bad = {"NaN": content(3, float("nan")), "NaN moment": {**content(3), "trainer": [torch.tensor(float("nan"))]}}
+        bad = {"NaN": content(3, float("nan")), "NaN moment": content(3)}
+        bad["NaN moment"]["trainer"]["_trainer"]["optimizer"]["state"][0]["moment"][1] = float("nan")
         if damage in bad:
             write_checkpoint(bad[damage], path)
         elif damage == "missing":
@@ -144,6 +147,41 @@ class TestNewest:
         assert found is not None and found.content["iteration"] == 3
         [reason] = found.refused
         assert "last_checkpoint has " in reason and reason.isprintable()
+
+    @pytest.mark.parametrize("is_named", [True, False])
+    @pytest.mark.parametrize(
+        ("entries", "reason"),
+        [
+            *(
+                ({"iteration": value}, f"iteration is {value!r}, expected")
+                for value in ("x", None, math.inf, 1.5, True, -5)
+            ),
+            *(({"trainer": value}, f"trainer is {value!r}, expected a dict") for value in (5, None, [5])),
+            ({"trainer": {}}, "no trainer.iteration"),
+            ({"trainer": {"iteration": 3}}, "no trainer._trainer"),
+            ({"trainer": {"iteration": 3, "_trainer": {"optimizer": 5}}}, "trainer._trainer.optimizer is 5, expected"),
+            *(
+                ({"processes": [value]}, "processes.0")
+                for value in (5, {}, {"loader": 5}, {"loader": None, "random": 5})
+            ),
+            ({"processes": {"a": 1}}, "processes is {'a': 1}, expected a list"),
+        ],
+    )
+    def test_entries_of_another_type_count_as_damage(
+        self, folder: Path, entries: dict[str, Any], reason: str, is_named: bool
+    ):
+        write_checkpoint({**content(3), **entries}, folder / "model_0000003.pth")
+        if not is_named:
+            (folder / "last_checkpoint").unlink()
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.content["iteration"] == 2
+        assert any(f"{folder / 'model_0000003.pth'}: " in text and reason in text for text in found.refused)
+
+    def test_weights_alone_are_no_run(self, folder: Path):
+        torch.save({"model": content(3)["model"]}, folder / "model_0000003.pth")
+        found = newest_sound_checkpoint(folder)
+        assert found is not None and found.content["iteration"] == 2
+        assert "no iteration and trainer" in found.refused[0]
 
     @pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), torch.ones(2) * 1j])
     def test_weights_that_cannot_be_used_count_as_damage(self, folder: Path, value: torch.Tensor):

@@ -184,3 +184,10 @@ def test_an_object_with_a_key_twice_is_refused(tmp_path: Path, text: str):
     assert gc.isenabled()
     (tmp_path / "a.json").write_text('[{"images": 1}, {"images": 2}]')
     assert read_json(tmp_path / "a.json") == [{"images": 1}, {"images": 2}]
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'$"), atomic_path(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")  # as Python's `write` raises it
+    with pytest.raises(OSError, match=r"b\.txt"), atomic_path(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device", "b.txt")

@@ -151,3 +151,21 @@ def test_signed_pngs_are_recognised_in_any_folder(tmp_path: Path):
     assert [has_png_sign(path) for path in (own, theirs, tmp_path / "text.png")] == [True, False, False]
     assert free_name(own, has_png_sign) == own and free_name(theirs, has_png_sign) == tmp_path / "theirs_2.png"
     assert {path.name for path in tmp_path.iterdir()} == {"own.png", "theirs.png", "text.png"}  # no manifest
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "broken link", "pipe"])
+def test_a_manifest_that_is_no_regular_file_is_refused(tmp_path: Path, kind: str):
+    manifest, theirs = tmp_path / "folder" / ".psf-files", tmp_path / "theirs.txt"
+    manifest.parent.mkdir()
+    if kind == "folder":
+        manifest.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(manifest)
+    else:
+        manifest.symlink_to(theirs)
+    if kind == "link":
+        theirs.write_text("mine")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"\.psf-files: .*expected a regular file"):
+            write_own_text(manifest.with_name("a.txt"), "new")
+    assert theirs.exists() == (kind == "link") and (kind != "link" or theirs.read_text() == "mine")

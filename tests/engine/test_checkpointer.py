@@ -21,6 +21,9 @@ from psf.errors import UserError
 FOUND = ClassNames(("ball", "box"), ("sky", "ground", "sea"))
 WANTED = ClassNames(("box", "ring", "ball"), ("sea", "sky"))
 
+# As a trainer stores its state.
+TRAINER = {"iteration": 3, "_trainer": {"optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}}
+
 
 def model_of(names: ClassNames, seed: int = 0) -> nn.Module:
     """What of the model has rows for classes, and a part that has not."""
@@ -35,7 +38,7 @@ def model_of(names: ClassNames, seed: int = 0) -> nn.Module:
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    Checkpointer(model_of(FOUND), str(tmp_path), class_names=FOUND).save("model", iteration=3)
+    Checkpointer(model_of(FOUND), str(tmp_path), class_names=FOUND).save("model", iteration=3, trainer=TRAINER)
     return str(tmp_path / "model.pth")
 
 
@@ -103,7 +106,7 @@ def test_without_names_it_says_what_is_missing(unnamed: str, path: str, caplog: 
 def test_a_run_does_not_go_on_with_another_number_of_queries(tmp_path: Path):
     """Also where no parameter has a row for each, as with proposals."""
     model = model_of(FOUND)
-    Checkpointer(model, str(tmp_path), num_thing_queries=100).save("model", iteration=3)
+    Checkpointer(model, str(tmp_path), num_thing_queries=100).save("model", iteration=3, trainer=TRAINER)
     others = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)}
     with pytest.raises(ValueError, match=r"cannot resume: .*NUM_THING_QUERIES is 160, the .* trained with 100\. Name"):
         Checkpointer(model, str(tmp_path), num_thing_queries=160, **others).resume_or_load("")
@@ -197,7 +200,7 @@ def test_three_channels_are_no_news(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_a_run_does_not_go_on_with_other_channels(tmp_path: Path):
-    Checkpointer(model_of_channels(3), str(tmp_path)).save("model", iteration=3)
+    Checkpointer(model_of_channels(3), str(tmp_path)).save("model", iteration=3, trainer=TRAINER)
     model = model_of_channels(4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ValueError, match=r"(?s)cannot resume: .*conv1\.weight  \(4, 3, 3, 3\) -> \(4, 4, 3, 3\)"):

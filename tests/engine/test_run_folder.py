@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from psf.engine.run_folder import (
     holds_training,
     lock_folder,
     prepare_run_folder,
+    remove_run,
     unlock_folder,
     write_config_file,
 )
@@ -41,7 +43,7 @@ def test_a_second_training_is_refused_with_three_ways_out(tmp_path: Path, trace:
 def test_a_training_without_a_checkpoint_is_no_obstacle(tmp_path: Path):
     write_own_text(tmp_path / "config.yaml", "A: 1\n")
     for name in ("metrics.json", "log.txt", "events.out.tfevents.1.host", "model_r50_converted.pth"):
-        (tmp_path / name).write_text("something")
+        (tmp_path / name).write_text("[11/28 04:29:47] psf INFO: something")
     check_run_folder(tmp_path, resume=False, overwrite=False)
     check_run_folder(tmp_path / "missing", resume=False, overwrite=False)
 
@@ -50,13 +52,15 @@ def test_overwriting_removes_the_other_run_alone(tmp_path: Path):
     others = ["backbone.pth", "model_best.pth", "notes.txt", "results.json"]
     for name in (*TRACES, *others):
         (tmp_path / name).write_text(name)
-    with pytest.raises(UserError, match=r"would remove MODEL\.WEIGHTS"):
-        prepare_run_folder(tmp_path, resume=False, overwrite=True, weights=str(tmp_path / "model_final.pth"))
-    assert (tmp_path / "model_final.pth").is_file()
-    prepare_run_folder(tmp_path, resume=True, overwrite=True, weights="")
-    assert (tmp_path / "model_final.pth").is_file()
+    for option in ("", "?matching_heuristics=True"):
+        with pytest.raises(UserError, match=r"would remove MODEL\.WEIGHTS"):
+            weights = f"{tmp_path / 'model_final.pth'}{option}"
+            prepare_run_folder(tmp_path, resume=False, overwrite=True, weights=weights)
+    prepare_run_folder(tmp_path, resume=True, overwrite=True, weights=weights)
     prepare_run_folder(tmp_path, resume=False, overwrite=True, weights="none.pth")
     unlock_folder(tmp_path)
+    assert all((tmp_path / name).is_file() for name in TRACES)  # until the new run can start
+    remove_run(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(others)
 
 
@@ -119,3 +123,49 @@ def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path):
     assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
     unlock_folder(tmp_path)
     assert not (tmp_path / LOCK_FILE).exists()
+
+
+STREAMS = ["log.txt", "log.txt.rank1", "metrics.json", "metrics_2.json", "last_checkpoint", ".psf-files", LOCK_FILE]
+
+
+@pytest.mark.parametrize("name", [*STREAMS, "model_final.pth", "model_0000009.pth"])
+@pytest.mark.parametrize("kind", ["folder", "link", "broken link", "pipe"])
+def test_only_regular_files_are_written_or_removed(tmp_path: Path, name: str, kind: str):
+    file, theirs = tmp_path / "output" / name, tmp_path / "theirs.txt"
+    file.parent.mkdir()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(theirs)
+    if kind == "link":
+        theirs.write_text("mine")
+    if "link" in kind and name.startswith("model_"):
+        prepare_run_folder(file.parent, resume=False, overwrite=True, weights="")
+        remove_run(file.parent)
+        unlock_folder(file.parent)
+    else:
+        for flags in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+            with pytest.raises(UserError, match=rf"{re.escape(name)}\b"):
+                prepare_run_folder(file.parent, **flags, weights="")
+        assert os.path.lexists(file)
+    assert theirs.exists() == (kind == "link") and (kind != "link" or theirs.read_text() == "mine")
+
+
+@pytest.mark.parametrize("name", ["log.txt", "log.txt.rank1", LOCK_FILE])
+def test_text_of_the_user_stays(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("my notes\n")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=rf"{re.escape(name)} is not the lo.*: move it away"):
+            prepare_run_folder(tmp_path, resume=False, overwrite=overwrite, weights="")
+    assert (tmp_path / name).read_text() == "my notes\n" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path: Path):
+    folder = tmp_path / "loop"
+    folder.symlink_to(folder)
+    check_run_folder(folder, resume=False, overwrite=False)
+    unlock_folder(folder)
+    with pytest.raises(UserError, match="cannot be opened"):
+        lock_folder(folder)

@@ -78,7 +78,13 @@ class TestFolders:
         with pytest.raises(UserError, match="holds another training"):
             main(parse_args("SOLVER.MAX_ITER", "1"))
         assert contents(trained) == before
+        torn = trained.with_name("torn.pth")
+        torn.write_bytes((trained / "model_final.pth").read_bytes()[:9000])
+        with pytest.raises(UserError, match="torn"):  # found after the model is built
+            main(parse_args("--overwrite", "MODEL.WEIGHTS", str(torn)))
+        assert contents(trained) == before
         main(parse_args("--overwrite", "SOLVER.MAX_ITER", "1", "SEED", "5"))
+        assert not list(trained.glob("metrics_*"))
         assert "SEED: 5" in (trained / "config.yaml").read_text()
 
     @pytest.mark.parametrize("flags", [(), ("--eval-only",)])

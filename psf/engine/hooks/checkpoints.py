@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from psf.engine.train_step import any_process
 __all__ = ["CheckpointHook", "checkpoint_period"]
 
 SAVES_PER_RUN = 10  # at least, with the default period
+REGULAR = re.compile(r"model_\d{7,}\.pth")  # what the hook writes before the end
 
 
 def checkpoint_period(cfg: CfgNode) -> tuple[int, float]:
@@ -135,4 +137,5 @@ class CheckpointHook(HookBase):
         return {"recent": list(self._recent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._recent = list(state_dict["recent"])
+        # The list comes from a file, and what it names will be deleted.
+        self._recent = [name for name in state_dict["recent"] if REGULAR.fullmatch(str(name))]

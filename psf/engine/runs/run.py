@@ -59,9 +59,10 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         try:
             cfg = setup(args)
             trainer = Trainer(cfg, signals)
-            trainer.resume_or_load(resume=args.resume)
+            overwrite = getattr(args, "overwrite", False)
+            trainer.resume_or_load(resume=args.resume, overwrite=overwrite)
             if not trainer.is_finished:
-                write_config(trainer.config_in_force)
+                write_config(trainer.config_in_force, overwrite=overwrite)
             results = trainer.train()
             logger.info("Training is finished; the model is %s", trainer.last_saved or trainer.cfg.OUTPUT_DIR)
             return results

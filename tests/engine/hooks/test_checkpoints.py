@@ -112,3 +112,9 @@ def test_copies_of_a_signal_count_once():
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(number)
         assert signals.received == signal.SIGINT
+
+
+def test_a_state_names_no_other_files_to_delete(tmp_path: Path):
+    hook = CheckpointHook(StopSignals(), device_type="cpu", period=1, seconds=0, eval_period=0, keep=1, keep_every=0)
+    hook.load_state_dict({"recent": ["notes.txt", "../model_0000001.pth", 5, "model_0000001.pth"]})
+    assert hook.state_dict() == {"recent": ["model_0000001.pth"]}
