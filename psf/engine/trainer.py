@@ -36,6 +36,7 @@ from psf.data import (
     without_empty_images,
 )
 from psf.data.files import remove_stale_drafts
+from psf.data.loaders import why_workers_failed
 from psf.engine.arguments import setup, write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import build_evaluator, check_all_read, check_gt, empty_kinds, evaluate_datasets
@@ -67,14 +68,24 @@ logger = logging.getLogger(__name__)
 
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-# Detectron2's loop logs every exception with its traceback; a user's mistake or a full disk is one line.
-logging.getLogger("detectron2.engine.train_loop").addFilter(
-    lambda record: not (record.exc_info and (isinstance(record.exc_info[1], UserError) or _is_full(record.exc_info[1])))
-)
 
 
 def _is_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def _becomes_one_line(error: BaseException | None) -> bool:
+    return (
+        isinstance(error, UserError)
+        or _is_full(error)
+        or (isinstance(error, Exception) and why_workers_failed(error) is not None)
+    )
+
+
+# Detectron2's loop logs every exception with its traceback, which would hide the line.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda record: not (record.exc_info and _becomes_one_line(record.exc_info[1]))
+)
 
 
 def main(args: argparse.Namespace) -> Any:

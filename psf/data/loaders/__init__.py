@@ -9,7 +9,7 @@ from psf.data.loaders.training import (
     repeat_factors,
     without_empty_images,
 )
-from psf.data.loaders.workers import explain_dead_workers
+from psf.data.loaders.workers import explain_dead_workers, why_workers_failed
 
 __all__ = [
     "RandomState",
@@ -24,5 +24,6 @@ __all__ = [
     "same_size_batches",
     "spread_evenly",
     "unchanged_random_state",
+    "why_workers_failed",
     "without_empty_images",
 ]

@@ -18,7 +18,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 
 from psf.errors import UserError
 
-__all__ = ["explain_dead_workers", "prepare_worker", "worker_options"]
+__all__ = ["explain_dead_workers", "prepare_worker", "why_workers_failed", "worker_options"]
 
 
 class WorkerOptions(NamedTuple):
@@ -63,7 +63,7 @@ def explain_dead_workers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        reason = _why_workers_failed(error)
+        reason = why_workers_failed(error)
         if reason is None:
             raise
         raise UserError(
@@ -73,8 +73,11 @@ def explain_dead_workers() -> Iterator[None]:
         ) from error
 
 
-def _why_workers_failed(error: Exception) -> str | None:
-    """One line; None if the error is about something else."""
+def why_workers_failed(error: Exception) -> str | None:
+    """The reason in one line, if the error is about a worker that died or sends nothing; otherwise None.
+
+    torch raises it wherever the main process is when a worker dies.
+    """
     lines = str(error).splitlines()
     if isinstance(error, RuntimeError):
         names = ("DataLoader worker", "DataLoader timed out", "unable to allocate shared memory")
