@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from psf.data import RandomState, unchanged_random_state
 from psf.data.files import atomic_path
-from psf.data.loaders import explain_dead_workers, why_workers_failed
+from psf.data.loaders import why_workers_failed
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
 
@@ -157,11 +157,10 @@ class TrainStep(SimpleTrainer):
         """Forward, backward, log, and update unless the loss or a gradient is not finite.
 
         Raises:
-            UserError: if too many steps in a row are skipped, or a worker of the loader has died or sends nothing.
+            UserError: if too many steps in a row are skipped.
         """
         start = time.perf_counter()
-        with explain_dead_workers():
-            batch = next(self._data_loader_iter)
+        batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         before = RandomState.capture(), [buffer.clone() for buffer in self._statistics]
         losses = self._losses(self.model, batch)

@@ -122,15 +122,3 @@ def test_few_inputs_are_stored(storage: EventStorage, tmp_path: Path):
     for step.iter in range(8):
         step.run_step()
     assert len(list((tmp_path / "skipped_steps").iterdir())) == 5
-
-
-def test_a_dead_worker_is_a_user_error(storage: EventStorage):
-    """In the step itself: Detectron2's loop logs other errors with their traceback."""
-
-    class Loader:
-        def __iter__(self) -> Iterator[list[dict]]:
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-            yield []
-
-    with pytest.raises(UserError, match=r"^DataLoader worker \(pid 7\) is killed.*DATALOADER\.NUM_WORKERS"):
-        make_step(Loader()).run_step()

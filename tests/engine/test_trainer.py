@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from psf import add_psf_config
-from psf.engine import Checkpointer, Trainer, build_config, build_optimizer, main, setup
+from psf.engine import Checkpointer, Trainer, build_config, build_optimizer, launch, main, setup
 from psf.engine.train_step import TrainStep
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
@@ -429,6 +429,18 @@ def test_full_disk_is_one_line_in_other_files(
     with pytest.raises(ValueError, match=r"^[^\n]*output cannot be written \(File too large\)"):
         main(parse_args())
     assert not errors and "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
+
+
+def test_a_dead_worker_is_one_line(mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """torch raises the error wherever the main process is, such as in the model."""
+
+    def losses(self: PsfTestColorModel, batch: list[dict]) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1.")
+
+    monkeypatch.setattr(PsfTestColorModel, "losses", losses)
+    with pytest.raises(ValueError, match=r"^DataLoader worker \(pid 7\) exited .*DATALOADER\.NUM_WORKERS"):
+        launch(main, parse_args("--num-processes", "1"))
+    assert "Traceback" not in (tmp_path / "output" / "log.txt").read_text()
 
 
 def test_weights_that_are_not_finite_are_not_saved(

@@ -96,7 +96,8 @@ def edited_json(draw: st.DrawFn, trees: list[Any]) -> bytes:
             case 1 if isinstance(parent, list):
                 parent.append(parent[key])
             case 2 if isinstance(parent, dict):
-                parent[draw(st.one_of(st.sampled_from(sorted(parent)), st.text(max_size=4)))] = parent.pop(key)
+                name = draw(st.one_of(st.sampled_from(sorted(parent)), st.text(max_size=4)))
+                parent[name] = parent.pop(key)
             case 3:
                 parent[key] = [parent[key]]
             case _:
