@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psf.checkpoint.entries import ClassNames
 from psf.checkpoint.name_table import is_match
-from psf.checkpoint.reading import wrong_entry
+from psf.checkpoint.reading import no_weight, wrong_entry
 
 __all__ = [
     "ClassChanges",
@@ -160,8 +160,8 @@ def stored_query_count(checkpoint: Mapping[str, Any]) -> int | None:
         return count
     weights = checkpoint.get("model")
     weights = weights if isinstance(weights, Mapping) else checkpoint
-    found = [len(weights[name]) for name in QUERIES if name in weights and getattr(weights[name], "ndim", 0)]
-    return found[0] if found else None
+    shapes = [weights[name].shape for name in QUERIES if no_weight(weights.get(name)) is None]
+    return next((int(shape[0]) for shape in shapes if shape), None)
 
 
 def adapt_query_count(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> tuple[int, int] | None:

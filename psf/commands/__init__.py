@@ -164,7 +164,7 @@ def open_streams() -> None:
 
 def tolerate_output() -> None:
     """Make standard output accept what it cannot encode or deliver: text of libraries, too, ends no command."""
-    if sys.stdout is not sys.__stdout__ or not hasattr(sys.stdout, "reconfigure"):
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None or not hasattr(sys.stdout, "reconfigure"):
         return  # it belongs to a caller
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from psf.data.files import local_path, write_text
 from psf.engine.merging import apply_merging
 from psf.errors import UserError
 
-__all__ = ["Checkpointer", "build_checkpointer", "check_weights"]
+__all__ = ["Checkpointer", "build_checkpointer", "check_weights", "file_of_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,24 @@ _WHY_NOT_REMAPPED = (
 )
 
 
+def file_of_weights(path: str) -> str:
+    """MODEL.WEIGHTS without its option. Any other query of an address stays: presigned addresses need theirs."""
+    file, _, option = path.partition("?")
+    return path if "://" in file and option not in ("", HEURISTICS) else file
+
+
+@contextmanager
+def _without_query(path: str) -> Iterator[str]:
+    """A path for Detectron2's checkpointer, which would drop the query of an address and look for the rest."""
+    if "?" not in (address := file_of_weights(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, Path(address.partition("?")[0]).name)
+        link.symlink_to(os.path.abspath(local_path(address)))
+        yield str(link)
+
+
 def check_weights(path: str) -> None:
     """Check MODEL.WEIGHTS, as far as that takes no time: the first bytes of a file, and nothing of an address.
 
@@ -60,9 +81,9 @@ def check_weights(path: str) -> None:
     Raises:
         UserError: if the file is missing or obviously no checkpoint, or has an unknown option.
     """
-    if "://" in path:
-        return
     file, _, option = path.partition("?")
+    if "://" in file:
+        return
     if option not in ("", HEURISTICS):
         raise UserError(f'MODEL.WEIGHTS is "{path}": the only option of a file is ?{HEURISTICS}')
     if not file:
@@ -226,14 +247,15 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
         """
         check_weights(path)
-        file = path.partition("?")[0]
+        file = file_of_weights(path)
         if file and not os.path.isfile(local_path(file)):
             raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS)")
         if not file and not self.checkpointables and comm.is_main_process():
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
         self._resumes, self._source = checkpointables is None and bool(self.checkpointables), path
         try:
-            return super().load(path, checkpointables)
+            with _without_query(path) as plain:
+                return super().load(plain, checkpointables)
         finally:
             self._parsed_url_during_load = None  # Detectron2 keeps it after an error, and refuses to load another file
 

@@ -15,6 +15,7 @@ from psf.checkpoint import newest_sound_checkpoint, read_checkpoint, stored_quer
 from psf.config_file import stored_value
 from psf.data import largest_count, load_dataset
 from psf.data.files import local_path
+from psf.engine.checkpointer import file_of_weights
 from psf.errors import UserError
 
 __all__ = ["NumQueries", "queries_for", "resolve_num_queries", "warn_of_too_few_queries"]
@@ -107,7 +108,7 @@ def warn_of_too_few_queries(cfg: CfgNode, dicts: Iterable[Mapping[str, Any]]) ->
 def _of_trained_model(weights: str) -> NumQueries | None:
     """The number in a checkpoint or in config.yaml next to it; None if neither has it."""
     try:
-        path = Path(local_path(weights.partition("?")[0]))
+        path = Path(local_path(file_of_weights(weights)))
         count = stored_query_count(read_checkpoint(path))
     except UserError:  # loading the weights raises the error
         return None

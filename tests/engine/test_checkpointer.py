@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from torch import nn
 
 from psf.checkpoint import ClassNames, adapted_weight
 from psf.engine import Checkpointer
+from psf.engine.checkpointer import check_weights, file_of_weights
 from psf.errors import UserError
 
 FOUND = ClassNames(("ball", "box"), ("sky", "ground", "sea"))
@@ -233,3 +237,38 @@ def test_entries_of_another_form_are_refused(entry: str, value: object, path: st
     torch.save({**torch.load(path), entry: value}, path)
     with pytest.raises(UserError, match=f"the checkpoint .MODEL.WEIGHTS. has .* under '{entry}': expected "):
         Checkpointer(model_of(FOUND), class_names=FOUND, num_thing_queries=3).load(path)
+
+
+@pytest.fixture
+def only_signed(tmp_path: Path) -> Iterator[str]:
+    """An address under which the weights of `path` are only with its query."""
+    weights = Path(str(tmp_path / "model.pth"))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_signed = self.path == "/model.pth?key=a&signature=b%3D"
+            self.send_response(200 if is_signed else 403)
+            self.end_headers()
+            if is_signed:
+                self.wfile.write(weights.read_bytes())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/model.pth?key=a&signature=b%3D"
+        server.shutdown()
+
+
+def test_a_presigned_address_keeps_its_query(
+    path: str, only_signed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    check_weights(only_signed)
+    model = model_of(FOUND, seed=1)
+    Checkpointer(model).load(only_signed)
+    assert torch.equal(model.body.weight, model_of(FOUND).body.weight)
+    assert file_of_weights(only_signed) == only_signed
+    assert file_of_weights("https://a/b.pth?matching_heuristics=True") == "https://a/b.pth"

@@ -96,6 +96,14 @@ def test_loss_falls(mini: str, parse_args: ParseArgs):
     assert sum(trainer.model(before).values()) < start
 
 
+def test_a_set_that_is_named_twice_is_a_warning(
+    mini: str, parse_args: ParseArgs, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="psf"):
+        Trainer(setup(parse_args("DATASETS.TRAIN", f"('{mini}', '{mini}')", "DATASETS.TEST", f"('{mini}',)")))
+    assert [text for text in caplog.messages if f"DATASETS.TRAIN names {mini} more than once" in text]
+
+
 class TestViews:
     @pytest.mark.parametrize("words", [(), ("--eval-only",)])
     def test_one_more_evaluation(
