@@ -186,7 +186,7 @@ def _check_entries(content: Mapping[str, Any], path: Path) -> None:
 
 def _wrong_entries(value: Any, expected: Any, name: str = "") -> Iterator[str]:
     """Where a value differs from `_ENTRIES` or a part of it."""
-    kind = list if isinstance(expected, list) else Mapping if isinstance(expected, Mapping) else expected
+    kind: Any = list if isinstance(expected, list) else Mapping if isinstance(expected, Mapping) else expected
     if not isinstance(value, kind) or isinstance(value, bool):
         yield f"{name} is {repr(value)[:40]}, expected {_NAMES_OF_TYPES[kind]}"
     elif kind is list:
