@@ -16,11 +16,12 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from tests.faults.fuzz import fuzz
+from tests.faults.fuzz import FUZZ, fuzz
 from tests.faults.kills import CONFIG, Reference, damage_checkpoints, kill, kill_while_saving
 from tests.faults.machine import (
     fill_disk,
@@ -33,9 +34,6 @@ from tests.faults.machine import (
 from tests.faults.report import Scenario, table
 from tests.forked_training import mini_runs
 
-PARTS = ("trainings", "fuzz")
-NUM_ROWS = 11  # of trainings
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -46,14 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--inputs", type=int, default=20_000, metavar="N", help="of all readers together [%(default)s]")
     add("--seconds", type=float, default=math.inf, metavar="S", help="fewer tries, to end after about this time")
     add("--seed", type=int, default=1, metavar="N", help="of moments, damages and inputs [%(default)s]")
-    add("--only", choices=PARTS, help="one part")
-    add("--reader", default="", metavar="TEXT", help="only readers with this text in their names")
+    add("--only", default="", metavar="TEXT", help='scenarios with this text in their names, such as "fuzz: images"')
     add("--folder", type=Path, metavar="FOLDER", help="for files of the runs, which stay [a temporary folder]")
     return parser
 
 
 def fault_trainings(
-    number: int, seed: int, folder: Path, *, seconds: float = math.inf, side_by_side: bool = True
+    number: int, seed: int, folder: Path, *, seconds: float = math.inf, named: str = "", side_by_side: bool = True
 ) -> list[Scenario]:
     """Try all faults of trainings; a row for each.
 
@@ -62,45 +59,51 @@ def fault_trainings(
         seed: of their moments, and of damages.
         folder: of the runs.
         seconds: shared by the rows; each has at least one try.
+        named: only rows with this text in their names.
         side_by_side: also start jobs whose processes import torch anew, which takes longer than all others.
     """
     chance, start = random.Random(seed), time.monotonic()
-    folder.mkdir(parents=True)
-    rows: list[Scenario] = []
-
-    def row(name: str) -> Scenario:
-        rows.append(Scenario(name, start + seconds * (len(rows) + 1) / NUM_ROWS))
-        return rows[-1]
-
     some, few = max(number // 4, 1), max(number // 20, 1)
+    folder.mkdir(parents=True)
     with mini_runs(folder, CONFIG) as runs:
         one, two = (Reference.train(runs, processes, 1) for processes in (1, 2))
-        kill(row("SIGKILL at random moments, then --resume"), runs, one, some, chance)
-        kill_while_saving(row("SIGKILL within a save, then --resume"), runs, one, some, chance)
-        kill(row("SIGKILL of both processes, then --resume"), runs, two, some, chance)
-        kill(row("SIGKILL of one of two processes, then --resume"), runs, two, some, chance, one_rank=True)
-        damage_checkpoints(row("damaged checkpoint or tag, then --resume"), runs, one, some, chance)
-        limit_file_size(row("files may not grow (EFBIG), then --resume"), runs, one, few, chance)
-        fill_disk(row("disk full (ENOSPC), then --resume"), runs, one, few, chance)
-        take_shared_memory(row("no shared memory for loader workers, then --resume"), runs, one, few, chance)
-        spoil_steps(row("NaN in losses or gradients"), runs, one, few, chance)
-        take_port(row("port of --dist-url is taken"), runs, one, few)
+        trials: dict[str, Callable[[Scenario], None]] = {
+            "SIGKILL at random moments, then --resume": lambda row: kill(row, runs, one, some, chance),
+            "SIGKILL within a save, then --resume": lambda row: kill_while_saving(row, runs, one, some, chance),
+            "SIGKILL of both processes, then --resume": lambda row: kill(row, runs, two, some, chance),
+            "SIGKILL of one of two processes, then --resume": (
+                lambda row: kill(row, runs, two, some, chance, one_rank=True)
+            ),
+            "damaged checkpoint or tag, then --resume": lambda row: damage_checkpoints(row, runs, one, some, chance),
+            "files may not grow (EFBIG), then --resume": lambda row: limit_file_size(row, runs, one, few, chance),
+            "disk full (ENOSPC), then --resume": lambda row: fill_disk(row, runs, one, few, chance),
+            "no shared memory for loader workers, then --resume": (
+                lambda row: take_shared_memory(row, runs, one, few, chance)
+            ),
+            "NaN in losses or gradients": lambda row: spoil_steps(row, runs, one, few, chance),
+            "port of --dist-url is taken": lambda row: take_port(row, runs, one, few),
+        }
         if side_by_side:
-            run_side_by_side(row("two jobs of two processes side by side"), runs, max(number // 100, 1))
+            trials["two jobs of two processes side by side"] = lambda row: run_side_by_side(
+                row, runs, max(number // 100, 1)
+            )
+        chosen = {name: trial for name, trial in trials.items() if named in name}
+        rows = []
+        for position, (name, trial) in enumerate(chosen.items(), 1):
+            rows.append(Scenario(name, start + seconds * position / len(chosen)))
+            trial(rows[-1])
     return rows
 
 
 def run(args: argparse.Namespace, folder: Path) -> list[Scenario]:
-    """All scenarios, each with at least one try."""
+    """All scenarios, or those of `--only`, each with at least one try."""
+    workers = min(len(os.sched_getaffinity(0)), 2)
     scenarios = []
-    if args.only in (None, "trainings"):
-        scenarios += fault_trainings(args.kills, args.seed, folder / "trainings", seconds=0.6 * args.seconds)
-    if args.only in (None, "fuzz"):
-        workers = min(len(os.sched_getaffinity(0)), 2)
-        scenarios += fuzz(
-            args.inputs, args.seed, folder / "fuzz", num_workers=workers, seconds=0.4 * args.seconds, named=args.reader
-        )
-    return scenarios
+    if not args.only.startswith(FUZZ):
+        how = {"seconds": 0.6 * args.seconds, "named": args.only}
+        scenarios += fault_trainings(args.kills, args.seed, folder / "trainings", **how)
+    how = {"seconds": 0.4 * args.seconds, "named": args.only}
+    return scenarios + fuzz(args.inputs, args.seed, folder / "readers", num_workers=workers, **how)
 
 
 def main() -> int:

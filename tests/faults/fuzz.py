@@ -29,11 +29,12 @@ from tests.faults.report import Scenario
 from tests.faults.run_inputs import RUN_INPUTS
 from tests.faults.sandbox import Sandbox
 
-__all__ = ["READERS", "fuzz"]
+__all__ = ["FUZZ", "READERS", "fuzz"]
 
 READERS = (*ANNOTATIONS, *PICTURES, *RUN_INPUTS)
 assert sum(reader.share for reader in READERS) == 1000
 
+FUZZ = "fuzz: "  # before the names of readers
 BATCH = 500  # inputs of one process
 MEMORY = 8 << 30  # bytes of address space of a process, of which torch takes half
 HANG = 20.0  # seconds of computing for one input
@@ -78,11 +79,11 @@ def fuzz(
         folder: for inputs, and for those that were lost: lost/READER_NUMBER.
         num_workers: processes at a time.
         seconds: after which no further batch is started.
-        named: only readers with this text in their names; the others' inputs are left out.
+        named: only rows with this text in their names; the others' inputs are left out.
     """
     end = time.monotonic() + seconds
-    readers = [reader for reader in READERS if named in reader.name]
-    scenarios = {reader.name: Scenario(f"fuzz: {reader.name}") for reader in readers}
+    readers = [reader for reader in READERS if named in f"{FUZZ}{reader.name}"]
+    scenarios = {reader.name: Scenario(f"{FUZZ}{reader.name}") for reader in readers}
     batches, workers = _batches(readers, number, seed), []
     lost = folder / "lost"
     lost.mkdir(parents=True)

@@ -32,7 +32,7 @@ def one_line(runs: Runs, name: str, codes: list[int | None], *expected: str) -> 
     log = runs.log(name)
     lines = [line for line in log.splitlines() if line.startswith("error: ")]
     if codes != [2] or len(lines) != 1 or "Traceback" in log or not all(text in lines[0] for text in expected):
-        return f"{name}: ends with {codes}, {log[-600:]!a}"
+        return f"{name}: ends with {codes}, {log[-6000:]!a}"
     return None
 
 

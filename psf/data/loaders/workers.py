@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -92,6 +93,9 @@ def explain_dead_workers() -> Iterator[None]:
         reason = why_workers_failed(error)
         if reason is None:
             raise
+        # torch's handler would raise the same error again, with a traceback, when the process ends.
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise UserError(
             f"{reason.rstrip('.')}: often shared memory is too small ({_shared_memory()}), or the process ran out of "
             "memory; enlarge /dev/shm (docker run --shm-size=8g), or lower DATALOADER.NUM_WORKERS (0: no workers); if "

@@ -48,6 +48,7 @@ def test_workers_that_send_nothing_are_reported(how: str, message: str, capfd: p
     with pytest.raises(UserError, match=expected), explain_dead_workers():
         list(loader)
     assert time.monotonic() - start < 50
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # torch's would print a traceback later
     assert ("cannot send its batch: unable to allocate" in capfd.readouterr().err) == (how == "not sent")
 
 
