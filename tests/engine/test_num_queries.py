@@ -47,7 +47,9 @@ def test_training_counts_the_data(mini: str, monkeypatch: pytest.MonkeyPatch):
 def test_a_trained_model_has_the_number_of_its_file(mini: str, tmp_path: Path):
     model = tiny_model({"NUM_THING_QUERIES": 6})
     Checkpointer(model, str(tmp_path)).save("rows")
-    Checkpointer(model, str(tmp_path), num_thing_queries=7).save("entry")  # as a model without learned queries has it
+    # As a model without learned queries has it, and as a trainer writes it.
+    trainer = {"iteration": 3, "_trainer": {"optimizer": {"state": {}, "param_groups": []}}}
+    Checkpointer(model, str(tmp_path), num_thing_queries=7).save("entry", iteration=3, trainer=trainer)
     for name, expected in (("rows", 6), ("entry", 7)):
         cfg = config(mini, str(tmp_path / f"{name}.pth"))
         found = resolve_num_queries(cfg)

@@ -204,7 +204,8 @@ class TestMixedPrecision:
 class TestCheckpointOfAnotherShape:
     def save(self, folder: Path) -> str:
         model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
-        Checkpointer(model, str(folder)).save("five_classes")
+        trainer = {"iteration": 3, "_trainer": {"optimizer": {"state": {}, "param_groups": []}}}
+        Checkpointer(model, str(folder)).save("five_classes", iteration=3, trainer=trainer)
         return str(folder / "five_classes.pth")
 
     def test_one_loud_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
