@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from psf.errors import UserError
@@ -96,6 +97,7 @@ def explain_dead_workers() -> Iterator[None]:
         # torch's handler would raise the same error again, with a traceback, when the process ends.
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal_handling._SIGCHLD_handler_set = False  # the next loader sets it again
         raise UserError(
             f"{reason.rstrip('.')}: often shared memory is too small ({_shared_memory()}), or the process ran out of "
             "memory; enlarge /dev/shm (docker run --shm-size=8g), or lower DATALOADER.NUM_WORKERS (0: no workers); if "
