@@ -97,12 +97,12 @@ def fault_trainings(
 
 def run(args: argparse.Namespace, folder: Path) -> list[Scenario]:
     """All scenarios, or those of `--only`, each with at least one try."""
-    workers = min(len(os.sched_getaffinity(0)), 2)
+    start, workers = time.monotonic(), min(len(os.sched_getaffinity(0)), 2)
     scenarios = []
     if not args.only.startswith(FUZZ):
         how = {"seconds": 0.6 * args.seconds, "named": args.only}
         scenarios += fault_trainings(args.kills, args.seed, folder / "trainings", **how)
-    how = {"seconds": 0.4 * args.seconds, "named": args.only}
+    how = {"seconds": args.seconds - (time.monotonic() - start), "named": args.only}
     return scenarios + fuzz(args.inputs, args.seed, folder / "readers", num_workers=workers, **how)
 
 

@@ -78,18 +78,22 @@ def fuzz(
         seed: of the inputs.
         folder: for inputs, and for those that were lost: lost/READER_NUMBER.
         num_workers: processes at a time.
-        seconds: after which no further batch is started.
+        seconds: after which no further batch is started; each reader has at least one.
         named: only rows with this text in their names; the others' inputs are left out.
     """
     end = time.monotonic() + seconds
     readers = [reader for reader in READERS if named in f"{FUZZ}{reader.name}"]
     scenarios = {reader.name: Scenario(f"{FUZZ}{reader.name}") for reader in readers}
-    batches, workers = _batches(readers, number, seed), []
+    batches, workers, num_started = _batches(readers, number, seed), [], 0
     lost = folder / "lost"
     lost.mkdir(parents=True)
     while True:
-        while len(workers) < num_workers and time.monotonic() < end and (batch := next(batches, None)):
+        while len(workers) < num_workers and (num_started < len(readers) or time.monotonic() < end):
+            batch = next(batches, None)
+            if batch is None:
+                break
             workers.append(_start(batch, folder))
+            num_started += 1
         if not workers:
             return list(scenarios.values())
         wait([worker.answers for worker in workers], timeout=1.0)
