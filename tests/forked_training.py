@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ from psf.engine import argument_parser, check_run, launch, main
 from psf.evaluation import panels
 from tests.mini_set import NAME, PsfTestColorModel, register_mini_set, unregister_mini_set, write_mini_set
 
-__all__ = ["MINI_CONFIG", "PsfTestNoisyModel", "Running", "Runs", "fork", "mini_runs"]
+__all__ = ["MINI_CONFIG", "PsfTestNoisyModel", "Running", "Runs", "fork", "fork_process", "mini_runs"]
 
 MINI_FOLDER = "PSF_FORKED_MINI"  # variable, for processes that are not forked
 # Of a training of the colour model, with everything that a resumed run must restore.
@@ -169,10 +170,17 @@ def train(args: argparse.Namespace) -> None:
     main(args)
 
 
+def fork_process() -> int:
+    """os.fork. The copy never frees garbage of this process: a video decoder would wait for threads that it lacks."""
+    child = os.fork()
+    if not child:
+        gc.freeze()
+    return child
+
+
 def fork(action: Callable[[], object], printed: Path) -> int:
     """Run an action in a copy of this process, which prints to a file; returns its id."""
-    child = os.fork()
-    if child:
+    if child := fork_process():
         return child
     code = 1
     try:

@@ -39,7 +39,7 @@ SECONDS_TO_ANSWER = 60.0  # an address that sends nothing for this long does not
 
 
 def check_regular(path: str | os.PathLike[str], *, links: bool = True) -> None:
-    """Raise a UserError if a path is a folder, a pipe or a device: reading a pipe would wait for ever.
+    """Raise a UserError if a path is a folder, a pipe or a device: reading a pipe would never end.
 
     A path that does not exist, or that has no file on this machine (s3://...), passes. Without `links`, for files that
     will be written, so does no link: its target may be anyone's.

@@ -1,4 +1,4 @@
-"""Which files psf may replace: those that it has written itself."""
+"""Files that psf may replace, because it has written them itself."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class _Manifest:
                 self._contents[name] = [content.decode(errors="replace")]
 
 
-@lru_cache(maxsize=256)  # folders; a data set may have a folder of masks for each image
+@lru_cache(maxsize=256)  # folders; a dataset may have a folder of masks for each image
 def _manifest_at(path: Path) -> _Manifest:
     return _Manifest(path)
 

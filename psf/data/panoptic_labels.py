@@ -197,7 +197,7 @@ def _read_ids(file_name: str) -> np.ndarray:
             )
         if is_deep(image, file_name):
             raise UserError(
-                f"{file_name}: expected a panoptic PNG of 8 bits per channel, found 16 bits, of which Pillow drops the "
+                f"{file_name}: expected a panoptic PNG of 8 bits per channel, found 16 bits, and Pillow drops the "
                 "lower 8; save it with 8 bits (uint8)"
             )
         # Four bytes a pixel, so that a pixel is one little-endian number with the id in its lower three.

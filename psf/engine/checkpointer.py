@@ -218,7 +218,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         return {name for name, _ in self.model.named_parameters()}
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As Detectron2's, but resumes from the newest sound checkpoint, and names those that are not.
+        """As Detectron2's, but resumes from the newest sound checkpoint, and names damaged newer checkpoints.
 
         Raises:
             UserError: if there are checkpoints, but no sound one.

@@ -33,7 +33,7 @@ NOT_IN_NAMES = re.compile(r"[^\w-]+")
 def check_output(
     folder: Path, name: str, *, source: Path, task: str, kinds: Collection[str], overwrite: bool = False
 ) -> None:
-    """Check that `write_output` may write an image's files: those that exist are psf's own, and of the same image.
+    """Check that `write_output` may write an image's files: existing files are psf's own, and of the same image.
 
     The image of earlier results is known only if they have a JSON.
 

@@ -99,3 +99,4 @@ def test_configs_know_their_classes(config, counts):
 def test_a_home_folder_that_does_not_exist_is_no_error_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "~no-such-user/sets")
     register_builtin()
+    assert "psf_shapes_train" in DatasetCatalog

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from psf.engine import argument_parser
+from psf.engine import argument_parser, main
 from tests.mini_set import NAME, register_mini_set, unregister_mini_set, write_mini_set
 
 CONFIG = f"""
@@ -57,3 +57,10 @@ def parse_args(config_file: Path, tmp_path: Path) -> ParseArgs:
         return args
 
     return parse
+
+
+@pytest.fixture
+def trained(mini: str, parse_args: ParseArgs, tmp_path: Path) -> Path:
+    """OUTPUT_DIR of a training of one iteration."""
+    main(parse_args("SOLVER.MAX_ITER", "1"))
+    return tmp_path / "output"

@@ -20,12 +20,6 @@ def metrics(output: Path) -> list[dict[str, float]]:
 
 
 class TestFolders:
-    @pytest.fixture
-    def trained(self, mini: str, parse_args: ParseArgs, tmp_path: Path) -> Path:
-        """OUTPUT_DIR of a training of one iteration."""
-        main(parse_args("SOLVER.MAX_ITER", "1"))
-        return tmp_path / "output"
-
     def evaluate(self, trained: Path, *words: str) -> None:
         """From the config that the training has written, without OUTPUT_DIR."""
         run = ["--config-file", str(trained / "config.yaml"), "--num-gpus", "0", "--eval-only", *words]

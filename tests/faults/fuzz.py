@@ -28,6 +28,7 @@ from tests.faults.reader import Reader
 from tests.faults.report import Scenario
 from tests.faults.run_inputs import RUN_INPUTS
 from tests.faults.sandbox import Sandbox
+from tests.forked_training import fork_process
 
 __all__ = ["FUZZ", "READERS", "fuzz"]
 
@@ -36,7 +37,7 @@ assert sum(reader.share for reader in READERS) == 1000
 
 FUZZ = "fuzz: "  # before the names of readers
 BATCH = 500  # inputs of one process
-MEMORY = 8 << 30  # bytes of address space of a process, of which torch takes half
+MEMORY = 8 << 30  # bytes of address space of a process; torch takes half of it
 HANG = 20.0  # seconds of computing for one input
 STUCK = 300.0  # seconds for one input on a busy machine, whatever it does
 ERROR = "error.txt"  # traceback of a mistake in this package
@@ -76,7 +77,7 @@ def fuzz(
     Args:
         number: of inputs, of all readers together; each has at least one.
         seed: of the inputs.
-        folder: for inputs, and for those that were lost: lost/READER_NUMBER.
+        folder: for inputs; lost inputs are in lost/READER_NUMBER.
         num_workers: processes at a time.
         seconds: after which no further batch is started; each reader has at least one.
         named: only rows with this text in their names; the others' inputs are left out.
@@ -118,7 +119,7 @@ def _start(batch: Batch, folder: Path) -> Worker:
     place = Path(tempfile.mkdtemp(dir=folder))
     answers, to_parent = Pipe(duplex=False)
     sys.stdout.flush()
-    process = os.fork()
+    process = fork_process()
     if not process:
         _try_batch(batch, place, to_parent)
     to_parent.close()

@@ -147,7 +147,7 @@ def open_image(path: str) -> Iterator[Image.Image]:
             image = Image.open(file, formats=_formats())
             check_pixels(path, image.height, image.width)
             if has_more_pages(image):
-                message = f"{printable(path)}: a TIFF with several pages, of which psf reads the first"
+                message = f"{printable(path)}: a TIFF with several pages; psf reads the first"
                 log_first_n(logging.WARNING, message, name=__name__, key="message")
             image.load()
     except UserError:
@@ -167,7 +167,7 @@ def open_image(path: str) -> Iterator[Image.Image]:
 
 
 def is_turned(path: str) -> bool:
-    """Whether the EXIF block of an image file has an orientation, by which psf turns or mirrors the image."""
+    """Whether the EXIF block of an image file has an orientation; psf turns or mirrors the image by it."""
     if path.lower().endswith(".npy"):
         return False
     with PathManager.open(path, "rb") as file:

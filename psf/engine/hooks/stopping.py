@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,7 @@ _COPY_SECONDS = 2.0
 
 
 def stop_numbers() -> list[int]:
-    """The signals that stop a run, of those that this system has."""
+    """The signals that stop a run, as far as this system has them."""
     return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
@@ -45,7 +46,7 @@ class Stopped(SystemExit):
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
 
-class _Handlers:
+class _Handlers(ABC):
     """A context in which `_handle` receives the signals of `_NAMES`; does nothing outside the main thread."""
 
     def __init__(self) -> None:
@@ -75,8 +76,9 @@ class _Handlers:
         self.received, self._received_at = number, time.monotonic()
         self._handle(number, is_first=is_first)
 
+    @abstractmethod
     def _handle(self, number: int, *, is_first: bool) -> None:
-        raise NotImplementedError
+        """React to a signal that is no copy of an earlier one."""
 
 
 class StopSignals(_Handlers):

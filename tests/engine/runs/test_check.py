@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from psf.engine import argument_parser, check_run, main
+from psf.engine import argument_parser, check_run
 from psf.errors import UserError
-from tests.engine.conftest import ParseArgs
 
 
 class TestTrainedFolder:
-    @pytest.fixture
-    def trained(self, mini: str, parse_args: ParseArgs, tmp_path: Path) -> Path:
-        """OUTPUT_DIR of a training of one iteration."""
-        main(parse_args("SOLVER.MAX_ITER", "1"))
-        return tmp_path / "output"
-
     def check(self, folder: Path, *words: str) -> None:
         """A run with the config.yaml in a folder."""
         run = ["--config-file", str(folder / "config.yaml"), "--num-gpus", "0", *words]
