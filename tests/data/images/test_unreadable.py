@@ -89,7 +89,7 @@ def test_pages_after_the_first_are_named_once(tmp_path: Path, caplog: pytest.Log
         for path in (pages, single, pages):
             assert (read_image(str(path)) == 10).all()
     assert [record.message for record in caplog.records] == [
-        f"{pages}: a TIFF with several pages, of which psf reads the first"
+        f"{pages}: a TIFF with several pages; psf reads the first"
     ]
 
 
