@@ -88,9 +88,7 @@ def test_pages_after_the_first_are_named_once(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         for path in (pages, single, pages):
             assert (read_image(str(path)) == 10).all()
-    assert [record.message for record in caplog.records] == [
-        f"{pages}: a TIFF with several pages; psf reads the first"
-    ]
+    assert [record.message for record in caplog.records] == [f"{pages}: a TIFF with several pages; psf reads the first"]
 
 
 def test_overviews_are_no_pages(tmp_path: Path, caplog: pytest.LogCaptureFixture):
