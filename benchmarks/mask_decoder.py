@@ -81,7 +81,8 @@ def main(words: Sequence[str] | None = None) -> None:
     headers = ["case", "type", "", "plain", "psf", "psf / plain", "target"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", "", ".1f", ".1f", ".3f"))
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads"
-    report("mask_decoder", f"{where}; masks, queries, gradients equal; median of {options.rounds} rounds\n\n{table}")
+    text = f"{where}; masks, queries, gradients equal; median of {options.rounds} rounds\n\n{table}"
+    report("mask_decoder", text, quick=options.quick)
 
 
 class Inputs(NamedTuple):
