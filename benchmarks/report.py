@@ -68,8 +68,8 @@ def difference(ours: torch.Tensor, expected: torch.Tensor) -> float:
 def report(name: str, text: str, *, quick: bool = False) -> None:
     """Print a table, and append it with time, machine, versions and commit to <date>_<name>.md.
 
-    The files are in results/, or in the folder of the environment variable PSF_BENCHMARK_RESULTS. A table of quick sizes
-    is only printed, unless this variable is set: docs/benchmarks.md is made from results/.
+    The files are in results/, or in the folder of the environment variable PSF_BENCHMARK_RESULTS. A table of quick
+    sizes is only printed, unless this variable is set: docs/benchmarks.md is made from results/.
     """
     if quick and not os.environ.get("PSF_BENCHMARK_RESULTS"):
         print(text)

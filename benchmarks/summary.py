@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import half_precision
 import loader
 import mask_decoder
 import merging
@@ -43,14 +44,14 @@ class Row(NamedTuple):
     target: float | None = None  # the number must not exceed it
     column: str = ""  # default: the table's
     over: Sequence[str] = ()  # divide by the number in the row that has these cells
-    optional: bool = False  # "not measured" without the row: it needs a package that may not be installed
+    optional: bool = False  # "not measured" without the row: it needs a package or a file that may be missing
     digits: int = 2
 
 
 class Table(NamedTuple):
-    """Rows from one script on one device."""
+    """Rows from the results of one name on one device."""
 
-    script: str
+    name: str  # in report.report: the script's, unless it has several
     device: str
     column: str
     rows: Sequence[Row]
@@ -59,6 +60,16 @@ class Table(NamedTuple):
 OURS, OFFICIAL, PLAIN = "psf's choice", ms_deform_attn.OFFICIAL, "grid_sample and plain decoder"
 ENCODER, BOTH_PASSES = ms_deform_attn.ENCODER.name, "forward + backward"
 GPU_ATTENTION = (ENCODER, "within 2 px")
+BF16, FP16 = "bfloat16", "float16"
+FORMULA, TRAINED, PIXELS = half_precision.FORMULA, half_precision.QUICKSTART, half_precision.PIXELS
+HALF_PRECISION = (
+    Row("bfloat16 against float32, formula-made model: % of pixels that differ", (FORMULA, BF16, PIXELS),
+        half_precision.PIXELS_TARGET),
+    Row("bfloat16 against float32, the quickstart's model: % of pixels that differ", (TRAINED, BF16, PIXELS),
+        half_precision.PIXELS_TARGET, optional=True),
+    Row("bfloat16 against float32, the quickstart's model: change of PQ", (TRAINED, BF16, half_precision.PQ),
+        half_precision.PQ_TARGET, optional=True),
+)  # fmt: skip
 TABLES = (
     Table("ms_deform_attn", CPU, "/ reference", (
         Row("deformable attention, forward, encoder at 800 x 1216, over grid_sample", (ENCODER, "forward", OURS), 0.18),
@@ -100,6 +111,15 @@ TABLES = (
         Row("ground truth in the loader, over masks made in the loader", ("psf: label map and boxes",),
             loader.TARGET_RATIO),
     )),
+    Table("half_precision", CPU, "value", HALF_PRECISION),
+    Table("training_memory", CPU, "kept GB", (
+        Row("training step, R50, 512 x 768, all parts checkpointed, over none: bytes kept for backward",
+            ("all", "batch 1", "float32"), over=("nothing", "batch 1", "float32")),
+        Row("... time", ("all", "batch 1", "float32"), column="ms", over=("nothing", "batch 1", "float32")),
+    )),
+    Table("compiled", CPU, "/ eager", (
+        Row("R50 without post-processing, torch.compile over eager", ("float32", "torch.compile"), optional=True),
+    )),
     Table("ms_deform_attn", GPU, "ms", (
         Row("deformable attention, forward + backward, float32, over the official kernel",
             (*GPU_ATTENTION, "float32", OURS), 0.6, over=(*GPU_ATTENTION, "float32", OFFICIAL), optional=True),
@@ -130,6 +150,25 @@ TABLES = (
         Row("from the 1/8 maps to the panoptic map, over the plain loop", ("1/8 maps to the panoptic map",),
             merging.GPU_TARGET),
         Row("... synchronizations with the host", ("1/8 maps to the panoptic map",), 1, "psf syncs", digits=0),
+    )),
+    Table("half_precision", GPU, "value", (
+        *HALF_PRECISION,
+        *(row._replace(text=row.text.replace(BF16, FP16), cells=(*row.cells[:1], FP16, *row.cells[2:]))
+          for row in HALF_PRECISION),
+    )),
+    Table("training_memory", GPU, "peak GB", (
+        Row("training step, R50, 800 x 1216, batch 2, bfloat16, nothing checkpointed: peak memory, GB",
+            ("nothing", "batch 2", "bfloat16")),
+        Row("... all parts checkpointed: peak memory, GB", ("all", "batch 2", "bfloat16")),
+        Row("... all parts checkpointed, over none: time", ("all", "batch 2", "bfloat16"), column="ms",
+            over=("nothing", "batch 2", "bfloat16")),
+    )),
+    Table("compiled", GPU, "/ eager", (
+        Row("R50 without post-processing, bfloat16, CUDA graph over eager", ("bfloat16", "CUDA graph"), optional=True),
+        Row("... torch.compile over eager", ("bfloat16", "torch.compile"), optional=True),
+    )),
+    Table("compiled_training", GPU, "/ eager", (
+        Row("training step, R50, 512 x 768, torch.compile over eager", ("torch.compile",), optional=True),
     )),
 )  # fmt: skip
 
@@ -168,19 +207,19 @@ def summary(results: Path) -> str:
     """The table of all rows, and a list of the runs that they come from."""
     rows, runs = [], []
     for table in TABLES:
-        section = newest(results, table.script, table.device)
+        section = newest(results, table.name, table.device)
         for row in table.rows:
             target = "" if row.target is None else f"{row.target:g}"
-            rows.append([f"{table.device}: {row.text}", target, shown(row, table, section), f"`{table.script}.py`"])
+            rows.append([f"{table.device}: {row.text}", target, shown(row, table, section), f"`{table.name}`"])
         if section is not None:
             run = f"{section.when} UTC, commit {section.commit}; {section.machine}; {section.conditions}"
-            runs.append(f"* `{table.script}.py`, {table.device}: {run}")
-    text = tabulate(rows, ["measurement", "target", "measured", "script"], tablefmt="pipe", disable_numparse=True)
+            runs.append(f"* `{table.name}`, {table.device}: {run}")
+    text = tabulate(rows, ["measurement", "target", "measured", "results"], tablefmt="pipe", disable_numparse=True)
     return "\n".join([text, "", "The runs:", "", *runs, ""])
 
 
-def newest(results: Path, script: str, device: str) -> Section | None:
-    files = sorted(results.glob(f"[0-9]*-[0-9][0-9]_{script}.md"))
+def newest(results: Path, name: str, device: str) -> Section | None:
+    files = sorted(results.glob(f"[0-9]*-[0-9][0-9]_{name}.md"))
     sections = [one for file in files for one in read_sections(file) if one.device == device]
     return max(reversed(sections), key=lambda section: section.when, default=None)
 
@@ -200,14 +239,14 @@ def read_sections(file: Path) -> Iterator[Section]:
             if line.startswith("|")
         ]
         table = [dict(zip(headers, row, strict=True)) for row in rows]
-        yield Section(*found.groups(), texts[0], "; ".join(texts[1:]), headers, table)
+        yield Section(found[1], found[2], texts[0], "; ".join(texts[1:]), headers, table)
 
 
 def shown(row: Row, table: Table, section: Section | None) -> str:
     """The number of a row; bold if it misses the target."""
     if section is None:
         return NOT_MEASURED
-    place = f"{table.script}.py on a {table.device}, {section.when}"
+    place = f"{table.name} on a {table.device}, {section.when}"
     column = row.column or table.column
     numbers = [number(section, cells, column, place, row.optional) for cells in (row.cells, row.over) if cells]
     if None in numbers:
@@ -219,7 +258,7 @@ def shown(row: Row, table: Table, section: Section | None) -> str:
 
 
 def number(section: Section, cells: Sequence[str], column: str, place: str, optional: bool) -> float | None:
-    """A number of the table, where exactly one row has all these cells."""
+    """A number of the table, where exactly one row has all these cells; None without a number, where a run failed."""
     if column not in section.headers:
         sys.exit(f'{place}: expected a column "{column}", found {section.headers}')
     rows = [row for row in section.table if set(cells) <= set(row.values())]
@@ -227,7 +266,10 @@ def number(section: Section, cells: Sequence[str], column: str, place: str, opti
         return None
     if len(rows) != 1:
         sys.exit(f"{place}: expected one row with {list(cells)}, found {len(rows)}")
-    return float(rows[0][column])
+    try:
+        return float(rows[0][column])
+    except ValueError:
+        return None
 
 
 if __name__ == "__main__":
