@@ -15,6 +15,7 @@ With --quick, torch.compile traces and splits the graph, but generates no code (
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -152,8 +153,12 @@ def measure(
                 run = make()
                 found = [x.clone() for x in run()]
             except Exception as error:  # of any part of torch's compilers
+                if name == "eager":
+                    raise
                 failed.append([*first, f"{name} failed: {type(error).__name__}"])
                 print(f"{failed[-1][-1]}: {error}")
+                with contextlib.suppress(RuntimeError):  # of an interrupted capture: the others can still run
+                    _synchronize(device)
                 continue
             expected = expected or found
             worst = max(difference(x, y) for x, y in zip(found, expected, strict=True))
@@ -166,6 +171,11 @@ def measure(
         seconds, worst = firsts[name]
         rows.append([*first, name, seconds, milliseconds, milliseconds / times[0], worst])
     return rows + failed
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ fi
 for name in ms_deform_attn whole_model training_step mask_decoder merging half_precision training_memory compiled; do
     run "$name" $longest "$python" "benchmarks/$name.py" "${options[@]}"
 done
-run "compiled --training" $longest "$python" benchmarks/compiled.py --training "${options[@]}"
+# Last, because compiling may take the rest of the time.
+run "compiled --training" 480 "$python" benchmarks/compiled.py --training "${options[@]}"
 if ((${#not_run[@]})); then
     printf 'gpu-check: not run in %s s (PSF_GPU_SECONDS): %s\n' "$SECONDS" "$(printf '%s; ' "${not_run[@]}")" >&2
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -308,6 +309,18 @@ class TestReport:
         difference = benchmarks.module("report").difference
         assert difference(torch.zeros(3), torch.zeros(3)) == float("inf")
         assert difference(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])) == pytest.approx(10**0.5 / 5)
+
+
+def test_gpu_check_names_what_it_has_not_run(repository: Path):
+    """Without any time: each step, by name, and no success."""
+    script = repository / "benchmarks" / "gpu_check.sh"
+    environment = {**os.environ, "PSF_GPU_DEVICE": "cpu", "PSF_GPU_SECONDS": "0"}
+    command = ["bash", str(script), sys.executable]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1 and "all passed" not in found.stdout
+    [line] = [line for line in found.stderr.splitlines() if line.startswith("gpu-check: not run")]
+    steps = {"tests marked gpu, collected", "Triton kernels in the interpreter", "compiled --training"} | ON_A_DEVICE
+    assert {name.strip() for name in line.partition("): ")[2].split(";")} - {""} == steps
 
 
 def test_gpu_check_says_what_is_missing(repository: Path, tmp_path: Path):
