@@ -13,9 +13,10 @@ DOCS_DONE := $(VENV)/.psf-docs
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4
 
 # Scripts of `make bench`, with their numbers of rounds.
-BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9
+BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9 \
+	half_precision:1 training_memory:1 compiled:2
 
-.PHONY: help setup lock licenses quickstart test test-all test-faults check lint types docs bench gpu-check clean
+.PHONY: help setup lock licenses quickstart test test-all test-faults check lint types docs bench bench-docs gpu-check clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (VENV=path: into this environment; VENV=: into the active one)"
@@ -26,7 +27,8 @@ help:
 	@echo "make test-faults kill, damage, fill disks, give hostile files; print what is lost (at most 10 minutes)"
 	@echo "make check       lint, types, test"
 	@echo "make docs        build the documentation: site/index.html"
-	@echo "make bench       run all benchmarks on the CPU, in minutes: benchmarks/results"
+	@echo "make bench       run all benchmarks on the CPU, in minutes: benchmarks/results, docs/benchmarks.md"
+	@echo "make bench-docs  write the table of docs/benchmarks.md from benchmarks/results"
 	@echo "make gpu-check   on a GPU machine: run tests marked gpu, then the benchmarks (at most 8 minutes)"
 	@echo "make clean       remove builds and caches"
 
@@ -85,6 +87,10 @@ bench: setup
 		case $${benchmark%:*} in panoptic_quality|loader) device=;; *) device="--device cpu";; esac; \
 		PYTHONWARNINGS=ignore $(PYTHON) benchmarks/$${benchmark%:*}.py $$device --rounds $${benchmark#*:} || exit 1; \
 	done
+	@$(MAKE) --no-print-directory bench-docs
+
+bench-docs: setup
+	@PYTHONWARNINGS=ignore $(PYTHON) benchmarks/summary.py
 
 # No `setup`: a GPU machine may have no package index (benchmarks/collect_wheels.sh) and no .venv.
 gpu-check:

@@ -18,6 +18,7 @@ for_there=(--no-deps --only-binary=:all: --python-version "$version" --implement
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 
 names=(pycocotools yacs termcolor tabulate cloudpickle portalocker omegaconf hydra-core panopticapi-lite setuptools)
+names+=(pyyaml tqdm)
 hashed=(--require-hashes --requirement /dev/stdin)
 bash setup/locked.sh "${names[@]}" | "${pip[@]}" download "${for_there[@]}" --dest "$folder" "${hashed[@]}"
 # Source packages of pure Python: a wheel that is built here works there.

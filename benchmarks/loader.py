@@ -45,11 +45,12 @@ def main(words: Sequence[str] | None = None) -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "ground truth.png"))
-        measure(path, write_gt(path, 5 if options.quick else options.segments), options.rounds)
+        text = measure(path, write_gt(path, 5 if options.quick else options.segments), options.rounds)
+    report("loader", text, quick=options.quick)
 
 
-def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
-    """Compare masks and boxes, then measure and report the times."""
+def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> str:
+    """Compare masks and boxes, then measure the times: a table."""
     transforms = T.TransformList([T.HFlipTransform(SOURCE_SIZE[1]), T.ResizeTransform(*SOURCE_SIZE, *TARGET_SIZE)])
     classes = PanopticClasses(thing_ids=tuple(range(len(segments))), stuff_ids=(len(segments),))
     mapped = as_label_map(path, segments, transforms)
@@ -80,7 +81,7 @@ def measure(path: str, segments: list[dict[str, Any]], rounds: int) -> None:
     headers = ["", "ms per image", "ratio", "ratio without decoding"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
     size = f"{len(segments)} segments at {TARGET_SIZE[0]} x {TARGET_SIZE[1]}"
-    report("loader", f"Ground truth of an image, {size}: masks and boxes identical. Target {TARGET_RATIO}.\n\n{table}")
+    return f"Ground truth of an image, {size}: masks and boxes identical. Target {TARGET_RATIO}.\n\n{table}"
 
 
 def as_label_map(path: str, segments: list[dict[str, Any]], transforms: T.TransformList) -> dict[str, Any]:

@@ -19,16 +19,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from kept_memory import kept_bytes
 from plain_mask_decoder import PlainMaskDecoder
 from report import add_device, against, argument_parser, difference, report, time_in_turns
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from psf.modeling import MaskDecoder
-from psf.structures import FeatureTokens
+from psf.structures import DecodedMasks, FeatureTokens
 
 TEST_TIME_TARGET, TEST_MEMORY_TARGET = 0.35, 0.25  # on a GPU
 TRAINING_TIME_TARGET, TRAINING_MEMORY_TARGET = 0.5, 0.35
@@ -81,7 +79,8 @@ def main(words: Sequence[str] | None = None) -> None:
     headers = ["case", "type", "", "plain", "psf", "psf / plain", "target"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", "", ".1f", ".1f", ".3f"))
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads"
-    report("mask_decoder", f"{where}; masks, queries, gradients equal; median of {options.rounds} rounds\n\n{table}")
+    text = f"{where}; masks, queries, gradients equal; median of {options.rounds} rounds\n\n{table}"
+    report("mask_decoder", text, quick=options.quick)
 
 
 class Inputs(NamedTuple):
@@ -136,11 +135,16 @@ def test(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 def train(decoder: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All masks and queries, and the gradients of all parameters, tokens and positions."""
-    decoded = decoder(inputs.queries, inputs.features, inputs.query_pos)
+    decoded = forward(decoder, inputs)
     # Things have no loss on their queries; stuff has the class loss of each layer.
     loss = torch.stack([x.float().square().mean() for x in (*decoded.mask_scores, *decoded.refined_queries)]).sum()
     leaves = [*inputs.decoder.parameters(), inputs.features.tokens, inputs.query_pos]
     return [*decoded.mask_scores, *decoded.refined_queries, *torch.autograd.grad(loss, leaves)]
+
+
+def forward(decoder: nn.Module, inputs: Inputs) -> DecodedMasks:
+    decoded: DecodedMasks = decoder(inputs.queries, inputs.features, inputs.query_pos)
+    return decoded
 
 
 def with_type(dtype: torch.dtype, run: Callable[..., Any], decoder: nn.Module, inputs: Inputs) -> Any:
@@ -172,43 +176,10 @@ def measure(dtype: torch.dtype, inputs: Inputs, run: Callable[..., Any], rounds:
     runs = [partial(with_type, dtype, run, decoder, inputs) for decoder in decoders]
     kept = peak = None
     if run is train:
-        kept = [with_type(dtype, kept_bytes, decoder, inputs) for decoder in decoders]
+        kept = [kept_bytes(partial(with_type, dtype, forward, decoder, inputs)) for decoder in decoders]
     if inputs.queries.is_cuda:
         peak = [peak_bytes(one) for one in runs]
     return Measurements(time_in_turns(runs, rounds), kept, peak)
-
-
-def kept_bytes(decoder: nn.Module, inputs: Inputs) -> int:
-    """Bytes of the storages that forward allocates and that are alive after it.
-
-    Hooks on saved tensors would not see what a checkpoint or a closure holds.
-    """
-    with _Made() as made:
-        decoded = decoder(inputs.queries, inputs.features, inputs.query_pos)
-    total = sum(size for storage, size in made.sizes.items() if not storage.expired())
-    del decoded
-    return total
-
-
-class _Made(TorchDispatchMode):
-    """Records each new storage, without keeping it alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[StorageWeakRef, int] = {}
-        self.old: set[StorageWeakRef] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for x in tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor) and StorageWeakRef(x.untyped_storage()) not in self.sizes:
-                self.old.add(StorageWeakRef(x.untyped_storage()))  # parameters and inputs
-        output = function(*args, **(kwargs or {}))
-        for x in tree_leaves(output):
-            if isinstance(x, Tensor):
-                storage = StorageWeakRef(x.untyped_storage())
-                if storage not in self.old:
-                    self.sizes[storage] = x.untyped_storage().nbytes()
-        return output
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:

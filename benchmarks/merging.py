@@ -52,6 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "merging",
         f"{where}; {len(candidates.class_scores)} candidates at {height} x {width}, {kept} segments: maps, ids, "
         f"instances identical; median of {options.rounds} rounds\n\n{table}",
+        quick=options.quick,
     )
 
 

@@ -81,7 +81,11 @@ def main(words: Sequence[str] | None = None) -> None:
     headers = ["case", "pass", "type", "points", "implementation", "error", "ms", "/ reference"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=("", "", "", "", "", ".1e", ".2f", ".3f"))
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
-    report("ms_deform_attn", f"{where}; 8 heads, 4 points, median of {options.rounds} rounds in turns\n\n{table}")
+    report(
+        "ms_deform_attn",
+        f"{where}; 8 heads, 4 points, median of {options.rounds} rounds in turns\n\n{table}",
+        quick=options.quick,
+    )
 
 
 def measure(

@@ -65,11 +65,15 @@ def difference(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return ((ours.double() - expected.double()).norm() / norm).item() if norm else float("inf")
 
 
-def report(name: str, text: str) -> None:
+def report(name: str, text: str, *, quick: bool = False) -> None:
     """Print a table, and append it with time, machine, versions and commit to <date>_<name>.md.
 
-    The files are in results/, or in the folder of the environment variable PSF_BENCHMARK_RESULTS.
+    The files are in results/, or in the folder of the environment variable PSF_BENCHMARK_RESULTS. A table of quick
+    sizes is only printed, unless this variable is set: docs/benchmarks.md is made from results/.
     """
+    if quick and not os.environ.get("PSF_BENCHMARK_RESULTS"):
+        print(text)
+        return
     now = datetime.datetime.now(datetime.timezone.utc)
     commit = _run("git", "rev-parse", "--short", "HEAD") + ("-dirty" if _changes() else "")
     machine = f"{_processor()}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -55,6 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
     report(
         "training_step",
         f"{where}; R50, {size[0]} x {size[1]}, batch 1; {what}; median of {options.rounds} rounds\n\n{table}",
+        quick=options.quick,
     )
 
 

@@ -57,7 +57,8 @@ def main(words: Sequence[str] | None = None) -> None:
         make_plausible(model, inputs)
         what = compare(model, inputs, own)
         table = (measure_cpu if options.device == "cpu" else measure_gpu)(model, inputs, options)
-    report("whole_model", f"R50, {size[0]} x {size[1]}, {what}; median of {options.rounds} rounds\n\n{table}")
+    text = f"R50, {size[0]} x {size[1]}, {what}; median of {options.rounds} rounds\n\n{table}"
+    report("whole_model", text, quick=options.quick)
 
 
 def run(model: PanopticSegFormer, inputs: Inputs, *, half: bool = False) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-SCRIPTS = ("loader", "mask_decoder", "merging", "ms_deform_attn", "panoptic_quality", "training_step", "whole_model")
+SCRIPTS = ("compiled", "half_precision", "loader", "mask_decoder", "merging", "ms_deform_attn", "panoptic_quality")
+SCRIPTS += ("training_memory", "training_step", "whole_model")
 ON_A_DEVICE = set(SCRIPTS) - {"loader", "panoptic_quality"}
 
 
@@ -29,14 +31,22 @@ class Benchmarks:
     def module(self, name: str) -> ModuleType:
         return importlib.import_module(name)
 
-    def run(self, name: str, *words: str) -> str:
-        """The file that it wrote."""
+    def run(self, name: str, *words: str, results: str = "") -> str:
+        """The file that it wrote, called DATE_{results or name}.md."""
         device = ["--device", "cpu"] if name in ON_A_DEVICE else []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Detectron2's and panopticapi's
             self.module(name).main(["--quick", "--rounds", "1", *device, *words])
-        [path] = self.results.glob(f"*_{name}.md")
+        [path] = self.results.glob(f"????-??-??_{results or name}.md")
         return path.read_text()
+
+    def not_measured(self, name: str) -> int:
+        """Rows of docs/benchmarks.md on a CPU for which the written file has no number."""
+        summary = self.module("summary").summary(self.results)
+        [rows] = [t.rows for t in self.module("summary").TABLES if (t.name, t.device) == (name, "CPU")]
+        lines = [line for line in summary.splitlines() if line.startswith("| CPU") and f"| `{name}` " in line]
+        assert len(lines) == len(rows) > 0
+        return sum("not measured" in line for line in lines)
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def benchmarks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_all_scripts_are_here(repository: Path):
-    shared = {"peers", "plain_mask_decoder", "released_model", "report", "scenes"}
+    shared = {"kept_memory", "peers", "plain_mask_decoder", "released_model", "report", "scenes", "summary"}
     shared |= {"mask_rcnn_model", "panoptic_instances"}
     # No claim of speed: newcomer counts files, tiles needs a trained model, the others train some.
     others = {"dead_mask_heads", "mask_rcnn_peer", "newcomer", "small_recipe", "tiles"}
@@ -66,6 +76,7 @@ def test_all_scripts_are_here(repository: Path):
 def test_both_lists_of_scripts_are_complete(repository: Path):
     """`make bench` runs all of them, `make gpu-check` those that know a device."""
     makefile, gpu_check = ((repository / name).read_text() for name in ("Makefile", "benchmarks/gpu_check.sh"))
+    makefile = makefile.replace("\\\n", "")
     [line] = [line for line in makefile.splitlines() if line.startswith("BENCHMARKS :=")]
     assert {item.partition(":")[0] for item in line.split()[2:]} == set(SCRIPTS)
     [line] = [line for line in gpu_check.splitlines() if line.startswith("for name in ")]
@@ -151,6 +162,29 @@ class TestTheyRun:
         [path] = benchmarks.results.glob("*_small_recipe.md")
         assert path.read_text().count("15.0 (10.0 to 20.0)") == 4
 
+    def test_half_precision(self, benchmarks: Benchmarks, tmp_path: Path):
+        """The weights are random, which shows that the rows are there, not their numbers."""
+        module, weights = benchmarks.module("half_precision"), tmp_path / "model.pth"
+        model = module.Trainer.build_model(module.build_config(module.TRAINED, ["MODEL.DEVICE", "cpu"]))
+        torch.save({"model": model.state_dict()}, weights)
+        table = benchmarks.run("half_precision", "--weights", str(weights))
+        assert table.count("| bfloat16 |") == 3
+        assert benchmarks.not_measured("half_precision") == 0
+
+    @pytest.mark.slow
+    def test_training_memory(self, benchmarks: Benchmarks):
+        table = benchmarks.run("training_memory", "--threads", "1")
+        kept = [float(line.split("|")[4]) for line in table.splitlines() if "| batch 1 |" in line]
+        assert len(kept) == 2 and kept[1] < 0.5 * kept[0]
+        assert benchmarks.not_measured("training_memory") == 0
+
+    @pytest.mark.slow
+    def test_compiled(self, benchmarks: Benchmarks):
+        table = benchmarks.run("compiled", "--threads", "1")
+        assert "| torch.compile |" in table and "failed" not in table
+        assert benchmarks.not_measured("compiled") == 0
+        benchmarks.run("compiled", "--threads", "1", "--training", results="compiled_training")
+
     @pytest.mark.slow
     def test_training_step(self, benchmarks: Benchmarks):
         assert "losses equal" in benchmarks.run("training_step", "--threads", "1")
@@ -191,6 +225,24 @@ class TestTheirChecks:
         monkeypatch.setattr(module, "PlainMaskDecoder", Off)
         self.assert_ends(benchmarks, "mask_decoder", "things, float64: psf and the plain decoder differ by 1.0e-03")
 
+    def test_checkpointing_that_changes_a_loss(self, benchmarks: Benchmarks):
+        with pytest.raises(SystemExit, match=r"loss_box .*: 2\.1, but 2\.0 without"):
+            benchmarks.module("training_memory").check(("backbone",), {"loss_box": 2.1}, {"loss_box": 2.0})
+
+    def test_compiled_code_that_is_a_little_off(self, benchmarks: Benchmarks):
+        measure = benchmarks.module("compiled").measure
+        variants = {"eager": lambda: lambda: [torch.ones(3)], "torch.compile": lambda: lambda: [1.01 * torch.ones(3)]}
+        with pytest.raises(SystemExit, match=r"the results differ by 1\.0e-02"):
+            measure(variants, "cpu", torch.float32, 1, training=False)
+
+    def test_what_does_not_compile_gets_no_time(self, benchmarks: Benchmarks):
+        def fail() -> Any:
+            raise RuntimeError("no compiler")
+
+        variants = {"eager": lambda: lambda: [torch.ones(3)], "torch.compile": fail}
+        _, failed = benchmarks.module("compiled").measure(variants, "cpu", torch.float32, 1, training=False)
+        assert failed == ["test", "float32", "torch.compile failed: RuntimeError"]
+
     def test_attention_that_is_a_little_off(self, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch):
         module = benchmarks.module("ms_deform_attn")
         ours = module.ms_deform_attn
@@ -198,21 +250,35 @@ class TestTheirChecks:
         self.assert_ends(benchmarks, "ms_deform_attn", "the error of psf's choice")
 
 
+class TestHalfPrecision:
+    def test_pixels_that_differ_do_not_depend_on_the_order_of_ids(self, benchmarks: Benchmarks):
+        """Ids 1 and 2 swapped, one of the eight pixels moved from segment to segment: 12.5 %."""
+        percent_of_pixels = benchmarks.module("half_precision").percent_of_pixels
+        segments = [{"id": 1, "category_id": 3}, {"id": 2, "category_id": 3}]
+        expected = (torch.tensor([[0, 1, 1, 1], [0, 2, 2, 2]]), segments)
+        found = (torch.tensor([[0, 2, 2, 1], [0, 1, 1, 1]]), segments)
+        assert percent_of_pixels([expected], [expected]) == 0
+        assert percent_of_pixels([found], [expected]) == 12.5
+
+    def test_another_class_differs(self, benchmarks: Benchmarks):
+        """Three of eight pixels; a missing segment differs from void as well."""
+        percent_of_pixels = benchmarks.module("half_precision").percent_of_pixels
+        ids = torch.tensor([[0, 7, 7, 7], [0, 9, 9, 9]])
+        expected = (ids, [{"id": 7, "category_id": 3}, {"id": 9, "category_id": 5}])
+        other = (ids, [{"id": 9, "category_id": 5}, {"id": 7, "category_id": 4}])
+        missing = (ids * (ids == 9), [{"id": 9, "category_id": 5}])
+        assert percent_of_pixels([other], [expected]) == percent_of_pixels([missing], [expected]) == 37.5
+
+
 class TestKeptBytes:
     def test_what_backward_needs_and_the_output(self, benchmarks: Benchmarks):
         """exp keeps its result, 400 bytes; the sum 4; what was there before does not count."""
-        module = benchmarks.module("mask_decoder")
         x = torch.zeros(100, requires_grad=True)
-        with module._Made() as made:
-            total = (x.exp() * 2.0).sum()
-        alive = [size for storage, size in made.sizes.items() if not storage.expired()]
-        assert sorted(alive) == [4, 400] and total.requires_grad
+        assert benchmarks.module("kept_memory").kept_bytes(lambda: (x.exp() * 2.0).sum()) == 404
 
-    def test_without_gradients_nothing(self, benchmarks: Benchmarks):
-        module = benchmarks.module("mask_decoder")
-        with torch.no_grad(), module._Made() as made:
-            torch.ones(100).exp().sum().item()
-        assert made.sizes and all(storage.expired() for storage in made.sizes)
+    def test_without_gradients_nothing_but_the_output(self, benchmarks: Benchmarks):
+        with torch.no_grad():
+            assert benchmarks.module("kept_memory").kept_bytes(lambda: torch.ones(100).exp().sum()) == 4
 
 
 class TestReport:
@@ -226,6 +292,15 @@ class TestReport:
         assert text.index("a table") < text.index("another")
         assert str(path) in capsys.readouterr().out
 
+    def test_quick_sizes_are_no_results(self, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        module = benchmarks.module("report")
+        monkeypatch.delenv("PSF_BENCHMARK_RESULTS")
+        monkeypatch.setattr(module, "HERE", tmp_path)
+        module.report("something", "a table", quick=True)
+        assert not (tmp_path / "results").exists()
+        module.report("something", "a table")
+        assert (tmp_path / "results").exists()
+
     def test_targets(self, benchmarks: Benchmarks):
         module = benchmarks.module("report")
         assert (module.against(0.6, 0.6), module.against(0.6, 0.61)) == ("0.6 met", "0.6 MISSED")
@@ -234,6 +309,18 @@ class TestReport:
         difference = benchmarks.module("report").difference
         assert difference(torch.zeros(3), torch.zeros(3)) == float("inf")
         assert difference(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])) == pytest.approx(10**0.5 / 5)
+
+
+def test_gpu_check_names_what_it_has_not_run(repository: Path):
+    """Without any time: each step, by name, and no success."""
+    script = repository / "benchmarks" / "gpu_check.sh"
+    environment = {**os.environ, "PSF_GPU_DEVICE": "cpu", "PSF_GPU_SECONDS": "0"}
+    command = ["bash", str(script), sys.executable]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1 and "all passed" not in found.stdout
+    [line] = [line for line in found.stderr.splitlines() if line.startswith("gpu-check: not run")]
+    steps = {"tests marked gpu, collected", "Triton kernels in the interpreter", "compiled --training"} | ON_A_DEVICE
+    assert {name.strip() for name in line.partition("): ")[2].split(";")} - {""} == steps
 
 
 def test_gpu_check_says_what_is_missing(repository: Path, tmp_path: Path):
