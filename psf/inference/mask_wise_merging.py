@@ -26,7 +26,7 @@ class MaskNumbers(NamedTuple):
     area: np.ndarray
     t_cnf: np.ndarray
     t_keep: np.ndarray
-    boxes: np.ndarray | None  # (N, 4) `tight_boxes`; None: paint with NumPy, on the host
+    boxes: np.ndarray | None = None  # (N, 4) `tight_boxes`; None: paint with NumPy, on the host
 
 
 class PaintedMask(NamedTuple):
@@ -70,10 +70,9 @@ def mask_wise_merging(
         raise UserError(f"confidence, masks, area, t_cnf and t_keep have different lengths: {sorted(lengths)}")
     if torch.jit.is_tracing():
         return _merge_in_a_trace(confidence, masks, area, t_cnf, t_keep)
-    numbers = [confidence, area, t_cnf, t_keep]
-    if paints_on_device(masks) if on_device is None else on_device:
-        return merge_masks(masks, MaskNumbers(*copy_to_host(*numbers, tight_boxes(masks)[0])))
-    return merge_masks(masks, MaskNumbers(*copy_to_host(*numbers), None))
+    on_device = paints_on_device(masks) if on_device is None else on_device
+    boxes = [tight_boxes(masks)[0]] if on_device else []
+    return merge_masks(masks, MaskNumbers(*copy_to_host(confidence, area, t_cnf, t_keep, *boxes)))
 
 
 def paints_on_device(masks: Tensor) -> bool:

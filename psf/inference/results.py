@@ -208,8 +208,8 @@ def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:
     """
     if threshold >= 1 or len(masks) < 2:
         return torch.arange(len(masks), device=masks.device)
-    numbers = copy_to_host(tight_boxes(masks)[0], masks.sum((1, 2)), classes)
-    return copy_to_device(suppress_masks(list(masks), *numbers, threshold), masks.device, torch.long)
+    boxes, areas, class_ids = copy_to_host(tight_boxes(masks)[0], masks.sum((1, 2)), classes)
+    return copy_to_device(suppress_masks(list(masks), boxes, areas, class_ids, threshold), masks.device, torch.long)
 
 
 def suppress_masks(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from psf import PanopticSegFormer
+from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from psf.ops.transfers import copy_to_host
 from tests.host_waits import count_host_waits
 from tests.models import RECIPES, make_input, tiny_model
@@ -29,7 +30,7 @@ DEEP = {
     "MASK_DECODER.NUM_STUFF_LAYERS": 5,
 }
 # Before the results: the network, and the preprocessing of its images.
-OF_THE_NETWORK = ("modeling/", "meta_arch/")
+OF_THE_NETWORK = ("modeling/", "meta_arch/panoptic_segformer")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def images(count: int) -> list[dict[str, Any]]:
     return [make_input(*sizes[seed % 3], things=3, stuff=2, seed=seed) for seed in range(count)]
 
 
-def count(model: PanopticSegFormer, inputs: list[dict[str, Any]]) -> tuple[int, str]:
+def count(model: nn.Module, inputs: list[dict[str, Any]]) -> tuple[int, str]:
     """Waits of the results, and all by line; after a first call, which may fill caches."""
     with torch.no_grad():
         model(inputs)
@@ -77,6 +78,13 @@ def test_tiles(name: str):
     assert number <= PER_IMAGE + PER_TILE * 6, lines  # 2 x 3 tiles
     more, lines = count(model, [make_input(160, 224, things=3, stuff=2)])  # 3 x 4 tiles or more
     assert more <= number, lines  # the tiles themselves need no wait
+
+
+def test_views():
+    """Test-time augmentation: a wait per view to choose its things, two to fuse them."""
+    model = PanopticSegFormerWithTTA(tiny_model(KEYS["paper"]).eval(), min_sizes=(64, 96), max_size=200, flip=True)
+    number, lines = count(model, images(1))
+    assert number <= PER_IMAGE + PER_TILE * 4, lines
 
 
 @pytest.mark.gpu
