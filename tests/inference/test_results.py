@@ -232,12 +232,12 @@ def test_classes_are_the_argmax_of_the_scores(candidates, out, padding, chunk, i
 
 
 def test_classes_need_little_memory():
-    """No tensor larger than 8 bytes per pixel; the scores of 60 classes take 240."""
+    """No tensor larger than 4 bytes per pixel; the scores of 60 classes take 240."""
     candidates = make_candidates([0.9] * 60, torch.rand(60, 20, 30), classes=list(range(60)))
     geometry = ImageGeometry((160, 240), (160, 240), (1000, 1500))  # more than `CHUNK_PIXELS`
     with record_allocations() as sizes:
         semantic_classes(candidates, PanopticClasses(tuple(range(60)), ()), geometry)
-    assert max(sizes.bytes) <= 8 * 1000 * 1500
+    assert max(sizes.bytes) <= 4 * 1000 * 1500
 
 
 def test_model_returns_classes_in_place_of_scores():
