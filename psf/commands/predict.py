@@ -38,6 +38,7 @@ from psf.data.files import is_hidden, make_folder
 from psf.data.own_files import check_replaceable, recorded
 from psf.engine import Predictor, build_config
 from psf.errors import UserError, printable
+from psf.meta_arch import PanopticSegFormer
 from psf.output import (
     FILE_KINDS,
     TASKS,
@@ -119,10 +120,12 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
 
     cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
     _set_threshold(cfg, args.task, args.confidence_threshold)
-    # Enable only the requested result: the semantic scores of one large photograph take gigabytes.
+    # Enable only the requested result, and no semantic scores: those of one large photograph take gigabytes.
     for task in TASKS:
         cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
     predictor = Predictor(cfg)
+    if isinstance(predictor.model, PanopticSegFormer):
+        predictor.model.settings = predictor.model.settings._replace(semantic_classes=True)
     processor = getattr(predictor.model, "post_processor", None)
     if processor is not None and args.task == "instance" and args.confidence_threshold is None:
         threshold = max(processor.things.t_cnf, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)  # of the checkpoint, if tuned

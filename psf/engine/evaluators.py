@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from psf.evaluation import (
     write_instance_json,
     write_per_class,
 )
+from psf.meta_arch import PanopticSegFormer
 
 __all__ = [
     "UNREADABLE",
@@ -46,11 +48,22 @@ __all__ = [
     "check_gt",
     "empty_kinds",
     "evaluate_datasets",
+    "needed_results",
     "panoptic_test_set",
 ]
 
 logger = logging.getLogger(__name__)
 
+# The result that an evaluator reads; "classes": a map of classes is enough.
+_RESULTS: dict[type, str] = {
+    PanopticQualityEvaluator: "panoptic_seg",
+    PanelEvaluator: "panoptic_seg",
+    PanopticWriter: "panoptic_seg",
+    InstanceEvaluator: "instances",
+    SemanticEvaluator: "classes",
+    SemSegEvaluator: "sem_seg",
+    ResultCounter: "",  # those that other evaluators read
+}
 UNREADABLE = "unreadable"  # next to the tasks of an evaluation: the number of images that were skipped
 
 
@@ -150,7 +163,8 @@ def evaluate_datasets(
     results: dict[str, Any] = {}
     for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
         loader = build_loader(cfg, name)
-        of_dataset = inference_on_dataset(model, loader, evaluator)
+        with needed_results(model, evaluator):
+            of_dataset = inference_on_dataset(model, loader, evaluator)
         num_unreadable = sum(comm.all_gather(len(getattr(loader, "unreadable", ()))))
         if comm.is_main_process():
             logger.info("Evaluation results for %s in csv format:", name)
@@ -159,6 +173,32 @@ def evaluate_datasets(
                 of_dataset[UNREADABLE] = {"images": num_unreadable}
         results[name] = of_dataset
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+@contextmanager
+def needed_results(model: nn.Module, evaluator: DatasetEvaluator) -> Iterator[None]:
+    """Within the block, psf's models compute no result that the evaluator does not read.
+
+    They also return a map of classes in place of semantic scores, if only `SemanticEvaluator` reads those. With an
+    evaluator that psf does not know, all enabled results are computed in full.
+    """
+    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    models = [one for one in model.modules() if isinstance(one, PanopticSegFormer)]
+    before = [one.settings for one in models]
+    if all(type(part) in _RESULTS for part in parts):
+        read = {_RESULTS[type(part)] for part in parts}
+        for one, settings in zip(models, before, strict=True):
+            one.settings = settings._replace(
+                panoptic=settings.panoptic and "panoptic_seg" in read,
+                instance=settings.instance and "instances" in read,
+                semantic=settings.semantic and not read.isdisjoint(("classes", "sem_seg")),
+                semantic_classes="sem_seg" not in read,
+            )
+    try:
+        yield
+    finally:
+        for one, settings in zip(models, before, strict=True):
+            one.settings = settings
 
 
 def check_all_read(cfg: CfgNode, results: Mapping[str, Any]) -> None:

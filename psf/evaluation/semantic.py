@@ -48,9 +48,13 @@ class SemanticEvaluator(DatasetEvaluator):
         self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)  # [ground truth, prediction]
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg", (K, H, W) scores."""
+        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg".
+
+        This is (K, H, W) scores, or an (H, W) map of the classes with the best scores, which needs much less memory.
+        """
         for image, output in zip(inputs, outputs):
-            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            result = output["sem_seg"]
+            predicted = (result if result.dim() == 2 else result.argmax(dim=0)).cpu().numpy()
             labels, segments = self._gt.read_contiguous(image["image_id"])
             gt = np.full(labels.shape, -1)
             for segment in segments:

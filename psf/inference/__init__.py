@@ -29,7 +29,14 @@ from psf.inference.post_processor import (
     build_post_processor,
 )
 from psf.inference.rejections import KEPT, CandidateOutcomes, RejectionSummary, explain_rejections, summarise_rejections
-from psf.inference.results import InstanceSettings, mask_nms, panoptic_result, semantic_result, semantic_scores
+from psf.inference.results import (
+    InstanceSettings,
+    mask_nms,
+    panoptic_result,
+    semantic_classes,
+    semantic_result,
+    semantic_scores,
+)
 from psf.inference.tiles import ScoredTile, Tile, fuse_tiles, tile_grid
 from psf.inference.views import ScoredView, fuse_views, on_common_grid
 
@@ -69,6 +76,7 @@ __all__ = [
     "pixel_argmax",
     "resize_masks",
     "score_masks",
+    "semantic_classes",
     "semantic_result",
     "semantic_scores",
     "stuff_candidates",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psf.ops.precision import at_least_float32
+from psf.ops.transfers import copy_to_device
 from psf.structures import Candidates
 
 __all__ = [
@@ -153,7 +154,7 @@ def separate_stuff(candidates: Candidates, num_thing_classes: int) -> Candidates
 
 def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> CandidateThresholds:
     """Thresholds of each candidate, thing or stuff; in float64, so that a share of exactly t_keep is kept."""
-    values = torch.tensor([stuff, things], dtype=torch.float64, device=is_thing.device)
+    values = copy_to_device([stuff, things], is_thing.device, torch.float64)
     return CandidateThresholds(*values[is_thing.long()].unbind(1))
 
 

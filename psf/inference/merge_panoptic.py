@@ -12,6 +12,7 @@ from psf.inference.candidates import ImageGeometry, MergingThresholds, per_candi
 from psf.inference.mask_wise_merging import mask_wise_merging
 from psf.inference.results import panoptic_result
 from psf.ops.precision import at_least_float32
+from psf.ops.transfers import copy_to_device, copy_to_host
 from psf.structures import Candidates, PanopticClasses
 
 __all__ = ["merge_panoptic"]
@@ -52,12 +53,12 @@ def merge_panoptic(
             things and stuff overlap.
     """
     classes = _read_classes(metadata)
-    _check_inputs(class_scores, class_ids, mask_scores)
+    ids = _check_inputs(class_scores, class_ids, mask_scores)
     things, stuff = (thresholds, thresholds) if isinstance(thresholds, MergingThresholds) else thresholds
     if not isinstance(sizes, ImageGeometry):
         grid = (mask_scores.shape[1], mask_scores.shape[2])
         sizes = ImageGeometry(grid, grid, (int(sizes[0]), int(sizes[1])))
-    candidates = _candidates(class_scores, class_ids, mask_scores, classes)
+    candidates = _candidates(class_scores, ids, mask_scores, classes)
     each = per_candidate(candidates.is_thing, things, stuff)
     scored = score_masks(candidates, sizes, each, mask_threshold=mask_threshold, extra_pixels=extra_pixels)
     merged = mask_wise_merging(scored.confidence, scored.masks, scored.area, each.t_cnf, each.t_keep)
@@ -80,29 +81,30 @@ def _read_classes(metadata: Any) -> PanopticClasses:
     return classes
 
 
-def _check_inputs(class_scores: Tensor, class_ids: Tensor, mask_scores: Tensor) -> None:
+def _check_inputs(class_scores: Tensor, class_ids: Tensor, mask_scores: Tensor) -> list[int]:
+    """The class ids, from the transfer that also brings the lowest and highest scores."""
     shapes = [tuple(x.shape) for x in (class_scores, class_ids, mask_scores)]
     if len(shapes[0]) != 1 or shapes[1] != shapes[0] or len(shapes[2]) != 3 or shapes[2][:1] != shapes[0]:
         raise UserError(
             f"class_scores, class_ids and mask_scores have the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}: "
             "expected (N,), (N,) and (N, h, w) of one image"
         )
-    for name, scores, activation in (
-        ("class_scores", class_scores, "softmax"),
-        ("mask_scores", mask_scores, "sigmoid"),
-    ):
-        if scores.numel() and not (scores.amin() >= 0 and scores.amax() <= 1):  # also False for NaN
-            low, high = scores.amin().item(), scores.amax().item()
+    named = {"class_scores": (class_scores, "softmax"), "mask_scores": (mask_scores, "sigmoid")}
+    named = {name: one for name, one in named.items() if one[0].numel()}
+    extremes = [x.double() for scores, _ in named.values() for x in scores.aminmax()]
+    ids, *numbers = copy_to_host(class_ids, *extremes)
+    for (name, (_, activation)), low, high in zip(named.items(), numbers[::2], numbers[1::2], strict=True):
+        if not (low >= 0 and high <= 1):  # also for NaN
             raise UserError(
                 f"{name} are in {low:g} .. {high:g}: expected probabilities in 0 .. 1; apply {activation} to logits"
             )
+    return ids.tolist()
 
 
-def _candidates(class_scores: Tensor, class_ids: Tensor, mask_scores: Tensor, classes: PanopticClasses) -> Candidates:
+def _candidates(class_scores: Tensor, ids: list[int], mask_scores: Tensor, classes: PanopticClasses) -> Candidates:
     """The masks with indices among the thing classes, or among the stuff classes."""
     place = {contiguous: (index, True) for index, contiguous in enumerate(classes.thing_ids)}
     place |= {contiguous: (index, False) for index, contiguous in enumerate(classes.stuff_ids)}
-    ids = class_ids.tolist()
     if unknown := sorted(set(ids) - place.keys()):
         raise UserError(
             f"class_ids contain {unknown}, the metadata has {min(place, default='none')} .. "
@@ -110,8 +112,8 @@ def _candidates(class_scores: Tensor, class_ids: Tensor, mask_scores: Tensor, cl
         )
     return Candidates(
         class_scores=at_least_float32(class_scores),
-        class_indices=class_ids.new_tensor([place[one][0] for one in ids], dtype=torch.long),
-        is_thing=class_ids.new_tensor([place[one][1] for one in ids], dtype=torch.bool),
+        class_indices=copy_to_device([place[one][0] for one in ids], class_scores.device, torch.long),
+        is_thing=copy_to_device([place[one][1] for one in ids], class_scores.device, torch.bool),
         mask_scores=mask_scores,
         boxes_cxcywh_norm=None,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, resize_in_chunks
+from psf.ops.transfers import copy_to_device, copy_to_host
 from psf.structures import Candidates, PanopticSegmentation, Segment
 
 __all__ = ["class_times_mask", "pixel_argmax"]
@@ -22,10 +24,9 @@ def pixel_argmax(candidates: Candidates, geometry: ImageGeometry, t_cnf: Tensor)
     Returns:
         The map; a segment's score is its class probability.
     """
-    kept = (candidates.class_scores >= t_cnf).nonzero()[:, 0]
-    chosen = candidates.select(kept)
+    chosen, kept, scores = _confident(candidates, t_cnf)
     winner, _ = _best_candidate(chosen.mask_scores, torch.ones_like(chosen.class_scores), geometry)
-    return _segments(winner, kept, candidates.class_scores)
+    return _segments(winner, _won_areas(winner, len(kept)), kept, scores)
 
 
 def class_times_mask(
@@ -48,13 +49,19 @@ def class_times_mask(
 
     In MaskFormer's code, unlike here, the pixels that a candidate won outside its own mask also count for its share.
     """
-    kept = (candidates.class_scores >= t_cnf).nonzero()[:, 0]
-    chosen = candidates.select(kept)
+    chosen, kept, scores = _confident(candidates, t_cnf)
     winner, mask_areas = _best_candidate(chosen.mask_scores, chosen.class_scores, geometry, mask_threshold)
-    won = torch.bincount(winner[winner >= 0], minlength=len(kept))
-    lost = won / mask_areas.double() < t_keep[kept]  # in float64, so that a share of exactly t_keep is enough
-    winner = torch.where((winner >= 0) & ~_lookup(lost, winner), winner, -1)
-    return _segments(winner, kept, candidates.class_scores)
+    won = _won_areas(winner, len(kept))
+    shares = t_keep[copy_to_device(kept, t_keep.device, torch.long)]
+    lost = won / mask_areas.double() < shares  # in float64, so that a share of exactly t_keep is enough
+    return _segments(winner, won * ~lost, kept, scores)
+
+
+def _confident(candidates: Candidates, t_cnf: Tensor) -> tuple[Candidates, np.ndarray, np.ndarray]:
+    """The M candidates whose class probability reaches t_cnf; (M,) positions and probabilities, on the host."""
+    is_kept, scores = copy_to_host(candidates.class_scores >= t_cnf, candidates.class_scores)
+    kept = np.flatnonzero(is_kept)
+    return candidates.select(copy_to_device(kept, t_cnf.device, torch.long)), kept, scores[kept]
 
 
 def _best_candidate(
@@ -83,16 +90,17 @@ def _best_candidate(
     return torch.where(inside, winner, -1), torch.cat(areas) if areas else winner.new_zeros(0)
 
 
-def _lookup(flags: Tensor, winner: Tensor) -> Tensor:
-    """flags[winner], False where winner is -1."""
-    return torch.cat((flags, flags.new_zeros(1)))[winner]
+def _won_areas(winner: Tensor, count: int) -> Tensor:
+    """(count,) number of pixels of each candidate; -1 in the map is no candidate."""
+    areas = torch.zeros(count + 1, dtype=torch.long, device=winner.device)
+    places = winner.flatten() % (count + 1)  # -1 -> the last
+    return areas.scatter_add_(0, places, torch.ones_like(places))[:count]
 
 
-def _segments(winner: Tensor, kept: Tensor, class_scores: Tensor) -> PanopticSegmentation:
-    positions, areas = winner[winner >= 0].unique(return_counts=True)
-    ids = winner.new_zeros(len(kept) + 1, dtype=torch.int32)  # the last entry, for -1, stays 0
-    ids[positions] = torch.arange(1, len(positions) + 1, dtype=torch.int32, device=winner.device)
-    originals = kept[positions]
-    rows = zip(originals.tolist(), class_scores[originals].tolist(), areas.tolist(), strict=True)
-    segments = [Segment(i, candidate, score, area) for i, (candidate, score, area) in enumerate(rows, start=1)]
-    return PanopticSegmentation(ids[winner], segments)
+def _segments(winner: Tensor, areas: Tensor, kept: np.ndarray, class_scores: np.ndarray) -> PanopticSegmentation:
+    """The candidates with an area as segments, in their order; the pixels of the others get 0."""
+    is_segment = torch.cat((areas > 0, areas.new_zeros(1, dtype=torch.bool)))  # the last is for -1
+    ids = is_segment.cumsum(0, dtype=torch.int32) * is_segment
+    [all_areas] = copy_to_host(areas)
+    rows = [row for row in zip(kept.tolist(), class_scores.tolist(), all_areas.tolist(), strict=True) if row[2]]
+    return PanopticSegmentation(ids.to(torch.int32)[winner], [Segment(i, *row) for i, row in enumerate(rows, start=1)])

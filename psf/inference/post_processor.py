@@ -6,6 +6,7 @@ import abc
 import math
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
@@ -23,11 +24,12 @@ from psf.inference.candidates import (
     score_masks,
     upper_bound,
 )
-from psf.inference.mask_wise_merging import mask_wise_merging
+from psf.inference.mask_wise_merging import MaskNumbers, mask_wise_merging, merge_masks, paints_on_device
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
 from psf.inference.rejections import CandidateOutcomes, explain_rejections
-from psf.inference.results import InstanceSettings, instance_result, mask_nms, panoptic_result
-from psf.structures import Candidates, PanopticClasses, PanopticSegmentation
+from psf.inference.results import InstanceSettings, instance_result, panoptic_result, suppress_masks
+from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.structures import Candidates, PanopticClasses, PanopticSegmentation, tight_boxes
 
 __all__ = [
     "POST_PROCESSOR_REGISTRY",
@@ -45,12 +47,25 @@ POST_PROCESSOR_REGISTRY.__doc__ = (
 )
 
 
+class CandidateNumbers(NamedTuple):
+    """What the host decides with: copies of small tensors, made in one transfer."""
+
+    is_thing: np.ndarray  # (N,) of all candidates
+    class_indices: np.ndarray  # (N,) of all candidates
+    positions: np.ndarray  # (M,) of the scored ones among all candidates
+    is_instance: np.ndarray  # (M,) bool, `PostProcessor.instance_rows` of the scored ones
+    area: np.ndarray  # (M,)
+    confidence: np.ndarray  # (M,)
+    boxes: np.ndarray | None = None  # (M, 4) `tight_boxes`, where the device paints
+
+
 class ScoredCandidates(NamedTuple):
     """Some of the candidates of an image, at output size."""
 
     positions: Tensor  # (M,) indices among all candidates, ascending
     candidates: Candidates  # M
     masks: ScoredMasks  # M
+    numbers: CandidateNumbers | None = None  # their copies on the host, see `PostProcessor.results`
 
 
 class PostProcessor(abc.ABC):
@@ -134,6 +149,9 @@ class PostProcessor(abc.ABC):
     ) -> dict[str, Any]:
         """Detectron2's `panoptic_seg` and `instances` of one image; each mask is resized once for both.
 
+        The host waits for a device at most four times: for the candidates to score, for their numbers, for the areas of
+        the segments, and for the overlaps of instances if NMS_THRESH is below 1.
+
         Args:
             candidates: of the image.
             classes: contiguous ids of the classes.
@@ -141,15 +159,19 @@ class PostProcessor(abc.ABC):
             panoptic: return `panoptic_seg`.
             instance: return `instances`.
         """
-        rows = torch.zeros_like(candidates.is_thing)
-        if panoptic:
-            rows |= self.panoptic_rows(candidates)
+        rows = instance_rows = torch.zeros_like(candidates.is_thing)
         if instance:
-            rows |= self.instance_rows(candidates)
-        scored = self.score(candidates, rows, geometry)
+            rows = instance_rows = self.instance_rows(candidates)
+        if panoptic:
+            rows = rows | self.panoptic_rows(candidates)
+        scored, kinds = self.score(candidates, rows, geometry), None
+        if not torch.jit.is_tracing():
+            numbers = _copy_numbers(candidates, scored, instance_rows)
+            scored, kinds = scored._replace(numbers=numbers), (numbers.is_thing, numbers.class_indices)
         results: dict[str, Any] = {}
         if panoptic:
-            results["panoptic_seg"] = panoptic_result(self.panoptic(candidates, geometry, scored), candidates, classes)
+            segmentation = self.panoptic(candidates, geometry, scored)
+            results["panoptic_seg"] = panoptic_result(segmentation, candidates, classes, kinds=kinds)
         if instance:
             results["instances"] = self.instances(candidates, classes, geometry, scored)
         return results
@@ -172,7 +194,7 @@ class PostProcessor(abc.ABC):
         """
         outcomes: dict[str, CandidateOutcomes] = {}
         if panoptic:
-            scored = self.score(candidates, torch.ones_like(candidates.is_thing), geometry)
+            scored = self.score(candidates, None, geometry)
             segments = self.panoptic(candidates, geometry, scored).segments
             outcomes["panoptic_seg"] = explain_rejections(
                 candidates,
@@ -185,8 +207,9 @@ class PostProcessor(abc.ABC):
             )
         if instance:
             things = candidates.select(candidates.is_thing)
-            everything = self.score(things, torch.ones_like(things.is_thing), geometry)
-            order = self._instance_order(self.instance_rows(things), everything)
+            everything = self.score(things, None, geometry)
+            numbers = _copy_numbers(things, everything, self.instance_rows(things))
+            order = self._instance_order(everything, numbers)
             outcomes["instances"] = explain_rejections(
                 things,
                 confidence=everything.masks.confidence,
@@ -260,28 +283,52 @@ class PostProcessor(abc.ABC):
             Detectron2's Instances at output size: pred_masks (bool), pred_boxes (pixels), scores, pred_classes
             (contiguous ids). Within a class the mask IoU is at most `nms_thresh`; empty masks are dropped.
         """
-        rows = self.instance_rows(candidates)
-        scored = scored or self.score(candidates, rows, geometry)
-        order, masks = self._instance_order(rows, scored), scored.masks
+        numbers = None if scored is None else scored.numbers
+        if scored is None or numbers is None:
+            rows = self.instance_rows(candidates)
+            scored = scored or self.score(candidates, rows, geometry)
+            if torch.jit.is_tracing():
+                order = self._instance_order_in_a_trace(rows, scored)
+            else:
+                numbers = _copy_numbers(candidates, scored, rows)
+        masks = scored.masks
+        if numbers is not None:
+            order = copy_to_device(self._instance_order(scored, numbers), masks.masks.device, torch.long)
         chosen, boxes = scored.candidates.select(order), self.instance.boxes
         return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, geometry, boxes=boxes)
 
-    def _instance_order(self, rows: Tensor, scored: ScoredCandidates) -> Tensor:
+    def _instance_order(self, scored: ScoredCandidates, numbers: CandidateNumbers) -> np.ndarray:
         """Positions of the instances among the scored candidates, best first."""
-        positions, things, masks = scored
-        wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
-        order = masks.confidence.argsort(descending=True, stable=True)
-        order = order[wanted[order]]
-        if self.instance.nms_thresh < 1:
-            order = order[mask_nms(masks.masks[order], things.class_indices[order], self.instance.nms_thresh)]
-        return order
+        is_wanted = numbers.is_instance & (numbers.area > 0) & (numbers.confidence >= self.instance.score_thresh)
+        order = np.argsort(-numbers.confidence, kind="stable")
+        order = order[is_wanted[order]]
+        threshold = self.instance.nms_thresh
+        if threshold >= 1 or len(order) < 2:
+            return order
+        masks = [scored.masks.masks[position] for position in order.tolist()]
+        boxes = numbers.boxes
+        if boxes is None:
+            boxes = np.empty((len(numbers.area), 4), dtype=np.int64)
+            [boxes[order]] = copy_to_host(tight_boxes(torch.stack(masks))[0])
+        classes = numbers.class_indices[numbers.positions]
+        return order[suppress_masks(masks, boxes[order], numbers.area[order], classes[order], threshold)]
 
-    def score(self, candidates: Candidates, rows: Tensor, geometry: ImageGeometry) -> ScoredCandidates:
+    def _instance_order_in_a_trace(self, rows: Tensor, scored: ScoredCandidates) -> Tensor:
+        """`_instance_order` as tensor operations, without NMS: a trace would store decisions of the host."""
+        positions, masks = scored.positions, scored.masks
+        is_wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
+        order = masks.confidence.argsort(descending=True, stable=True)
+        return order[is_wanted[order]]
+
+    def score(self, candidates: Candidates, rows: Tensor | None, geometry: ImageGeometry) -> ScoredCandidates:
         """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence.
 
-        A trace scores all candidates, since their number is a constant in it.
+        None: all candidates. A trace scores all candidates, since their number is a constant in it.
         """
-        positions = torch.arange(len(rows), device=rows.device) if torch.jit.is_tracing() else rows.nonzero()[:, 0]
+        if rows is None or torch.jit.is_tracing():
+            positions = torch.arange(len(candidates.is_thing), device=candidates.is_thing.device)
+        else:
+            positions = rows.nonzero()[:, 0]
         chosen = candidates.select(positions)
         return ScoredCandidates(positions, chosen, self._score_masks(chosen, self._thresholds(chosen), geometry))
 
@@ -294,6 +341,15 @@ class PostProcessor(abc.ABC):
         return score_masks(
             candidates, geometry, thresholds, mask_threshold=self.mask_threshold, extra_pixels=self.extra_pixels
         )
+
+
+def _copy_numbers(candidates: Candidates, scored: ScoredCandidates, instance_rows: Tensor) -> CandidateNumbers:
+    """The numbers of candidates on the host; `instance_rows` (N,) bool."""
+    masks = scored.masks
+    boxes = [tight_boxes(masks.masks)[0]] if paints_on_device(masks.masks) else []
+    is_instance = instance_rows[scored.positions]
+    numbers = (candidates.is_thing, candidates.class_indices, scored.positions, is_instance, masks.area)
+    return CandidateNumbers(*copy_to_host(*numbers, masks.confidence, *boxes))
 
 
 def _among(count: int, positions: list[int]) -> Tensor:
@@ -318,10 +374,18 @@ class MaskWiseMerging(PostProcessor):
     def panoptic(
         self, candidates: Candidates, geometry: ImageGeometry, scored: ScoredCandidates | None = None
     ) -> PanopticSegmentation:
-        positions, chosen, masks = scored or self.score(candidates, self.panoptic_rows(candidates), geometry)
-        thresholds = self._thresholds(chosen)
-        merged = mask_wise_merging(masks.confidence, masks.masks, masks.area, thresholds.t_cnf, thresholds.t_keep)
-        originals = positions.tolist()
+        scored = scored or self.score(candidates, self.panoptic_rows(candidates), geometry)
+        masks = scored.masks
+        if torch.jit.is_tracing():  # all candidates are scored, so positions are those of the candidates
+            thresholds = self._thresholds(candidates)
+            return mask_wise_merging(masks.confidence, masks.masks, masks.area, thresholds.t_cnf, thresholds.t_keep)
+        numbers = scored.numbers or _copy_numbers(candidates, scored, torch.zeros_like(candidates.is_thing))
+        is_thing = numbers.is_thing[numbers.positions]
+        t_cnf, t_keep = (
+            np.where(is_thing, getattr(self.things, name), getattr(self.stuff, name)) for name in ("t_cnf", "t_keep")
+        )
+        merged = merge_masks(masks.masks, MaskNumbers(numbers.confidence, numbers.area, t_cnf, t_keep, numbers.boxes))
+        originals = numbers.positions.tolist()
         return merged._replace(segments=[s._replace(candidate=originals[s.candidate]) for s in merged.segments])
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates
 from psf.inference.post_processor import PostProcessor
+from psf.ops.transfers import copy_to_device, copy_to_host
 from psf.structures import Candidates
 
 __all__ = [
@@ -70,10 +72,23 @@ class ScoredTile(NamedTuple):
     tile: Tile  # on the grid
 
     def select(self, rows: Tensor) -> ScoredTile:
-        """Select candidates by `rows`, (N,) bool."""
+        """Select candidates by `rows`, indices or (N,) bool."""
         return ScoredTile(
             self.candidates.select(rows), self.confidence[rows], self.masks[rows], self.is_kept[rows], self.tile
         )
+
+
+class TileNumbers(NamedTuple):
+    """(N,) copies on the host of the numbers of a tile's candidates."""
+
+    confidence: np.ndarray
+    class_indices: np.ndarray
+    is_thing: np.ndarray
+    is_kept: np.ndarray
+
+    def select(self, rows: np.ndarray) -> TileNumbers:
+        """Select candidates by `rows`, (N,) bool."""
+        return TileNumbers(*(x[rows] for x in self))
 
 
 class TileSettings(NamedTuple):
@@ -126,52 +141,75 @@ def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: 
             joined as things are.
         num_best: number of things that are kept whatever their confidence.
     """
-    is_part = [tile.candidates.is_thing if is_fixed else torch.ones_like(tile.candidates.is_thing) for tile in tiles]
-    parts = [tile.select(rows) for tile, rows in zip(tiles, is_part, strict=True)]
+    numbers = _copy_numbers(tiles)
+    is_part = [one.is_thing if is_fixed else np.ones_like(one.is_thing) for one in numbers]
+    parts, part_numbers = _select(tiles, numbers, is_part)
     groups = [
         group
-        for rank, group in enumerate(_groups(parts))
-        if rank < num_best or any(parts[number].is_kept[i] for number, i in group)
+        for rank, group in enumerate(_groups(parts, part_numbers))
+        if rank < num_best or any(part_numbers[number].is_kept[i] for number, i in group)
     ]
-    joined = _join(parts, groups, grid)
+    joined = _join(parts, part_numbers, groups, grid)
     if not is_fixed:
         return joined
-    stuff = [tile.select(~rows) for tile, rows in zip(tiles, is_part, strict=True)]
-    num_stuff = len(stuff[0].confidence)
+    stuff, stuff_numbers = _select(tiles, numbers, [~rows for rows in is_part])
+    num_stuff = len(stuff_numbers[0].confidence)
     everywhere = [[(number, row) for number in range(len(stuff))] for row in range(num_stuff)]
-    return join_candidates(joined, _join(stuff, everywhere, grid)._replace(boxes_cxcywh_norm=None))
+    return join_candidates(joined, _join(stuff, stuff_numbers, everywhere, grid)._replace(boxes_cxcywh_norm=None))
 
 
-def _groups(tiles: Sequence[ScoredTile]) -> list[list[Part]]:
+def _copy_numbers(tiles: Sequence[ScoredTile]) -> list[TileNumbers]:
+    """The numbers of all tiles, in one transfer."""
+    fields = [(x.confidence, x.candidates.class_indices, x.candidates.is_thing, x.is_kept) for x in tiles]
+    copies = iter(copy_to_host(*(x for tile in fields for x in tile)))
+    return [TileNumbers(*one) for one in zip(*[copies] * len(TileNumbers._fields), strict=True)]
+
+
+def _select(
+    tiles: Sequence[ScoredTile], numbers: Sequence[TileNumbers], rows: Sequence[np.ndarray]
+) -> tuple[list[ScoredTile], list[TileNumbers]]:
+    """The candidates of each tile at `rows`, (N,) bool on the host."""
+    chosen = [
+        tile.select(copy_to_device(np.flatnonzero(one), tile.masks.device, torch.long))
+        for tile, one in zip(tiles, rows, strict=True)
+    ]
+    return chosen, [own.select(one) for own, one in zip(numbers, rows, strict=True)]
+
+
+def _groups(tiles: Sequence[ScoredTile], numbers: Sequence[TileNumbers]) -> list[list[Part]]:
     """Groups of parts that form one thing, the most confident group first; each part is in one group."""
     group_of = {(number, i): [(number, i)] for number, tile in enumerate(tiles) for i in range(len(tile.confidence))}
-    for one, other in _links(tiles):
+    for one, other in _links(tiles, numbers):
         first, second = group_of[one], group_of[other]
         if {number for number, _ in first}.isdisjoint(number for number, _ in second):
             first += second
             for part in second:
                 group_of[part] = first
     groups = {id(group): group for group in group_of.values()}.values()
-    confidence = [tile.confidence.tolist() for tile in tiles]
+    confidence = [one.confidence.tolist() for one in numbers]
     return sorted(groups, key=lambda group: -max(confidence[number][i] for number, i in group))
 
 
-def _links(tiles: Sequence[ScoredTile]) -> list[tuple[Part, Part]]:
+def _links(tiles: Sequence[ScoredTile], numbers: Sequence[TileNumbers]) -> list[tuple[Part, Part]]:
     """Pairs of parts in two tiles whose masks match in the overlap, in order of their IoU."""
-    found: list[tuple[float, Part, Part]] = []
+    pairs: list[tuple[int, int]] = []
+    ious_of_pairs: list[Tensor] = []
     for a, one in enumerate(tiles):
         for b, other in enumerate(tiles[:a]):
             shared = one.tile & other.tile
             if shared.is_empty:
                 continue
             masks, others = (x.masks[(slice(None), *shared.slices_in(x.tile))].flatten(1) for x in (one, other))
-            ious = _ious(masks, others)
-            is_alike = ious > SAME_THING
-            is_alike &= one.candidates.class_indices[:, None] == other.candidates.class_indices[None]
-            is_alike &= one.candidates.is_thing[:, None] == other.candidates.is_thing[None]
-            rows, columns = is_alike.nonzero(as_tuple=True)
-            for iou, i, j in zip(ious[rows, columns].tolist(), rows.tolist(), columns.tolist(), strict=True):
-                found.append((iou, (a, i), (b, j)))
+            pairs.append((a, b))
+            ious_of_pairs.append(_ious(masks, others))
+    found: list[tuple[float, Part, Part]] = []
+    for (a, b), ious in zip(pairs, copy_to_host(*ious_of_pairs) if pairs else (), strict=True):
+        is_alike = ious > SAME_THING
+        is_alike &= numbers[a].class_indices[:, None] == numbers[b].class_indices[None]
+        is_alike &= numbers[a].is_thing[:, None] == numbers[b].is_thing[None]
+        rows, columns = np.nonzero(is_alike)
+        for iou, i, j in zip(ious[rows, columns].tolist(), rows.tolist(), columns.tolist(), strict=True):
+            found.append((iou, (a, i), (b, j)))
     return [(one, other) for _, one, other in sorted(found, key=lambda link: (-link[0], link[1:]))]
 
 
@@ -182,27 +220,33 @@ def _ious(masks: Tensor, others: Tensor) -> Tensor:
     return shared / (masks.sum(1)[:, None] + others.sum(1)[None] - shared).clamp(min=1)
 
 
-def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: tuple[int, int]) -> Candidates:
+def _join(
+    tiles: Sequence[ScoredTile],
+    numbers: Sequence[TileNumbers],
+    groups: Sequence[Sequence[Part]],
+    grid: tuple[int, int],
+) -> Candidates:
     """One candidate per group."""
     first = tiles[0].candidates
     masks = first.mask_scores.new_zeros(len(groups), *grid)
-    weights = [_weights(one.masks.shape[1], one.masks.shape[2]).to(masks) for one in tiles]
+    weights = [_weights(one.masks.shape[1], one.masks.shape[2], masks.device).to(masks.dtype) for one in tiles]
     tiny = torch.finfo(masks.dtype).tiny
     best, boxes = first.class_scores.new_zeros(len(groups)), first.class_scores.new_zeros(len(groups), 4)
     for row, group in enumerate(groups):
-        parts = [tiles[number].candidates.select(first.class_indices.new_tensor([i])) for number, i in group]
-        best[row] = torch.cat([part.class_scores for part in parts]).amax()
+        parts = [tiles[number].candidates for number, _ in group]
+        best[row] = torch.stack([part.class_scores[i] for part, (_, i) in zip(parts, group, strict=True)]).amax()
         total = torch.zeros_like(masks[row])
         for part, (number, i) in zip(parts, group, strict=True):
             one = tiles[number]
             place = one.tile.slices_in(Tile(0, grid[0], 0, grid[1]))
-            is_whole = part.is_thing[0] or one.is_kept[i]
-            share = 1.0 if is_whole else part.class_scores[0] / best[row].clamp(min=tiny)
-            masks[row][place] += weights[number] * share * part.mask_scores[0]
+            is_whole = numbers[number].is_thing[i] or numbers[number].is_kept[i]
+            share = 1.0 if is_whole else part.class_scores[i] / best[row].clamp(min=tiny)
+            masks[row][place] += weights[number] * share * part.mask_scores[i]
             total[place] += weights[number]
         masks[row] /= total.clamp(min=tiny)
         if first.boxes_cxcywh_norm is not None:
-            boxes[row] = _enclosing_box(torch.cat([part.boxes_cxcywh_norm for part in parts]))  # type: ignore[misc]
+            own = zip((part.boxes_cxcywh_norm for part in parts), group, strict=True)
+            boxes[row] = _enclosing_box(torch.stack([x[i] for x, (_, i) in own if x is not None]))
     return Candidates(
         class_scores=best,
         class_indices=_of_firsts([one.candidates.class_indices for one in tiles], groups),
@@ -212,9 +256,12 @@ def _join(tiles: Sequence[ScoredTile], groups: Sequence[Sequence[Part]], grid: t
     )
 
 
-def _weights(height: int, width: int) -> Tensor:
+def _weights(height: int, width: int, device: torch.device) -> Tensor:
     """(h, w) weights, growing with the distance from the border."""
-    rows, columns = (torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)) for n in (height, width))
+    rows, columns = (
+        torch.minimum(torch.arange(1, n + 1, device=device), torch.arange(n, 0, -1, device=device))
+        for n in (height, width)
+    )
     return torch.minimum(rows[:, None], columns[None]).float()
 
 
@@ -269,15 +316,15 @@ def _in_image(candidates: Candidates, tile: Tile, size: tuple[int, int], stride:
     boxes = candidates.boxes_cxcywh_norm
     if boxes is not None:
         height, width = size
-        scale = boxes.new_tensor([tile.right - tile.left, tile.bottom - tile.top] * 2)
-        corner = boxes.new_tensor([tile.left, tile.top, 0, 0])
-        boxes = (boxes * scale + corner) / boxes.new_tensor([width, height] * 2)
+        sizes = [[tile.right - tile.left, tile.bottom - tile.top] * 2, [tile.left, tile.top, 0, 0], [width, height] * 2]
+        scale, corner, whole = copy_to_device(sizes, boxes.device, boxes.dtype)
+        boxes = (boxes * scale + corner) / whole
     masks = candidates.mask_scores[:, : bottom - top, : right - left]
     return candidates._replace(mask_scores=masks, boxes_cxcywh_norm=boxes)
 
 
 def _score(candidates: Candidates, tile: Tile, processor: PostProcessor) -> ScoredTile:
     size = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
-    scored = processor.score(candidates, torch.ones_like(candidates.is_thing), ImageGeometry(size, size, size)).masks
+    scored = processor.score(candidates, None, ImageGeometry(size, size, size)).masks
     is_kept = processor.is_kept(candidates, scored.confidence)
     return ScoredTile(candidates, scored.confidence, scored.masks, is_kept, tile)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates, resize_masks
+from psf.ops.transfers import copy_to_device, copy_to_host
 from psf.structures import Candidates
 
 __all__ = ["ScoredView", "fuse_views", "on_common_grid"]
@@ -52,8 +54,12 @@ def fuse_views(views: Sequence[ScoredView]) -> Candidates:
     Args:
         views: at least one, all with the same grid and the same stuff classes.
     """
-    stuff = _mean_stuff([view.candidates.select(~view.candidates.is_thing) for view in views])
-    kept = [view.candidates.is_thing for view in views]
+    is_thing = copy_to_host(*(view.candidates.is_thing for view in views))
+    kept, others = (
+        [copy_to_device(np.flatnonzero(one == flag), views[0].masks.device, torch.long) for one in is_thing]
+        for flag in (True, False)
+    )
+    stuff = _mean_stuff([view.candidates.select(rows) for view, rows in zip(views, others, strict=True)])
     things = [view.candidates.select(rows) for view, rows in zip(views, kept, strict=True)]
     number = torch.cat([torch.full_like(x.class_indices, index) for index, x in enumerate(things)])
     confidence = torch.cat([view.confidence[rows] for view, rows in zip(views, kept, strict=True)])
@@ -68,8 +74,8 @@ def fuse_views(views: Sequence[ScoredView]) -> Candidates:
         torch.cat([x.mask_scores for x in things]),
         boxes,
     )
-    groups = _group(confidence, everything.class_indices, number, _ious(masks))
-    return join_candidates(_mean_things(everything, confidence, groups), stuff)
+    groups, count = _group(confidence, everything.class_indices, number, _ious(masks))
+    return join_candidates(_mean_things(everything, confidence, groups, count), stuff)
 
 
 def _mean_stuff(views: list[Candidates]) -> Candidates:
@@ -86,12 +92,12 @@ def _ious(masks: Tensor) -> Tensor:
     return shared / (areas[:, None] + areas[None] - shared).clamp(min=1)
 
 
-def _group(confidence: Tensor, classes: Tensor, views: Tensor, ious: Tensor) -> Tensor:
-    """(N,) number of each thing's group, from 0, in the order of their first members' confidence."""
+def _group(confidence: Tensor, classes: Tensor, views: Tensor, ious: Tensor) -> tuple[Tensor, int]:
+    """(N,) number of each thing's group, from 0, in the order of their first members' confidence; number of groups."""
     order = confidence.argsort(descending=True, stable=True)
     near = ious * (classes[:, None] == classes[None])
-    overlap = near[order][:, order].cpu().numpy()
-    view_of = views[order].tolist()
+    overlap, numbers = copy_to_host(near[order][:, order], views[order])
+    view_of = numbers.tolist()
     group_of: list[int] = []
     firsts: list[int] = []
     full: list[list[int]] = [[] for _ in range(max(view_of, default=-1) + 1)]  # per view, the groups that contain it
@@ -105,11 +111,11 @@ def _group(confidence: Tensor, classes: Tensor, views: Tensor, ious: Tensor) -> 
             firsts.append(position)
         full[view].append(group)
         group_of.append(group)
-    return torch.empty_like(order).scatter_(0, order, order.new_tensor(group_of))
+    groups = copy_to_device(group_of, order.device, order.dtype)
+    return torch.empty_like(order).scatter_(0, order, groups), len(firsts)
 
 
-def _mean_things(things: Candidates, confidence: Tensor, groups: Tensor) -> Candidates:
-    count = int(groups.max()) + 1 if len(groups) else 0
+def _mean_things(things: Candidates, confidence: Tensor, groups: Tensor, count: int) -> Candidates:
     weights = confidence.clamp(min=torch.finfo(confidence.dtype).tiny)
     total = weights.new_zeros(count).index_add_(0, groups, weights)
     share = (weights / total[groups]).to(things.mask_scores.dtype)

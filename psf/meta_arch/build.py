@@ -125,6 +125,7 @@ class ResultSettings(NamedTuple):
     instance: bool
     semantic: bool
     tiles: TileSettings = TileSettings()
+    semantic_classes: bool = False  # `sem_seg` is the (H, W) map of the best classes in place of their scores
 
 
 def model_parts(cfg: CfgNode) -> dict[str, Any]:

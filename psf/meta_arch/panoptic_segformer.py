@@ -19,6 +19,7 @@ from psf.inference import (
     PostProcessor,
     choose_things,
     join_candidates,
+    semantic_classes,
     semantic_result,
     stuff_candidates,
     thing_candidates,
@@ -181,7 +182,8 @@ class PanopticSegFormer(nn.Module):
 
         Returns:
             In training the loss terms by name (the total is their sum); else one dict per image with `panoptic_seg`
-            ((H, W) int32 map, segments_info), `instances` and `sem_seg` (K, H, W), each if enabled in MODEL.PSF.TEST.
+            ((H, W) int32 map, segments_info), `instances` and `sem_seg` (K, H, W), each if enabled in MODEL.PSF.TEST;
+            with `settings.semantic_classes`, `sem_seg` is the (H, W) int32 map of the classes with the best scores.
 
         Raises:
             UserError: if an image has NaN or infinite values or another number of channels than the model, or the
@@ -376,7 +378,8 @@ class PanopticSegFormer(nn.Module):
             candidates, self.classes, geometry, panoptic=self.settings.panoptic, instance=self.settings.instance
         )
         if self.settings.semantic:
-            result["sem_seg"] = semantic_result(candidates, self.classes, geometry)
+            summarize = semantic_classes if self.settings.semantic_classes else semantic_result
+            result["sem_seg"] = summarize(candidates, self.classes, geometry)
         return result
 
 

@@ -84,12 +84,14 @@ class PanopticSegFormerWithTTA(nn.Module):
         """The most confident things and all stuff classes of a view."""
         processor = self.model.post_processor
         grid = (candidates.mask_scores.shape[1], candidates.mask_scores.shape[2])
-        everything = torch.ones_like(candidates.is_thing)
-        scored = processor.score(candidates, everything, ImageGeometry(grid, grid, grid)).masks
+        scored = processor.score(candidates, None, ImageGeometry(grid, grid, grid)).masks
         things = scored.confidence.masked_fill(~candidates.is_thing, -1.0)
         best = things.argsort(descending=True, stable=True)[: processor.instance.max_per_image]
-        is_chosen = ~candidates.is_thing | (torch.zeros_like(everything).index_fill(0, best, True) & (scored.area > 0))
-        return ScoredView(candidates.select(is_chosen), scored.confidence[is_chosen], scored.masks[is_chosen])
+        is_chosen = ~candidates.is_thing | (
+            torch.zeros_like(things, dtype=torch.bool).index_fill(0, best, True) & (scored.area > 0)
+        )
+        rows = is_chosen.nonzero()[:, 0]  # once for all selections, as the host waits for the number of rows
+        return ScoredView(candidates.select(rows), scored.confidence[rows], scored.masks[rows])
 
 
 def view_size(size: Size, short_side: int, max_size: int) -> Size:

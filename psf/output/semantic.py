@@ -20,7 +20,9 @@ MAX_ID = 2**16 - 1  # of a PNG of one channel
 
 
 class SemanticOutput(TaskOutput):
-    """The task "semantic": the class of the highest `sem_seg` score per pixel. PNGs have the dataset's category ids.
+    """The task "semantic": one class per pixel. PNGs have the dataset's category ids.
+
+    `sem_seg` of the prediction is (K, H, W) scores, of which the highest wins, or an (H, W) map of classes.
 
     Raises:
         UserError: if the metadata list no classes.
@@ -30,8 +32,8 @@ class SemanticOutput(TaskOutput):
 
     def __init__(self, prediction: dict[str, Any], metadata: Any) -> None:
         super().__init__(prediction, metadata)
-        self._scores: torch.Tensor = prediction["sem_seg"]
-        self._channels = self._scores.argmax(dim=0).cpu().numpy()
+        result: torch.Tensor = prediction["sem_seg"]
+        self._channels = (result if result.dim() == 2 else result.argmax(dim=0)).cpu().numpy()
         self._classes = _classes_by_channel(metadata)
 
     @property
@@ -87,7 +89,9 @@ class SemanticOutput(TaskOutput):
         return self.picture(image_rgb)
 
     def padded(self, columns: int) -> SemanticOutput:
-        return SemanticOutput({"sem_seg": torch.nn.functional.pad(self._scores, (0, columns))}, self.metadata)
+        return SemanticOutput(
+            {"sem_seg": torch.from_numpy(np.pad(self._channels, ((0, 0), (0, columns))))}, self.metadata
+        )
 
 
 def _classes_by_channel(metadata: Any) -> dict[int, tuple[str, int]]:

@@ -12,11 +12,14 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from PIL import Image
 
 from psf.engine import build_config, build_evaluator
+from psf.engine.evaluators import needed_results
 from psf.engine.results import results_table, write_results
-from psf.evaluation import write_instance_json
+from psf.evaluation import PanopticWriter, SemanticEvaluator, write_instance_json
+from tests.models import tiny_model
 
 
 @pytest.fixture
@@ -127,3 +130,34 @@ def test_results_file_and_table(tmp_path: Path):
     assert "person" not in table
     nested = results_table({"first_set": one, "second_set": {"sem_seg": {"mIoU": 1.0}}})
     assert "first_set segm" in nested and "second_set sem_seg" in nested and "mIoU 1.00" in nested
+
+
+class TestNeededResults:
+    def on(self, evaluator: DatasetEvaluator) -> tuple[bool, ...]:
+        """Panoptic, instance, semantic, and classes in place of scores."""
+        model = tiny_model()
+        before = model.settings
+        with needed_results(torch.nn.Sequential(model), evaluator):  # wrapped, as for several GPUs
+            settings = model.settings
+        assert model.settings == before
+        return settings.panoptic, settings.instance, settings.semantic, settings.semantic_classes
+
+    def test_all_metrics(self, mini: str, cfg: CfgNode):
+        assert self.on(build_evaluator(cfg, mini)) == (True, True, True, True)
+
+    def test_none_that_cannot_be_measured(self, mini: str, cfg: CfgNode, tmp_path: Path):
+        assert self.on(SemanticEvaluator(mini)) == (False, False, True, True)
+        assert self.on(DatasetEvaluators([PanopticWriter(mini, tmp_path)])) == (True, False, False, True)
+        Path(MetadataCatalog.get(mini).panoptic_json).unlink()
+        assert self.on(build_evaluator(cfg, mini)) == (False, False, False, True)
+
+    def test_everything_for_an_unknown_evaluator(self, mini: str):
+        class Own(SemanticEvaluator):
+            """May read scores."""
+
+        assert self.on(DatasetEvaluators([SemanticEvaluator(mini), Own(mini)])) == (True, True, True, False)
+
+    def test_what_is_off_stays_off(self, mini: str, cfg: CfgNode):
+        model = tiny_model({"TEST.PANOPTIC_ON": False})
+        with needed_results(model, build_evaluator(cfg, mini)):
+            assert not model.settings.panoptic and model.settings.instance

@@ -69,6 +69,11 @@ class TestSemanticEvaluator:
             pairs.append((image, {"sem_seg": torch.from_numpy(scores)}))
         assert set(run(SemanticEvaluator(mini), pairs)["sem_seg"].values()) == {100.0}
 
+    def test_maps_of_classes_count_as_scores(self, mini: str):
+        pairs = as_semantic(perturbed(mini), 5)
+        maps = [(image, {"sem_seg": output["sem_seg"].argmax(0).int()}) for image, output in pairs]
+        assert run(SemanticEvaluator(mini), maps) == run(SemanticEvaluator(mini), pairs)
+
     def test_no_score_above_zero(self, mini: str):
         """Nothing speaks for any class: the first takes all pixels, and the others' IoU is 0."""
         pairs = as_semantic(perturbed(mini), 5)

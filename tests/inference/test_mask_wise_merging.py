@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from psf.inference import mask_wise_merging
+from psf.inference.mask_wise_merging import MaskNumbers, _least_areas, merge_masks
 from psf.structures import PanopticSegmentation
+from tests.allocations import record_allocations
 
 
 def naive_merging(confidence, masks, t_cnf, t_keep) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -58,12 +60,12 @@ def problems(draw: st.DrawFn, distinct: bool = False) -> tuple[Tensor, Tensor, T
     return steps.float() / 8, masks, 0.5 * thresholds[0], thresholds[1]
 
 
-@given(problem=problems(), without_waiting=st.booleans())
+@given(problem=problems(), on_device=st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_equals_naive_loops(problem, without_waiting):
+def test_equals_naive_loops(problem, on_device):
     confidence, masks, t_cnf, t_keep = problem
     area = masks.sum((1, 2))
-    merged = mask_wise_merging(confidence, masks, area, t_cnf, t_keep, without_waiting=without_waiting)
+    merged = mask_wise_merging(confidence, masks, area, t_cnf, t_keep, on_device=on_device)
     canvas, segments = naive_merging(confidence.tolist(), masks.numpy(), t_cnf.tolist(), t_keep.tolist())
     assert np.array_equal(merged.panoptic_seg.numpy(), canvas) and merged.panoptic_seg.dtype == torch.int32
     assert [(s.candidate, s.area) for s in merged.segments] == segments
@@ -108,15 +110,15 @@ class TestBorders:
         dropped = merge(torch.tensor([0.9, 0.8]), row("#####.....", "##########"))
         assert [s.area for s in dropped.segments] == [5]
 
-    @pytest.mark.parametrize("without_waiting", [True, False])
-    def test_exactly_t_keep_is_enough_for_any_share(self, without_waiting):
+    @pytest.mark.parametrize("on_device", [True, False])
+    def test_exactly_t_keep_is_enough_for_any_share(self, on_device):
         cnf = torch.zeros(2, dtype=torch.float64)
         masks = torch.ones(2, 10, 10, dtype=torch.bool)
         for percent in range(1, 100):
             masks[0].view(-1)[:percent] = False
             keep, area = torch.full((2,), percent / 100, dtype=torch.float64), masks.sum((1, 2))
             confidence = torch.tensor([0.9, 0.8])
-            merged = mask_wise_merging(confidence, masks, area, cnf, keep, without_waiting=without_waiting)
+            merged = mask_wise_merging(confidence, masks, area, cnf, keep, on_device=on_device)
             assert [s.area for s in merged.segments] == [100 - percent, percent]
 
     def test_exactly_t_cnf_is_enough(self):
@@ -151,3 +153,35 @@ class TestBorders:
     def test_lengths_that_differ(self):
         with pytest.raises(ValueError, match=r"different lengths: \[2, 3\]"):
             mask_wise_merging(torch.ones(3), row("#", "."), torch.ones(3), torch.ones(3), torch.ones(3))
+
+
+@given(
+    areas=st.lists(st.integers(1, 2**30), min_size=1, max_size=20), share=st.floats(0, 1.2), percent=st.integers(0, 100)
+)
+@settings(max_examples=200, deadline=None)
+def test_least_areas_decide_as_the_quotients(areas, share, percent):
+    for t_keep in (share, percent / 100):
+        least = _least_areas(np.array(areas), np.full(len(areas), t_keep)).astype(np.int64).tolist()
+        of_tensors = _least_areas(torch.tensor(areas), torch.full((len(areas),), t_keep, dtype=torch.float64))
+        assert of_tensors.long().tolist() == least
+        for area, pixels in zip(areas, least, strict=True):
+            assert pixels >= 1 and pixels / area >= t_keep
+            assert pixels == 1 or (pixels - 1) / area < t_keep
+
+
+@pytest.mark.parametrize("count", [10, 40])
+def test_painting_on_the_device_allocates_two_maps_and_crops(count):
+    """Two maps of 4 bytes per pixel, whatever the number of masks: the positions, and the ids."""
+    masks = torch.zeros(count, 300, 400, dtype=torch.bool)
+    for i, mask in enumerate(masks):
+        mask[5 * i : 5 * i + 30, 7 * i : 7 * i + 40] = True
+    boxes = np.array([[7 * i, 5 * i, 7 * i + 40, 5 * i + 30] for i in range(count)])
+    ones = np.ones(count)
+    numbers = MaskNumbers(ones, np.full(count, 1200), 0 * ones, 0 * ones, boxes)
+    with record_allocations() as sizes:
+        merged = merge_masks(masks, numbers)
+    assert len(merged.segments) == count
+    large = [size for size in sizes.bytes if size > 1200 * 8]
+    assert large == [300 * 400 * 4] * 2
+    expected = merge_masks(masks, numbers._replace(boxes=None))
+    assert merged.segments == expected.segments and torch.equal(merged.panoptic_seg, expected.panoptic_seg)

@@ -357,3 +357,26 @@ class TestExplain:
         settings_of = {"score_thresh": 0.5, "nms_thresh": 0.9}
         found = build(**settings_of).explain(candidates, same_size(2, 2), panoptic=False, instance=True)["instances"]
         assert found.reasons == ["kept", "DETECTIONS_PER_IMAGE or NMS_THRESH", "SCORE_THRESH", "kept"]
+
+
+@given(
+    candidates=random_candidates(max_count=8),
+    kind=st.sampled_from(KINDS),
+    nms_thresh=st.sampled_from([1.0, 0.5, 0.0]),
+    boxes=st.sampled_from(["mask", "location_decoder"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_painted_on_the_device_or_with_numpy(candidates, kind, nms_thresh, boxes):
+    if boxes == "location_decoder":
+        candidates = candidates._replace(boxes_cxcywh_norm=torch.rand(len(candidates.is_thing), 4))
+    processor = build(kind, boxes=boxes, nms_thresh=nms_thresh)
+    args = (candidates, JOINT, same_size(13, 17))
+    expected = processor.results(*args, panoptic=True, instance=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psf.inference.post_processor.paints_on_device", lambda masks: True)
+        found = processor.results(*args, panoptic=True, instance=True)
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+    for name in ("pred_masks", "scores", "pred_classes"):
+        assert torch.equal(found["instances"].get(name), expected["instances"].get(name))
+    assert torch.equal(found["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor)

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psf import PanopticSegFormer
-from psf.inference import ImageGeometry, mask_nms, semantic_scores
-from tests.candidates import make_candidates, same_size
+from psf.inference import ImageGeometry, mask_nms, semantic_classes, semantic_result, semantic_scores
+from psf.inference.candidates import CHUNK_PIXELS
+from psf.structures import PanopticClasses
+from tests.allocations import record_allocations
+from tests.candidates import make_candidates, random_candidates, same_size
 from tests.models import RECIPES, RELEASED, SMALL, check_result, make_input, tiny_model
 
 ALL_KEPT = {f"POST_PROCESSOR.{kind}.{key}": 0.0 for kind in ("THINGS", "STUFF") for key in ("T_CNF", "T_KEEP")}
@@ -202,6 +205,47 @@ class TestLayer:
     def test_no_such_layer(self, layer: int):
         with pytest.raises(ValueError, match=rf"MODEL\.PSF\.TEST_LAYER is {layer}"):
             self.candidates(layer)
+
+
+@given(
+    candidates=random_candidates(max_count=9),
+    out=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    padding=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    chunk=st.sampled_from([1, 900, 2**20]),
+    is_flat=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_classes_are_the_argmax_of_the_scores(candidates, out, padding, chunk, is_flat):
+    """Also where scores are equal, and for any number of classes that are resized at a time."""
+    if is_flat:
+        candidates = candidates._replace(
+            class_scores=torch.ones(len(candidates.is_thing)), mask_scores=candidates.mask_scores.round()
+        )
+    size = (24, 32)
+    geometry = ImageGeometry((size[0] + padding[0], size[1] + padding[1]), size, out)
+    for classes in (PanopticClasses((1, 4), (0, 2, 3)), PanopticClasses((0, 1), (1, 2, 3))):
+        expected = semantic_result(candidates, classes, geometry).argmax(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(CHUNK_PIXELS, "cpu", chunk)
+            found = semantic_classes(candidates, classes, geometry)
+        assert found.dtype == torch.int32 and torch.equal(found.long(), expected)
+
+
+def test_classes_need_little_memory():
+    """No tensor larger than 4 bytes per pixel; the scores of 60 classes take 240."""
+    candidates = make_candidates([0.9] * 60, torch.rand(60, 20, 30), classes=list(range(60)))
+    geometry = ImageGeometry((160, 240), (160, 240), (1000, 1500))  # more than `CHUNK_PIXELS`
+    with record_allocations() as sizes:
+        semantic_classes(candidates, PanopticClasses(tuple(range(60)), ()), geometry)
+    assert max(sizes.bytes) <= 4 * 1000 * 1500
+
+
+def test_model_returns_classes_in_place_of_scores():
+    which = tiny_model(ALL_KEPT).eval()
+    [scores] = run(which, [photo(64, 96, out=(50, 75))])
+    which.settings = which.settings._replace(semantic_classes=True)
+    [classes] = run(which, [photo(64, 96, out=(50, 75))])
+    assert torch.equal(classes["sem_seg"].long(), scores["sem_seg"].argmax(0))
 
 
 def test_highest_product_of_each_class():

@@ -133,8 +133,8 @@ class TestDeterministicAttention:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("without_waiting", [True, False])
-def test_merging_equals_that_of_the_cpu(device, without_waiting):
+@pytest.mark.parametrize("on_device", [True, False])
+def test_merging_equals_that_of_the_cpu(device, on_device):
     """Rectangles that overlap much; equal confidences, empty masks and unreachable thresholds among them."""
     generator = torch.Generator().manual_seed(3)
     masks = torch.zeros(40, 45, 60, dtype=torch.bool)
@@ -144,9 +144,9 @@ def test_merging_equals_that_of_the_cpu(device, without_waiting):
     confidence = torch.randint(0, 12, (40,), generator=generator).float() / 12
     t_cnf, t_keep = torch.rand(2, 40, generator=generator, dtype=torch.float64) * 0.7
     problem = (confidence, masks, masks.sum((1, 2)), t_cnf, t_keep)
-    expected = mask_wise_merging(*problem, without_waiting=False)
+    expected = mask_wise_merging(*problem, on_device=False)
     assert len(expected.segments) > 5
-    merged = mask_wise_merging(*(x.to(device) for x in problem), without_waiting=without_waiting)
+    merged = mask_wise_merging(*(x.to(device) for x in problem), on_device=on_device)
     assert merged.panoptic_seg.device.type == device
     assert torch.equal(merged.panoptic_seg.cpu(), expected.panoptic_seg)
     assert merged.segments == expected.segments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,14 +79,16 @@ class TestJoining:
     )
 
     def test_by_hand(self):
-        panoptic_seg, segments = join_stuff_segments(self.segmentation, self.candidates)
+        panoptic_seg, segments = join_stuff_segments(
+            self.segmentation, self.candidates.is_thing.numpy(), self.candidates.class_indices.numpy()
+        )
         assert panoptic_seg.tolist() == [[1, 1, 2, 0], [1, 3, 1, 1]] and panoptic_seg.dtype == torch.int32
         # 2 + 1 + 2 pixels of stuff 1, with the best of the scores 0.6, 0.9 and 0.3
         assert segments == [Segment(1, 2, 0.9, 5), Segment(2, 1, 0.5, 1), Segment(3, 4, 0.4, 1)]
 
     def test_things_of_one_class_stay_apart(self):
-        candidates = self.candidates._replace(is_thing=torch.ones(6, dtype=torch.bool))
-        assert join_stuff_segments(self.segmentation, candidates) is self.segmentation
+        classes = self.candidates.class_indices.numpy()
+        assert join_stuff_segments(self.segmentation, np.ones(6, dtype=bool), classes) is self.segmentation
 
     def test_in_detectron2s_structures(self):
         _, segments_info = panoptic_result(self.segmentation, self.candidates, CLASSES)

@@ -43,6 +43,15 @@ def test_records_largest_first():
     assert output.size == (2, 3) and output.mask(output.records()[1]).tolist() == [[False] * 2 + [True], [False] * 3]
 
 
+def test_maps_of_classes_are_as_scores():
+    scores = predict([[2, 2, 1], [0, 2, 2]])
+    one, other = (SemanticOutput({"sem_seg": x}, metadata()) for x in (scores["sem_seg"], scores["sem_seg"].argmax(0)))
+    assert one.records() == other.records()
+    for output in (one.padded(2), other.padded(2)):
+        assert output.size == (2, 5) and output.label_image()[:, 3:].tolist() == [[30, 30]] * 2  # class 0
+        assert output.label_image()[:, :3].tolist() == one.label_image().tolist()
+
+
 @pytest.mark.parametrize(("sea", "kind"), [(255, np.uint8), (256, np.uint16)])
 def test_files(tmp_path: Path, sea: int, kind: type):
     output = SemanticOutput(predict([[2, 2, 1], [0, 2, 2]]), metadata(sea))
