@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def read(x: dict[str, Any], classes: PanopticClasses = JOINT) -> PanopticTargets
 
 
 def assert_same(one: PanopticTargets, other: PanopticTargets) -> None:
-    for name, a, b in zip(one._fields, one, other, strict=True):
+    for name in (field.name for field in dataclasses.fields(one)):
+        a, b = getattr(one, name), getattr(other, name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
 
 
