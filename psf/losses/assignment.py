@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -153,11 +154,11 @@ class PerLayerAssigner:
 
     def _keep(self, matched: Assignment, cost: Tensor) -> Tensor:
         """The queries of one image that the mask decoder receives, by the cost (N, G) of the last layer on the CPU."""
-        kept, remaining = [matched.queries], torch.arange(len(cost))
+        kept, remaining = [matched.queries.numpy()], np.arange(len(cost))
         for _ in range(self.queries_per_thing - 1):
-            remaining = remaining[~torch.isin(remaining, kept[-1])]
-            kept.append(remaining[solve(cost[remaining]).queries])
-        return torch.cat(kept).sort().values
+            remaining = np.setdiff1d(remaining, kept[-1])
+            kept.append(remaining[linear_sum_assignment(cost.numpy()[remaining])[0]])
+        return torch.from_numpy(np.sort(np.concatenate(kept)))
 
     def assign(
         self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
