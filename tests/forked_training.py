@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 import torch.utils.tensorboard  # here, so that no child has to
 from detectron2.data import DatasetCatalog
-from detectron2.engine import SimpleTrainer
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from PIL import Image
 
 from psf.commands import run_command
 from psf.engine import argument_parser, check_run, launch, main
+from psf.engine.train_step import TrainStep
 from psf.evaluation import panels
 from tests.mini_set import NAME, PsfTestColorModel, register_mini_set, unregister_mini_set, write_mini_set
 
@@ -136,16 +136,16 @@ class Runs:
 
     @staticmethod
     def _record(path: Path, at: int | None, number: int) -> None:
-        plain = SimpleTrainer.write_metrics
+        plain = TrainStep._note_metrics
 
-        def write_metrics(losses: dict, data_time: float, cur_iter: int, prefix: str = "") -> None:
+        def note_metrics(step: TrainStep, losses: dict, data_time: float) -> None:
             with path.open("a") as file:
-                file.write(f"{cur_iter} {sum(losses.values()).item().hex()}\n")
-            plain(losses, data_time, cur_iter, prefix)
-            if cur_iter == at:
+                file.write(f"{step.iter} {sum(losses.values()).item().hex()}\n")
+            plain(step, losses, data_time)
+            if step.iter == at:
                 os.kill(os.getpid(), number)
 
-        SimpleTrainer.write_metrics = staticmethod(write_metrics)
+        TrainStep._note_metrics = note_metrics
 
     def losses(self, output: str, rank: int = 0) -> list[tuple[int, str]]:
         """(iteration, loss) in the order in which they were computed."""

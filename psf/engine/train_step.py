@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +25,23 @@ from psf.data.files import atomic_path
 from psf.data.loaders import why_workers_failed
 from psf.engine.optimizer import optimizer_state_for, parameter_names
 from psf.errors import UserError
+from psf.ops.transfer import download, upload
 
-__all__ = ["TrainStep", "any_process", "autocast_dtype", "is_of_lost_process", "is_of_timeout", "without_ddp"]
+__all__ = [
+    "METRICS_PERIOD",
+    "TrainStep",
+    "any_process",
+    "autocast_dtype",
+    "is_of_lost_process",
+    "is_of_timeout",
+    "without_ddp",
+]
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FOLDER = "skipped_steps"  # in OUTPUT_DIR: inputs of steps that were skipped
 MAX_STORED_STEPS = 5
+METRICS_PERIOD = 20  # iterations between two lines of metrics.json, as Detectron2's PeriodicWriter counts them
 MAX_NAMES = 3  # of parameters in a message
 # Texts in the errors of gloo and of NCCL.
 TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout")
@@ -44,17 +54,17 @@ def without_ddp(model: nn.Module) -> Any:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def any_process(*flags: bool, device_type: str) -> list[bool]:
+def any_process(flags: Sequence[bool] | Tensor, *, device_type: str) -> list[bool]:
     """Whether a flag is set in any process, for each flag; all processes call this together.
 
     Args:
-        flags: of this process.
+        flags: of this process; those in a tensor are read from its device together with those of other processes.
         device_type: "cuda" or "cpu", where the processes communicate.
     """
-    if comm.get_world_size() == 1:
-        return list(flags)
-    numbers = torch.tensor(flags, dtype=torch.int32, device=device_type)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    numbers = flags if isinstance(flags, Tensor) else torch.tensor(flags)
+    if comm.get_world_size() > 1:
+        numbers = upload(numbers.to(torch.int32), device_type)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return [bool(number) for number in numbers.tolist()]
 
 
@@ -115,6 +125,15 @@ class _Cause(NamedTuple):
     file: str | None  # the inputs
 
 
+class _Metrics(NamedTuple):
+    """Metrics of one iteration that are not written yet."""
+
+    iteration: int
+    data_time: float
+    names: list[str]
+    values: Tensor  # (terms,) on the device
+
+
 class TrainStep(SimpleTrainer):
     """Detectron2's SimpleTrainer and AMPTrainer in one class; AMPTrainer requires CUDA.
 
@@ -146,6 +165,7 @@ class TrainStep(SimpleTrainer):
         self._scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
         self._max_skipped, self._output_dir = max_skipped, output_dir
         self._num_skipped = self._num_in_row = 0
+        self._noted: list[_Metrics] = []
         # Statistics of batch norms, which a forward pass changes. Norms that are frozen have none that change.
         self._statistics = [buffer for module in get_bn_modules(model) for buffer in module.buffers()]
 
@@ -165,19 +185,22 @@ class TrainStep(SimpleTrainer):
         before = RandomState.capture(), [buffer.clone() for buffer in self._statistics]
         losses = self._losses(self.model, batch)
         total = _total(losses)
-        [is_bad] = any_process(not torch.isfinite(total), device_type=self._device_type)
-        if is_bad:
-            self._skip(batch, losses, *before)
-            return
         self.optimizer.zero_grad()
         self._scaler.scale(total).backward()
-        self._write_metrics(losses, data_time)
         self._scaler.unscale_(self.optimizer)
-        # DDP has averaged the gradients: all processes see the same.
-        if not self._are_gradients_finite() and not (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
+        # The only wait for the device, of all processes together. Gradients are the same in all, as DDP averages them.
+        flags = torch.stack([total.detach().reshape(()), self._gradient_norm().to(total)]).isfinite().logical_not()
+        is_bad_loss, is_bad_gradient = any_process(flags, device_type=self._device_type)
+        if is_bad_loss:
+            if self._scaler.is_enabled():
+                self._scaler.update(self._scaler.get_scale())  # forget the gradients; the scale is not to blame
+            self._skip(batch, losses, *before, is_bad_loss=True)
+            return
+        self._note_metrics(losses, data_time)
+        if is_bad_gradient and not (self._scaler.is_enabled() and self._scaler.get_scale() > 1):
             if self._scaler.is_enabled():
                 self._scaler.update()
-            self._skip(batch, losses, *before)
+            self._skip(batch, losses, *before, is_bad_loss=False)
             return
         self._num_in_row = 0
         self._scaler.step(self.optimizer)  # gradients have their true norms here, so clipping uses them
@@ -187,12 +210,35 @@ class TrainStep(SimpleTrainer):
         with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
             return model(batch)
 
-    def _are_gradients_finite(self) -> bool:
+    def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _note_metrics(self, losses: Mapping[str, Tensor], data_time: float) -> None:
+        """Keep the loss terms on the device until `write_metrics_so_far`."""
+        if len(self._noted) >= METRICS_PERIOD:
+            self.write_metrics_so_far()
+        values = torch.stack([value.detach().reshape(()) for value in losses.values()])
+        self._noted.append(_Metrics(self.iter, data_time, list(losses), values))
+
+    def write_metrics_so_far(self) -> None:
+        """Write the loss terms of the last iterations to the event storage, each under its iteration.
+
+        All processes call this together: `Trainer` does every 20 iterations, before Detectron2's writers, and before
+        each checkpoint. Detectron2 writes them after each iteration, and waits for the device for each term.
+        """
+        noted, self._noted = self._noted, []
+        for one, values in zip(noted, download([one.values for one in noted]), strict=True):
+            self._write_metrics(dict(zip(one.names, values, strict=True)), one.data_time, iter=one.iteration)
 
     def _skip(
-        self, batch: list[dict[str, Any]], losses: dict[str, Tensor], state: RandomState, statistics: list[Tensor]
+        self,
+        batch: list[dict[str, Any]],
+        losses: dict[str, Tensor],
+        state: RandomState,
+        statistics: list[Tensor],
+        *,
+        is_bad_loss: bool,
     ) -> None:
         """Undo the forward pass, and report the step.
 
@@ -201,10 +247,11 @@ class TrainStep(SimpleTrainer):
             losses: the terms of this process.
             state: random state before the forward pass.
             statistics: of batch norms before the forward pass.
+            is_bad_loss: the loss of a process is not finite; else the gradients are not.
         """
         self._num_skipped += 1
         self._num_in_row += 1
-        parameters = self._non_finite_gradients() if torch.isfinite(_total(losses)) else []
+        parameters = [] if is_bad_loss else self._non_finite_gradients()
         self.optimizer.zero_grad()
         for buffer, old in zip(self._statistics, statistics, strict=True):
             buffer.copy_(old)
@@ -233,7 +280,7 @@ class TrainStep(SimpleTrainer):
         For the gradients, the forward pass is repeated with the same random numbers, without DDP.
         """
         terms = {name: value.item() for name, value in losses.items() if not torch.isfinite(value)}
-        [is_loss] = any_process(bool(terms), device_type=self._device_type)
+        [is_loss] = any_process([bool(terms)], device_type=self._device_type)
         if is_loss:
             return terms
         model = without_ddp(self.model)

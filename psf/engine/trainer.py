@@ -54,7 +54,7 @@ from psf.engine.results import (
     write_results,
 )
 from psf.engine.run_folder import remove_run
-from psf.engine.train_step import DISK_ERRORS, TrainStep, autocast_dtype, without_ddp
+from psf.engine.train_step import DISK_ERRORS, METRICS_PERIOD, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
@@ -247,6 +247,7 @@ class Trainer(DefaultTrainer):
 
     def save_checkpoint(self, name: str, iteration: int | None = None) -> Path:
         """Write OUTPUT_DIR/name.pth after an iteration (default: the current one); all processes call this together."""
+        self._trainer.write_metrics_so_far()  # a signal may end the training after this
         states = comm.gather(self._process_state.capture())
         self.checkpointer.save(name, iteration=self.iter if iteration is None else iteration, processes=states)
         self.last_saved = Path(self.cfg.OUTPUT_DIR, f"{name}.pth")
@@ -319,18 +320,26 @@ class Trainer(DefaultTrainer):
                 self.config_in_force, model.post_processor.things, model.post_processor.stuff
             )
 
+    def after_step(self) -> None:
+        """Detectron2's hooks, which find the metrics of the last iterations in the event storage when they write."""
+        if (self.iter + 1) % METRICS_PERIOD == 0 or self.iter + 1 == self.max_iter:
+            self._trainer.write_metrics_so_far()
+        super().after_step()
+
     def after_train(self) -> None:
         """Detectron2's hooks; after a failure no evaluation, and no error of a hook, which would hide the first one."""
         if self.iter >= self.max_iter:
             super().after_train()
             return
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            if not isinstance(hook, EvalHook):
-                try:
-                    hook.after_train()
-                except Exception as error:  # such as Detectron2's division by the 0 iterations since the last line
-                    logger.warning("At the end of the failed training: %s: %s", type(error).__name__, error)
+        actions = [hook.after_train for hook in self._hooks if not isinstance(hook, EvalHook)]
+        if comm.get_world_size() == 1:  # several processes would have to gather them, and the others may have ended
+            actions.insert(0, self._trainer.write_metrics_so_far)
+        for action in actions:
+            try:
+                action()
+            except Exception as error:  # such as Detectron2's division by the 0 iterations since the last line
+                logger.warning("At the end of the failed training: %s: %s", type(error).__name__, error)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psf.ops.precision import at_least_float32
-from psf.ops.transfers import copy_to_device
+from psf.ops.transfer import upload_numbers
 from psf.structures import Candidates
 
 __all__ = [
@@ -154,7 +154,7 @@ def separate_stuff(candidates: Candidates, num_thing_classes: int) -> Candidates
 
 def per_candidate(is_thing: Tensor, things: MergingThresholds, stuff: MergingThresholds) -> CandidateThresholds:
     """Thresholds of each candidate, thing or stuff; in float64, so that a share of exactly t_keep is kept."""
-    values = copy_to_device([stuff, things], is_thing.device, torch.float64)
+    values = upload_numbers([stuff, things], is_thing.device, torch.float64)
     return CandidateThresholds(*values[is_thing.long()].unbind(1))
 
 

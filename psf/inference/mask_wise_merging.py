@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psf.errors import UserError
-from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import PanopticSegmentation, Segment, tight_boxes
 
 __all__ = ["MaskNumbers", "PaintedMask", "mask_wise_merging", "merge_masks", "paint_masks", "paints_on_device"]
@@ -72,7 +72,7 @@ def mask_wise_merging(
         return _merge_in_a_trace(confidence, masks, area, t_cnf, t_keep)
     on_device = paints_on_device(masks) if on_device is None else on_device
     boxes = [tight_boxes(masks)[0]] if on_device else []
-    return merge_masks(masks, MaskNumbers(*copy_to_host(confidence, area, t_cnf, t_keep, *boxes)))
+    return merge_masks(masks, MaskNumbers(*download_arrays(confidence, area, t_cnf, t_keep, *boxes)))
 
 
 def paints_on_device(masks: Tensor) -> bool:
@@ -146,7 +146,7 @@ def _paint_on_host(masks: Tensor, numbers: MaskNumbers) -> tuple[Tensor, list[Pa
         return box, pixels[candidate][box]
 
     canvas, painted = paint_masks(*numbers[:4], mask_of, pixels.shape[1:])
-    return copy_to_device(canvas, masks.device, torch.int32), painted
+    return upload_numbers(canvas, masks.device, torch.int32), painted
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -170,7 +170,7 @@ def _paint_on_device(masks: Tensor, numbers: MaskNumbers, boxes: np.ndarray) -> 
             yield place, masks[candidate][place], pixels
 
     panoptic_seg, visible_areas = _paint_in_order(masks, crops())
-    areas = copy_to_host(visible_areas)[0].tolist()
+    areas = download_arrays(visible_areas)[0].tolist()
     return panoptic_seg, [PaintedMask(*one) for one in zip(order.tolist(), areas, strict=True) if one[1]]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, resize_in_chunks
-from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates, PanopticSegmentation, Segment
 
 __all__ = ["class_times_mask", "pixel_argmax"]
@@ -52,16 +52,16 @@ def class_times_mask(
     chosen, kept, scores = _confident(candidates, t_cnf)
     winner, mask_areas = _best_candidate(chosen.mask_scores, chosen.class_scores, geometry, mask_threshold)
     won = _won_areas(winner, len(kept))
-    shares = t_keep[copy_to_device(kept, t_keep.device, torch.long)]
+    shares = t_keep[upload_numbers(kept, t_keep.device, torch.long)]
     lost = won / mask_areas.double() < shares  # in float64, so that a share of exactly t_keep is enough
     return _segments(winner, won * ~lost, kept, scores)
 
 
 def _confident(candidates: Candidates, t_cnf: Tensor) -> tuple[Candidates, np.ndarray, np.ndarray]:
     """The M candidates whose class probability reaches t_cnf; (M,) positions and probabilities, on the host."""
-    is_kept, scores = copy_to_host(candidates.class_scores >= t_cnf, candidates.class_scores)
+    is_kept, scores = download_arrays(candidates.class_scores >= t_cnf, candidates.class_scores)
     kept = np.flatnonzero(is_kept)
-    return candidates.select(copy_to_device(kept, t_cnf.device, torch.long)), kept, scores[kept]
+    return candidates.select(upload_numbers(kept, t_cnf.device, torch.long)), kept, scores[kept]
 
 
 def _best_candidate(
@@ -101,6 +101,6 @@ def _segments(winner: Tensor, areas: Tensor, kept: np.ndarray, class_scores: np.
     """The candidates with an area as segments, in their order; the pixels of the others get 0."""
     is_segment = torch.cat((areas > 0, areas.new_zeros(1, dtype=torch.bool)))  # the last is for -1
     ids = is_segment.cumsum(0, dtype=torch.int32) * is_segment
-    [all_areas] = copy_to_host(areas)
+    [all_areas] = download_arrays(areas)
     rows = [row for row in zip(kept.tolist(), class_scores.tolist(), all_areas.tolist(), strict=True) if row[2]]
     return PanopticSegmentation(ids.to(torch.int32)[winner], [Segment(i, *row) for i, row in enumerate(rows, start=1)])

@@ -28,7 +28,7 @@ from psf.inference.mask_wise_merging import MaskNumbers, mask_wise_merging, merg
 from psf.inference.pixel_argmax import class_times_mask, pixel_argmax
 from psf.inference.rejections import CandidateOutcomes, explain_rejections
 from psf.inference.results import InstanceSettings, instance_result, panoptic_result, suppress_masks
-from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates, PanopticClasses, PanopticSegmentation, tight_boxes
 
 __all__ = [
@@ -293,7 +293,7 @@ class PostProcessor(abc.ABC):
                 numbers = _copy_numbers(candidates, scored, rows)
         masks = scored.masks
         if numbers is not None:
-            order = copy_to_device(self._instance_order(scored, numbers), masks.masks.device, torch.long)
+            order = upload_numbers(self._instance_order(scored, numbers), masks.masks.device, torch.long)
         chosen, boxes = scored.candidates.select(order), self.instance.boxes
         return instance_result(chosen, masks.masks[order], masks.confidence[order], classes, geometry, boxes=boxes)
 
@@ -309,7 +309,7 @@ class PostProcessor(abc.ABC):
         boxes = numbers.boxes
         if boxes is None:
             boxes = np.empty((len(numbers.area), 4), dtype=np.int64)
-            [boxes[order]] = copy_to_host(tight_boxes(torch.stack(masks))[0])
+            [boxes[order]] = download_arrays(tight_boxes(torch.stack(masks))[0])
         classes = numbers.class_indices[numbers.positions]
         return order[suppress_masks(masks, boxes[order], numbers.area[order], classes[order], threshold)]
 
@@ -349,7 +349,7 @@ def _copy_numbers(candidates: Candidates, scored: ScoredCandidates, instance_row
     boxes = [tight_boxes(masks.masks)[0]] if paints_on_device(masks.masks) else []
     is_instance = instance_rows[scored.positions]
     numbers = (candidates.is_thing, candidates.class_indices, scored.positions, is_instance, masks.area)
-    return CandidateNumbers(*copy_to_host(*numbers, masks.confidence, *boxes))
+    return CandidateNumbers(*download_arrays(*numbers, masks.confidence, *boxes))
 
 
 def _among(count: int, positions: list[int]) -> Tensor:

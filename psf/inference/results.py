@@ -13,7 +13,7 @@ from torchvision.ops import box_convert
 
 from psf.inference.candidates import ImageGeometry, resize_in_chunks, resize_masks
 from psf.ops.precision import at_least_float32
-from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates, PanopticClasses, PanopticSegmentation, Segment, tight_boxes
 
 __all__ = [
@@ -91,7 +91,7 @@ def join_stuff_segments(
     if len(joined) == len(segmentation.segments):
         return segmentation
     panoptic_seg = segmentation.panoptic_seg
-    table = copy_to_device(new_ids, panoptic_seg.device, panoptic_seg.dtype)
+    table = upload_numbers(new_ids, panoptic_seg.device, panoptic_seg.dtype)
     return PanopticSegmentation(table.index_select(0, panoptic_seg.flatten()).view_as(panoptic_seg), joined)
 
 
@@ -112,7 +112,7 @@ def panoptic_result(
         classes: contiguous ids of the classes.
         kinds: `is_thing` and `class_indices` of the candidates on the host, where they are there already.
     """
-    is_thing, indices = kinds or copy_to_host(candidates.is_thing, candidates.class_indices)
+    is_thing, indices = kinds or download_arrays(candidates.is_thing, candidates.class_indices)
     segmentation = join_stuff_segments(segmentation, is_thing, indices)
     segments_info = []
     for segment in segmentation.segments:
@@ -144,7 +144,7 @@ def instance_result(
     """
     result = Instances(geometry.output_size)
     result.pred_masks, result.scores = masks, scores
-    ids = copy_to_device(classes.thing_ids, masks.device, torch.long)
+    ids = upload_numbers(classes.thing_ids, masks.device, torch.long)
     result.pred_classes = ids[things.class_indices]
     if boxes == "mask" or things.boxes_cxcywh_norm is None:  # a model without things has no boxes at all
         result.pred_boxes = Boxes(tight_boxes(masks)[0].float())
@@ -183,7 +183,7 @@ def _class_maps(candidates: Candidates, classes: PanopticClasses) -> Tensor:
     things, stuff, num_channels = classes.semantic_channels
     # Indexing instead of a loop, as a trace would store the channels of its example.
     indices = candidates.class_indices + torch.where(candidates.is_thing, 0, len(things))
-    channels = copy_to_device([*things, *stuff], indices.device, torch.long)[indices]
+    channels = upload_numbers([*things, *stuff], indices.device, torch.long)[indices]
     return _highest_scores(candidates, channels, num_channels)
 
 
@@ -192,7 +192,7 @@ def _predicted_boxes(things: Candidates, geometry: ImageGeometry) -> Tensor:
     assert things.boxes_cxcywh_norm is not None
     height, width = geometry.output_size
     boxes = box_convert(things.boxes_cxcywh_norm, "cxcywh", "xyxy").clamp(0, 1)
-    return boxes * copy_to_device([width, height, width, height], boxes.device, boxes.dtype)
+    return boxes * upload_numbers([width, height, width, height], boxes.device, boxes.dtype)
 
 
 def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:
@@ -208,8 +208,8 @@ def mask_nms(masks: Tensor, classes: Tensor, threshold: float) -> Tensor:
     """
     if threshold >= 1 or len(masks) < 2:
         return torch.arange(len(masks), device=masks.device)
-    boxes, areas, class_ids = copy_to_host(tight_boxes(masks)[0], masks.sum((1, 2)), classes)
-    return copy_to_device(suppress_masks(list(masks), boxes, areas, class_ids, threshold), masks.device, torch.long)
+    boxes, areas, class_ids = download_arrays(tight_boxes(masks)[0], masks.sum((1, 2)), classes)
+    return upload_numbers(suppress_masks(list(masks), boxes, areas, class_ids, threshold), masks.device, torch.long)
 
 
 def suppress_masks(
@@ -229,7 +229,7 @@ def suppress_masks(
     kept = np.ones(len(masks), dtype=bool)
     pairs = _possible_pairs(boxes, areas, classes, threshold)
     if pairs:
-        [shared] = copy_to_host(_shared_pixels(masks, boxes, pairs))
+        [shared] = download_arrays(_shared_pixels(masks, boxes, pairs))
         sizes = areas.tolist()
         for (better, worse), both in zip(pairs, shared.tolist(), strict=True):  # ascending by the better mask
             if kept[better] and both > threshold * (sizes[better] + sizes[worse] - both):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates
 from psf.inference.post_processor import PostProcessor
-from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates
 
 __all__ = [
@@ -161,7 +161,7 @@ def fuse_tiles(tiles: Sequence[ScoredTile], grid: tuple[int, int], *, is_fixed: 
 def _copy_numbers(tiles: Sequence[ScoredTile]) -> list[TileNumbers]:
     """The numbers of all tiles, in one transfer."""
     fields = [(x.confidence, x.candidates.class_indices, x.candidates.is_thing, x.is_kept) for x in tiles]
-    copies = iter(copy_to_host(*(x for tile in fields for x in tile)))
+    copies = iter(download_arrays(*(x for tile in fields for x in tile)))
     return [TileNumbers(*one) for one in zip(*[copies] * len(TileNumbers._fields), strict=True)]
 
 
@@ -170,7 +170,7 @@ def _select(
 ) -> tuple[list[ScoredTile], list[TileNumbers]]:
     """The candidates of each tile at `rows`, (N,) bool on the host."""
     chosen = [
-        tile.select(copy_to_device(np.flatnonzero(one), tile.masks.device, torch.long))
+        tile.select(upload_numbers(np.flatnonzero(one), tile.masks.device, torch.long))
         for tile, one in zip(tiles, rows, strict=True)
     ]
     return chosen, [own.select(one) for own, one in zip(numbers, rows, strict=True)]
@@ -203,7 +203,7 @@ def _links(tiles: Sequence[ScoredTile], numbers: Sequence[TileNumbers]) -> list[
             pairs.append((a, b))
             ious_of_pairs.append(_ious(masks, others))
     found: list[tuple[float, Part, Part]] = []
-    for (a, b), ious in zip(pairs, copy_to_host(*ious_of_pairs) if pairs else (), strict=True):
+    for (a, b), ious in zip(pairs, download_arrays(*ious_of_pairs) if pairs else (), strict=True):
         is_alike = ious > SAME_THING
         is_alike &= numbers[a].class_indices[:, None] == numbers[b].class_indices[None]
         is_alike &= numbers[a].is_thing[:, None] == numbers[b].is_thing[None]
@@ -317,7 +317,7 @@ def _in_image(candidates: Candidates, tile: Tile, size: tuple[int, int], stride:
     if boxes is not None:
         height, width = size
         sizes = [[tile.right - tile.left, tile.bottom - tile.top] * 2, [tile.left, tile.top, 0, 0], [width, height] * 2]
-        scale, corner, whole = copy_to_device(sizes, boxes.device, boxes.dtype)
+        scale, corner, whole = upload_numbers(sizes, boxes.device, boxes.dtype)
         boxes = (boxes * scale + corner) / whole
     masks = candidates.mask_scores[:, : bottom - top, : right - left]
     return candidates._replace(mask_scores=masks, boxes_cxcywh_norm=boxes)

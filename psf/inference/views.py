@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates, resize_masks
-from psf.ops.transfers import copy_to_device, copy_to_host
+from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates
 
 __all__ = ["ScoredView", "fuse_views", "on_common_grid"]
@@ -54,9 +54,9 @@ def fuse_views(views: Sequence[ScoredView]) -> Candidates:
     Args:
         views: at least one, all with the same grid and the same stuff classes.
     """
-    is_thing = copy_to_host(*(view.candidates.is_thing for view in views))
+    is_thing = download_arrays(*(view.candidates.is_thing for view in views))
     kept, others = (
-        [copy_to_device(np.flatnonzero(one == flag), views[0].masks.device, torch.long) for one in is_thing]
+        [upload_numbers(np.flatnonzero(one == flag), views[0].masks.device, torch.long) for one in is_thing]
         for flag in (True, False)
     )
     stuff = _mean_stuff([view.candidates.select(rows) for view, rows in zip(views, others, strict=True)])
@@ -96,7 +96,7 @@ def _group(confidence: Tensor, classes: Tensor, views: Tensor, ious: Tensor) -> 
     """(N,) number of each thing's group, from 0, in the order of their first members' confidence; number of groups."""
     order = confidence.argsort(descending=True, stable=True)
     near = ious * (classes[:, None] == classes[None])
-    overlap, numbers = copy_to_host(near[order][:, order], views[order])
+    overlap, numbers = download_arrays(near[order][:, order], views[order])
     view_of = numbers.tolist()
     group_of: list[int] = []
     firsts: list[int] = []
@@ -111,7 +111,7 @@ def _group(confidence: Tensor, classes: Tensor, views: Tensor, ious: Tensor) -> 
             firsts.append(position)
         full[view].append(group)
         group_of.append(group)
-    groups = copy_to_device(group_of, order.device, order.dtype)
+    groups = upload_numbers(group_of, order.device, order.dtype)
     return torch.empty_like(order).scatter_(0, order, groups), len(firsts)
 
 

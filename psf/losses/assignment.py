@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from psf.ops.precision import at_least_float32
+from psf.ops.transfer import download, upload_together
 from psf.structures import LocatedQueries, LocationLayer, PanopticTargets, TrainingPredictions
 
 __all__ = [
@@ -27,15 +29,17 @@ __all__ = [
     "PerLayerAssigner",
     "SharedAssigner",
     "ThingAssignments",
-    "assign_proposals",
+    "cheapest_tokens",
     "dice_cost",
     "focal_cost",
-    "image_scale",
+    "resize_masks",
+    "solve",
     "target_locations",
 ]
 
 DICE_COST_EPS = 1e-3  # added to both squared sums
 NOT_FINITE_COST = 1e9  # in place of a cost that is NaN or infinite
+MASKS_AT_ONCE = 8  # that are converted to floats at full size
 TOKENS_PER_THING = 4  # approximate number of tokens that learn to propose each thing
 
 
@@ -54,6 +58,7 @@ class MaskQueries(NamedTuple):
     kept: list[Tensor] | None  # per image, the (M_b,) indices among all thing queries; None: all of them
     location_assignments: list[list[Assignment]]  # per location layer and image; empty until assigned
     boxes_cxcywh_norm: Tensor | None = None  # (B, M, 4), their predicted boxes
+    proposal_assignments: Sequence[Assignment] = ()  # per image; empty until assigned
 
 
 class ThingAssignments(NamedTuple):
@@ -97,9 +102,13 @@ class SharedAssigner:
         layers = predictions.location_layers
         logits = predictions.thing_class_logits[-1] if predictions.thing_class_logits else layers[-1].class_logits
         locations = layers[-1].locations if layers else None
-        matched = self.matcher(logits, locations, predictions.things.mask_scores[-1], targets)
-        proposals = assign_proposals(self.matcher, predictions.proposals, targets)
-        return ThingAssignments([matched] * len(layers), matched, proposals)
+        costs = self.matcher.costs(logits, locations, predictions.things.mask_scores[-1], targets)
+        costs += _proposal_costs(self.matcher, predictions.proposals, targets)
+        on_host = download(costs)  # all matrices together: the only wait for the device
+        found = [*map(solve, on_host[: len(targets)]), *map(cheapest_tokens, on_host[len(targets) :])]
+        found = upload_assignments(found, costs[0].device)
+        matched = found[: len(targets)]
+        return ThingAssignments([matched] * len(layers), matched, found[len(targets) :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,28 +127,38 @@ class PerLayerAssigner:
 
     def select(self, located: LocatedQueries, targets: list[PanopticTargets]) -> MaskQueries:
         """The matched queries of the last location layer, in ascending order; padded with the first query."""
-        assignments = [self.matcher(x.class_logits, x.locations, None, targets) for x in located.layers]
-        last = located.layers[-1]
-        kept = [
-            self._keep(matched, last.class_logits[b], last.locations[b], target)
-            for b, (matched, target) in enumerate(zip(assignments[-1], targets, strict=True))
+        batch = len(targets)
+        costs = [
+            cost
+            for layer in located.layers
+            for cost in self.matcher.costs(layer.class_logits, layer.locations, None, targets)
         ]
+        num_layer_costs = len(costs)
+        costs += _proposal_costs(self.matcher, located.proposals, targets)
+        on_host = download(costs)  # all matrices together: the only wait for the device
+        layer_costs = on_host[:num_layer_costs]
+        found = [*map(solve, layer_costs), *map(cheapest_tokens, on_host[num_layer_costs:])]
+        pairs = zip(found[num_layer_costs - batch : num_layer_costs], layer_costs[-batch:], strict=True)
+        kept = [self._keep(matched, cost) for matched, cost in pairs]
         indices = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
         if indices.shape[1] == 0:  # no thing in the batch: one padding query keeps the mask decoder in the graph
             indices = indices.new_zeros(len(kept), 1)
+        device = costs[0].device
+        indices, *kept = upload_together([indices, *kept], device)
+        found = upload_assignments(found, device)
+        by_layer = [found[i : i + batch] for i in range(0, num_layer_costs, batch)]
         chosen = located.pick(indices)
-        return MaskQueries(chosen.queries, chosen.query_pos, kept, assignments, chosen.boxes_cxcywh_norm)
+        return MaskQueries(
+            chosen.queries, chosen.query_pos, kept, by_layer, chosen.boxes_cxcywh_norm, found[num_layer_costs:]
+        )
 
-    def _keep(self, matched: Assignment, logits: Tensor, locations: Tensor, target: PanopticTargets) -> Tensor:
-        kept = [matched.queries]
-        if len(target.thing_classes) and self.queries_per_thing > 1:
-            cost = self.matcher.cost(logits, locations, None, target)
-            free = torch.ones(len(cost), dtype=torch.bool, device=cost.device)
-            for _ in range(self.queries_per_thing - 1):
-                free[kept[-1]] = False
-                remaining = free.nonzero()[:, 0]
-                kept.append(remaining[solve(cost[remaining]).queries])
-        return torch.cat(kept).sort().values
+    def _keep(self, matched: Assignment, cost: Tensor) -> Tensor:
+        """The queries of one image that the mask decoder receives, by the cost (N, G) of the last layer on the CPU."""
+        kept, remaining = [matched.queries.numpy()], np.arange(len(cost))
+        for _ in range(self.queries_per_thing - 1):
+            remaining = np.setdiff1d(remaining, kept[-1])
+            kept.append(remaining[linear_sum_assignment(cost.numpy()[remaining])[0]])
+        return torch.from_numpy(np.sort(np.concatenate(kept)))
 
     def assign(
         self, predictions: TrainingPredictions, selected: MaskQueries, targets: list[PanopticTargets]
@@ -151,40 +170,34 @@ class PerLayerAssigner:
         locations = [last.locations[b][kept] for b, kept in enumerate(selected.kept)]
         own_masks = [masks[b, : len(kept)] for b, kept in enumerate(selected.kept)]
         matched = self.second_matcher(logits, locations, own_masks, targets)
-        proposals = assign_proposals(self.matcher, predictions.proposals, targets)
-        return ThingAssignments(selected.location_assignments, matched, proposals)
+        return ThingAssignments(selected.location_assignments, matched, selected.proposal_assignments)
 
 
-def assign_proposals(
+def _proposal_costs(
     matcher: HungarianMatcher, proposals: LocationLayer | None, targets: list[PanopticTargets]
-) -> list[Assignment]:
+) -> list[Tensor]:
+    """The cost (T, G) of each image for `cheapest_tokens`; empty if there are no proposals."""
+    return [] if proposals is None else matcher.costs(proposals.class_logits, proposals.locations, None, targets)
+
+
+def cheapest_tokens(cost: Tensor) -> Assignment:
     """Match several tokens to each thing: one by the cheapest one-to-one assignment, and other tokens of low cost.
 
     The other tokens are the thing's `TOKENS_PER_THING` cheapest. Excluded are tokens that are assigned one-to-one, and
     tokens among the cheapest of another thing with a lower cost. So every thing has a token, also in crowded images.
 
     Args:
-        matcher: defines the class, L1 and GIoU costs.
-        proposals: predictions of the T tokens; None: there are no proposals, and no assignments.
-        targets: one per image.
+        cost: (T, G) on the CPU, of T tokens.
     """
-    if proposals is None:
-        return []
-    assignments = []
-    for logits, boxes, target in zip(proposals.class_logits, proposals.locations, targets, strict=True):
-        if len(target.thing_classes) == 0:
-            none = target.thing_classes.new_zeros(0)
-            assignments.append(Assignment(none, none))
-            continue
-        cost = matcher.cost(logits, boxes, None, target)  # (T, G)
-        cheapest = cost.topk(min(TOKENS_PER_THING, len(cost)), dim=0, largest=False).indices
-        is_claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, True)
-        best, thing = cost.masked_fill(~is_claimed, torch.inf).min(dim=1)
-        assigned = solve(cost)
-        best[assigned.queries], thing[assigned.queries] = 0.0, assigned.things
-        tokens = torch.isfinite(best).nonzero()[:, 0]
-        assignments.append(Assignment(tokens, thing[tokens]))
-    return assignments
+    if cost.shape[1] == 0:
+        return solve(cost)
+    cheapest = cost.topk(min(TOKENS_PER_THING, len(cost)), dim=0, largest=False).indices
+    is_claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, True)
+    best, thing = cost.masked_fill(~is_claimed, torch.inf).min(dim=1)
+    assigned = solve(cost)
+    best[assigned.queries], thing[assigned.queries] = 0.0, assigned.things
+    tokens = torch.from_numpy(torch.isfinite(best).numpy().nonzero()[0])
+    return Assignment(tokens, thing[tokens])
 
 
 class HungarianMatcher:
@@ -216,7 +229,7 @@ class HungarianMatcher:
     def cost(
         self, class_logits: Tensor, locations: Tensor | None, mask_scores: Tensor | None, target: PanopticTargets
     ) -> Tensor:
-        """The cost of matching each query to each thing in one image.
+        """The cost of matching each query to each thing in one image, computed without autocast.
 
         Args:
             class_logits: (N, K_things).
@@ -227,22 +240,41 @@ class HungarianMatcher:
         Returns:
             (N, G), float32 or as precise as the inputs; finite, also if a prediction is not.
         """
-        terms = {
-            "class": self.class_weight
-            * focal_cost(at_least_float32(class_logits), self.focal_alpha, self.focal_gamma)[:, target.thing_classes]
-        }
-        if locations is not None:
-            locations = at_least_float32(locations)
-            gt = target_locations(target, locations.shape[-1]).to(locations.dtype)
-            terms["L1"] = self.l1_weight * torch.cdist(locations, gt, p=1)
-            if locations.shape[-1] == 4:
-                boxes = box_convert(locations, "cxcywh", "xyxy") * image_scale(target)
-                terms["GIoU"] = -self.giou_weight * generalized_box_iou(boxes, target.thing_boxes_xyxy_px)
-        if mask_scores is not None:
-            terms["dice"] = self.dice_weight * dice_cost(at_least_float32(mask_scores), target.thing_masks)
-        total = torch.stack(list(terms.values())).sum(0)
+        with torch.autocast(class_logits.device.type, enabled=False):
+            class_cost = focal_cost(at_least_float32(class_logits), self.focal_alpha, self.focal_gamma)
+            terms = [self.class_weight * class_cost[:, target.thing_classes]]
+            if locations is not None:
+                locations = at_least_float32(locations)
+                gt = target_locations(target, locations.shape[-1]).to(locations.dtype)
+                terms.append(self.l1_weight * torch.cdist(locations, gt, p=1))
+                if locations.shape[-1] == 4:
+                    boxes = box_convert(locations, "cxcywh", "xyxy") * target.image_scale
+                    terms.append(-self.giou_weight * generalized_box_iou(boxes, target.thing_boxes_xyxy_px))
+            if mask_scores is not None:
+                terms.append(self.dice_weight * dice_cost(at_least_float32(mask_scores), target.thing_masks))
+            total = torch.stack(terms).sum(0)
         # NaN in a prediction: matched last. The loss shows it, in all processes together, and the trainer handles it.
         return torch.nan_to_num(total, nan=NOT_FINITE_COST, posinf=NOT_FINITE_COST, neginf=NOT_FINITE_COST)
+
+    def costs(
+        self,
+        class_logits: Tensor | list[Tensor],
+        locations: Tensor | list[Tensor] | None,
+        mask_scores: Tensor | list[Tensor] | None,
+        targets: list[PanopticTargets],
+    ) -> list[Tensor]:
+        """The cost of each image of a batch; inputs as in `cost`, with a batch dimension or as a list over images."""
+        return [
+            self.cost(
+                class_logits[b],
+                None if locations is None else locations[b],
+                None if mask_scores is None else mask_scores[b],
+                target,
+            )
+            if len(target.thing_classes)
+            else at_least_float32(class_logits[b]).new_empty(len(class_logits[b]), 0)
+            for b, target in enumerate(targets)
+        ]
 
     def __call__(
         self,
@@ -251,30 +283,20 @@ class HungarianMatcher:
         mask_scores: Tensor | list[Tensor] | None,
         targets: list[PanopticTargets],
     ) -> list[Assignment]:
-        """Match each image of a batch; inputs as in `cost`, with a batch dimension or as a list over images."""
-        assignments = []
-        for b, target in enumerate(targets):
-            if len(target.thing_classes) == 0:
-                none = target.thing_classes.new_zeros(0)
-                assignments.append(Assignment(none, none))
-                continue
-            cost = self.cost(
-                class_logits[b],
-                None if locations is None else locations[b],
-                None if mask_scores is None else mask_scores[b],
-                target,
-            )
-            assignments.append(solve(cost))
-        return assignments
+        """Match each image of a batch; inputs as in `costs`. The host waits for the device once."""
+        costs = self.costs(class_logits, locations, mask_scores, targets)
+        return upload_assignments([solve(cost) for cost in download(costs)], targets[0].thing_classes.device)
 
 
 def solve(cost: Tensor) -> Assignment:
-    """The cheapest assignment for a cost matrix (N, G), with min(N, G) matched indices."""
-    queries, things = linear_sum_assignment(cost.cpu().numpy())
-    return Assignment(
-        torch.as_tensor(queries, dtype=torch.long, device=cost.device),
-        torch.as_tensor(things, dtype=torch.long, device=cost.device),
-    )
+    """The cheapest assignment for a cost matrix (N, G) on the CPU, with min(N, G) matched indices."""
+    return Assignment(*(torch.from_numpy(indices) for indices in linear_sum_assignment(cost.numpy())))
+
+
+def upload_assignments(assignments: Sequence[Assignment], device: torch.device) -> list[Assignment]:
+    """The assignments on a device, in one copy."""
+    parts = upload_together([indices for assignment in assignments for indices in assignment], device)
+    return [Assignment(queries, things) for queries, things in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float = 1e-12) -> Tensor:
@@ -287,17 +309,24 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float = 1e-12) -
 
 def dice_cost(mask_scores: Tensor, masks: Tensor) -> Tensor:
     """1 - dice of each query and thing, at the size of the scores: (N, h, w) and (G, H, W) bool -> (N, G)."""
-    gt = masks[:, None].to(mask_scores.dtype)
-    gt = F.interpolate(gt, size=mask_scores.shape[-2:], mode="bilinear", align_corners=False)
-    scores, gt = mask_scores.flatten(1), gt.flatten(1)
+    gt = resize_masks(masks, mask_scores.shape[-2:], mask_scores.dtype).flatten(1)
+    scores = mask_scores.flatten(1)
     squares = scores.square().sum(1)[:, None] + gt.square().sum(1)[None] + 2 * DICE_COST_EPS
     return 1 - 2 * (scores @ gt.T) / squares
 
 
-def image_scale(target: PanopticTargets) -> Tensor:
-    """(4,) width, height, width, height of the unpadded image, in pixels."""
-    height, width = target.image_size
-    return target.thing_boxes_xyxy_px.new_tensor([width, height, width, height])
+def resize_masks(masks: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """(M, H, W) -> (M, *size) bilinearly, as `dtype` (None: that of `masks`).
+
+    M may be 0. Bool masks are converted a few at a time: at full size, floats of all of them take much memory.
+    """
+    parts = masks.split(MASKS_AT_ONCE) if masks.dtype == torch.bool else [masks]
+    resized = [
+        # As channels, because only the first dimension may have size 0.
+        F.interpolate(part[:, None].to(dtype or part.dtype), size=list(size), mode="bilinear", align_corners=False)
+        for part in parts
+    ]
+    return torch.cat(resized)[:, 0]
 
 
 def target_locations(target: PanopticTargets, location_dim: int) -> Tensor:
@@ -306,15 +335,4 @@ def target_locations(target: PanopticTargets, location_dim: int) -> Tensor:
     Returns:
         (G, 4) boxes_cxcywh_norm for `location_dim` 4, (G, 2) the masks' centers of mass for 2; in [0, 1].
     """
-    if location_dim == 2:
-        return _mass_centers(target.thing_masks) / image_scale(target)[:2]
-    return box_convert(target.thing_boxes_xyxy_px, "xyxy", "cxcywh") / image_scale(target)
-
-
-def _mass_centers(masks: Tensor) -> Tensor:
-    """(G, H, W) bool -> (G, 2) x and y of the mean pixel center, in pixels."""
-    columns, rows = masks.sum(1).float(), masks.sum(2).float()  # pixels per column, per row
-    x = torch.arange(columns.shape[1], device=masks.device) + 0.5
-    y = torch.arange(rows.shape[1], device=masks.device) + 0.5
-    area = columns.sum(1).clamp(min=1)
-    return torch.stack(((columns * x).sum(1) / area, (rows * y).sum(1) / area), dim=-1)
+    return target.thing_mass_centers_norm if location_dim == 2 else target.thing_boxes_cxcywh_norm

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from psf.errors import UserError
-from psf.losses.assignment import TOKENS_PER_THING, Assignment, ThingAssignments, image_scale, target_locations
+from psf.losses.assignment import TOKENS_PER_THING, Assignment, ThingAssignments, resize_masks, target_locations
 from psf.ops.precision import at_least_float32
+from psf.ops.transfer import upload
 from psf.structures import DecodedMasks, LocationLayer, PanopticTargets, TrainingPredictions
 
 __all__ = ["HeadCounts", "MaskHealth", "PanopticCriterion", "dice_loss", "measure_mask_health"]
@@ -72,7 +72,16 @@ class PanopticCriterion:
     def __call__(
         self, predictions: TrainingPredictions, assignments: ThingAssignments, targets: list[PanopticTargets]
     ) -> dict[str, Tensor]:
-        """The terms by name; their sum is the total. All layers but the last have their index, from 0, as suffix."""
+        """The terms by name; their sum is the total. All layers but the last have their index, from 0, as suffix.
+
+        They are computed without autocast.
+        """
+        with torch.autocast(targets[0].thing_classes.device.type, enabled=False):
+            return self._terms(predictions, assignments, targets)
+
+    def _terms(
+        self, predictions: TrainingPredictions, assignments: ThingAssignments, targets: list[PanopticTargets]
+    ) -> dict[str, Tensor]:
         num_things, num_stuff = _count_segments(targets)
         things_scale, stuff_scale = self.things_weight / num_things, self.stuff_weight / num_stuff
         if self.balance == "share":
@@ -123,10 +132,9 @@ class PanopticCriterion:
         gt = [target_locations(t, dim)[a.things] for t, a in zip(targets, assignments, strict=True)]
         losses[f"loss_det_l1{suffix}"] = self.det_l1_weight * (pred - torch.cat(gt)).abs().sum()
         if dim == 4:
-            scale = torch.cat([image_scale(t).expand(len(x), 4) for t, x in zip(targets, gt, strict=True)])
+            scale = torch.cat([t.image_scale.expand(len(x), 4) for t, x in zip(targets, gt, strict=True)])
             pred_boxes, gt_boxes = (box_convert(x, "cxcywh", "xyxy") * scale for x in (pred, torch.cat(gt)))
-            giou = generalized_box_iou_loss(pred_boxes, gt_boxes, reduction="sum", eps=GIOU_EPS)
-            losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou
+            losses[f"loss_det_giou{suffix}"] = self.det_giou_weight * giou_loss(pred_boxes, gt_boxes).sum()
         return losses
 
     def _thing_classes(
@@ -171,12 +179,14 @@ class PanopticCriterion:
         layers = [at_least_float32(scores) for scores in layers]
         size = [self.mask_upsampling * s for s in layers[0].shape[-2:]]
         masks = [t.thing_masks[a.things] if kind == "thing" else t.stuff_masks for t, a in zip(targets, assignments)]
-        gt = torch.cat([_resize(m.to(layers[0].dtype), size) for m in masks])
+        gt = torch.cat([resize_masks(m, size, layers[0].dtype) for m in masks])
         losses = {}
         for i, scores in enumerate(layers):
             matched = torch.cat([x[a.queries] for x, a in zip(scores, assignments, strict=True)])
             # Without masks the sum is 0, but still in the graph: every process must send the same gradients.
-            losses[f"{name}{_suffix(i, len(layers))}"] = self.seg_weight * dice_loss(_resize(matched, size), gt).sum()
+            losses[f"{name}{_suffix(i, len(layers))}"] = (
+                self.seg_weight * dice_loss(resize_masks(matched, size), gt).sum()
+            )
         return losses
 
 
@@ -187,22 +197,37 @@ def dice_loss(mask_scores: Tensor, masks: Tensor) -> Tensor:
     return 1 - 2 * (scores * masks).sum(1) / squares
 
 
+def giou_loss(boxes: Tensor, gt: Tensor) -> Tensor:
+    """1 - generalized IoU of each pair: (M, 4) and (M, 4) boxes_xyxy -> (M,).
+
+    torchvision's `generalized_box_iou_loss` has the same values and gradients, but selects the boxes that overlap with
+    a mask, and so waits for the device in each call.
+    """
+    x0, y0, x1, y1 = boxes.unbind(dim=-1)
+    gt_x0, gt_y0, gt_x1, gt_y1 = gt.unbind(dim=-1)
+    left, top = torch.max(x0, gt_x0), torch.max(y0, gt_y0)
+    right, bottom = torch.min(x1, gt_x1), torch.min(y1, gt_y1)
+    overlaps = (bottom > top) & (right > left)
+    intersection = torch.where(overlaps, (right - left) * (bottom - top), 0.0)
+    union = (x1 - x0) * (y1 - y0) + (gt_x1 - gt_x0) * (gt_y1 - gt_y0) - intersection
+    iou = intersection / (union + GIOU_EPS)
+    width = torch.max(x1, gt_x1) - torch.min(x0, gt_x0)
+    height = torch.max(y1, gt_y1) - torch.min(y0, gt_y0)
+    hull = width * height
+    return 1 - (iou - (hull - union) / (hull + GIOU_EPS))
+
+
 def _count_segments(targets: list[PanopticTargets]) -> tuple[Tensor, Tensor]:
     """Numbers of things and of stuff segments per process, each at least 1 in the whole batch."""
     device = targets[0].thing_classes.device
     counts = [sum(len(t.thing_classes) for t in targets), sum(len(t.stuff_classes) for t in targets)]
-    numbers = torch.tensor(counts, dtype=torch.float32, device=device)
+    numbers = upload(torch.tensor(counts, dtype=torch.float32), device)
     world_size = 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(numbers)
         world_size = dist.get_world_size()
     num_things, num_stuff = numbers.clamp(min=1) / world_size
     return num_things, num_stuff
-
-
-def _resize(masks: Tensor, size: list[int]) -> Tensor:
-    """(M, h, w) -> (M, *size); M may be 0, as `interpolate` allows only for its first dimension."""
-    return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _positions(x: Tensor) -> Tensor:

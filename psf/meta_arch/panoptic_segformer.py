@@ -38,6 +38,7 @@ from psf.modeling import (
     QueryClassifier,
 )
 from psf.modeling.activation_checkpointing import checkpoint_activations
+from psf.ops.transfer import upload
 from psf.structures import (
     Candidates,
     DecodedMasks,
@@ -268,9 +269,9 @@ class PanopticSegFormer(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalize the images, and pad them with zeros to the largest height and width of the batch."""
-        images = []
+        images, flags = [], []
         for x in batched_inputs:
-            image = x["image"].to(self.device)
+            image = upload(x["image"], self.device)
             if torch.jit.is_tracing():  # an operation that fails if the trace gets an image of another size
                 image = image.expand(as_integers(image.shape))
             name = x.get("file_name", x.get("image_id", "?"))
@@ -278,10 +279,13 @@ class PanopticSegFormer(nn.Module):
                 raise UserError(
                     f"image {name} has {len(image)} channels, the model {len(self.pixel_mean)} (MODEL.PIXEL_MEAN)"
                 )
-            if image.is_floating_point() and not torch.jit.is_tracing() and not torch.isfinite(image).all():
-                raise UserError(f"image {name} has NaN or infinite values; expected finite numbers")
+            if image.is_floating_point() and not torch.jit.is_tracing():
+                flags.append((name, torch.isfinite(image).all()))
             # `.half()` and `.bfloat16()` also convert the two buffers.
             images.append(((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype))
+        if flags and not torch.stack([flag for _, flag in flags]).all():  # one wait for the device
+            name = next(name for name, flag in flags if not flag)
+            raise UserError(f"image {name} has NaN or infinite values; expected finite numbers")
         padding = self.backbone.padding_constraints
         batch = ImageList.from_tensors(images, self.size_divisibility, padding_constraints=padding)
         return ImageList(batch.tensor, [as_integers(size) for size in batch.image_sizes])
@@ -324,8 +328,7 @@ class PanopticSegFormer(nn.Module):
             )
             assignments = self.matching.assign(predictions, selected, targets)
         self.mask_health = measure_mask_health(predictions, assignments, targets, self.post_processor.mask_threshold)
-        with torch.autocast(self.device.type, enabled=False):
-            return self.criterion(predictions, assignments, targets)
+        return self.criterion(predictions, assignments, targets)
 
     def candidates(self, images: Tensor, padding_mask: Tensor | None) -> list[Candidates]:
         """The candidates of each image: chosen things, then all stuff classes; or chosen joint queries.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from psf.errors import UserError
 from psf.ops import ms_deform_attn
-from psf.ops.precision import at_least_float32
+from psf.ops.precision import at_least_float32, without_autocast
+from psf.ops.transfer import level_sizes
 from psf.structures import FeatureTokens
 
 __all__ = ["DeformableAttention", "FeedForward", "initial_class_bias"]
@@ -75,14 +76,13 @@ class DeformableAttention(nn.Module):
             (B, Q, D), projected; no residual.
         """
         by_head = (*queries.shape[:2], self.num_heads)
-        offsets = self.sampling_offsets(queries).view(*by_head, self.num_levels, self.num_points, 2)
-        offsets = at_least_float32(offsets)  # half precision would misplace the points by whole pixels
+        offsets = without_autocast(self.sampling_offsets, queries)
+        offsets = at_least_float32(offsets).view(*by_head, self.num_levels, self.num_points, 2)
         weights = self.attention_weights(queries).view(*by_head, -1).softmax(-1)
         weights = weights.view(*by_head, self.num_levels, self.num_points)
         centers = reference_points[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
         if reference_points.shape[-1] == 2:
-            sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
-            unit = 1.0 / sizes[:, None, :]  # one pixel: (L, 1, 2)
+            unit = 1.0 / level_sizes(spatial_shapes, offsets)[:, None, :]  # one pixel: (L, 1, 2)
         else:  # the points together span half the box, whatever their number
             unit = reference_points[:, :, None, :, None, 2:] * (0.5 / self.num_points)
         return self.output_proj(ms_deform_attn(values, spatial_shapes, centers + offsets * unit, weights))

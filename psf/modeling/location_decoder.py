@@ -17,7 +17,8 @@ from psf.errors import UserError
 from psf.modeling.deformable_attention import DeformableAttention, FeedForward, initial_class_bias
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY
 from psf.modeling.position_encoding import sine_point_encoding, token_centers
-from psf.ops.precision import at_least_float32
+from psf.ops.precision import at_least_float32, without_autocast
+from psf.ops.transfer import level_sizes
 from psf.structures import FeatureTokens, LocatedQueries, LocationLayer
 
 __all__ = ["LocationDecoder", "ProposedQueries", "QueryProposals", "inverse_sigmoid"]
@@ -150,7 +151,8 @@ class LocationDecoder(nn.Module):
             if has_predictions or (self.box_refinement and i < last):
                 locations = self._locate(i, queries, reference_points)
                 if has_predictions:
-                    predictions.append(LocationLayer(self.class_embed[i](queries), locations))
+                    logits = without_autocast(self.class_embed[i], queries)  # they decide the matching
+                    predictions.append(LocationLayer(logits, locations))
                 if self.box_refinement:
                     reference_points = locations.detach()
         location_pos = boxes = None
@@ -171,8 +173,7 @@ class LocationDecoder(nn.Module):
         if not self.layers:
             return _Start(queries, None, None, None)
         query_pos = self.query_pos.weight.expand(batch, -1, -1)
-        with torch.autocast(queries.device.type, enabled=False):
-            reference_points = at_least_float32(self.reference_points(query_pos).sigmoid())
+        reference_points = at_least_float32(without_autocast(self.reference_points, query_pos).sigmoid())
         return _Start(queries, query_pos, reference_points, None)
 
     def _locate(self, i: int, queries: Tensor, reference_points: Tensor) -> Tensor:
@@ -180,10 +181,7 @@ class LocationDecoder(nn.Module):
 
         This runs without autocast: in half precision a box would be off by pixels.
         """
-        head = self.bbox_embed[i]
-        assert isinstance(head, _MLPHead)
-        with torch.autocast(queries.device.type, enabled=False):
-            raw = at_least_float32(head(queries.to(head.last.weight.dtype)))
+        raw = at_least_float32(without_autocast(self.bbox_embed[i], queries))
         dims = reference_points.shape[-1]
         return torch.cat((raw[..., :dims] + inverse_sigmoid(reference_points), raw[..., dims:]), dim=-1).sigmoid()
 
@@ -265,14 +263,13 @@ class QueryProposals(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, features: FeatureTokens) -> ProposedQueries:
-        """Tokens of all levels -> queries."""
-        tokens = self.norm(self.projection(features.tokens))
-        logits = self.class_head(tokens)
+        """Tokens of all levels -> queries. Without autocast: classes and boxes decide which tokens are chosen."""
+        tokens = self.norm(without_autocast(self.projection, features.tokens))
+        logits = without_autocast(self.class_head, tokens)
         if features.padding_mask is not None:
             logits = logits.masked_fill(features.padding_mask[..., None], NOT_PROPOSED)
-        with torch.autocast(tokens.device.type, enabled=False):
-            raw = at_least_float32(self.box_head(tokens.to(self.query_feat.weight.dtype)))
-            boxes = (raw + inverse_sigmoid(_anchors(features))).sigmoid()
+        raw = at_least_float32(without_autocast(self.box_head, tokens))
+        boxes = (raw + inverse_sigmoid(_anchors(features))).sigmoid()
         indices = self._choose(at_least_float32(logits.detach()).amax(-1), features.spatial_shapes)[..., None]
         chosen_boxes = torch.take_along_dim(boxes.detach(), indices, dim=1)
         return ProposedQueries(
@@ -301,9 +298,10 @@ class QueryProposals(nn.Module):
 def _anchors(features: FeatureTokens) -> Tensor:
     """(B, T, 4) boxes_cxcywh_norm centered on the tokens, `ANCHOR_TOKENS` tokens wide and high."""
     centers = token_centers(features)
+    in_pixels = level_sizes(features.spatial_shapes, centers)
     sizes = []
     for level, (h, w) in enumerate(features.spatial_shapes):
-        in_tokens = features.valid_ratios[:, level] * centers.new_tensor((w, h))
+        in_tokens = features.valid_ratios[:, level] * in_pixels[level]
         sizes.append((ANCHOR_TOKENS / in_tokens)[:, None].expand(-1, h * w, -1))
     return torch.cat((centers, torch.cat(sizes, dim=1)), dim=-1)
 

@@ -20,7 +20,7 @@ from psf.modeling.deformable_attention import FeedForward, initial_class_bias
 from psf.modeling.interfaces import MASK_DECODER_REGISTRY, MaskDecoderDepth
 from psf.modeling.position_encoding import token_centers
 from psf.ops import is_traced
-from psf.ops.precision import at_least_float32
+from psf.ops.precision import at_least_float32, without_autocast
 from psf.structures import MASK_FEATURE_DIM, DecodedMasks, FeatureTokens, MaskFeatures
 
 __all__ = [
@@ -216,7 +216,7 @@ class _MaskDecoderLayer(nn.Module):
 
 
 class QueryClassifier(nn.Module):
-    """One FC layer per mask decoder layer, on the refined queries (section 3.3.3).
+    """One FC layer per mask decoder layer, on the refined queries (section 3.3.3); computed without autocast.
 
     Args:
         dim: D.
@@ -234,9 +234,9 @@ class QueryClassifier(nn.Module):
     def forward(self, decoded: DecodedMasks, layer: int | None = None) -> list[Tensor]:
         """Class logits (B, N, num_outputs) of each of `decoded.refined_queries`, decoded with the same `layer`."""
         if layer is None:
-            return [fc(q) for fc, q in zip(self.layers, decoded.refined_queries, strict=True)]
+            return [without_autocast(fc, q) for fc, q in zip(self.layers, decoded.refined_queries, strict=True)]
         index = len(self.layers) - 1 if layer == -1 else min(layer, len(self.layers)) - 1
-        return [self.layers[index](q) for q in decoded.refined_queries]
+        return [without_autocast(self.layers[index], q) for q in decoded.refined_queries]
 
 
 def _add_position(queries: Tensor, query_pos: Tensor | None) -> Tensor:
@@ -275,10 +275,13 @@ def box_prior(centers: Tensor, boxes_cxcywh_norm: Tensor) -> Tensor:
     Returns:
         (B, N, T) float32.
     """
-    center, size = at_least_float32(boxes_cxcywh_norm)[:, :, None].split(2, dim=-1)  # (B, N, 1, 2) each
+    center, size = at_least_float32(boxes_cxcywh_norm).split(2, dim=-1)  # (B, N, 2) each
     half = (size / 2).clamp(min=MIN_HALF_SIDE)
-    offset = (centers[:, None] - center) / half  # (B, N, T, 2)
-    return (1 - (offset * offset).sum(-1)).clamp(min=-BOX_PRIOR_FLOOR)
+    # One axis at a time, and in place: (B, N, T, 2) would be the largest tensor of the decoder.
+    x, y = (
+        (centers[:, None, :, axis] - center[..., axis, None]).div_(half[..., axis, None]).square_() for axis in (0, 1)
+    )
+    return x.add_(y).neg_().add_(1).clamp_(min=-BOX_PRIOR_FLOOR)
 
 
 class MaskAttention(nn.Module):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psf.ops.transfer import level_sizes
 from psf.structures import FeatureTokens
 
 __all__ = ["resize_padding_mask", "sine_point_encoding", "sine_position_encoding", "token_centers", "valid_ratio"]
@@ -39,6 +40,7 @@ def sine_point_encoding(points: Tensor, dim: int) -> Tensor:
 def token_centers(features: FeatureTokens) -> Tensor:
     """(B, T, 2): x and y of the center of each token's pixel, in [0, 1] of the unpadded image; more in padding."""
     dtype, device = features.valid_ratios.dtype, features.valid_ratios.device
+    sizes = level_sizes(features.spatial_shapes, features.valid_ratios)
     centers = []
     for level, (h, w) in enumerate(features.spatial_shapes):
         y, x = torch.meshgrid(
@@ -47,7 +49,7 @@ def token_centers(features: FeatureTokens) -> Tensor:
             indexing="ij",
         )
         grid = torch.stack((x, y), dim=-1).view(1, h * w, 2)
-        centers.append(grid / (features.valid_ratios[:, None, level] * grid.new_tensor((w, h))))
+        centers.append(grid / (features.valid_ratios[:, None, level] * sizes[level]))
     return torch.cat(centers, dim=1)
 
 

@@ -16,8 +16,9 @@ model without stuff classes, stuff is void.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,31 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 from psf.errors import UserError
+from psf.ops.transfer import download, upload, upload_together
 from psf.structures.types import PanopticClasses, PanopticTargets, tight_boxes
 
 __all__ = ["all_as_things", "panoptic_targets", "stuff_as_things"]
+
+
+class _Segments(NamedTuple):
+    """All S segments of one image, as its dict has them."""
+
+    maps: Tensor  # (H, W) labels, or (S, H, W) bool masks; at the padded size
+    labels: list[int]  # the value of each segment in the labels, or its position among the masks
+    category_ids: list[int]  # contiguous
+    is_thing: list[bool]
+    is_crowd: list[bool]
+    boxes: Tensor  # (S, 4) xyxy in pixels
+    has_pixels: Tensor | None  # (S,) bool; None: all have
+    image_size: tuple[int, int]
+
+
+class _Chosen(NamedTuple):
+    """The segments of one image that are its ground truth, as positions among all segments."""
+
+    things: list[int]
+    thing_classes: list[int]
+    stuff: dict[int, list[int]]  # class -> its segments; ascending in the classes
 
 
 def panoptic_targets(
@@ -35,19 +58,24 @@ def panoptic_targets(
 ) -> list[PanopticTargets]:
     """The ground truth of each image, on `device`, with masks at the padded size.
 
+    The host waits for the device once for the whole batch; not at all if all images are of form (a) with boxes.
+
     Raises:
         UserError: if an input has none of the three forms, things without masks, a ground truth of another size than
             its image, or a category id that is not among the classes.
     """
-    return [_one_image(x, classes, padded_size, device) for x in batched_inputs]
+    images = [_segments(x, classes, padded_size, device) for x in batched_inputs]
+    has_pixels = iter(download([image.has_pixels for image in images if image.has_pixels is not None]))
+    chosen = [_choose(image, None if image.has_pixels is None else next(has_pixels), classes) for image in images]
+    tables = [table for image, one in zip(images, chosen, strict=True) for table in _tables(image, one)]
+    parts = iter(upload_together([torch.tensor(table, dtype=torch.long) for table in tables], device))
+    return [_target(image, one, parts) for image, one in zip(images, chosen, strict=True)]
 
 
-def _one_image(
-    x: dict[str, Any], classes: PanopticClasses, padded_size: tuple[int, int], device: Any
-) -> PanopticTargets:
+def _segments(x: dict[str, Any], classes: PanopticClasses, padded_size: tuple[int, int], device: Any) -> _Segments:
     image_size = (x["image"].shape[-2], x["image"].shape[-1])
     if "panoptic_labels" in x:
-        return _from_labels(x, classes, image_size, padded_size, device)
+        return _from_labels(x, image_size, padded_size, device)
     if "sem_seg" in x and not _holds_stuff(x, classes):
         masks, ids, is_thing = _from_instances_and_semantics(x, classes, image_size, device)
     elif "instances" in x:
@@ -66,53 +94,81 @@ def _one_image(
         )
     masks = _pad(masks, x, image_size, padded_size)
     boxes, has_pixels = tight_boxes(masks)
-    kept = has_pixels.tolist()
-    things = [i for i, thing in enumerate(is_thing) if thing and kept[i]]
-    stuff = [i for i, thing in enumerate(is_thing) if not thing and kept[i] and classes.stuff_ids]
-    stuff_classes, stuff_masks = _one_mask_a_class(_indices([ids[i] for i in stuff], classes, False), masks[stuff])
-    return PanopticTargets(
-        thing_classes=torch.tensor(_indices([ids[i] for i in things], classes, True), dtype=torch.long, device=device),
-        thing_masks=masks[things],
-        thing_boxes_xyxy_px=boxes[things].float(),
-        stuff_classes=stuff_classes,
-        stuff_masks=stuff_masks,
-        image_size=image_size,
-    )
+    return _Segments(masks, [*range(len(ids))], ids, is_thing, [False] * len(ids), boxes, has_pixels, image_size)
 
 
 def _from_labels(
-    x: dict[str, Any], classes: PanopticClasses, image_size: tuple[int, int], padded_size: tuple[int, int], device: Any
-) -> PanopticTargets:
+    x: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int], device: Any
+) -> _Segments:
     """Form (a). Only one small map is copied to the device; each mask is one comparison there."""
-    indices = [i for i, segment in enumerate(x["segments_info"]) if not segment["iscrowd"]]
-    labels = _pad(x["panoptic_labels"].to(device), x, image_size, padded_size)
+    labels = _pad(upload(x["panoptic_labels"], device), x, image_size, padded_size)
     segments = x["segments_info"]
+    ids = [segment["id"] for segment in segments]
+    largest = torch.iinfo(labels.dtype).max
+    if any(one > largest for one in ids):
+        raise UserError(
+            f"image {_name(x)}: `segments_info` has the id {max(ids)}, but `panoptic_labels` is of {labels.dtype} "
+            f"and ends at {largest}; the data mapper must make a map of a larger type"
+        )
+    has_pixels: Tensor | None = None
     if "panoptic_boxes_xyxy_px" in x:
-        boxes = x["panoptic_boxes_xyxy_px"]
+        boxes = upload(x["panoptic_boxes_xyxy_px"], device)
     else:
-        boxes, has_pixels = tight_boxes(_compare(labels, [segment["id"] for segment in segments]))
-        indices = [i for i, has_pixel in enumerate(has_pixels.tolist()) if has_pixel and i in indices]
-    things = [i for i in indices if segments[i]["isthing"]]
-    stuff = [segments[i] for i in indices if not segments[i]["isthing"] and classes.stuff_ids]
-    first_of: dict[int, int] = {}  # class -> label of its first segment, which the others are joined to
-    for segment, one in zip(stuff, _indices([segment["category_id"] for segment in stuff], classes, False)):
-        if first_of.setdefault(one, segment["id"]) != segment["id"]:
-            labels = labels.masked_fill(labels == segment["id"], first_of[one])
-    thing_classes = _indices([segments[i]["category_id"] for i in things], classes, True)
-    stuff_classes = sorted(first_of)
+        boxes, has_pixels = tight_boxes(_compare(labels, ids))
+    category_ids = [segment["category_id"] for segment in segments]
+    is_thing, is_crowd = ([bool(segment[key]) for segment in segments] for key in ("isthing", "iscrowd"))
+    return _Segments(labels, ids, category_ids, is_thing, is_crowd, boxes, has_pixels, image_size)
+
+
+def _choose(image: _Segments, has_pixels: Tensor | None, classes: PanopticClasses) -> _Chosen:
+    """The segments that have pixels and are no crowd; `has_pixels` is (S,) on the CPU."""
+    flags = [True] * len(image.labels) if has_pixels is None else has_pixels.numpy()
+    kept = [i for i, flag in enumerate(flags) if flag and not image.is_crowd[i]]
+    things = [i for i in kept if image.is_thing[i]]
+    stuff = [i for i in kept if not image.is_thing[i] and classes.stuff_ids]
+    by_class: dict[int, list[int]] = {}
+    for i, one in zip(stuff, _indices([image.category_ids[i] for i in stuff], classes, False), strict=True):
+        by_class.setdefault(one, []).append(i)
+    thing_classes = _indices([image.category_ids[i] for i in things], classes, True)
+    return _Chosen(things, thing_classes, dict(sorted(by_class.items())))
+
+
+def _tables(image: _Segments, chosen: _Chosen) -> list[list[int]]:
+    """Positions, labels and classes of the things; labels and classes of the stuff, for the first segment of each."""
+    thing_labels = [image.labels[i] for i in chosen.things]
+    stuff_labels = [image.labels[first] for first, *_ in chosen.stuff.values()]
+    return [chosen.things, thing_labels, chosen.thing_classes, stuff_labels, list(chosen.stuff)]
+
+
+def _target(image: _Segments, chosen: _Chosen, tables: Iterator[Tensor]) -> PanopticTargets:
+    """The ground truth of one image; takes its `_tables`, on the device, from the iterator."""
+    things, thing_labels, thing_classes, stuff_labels, stuff_classes = (next(tables) for _ in range(5))
+    maps = image.maps
+    if maps.dim() == 2:
+        for first, *others in chosen.stuff.values():
+            for other in others:
+                maps = maps.masked_fill(maps == image.labels[other], image.labels[first])
+        thing_masks, stuff_masks = _compare(maps, thing_labels), _compare(maps, stuff_labels)
+    else:
+        thing_masks, stuff_masks = maps[thing_labels], maps[stuff_labels]
+        for joined, (_, *others) in zip(stuff_masks, chosen.stuff.values(), strict=True):
+            for other in others:
+                joined |= maps[other]
     return PanopticTargets(
-        thing_classes=torch.tensor(thing_classes, dtype=torch.long, device=device),
-        thing_masks=_compare(labels, [segments[i]["id"] for i in things]),
-        thing_boxes_xyxy_px=boxes[things].to(device, torch.float32),
-        stuff_classes=torch.tensor(stuff_classes, dtype=torch.long, device=device),
-        stuff_masks=_compare(labels, [first_of[one] for one in stuff_classes]),
-        image_size=image_size,
+        thing_classes=thing_classes,
+        thing_masks=thing_masks,
+        thing_boxes_xyxy_px=image.boxes[things].float(),
+        stuff_classes=stuff_classes,
+        stuff_masks=stuff_masks,
+        image_size=image.image_size,
     )
 
 
-def _compare(labels: Tensor, values: Sequence[int]) -> Tensor:
+def _compare(labels: Tensor, values: Sequence[int] | Tensor) -> Tensor:
     """(H, W) map -> (G, H, W) bool, one mask per value."""
-    return labels[None] == torch.tensor(values, dtype=labels.dtype, device=labels.device)[:, None, None]
+    if not isinstance(values, Tensor):
+        values = upload(torch.tensor(values, dtype=torch.long), labels.device)
+    return labels[None] == values.to(labels.dtype)[:, None, None]
 
 
 def _pad(maps: Tensor, x: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
@@ -133,7 +189,7 @@ def _from_instances_and_semantics(
         thing_masks, thing_ids = _instance_masks(x["instances"], image_size, device)
     else:
         thing_masks, thing_ids = torch.zeros(0, *image_size, dtype=torch.bool, device=device), []
-    stuff_masks = _compare(x["sem_seg"].to(device), classes.stuff_ids)
+    stuff_masks = _compare(upload(x["sem_seg"], device).long(), classes.stuff_ids)
     is_thing = [True] * len(thing_ids) + [False] * len(classes.stuff_ids)
     return torch.cat((thing_masks, stuff_masks)), [*thing_ids, *classes.stuff_ids], is_thing
 
@@ -152,7 +208,7 @@ def _instance_masks(instances: Instances, image_size: tuple[int, int], device: A
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks.polygons, *image_size)
     tensor = masks.tensor if isinstance(masks, BitMasks) else masks
-    return tensor.to(device).bool(), ids
+    return upload(tensor, device).bool(), ids
 
 
 def _holds_stuff(x: dict[str, Any], classes: PanopticClasses) -> bool:
@@ -179,15 +235,6 @@ def _indices(ids: Sequence[int], classes: PanopticClasses, is_thing: bool) -> li
     return [position[one] for one in ids]
 
 
-def _one_mask_a_class(classes: Sequence[int], masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Join the segments of each stuff class to one mask."""
-    unique = sorted(set(classes))
-    joined = torch.zeros(len(unique), *masks.shape[1:], dtype=torch.bool, device=masks.device)
-    for mask, one in zip(masks, classes, strict=True):
-        joined[unique.index(one)] |= mask
-    return torch.tensor(unique, dtype=torch.long, device=masks.device), joined
-
-
 def all_as_things(classes: PanopticClasses) -> PanopticClasses:
     """The classes of joint queries: thing classes, then stuff classes, all as things."""
     return PanopticClasses(classes.thing_ids + classes.stuff_ids, ())
@@ -201,7 +248,8 @@ def stuff_as_things(target: PanopticTargets, num_thing_classes: int) -> Panoptic
         num_thing_classes: K_things of the dataset.
     """
     stuff_boxes, _ = tight_boxes(target.stuff_masks)
-    return target._replace(
+    return dataclasses.replace(
+        target,
         thing_classes=torch.cat((target.thing_classes, target.stuff_classes + num_thing_classes)),
         thing_masks=torch.cat((target.thing_masks, target.stuff_masks)),
         thing_boxes_xyxy_px=torch.cat((target.thing_boxes_xyxy_px, stuff_boxes.to(target.thing_boxes_xyxy_px))),

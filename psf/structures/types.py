@@ -7,13 +7,17 @@ Letters in shapes: B batch, N queries, T tokens, D channels, L levels, K classes
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from psf.errors import UserError
+from psf.ops.transfer import level_sizes
 
 __all__ = [
     "MASK_FEATURE_DIM",
@@ -111,8 +115,12 @@ class TrainingPredictions(NamedTuple):
     proposals: LocationLayer | None = None  # of the T tokens; None if queries are learned
 
 
-class PanopticTargets(NamedTuple):
-    """The ground truth of one image. Crowds and void are in no mask."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class PanopticTargets:
+    """The ground truth of one image. Crowds and void are in no mask.
+
+    Derived values are computed at their first use and kept: all layers of a training step use the same ones.
+    """
 
     thing_classes: Tensor  # (G_things,) indices of thing classes, 0 .. K_things - 1
     thing_masks: Tensor  # (G_things, H, W) bool, at the padded size
@@ -120,6 +128,27 @@ class PanopticTargets(NamedTuple):
     stuff_classes: Tensor  # (G_stuff,) indices of stuff classes, 0 .. K_stuff - 1, all different
     stuff_masks: Tensor  # (G_stuff, H, W) bool
     image_size: Size  # height and width without padding
+
+    @functools.cached_property
+    def image_scale(self) -> Tensor:
+        """(4,) width, height, width, height of the image without padding, in pixels."""
+        return level_sizes([self.image_size], self.thing_boxes_xyxy_px)[0].repeat(2)
+
+    @functools.cached_property
+    def thing_boxes_cxcywh_norm(self) -> Tensor:
+        """(G_things, 4) in [0, 1]."""
+        return box_convert(self.thing_boxes_xyxy_px, "xyxy", "cxcywh") / self.image_scale
+
+    @functools.cached_property
+    def thing_mass_centers_norm(self) -> Tensor:
+        """(G_things, 2) x and y of the mean pixel center of each mask, in [0, 1]."""
+        masks = self.thing_masks
+        columns, rows = masks.sum(1).float(), masks.sum(2).float()  # pixels per column, per row
+        x = torch.arange(columns.shape[1], device=masks.device) + 0.5
+        y = torch.arange(rows.shape[1], device=masks.device) + 0.5
+        area = columns.sum(1).clamp(min=1)
+        centers = torch.stack(((columns * x).sum(1) / area, (rows * y).sum(1) / area), dim=-1)
+        return centers / self.image_scale[:2]
 
 
 class Candidates(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from psf.engine.train_step import TrainStep
+from psf.engine.train_step import METRICS_PERIOD, TrainStep
 from psf.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -115,6 +115,62 @@ def test_the_count_survives_a_checkpoint(storage: EventStorage):
     other.load_state_dict(step.state_dict())
     with pytest.raises(UserError, match="3 steps in a row"):
         other.run_step()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_scale(storage: EventStorage):
+    """In float16 its gradients are not finite either, but a lower scale would not help."""
+    step = make_step([image(1.0), image(INF), image(1.0), image(1.0)])
+    step._scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+    scales = []
+    for step.iter in range(4):
+        before = state(step)
+        step.run_step()
+        scales.append(step._scaler.get_scale())
+        is_same = all(torch.equal(old, new) for old, new in zip(before, state(step), strict=False))
+        assert is_same == (step.iter == 1)
+    assert scales == [8.0, 8.0, 8.0, 16.0]  # three good steps let it grow; the skipped one does not count
+
+
+def test_gradients_that_overflow_lower_the_scale(storage: EventStorage):
+    step = make_step([image(2.0, has_bad_gradient=True)] * 2)
+    step._scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    step.iter = 0
+    before = state(step)
+    step.run_step()  # the scale may be to blame: no report
+    assert step._scaler.get_scale() == 1.0 and "num_skipped_steps" not in storage.latest()
+    assert torch.equal(before[0], state(step)[0])
+    step.iter = 1
+    step.run_step()
+    assert storage.latest()["num_skipped_steps"][0] == 1
+
+
+class TestMetrics:
+    def test_they_are_written_under_their_iterations(self, storage: EventStorage):
+        step = make_step([image(1.0), image(NAN), image(4.0), image(2.0)])
+        step.optimizer.param_groups[0]["lr"] = 0.0
+        for step.iter in range(4):
+            step.run_step()
+        assert "total_loss" not in storage.latest()
+        step.write_metrics_so_far()
+        # The loss is 1 + value / 2; a skipped iteration has none.
+        assert storage.history("total_loss").values() == [(1.5, 0), (3.0, 2), (2.0, 3)]
+        assert storage.history("loss_bad").values() == [(0.5, 0), (2.0, 2), (1.0, 3)]
+        assert [iteration for _, iteration in storage.history("data_time").values()] == [0, 2, 3]
+        step.write_metrics_so_far()
+        assert len(storage.history("total_loss").values()) == 3
+
+    def test_without_a_trainer_they_do_not_pile_up(self, storage: EventStorage):
+        step = make_step([image(1.0)] * 50)
+        for step.iter in range(50):
+            step.run_step()
+            assert len(step._noted) <= METRICS_PERIOD
+        assert len(storage.history("total_loss").values()) == 40
+
+    def test_no_graph_is_kept(self, storage: EventStorage):
+        step = make_step([image(1.0)])
+        step.iter = 0
+        step.run_step()
+        assert not step._noted[0].values.requires_grad
 
 
 def test_few_inputs_are_stored(storage: EventStorage, tmp_path: Path):

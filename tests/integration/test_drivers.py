@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -226,5 +227,6 @@ def test_mapper_of_panoptic_fpn(cfg: CfgNode, mini: str, tmp_path: Path):
     assert torch.equal(theirs["image"], ours["image"])
     classes = build_model(cfg).classes
     one_gt, other_gt = panoptic_targets([theirs, ours], classes, (64, 64), "cpu")
-    for name, a, b in zip(one_gt._fields, one_gt, other_gt, strict=True):
+    for name in (field.name for field in dataclasses.fields(one_gt)):
+        a, b = getattr(one_gt, name), getattr(other_gt, name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
-from psf.ops.transfers import copy_to_host
+from psf.ops.transfer import download_arrays
 from tests.host_waits import count_host_waits
 from tests.models import RECIPES, make_input, tiny_model
 
@@ -112,5 +112,5 @@ def test_an_image_on_a_gpu(name: str):
 
 def test_the_counter_sees_the_transfers():
     with count_host_waits() as waits:
-        copy_to_host(torch.zeros(3), torch.zeros(2))
+        download_arrays(torch.zeros(3), torch.zeros(2))
     assert waits.total == 1

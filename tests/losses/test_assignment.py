@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from psf.losses import PerLayerAssigner, SharedAssigner
-from psf.losses.assignment import assign_proposals, dice_cost, focal_cost, image_scale, solve, target_locations
-from psf.structures import DecodedMasks, LocatedQueries, LocationLayer, TrainingPredictions
+from psf.losses import Assignment, PerLayerAssigner, SharedAssigner
+from psf.losses.assignment import cheapest_tokens, dice_cost, focal_cost, solve, target_locations
+from psf.structures import DecodedMasks, LocatedQueries, LocationLayer, PanopticTargets, TrainingPredictions
+from tests.host_waits import count_host_waits
 from tests.losses.scenes import gt, matcher, pairs
 
 NO_MASKS = DecodedMasks([], [])
@@ -154,15 +155,36 @@ class TestPerLayer:
         assert as_pairs(found.masks[0]) == [(0, 0), (1, 1)]
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("targets", [[TWO_THINGS], [TWO_THINGS, NO_THINGS, ONE_THING]], ids=["one", "three"])
+@pytest.mark.parametrize("queries_per_thing", [1, 3])
+def test_one_wait_for_all_layers_and_images(num_layers: int, targets: list[PanopticTargets], queries_per_thing: int):
+    logits = sure(6, 0, 1).expand(len(targets), -1, -1)
+    queries = located(*[logits] * num_layers)._replace(proposals=layer(logits))
+    one = matcher(class_weight=1.0, l1_weight=1.0, dice_weight=1.0)
+    for matching in (SharedAssigner(one), PerLayerAssigner(one, one, queries_per_thing)):
+        with count_host_waits() as in_select:
+            selected = matching.select(queries, targets)
+        masks = torch.zeros(*selected.queries.shape[:2], 4, 8)
+        predictions = TrainingPredictions(queries.layers, DecodedMasks([masks], []), [], NO_MASKS, [], layer(logits))
+        with count_host_waits() as in_assign:
+            matching.assign(predictions, selected, targets)
+        assert in_select.total == (0 if selected.kept is None else 1), str(in_select)
+        assert in_assign.total == 1, str(in_assign)
+
+
 class TestProposals:
     matcher = matcher(l1_weight=1.0)
+
+    def chosen(self, proposals: LocationLayer, target: PanopticTargets) -> Assignment:
+        return cheapest_tokens(self.matcher.cost(proposals.class_logits[0], proposals.locations[0], None, target))
 
     def test_several_tokens_for_each_thing_and_the_nearest_thing_for_each_token(self):
         """Centres of the things: x 0.25 and 0.75. The token at 0.49 is among the four cheapest of neither."""
         x = torch.tensor([0.26, 0.3, 0.4, 0.49, 0.6, 0.7, 0.76, 0.9, 0.25])
         boxes = torch.stack((x, torch.full_like(x, 0.5), torch.full_like(x, 0.5), torch.ones_like(x)), dim=-1)[None]
         proposals = LocationLayer(sure(9), boxes)
-        [pairs] = assign_proposals(self.matcher, proposals, [TWO_THINGS])
+        pairs = self.chosen(proposals, TWO_THINGS)
         # left's four cheapest: tokens 8, 0, 1, 2; right's: 6, 5, 4 and 7; token 3 is nobody's
         assert as_pairs(pairs) == [(0, 0), (1, 0), (2, 0), (4, 1), (5, 1), (6, 1), (7, 1), (8, 0)]
 
@@ -170,7 +192,7 @@ class TestProposals:
         """Four tokens, all claimed by both things: 0.25 and 0.4 are nearer to left, 0.6 and 0.75 to right."""
         x = torch.tensor([0.25, 0.4, 0.6, 0.75])
         boxes = torch.stack((x, torch.full_like(x, 0.5), torch.full_like(x, 0.5), torch.ones_like(x)), dim=-1)[None]
-        [pairs] = assign_proposals(self.matcher, LocationLayer(sure(4), boxes), [TWO_THINGS])
+        pairs = self.chosen(LocationLayer(sure(4), boxes), TWO_THINGS)
         assert as_pairs(pairs) == [(0, 0), (1, 0), (2, 1), (3, 1)]
 
     def test_every_thing_of_a_crowd_has_a_token(self):
@@ -178,18 +200,38 @@ class TestProposals:
         crowd = gt([(0, (0, 0, 8, 8))] * 3, image_size=(8, 16))
         x = torch.tensor([0.24, 0.25, 0.26, 0.27, 0.9, 0.91, 0.92])
         boxes = torch.stack((x, torch.full_like(x, 0.5), torch.full_like(x, 0.5), torch.ones_like(x)), dim=-1)[None]
-        [pairs] = assign_proposals(self.matcher, LocationLayer(sure(7), boxes), [crowd])
+        pairs = self.chosen(LocationLayer(sure(7), boxes), crowd)
         assert pairs.queries.tolist() == [0, 1, 2, 3] and set(pairs.things.tolist()) == {0, 1, 2}
 
     def test_more_things_than_tokens(self):
         crowd = gt([(0, (0, 0, 8, 8))] * 5, image_size=(8, 16))
-        [pairs] = assign_proposals(self.matcher, layer(sure(3)), [crowd])
+        pairs = self.chosen(layer(sure(3)), crowd)
         assert pairs.queries.tolist() == [0, 1, 2] and len(set(pairs.things.tolist())) == 3
 
     def test_no_things_and_no_proposals(self):
-        [pairs] = assign_proposals(self.matcher, layer(sure(4)), [NO_THINGS])
-        assert as_pairs(pairs) == []
-        assert assign_proposals(self.matcher, None, [TWO_THINGS]) == []
+        assert as_pairs(self.chosen(layer(sure(4)), NO_THINGS)) == []
+        located_alone = located(sure(4))
+        assert (
+            PerLayerAssigner(self.matcher, self.matcher, 1).select(located_alone, [TWO_THINGS]).proposal_assignments
+            == []
+        )
+
+    @pytest.mark.parametrize("kind", ["shared", "per layer"])
+    def test_each_image_has_those_of_its_own_tokens(self, kind: str):
+        """Beside the matching of the queries, whose matrices travel together with theirs."""
+        x = torch.tensor([[0.9, 0.25, 0.26, 0.27, 0.28, 0.29], [0.75, 0.25, 0.3, 0.31, 0.9, 0.9]])
+        boxes = torch.stack((x, *(torch.full_like(x, number) for number in (0.5, 0.5, 1.0))), dim=-1)
+        proposals = LocationLayer(sure(6).expand(2, -1, -1), boxes)
+        queries = located(torch.cat((sure(3, 0), sure(3, None, 0))))._replace(proposals=proposals)
+        targets = [ONE_THING, ONE_THING]
+        both = matcher(class_weight=1.0, l1_weight=1.0)
+        matching = SharedAssigner(both) if kind == "shared" else PerLayerAssigner(both, both, 1)
+        selected = matching.select(queries, targets)
+        masks = torch.zeros(*selected.queries.shape[:2], 1, 2)
+        predictions = TrainingPredictions(queries.layers, DecodedMasks([masks], []), [], NO_MASKS, [], proposals)
+        found = matching.assign(predictions, selected, targets)
+        assert [as_pairs(image) for image in found.location[0]] == [[(0, 0)], [(1, 0)]]
+        assert [image.queries.tolist() for image in found.proposals] == [[1, 2, 3, 4], [0, 1, 2, 3]]
 
 
 LOG2 = math.log(2)
@@ -242,6 +284,17 @@ class TestTerms:
         weights = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0, "dice_weight": 3.0}
         alone = [matcher(**{name: weight}).cost(*inputs) for name, weight in weights.items()]
         torch.testing.assert_close(matcher(**weights).cost(*inputs), sum(alone))
+
+    @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+    def test_autocast_changes_no_bit(self, given: torch.dtype):
+        """Of no term: the product of masks in half precision moves the dice cost by 1e-3."""
+        torch.manual_seed(0)
+        target = gt([(0, (0, 0, 3, 5)), (1, (2, 2, 8, 8))])
+        inputs = [x.to(given) for x in (torch.randn(9, 2), torch.rand(9, 4), torch.rand(9, 8, 8))]
+        for name in ("class_weight", "l1_weight", "giou_weight", "dice_weight"):
+            plain = matcher(**{name: 1.0}).cost(*inputs, target)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(matcher(**{name: 1.0}).cost(*inputs, target), plain), name
 
     def test_needs_no_gradient(self):
         logits = torch.zeros(2, 1, requires_grad=True)
@@ -305,7 +358,7 @@ def test_predictions_that_are_not_finite_are_matched_last(spoilt: int, value: fl
 
 def test_boxes_are_shares_of_the_image_without_padding():
     target = gt([(0, (2, 1, 6, 9))], image_size=(10, 20), padded_size=(16, 32))
-    assert image_scale(target).tolist() == [20, 10, 20, 10]
+    assert target.image_scale.tolist() == [20, 10, 20, 10]
     # cx = (2 + 6) / 2 / 20, cy = (1 + 9) / 2 / 10, w = 4 / 20, h = 8 / 10
     torch.testing.assert_close(target_locations(target, 4), torch.tensor([[0.2, 0.5, 0.2, 0.8]]))
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
+import psf.losses.criterion
 from psf.losses import ThingAssignments, measure_mask_health
-from psf.losses.criterion import dice_loss
+from psf.losses.criterion import GIOU_EPS, dice_loss, giou_loss
 from psf.structures import DecodedMasks, LocationLayer, PanopticTargets, TrainingPredictions
 from tests.losses.scenes import criterion, gt, pairs
 
@@ -287,6 +289,46 @@ def test_losses_are_at_least_float32(given: torch.dtype, precision: torch.dtype)
         assert value.dtype == precision
         tolerance = 1e-6 if given == torch.float64 else 0.02
         torch.testing.assert_close(value.float(), expected[name], rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_bit(given: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Autocast is off inside: none of today's operations would use half precision, but another one could."""
+    seen = []
+
+    def spy(mask_scores: Tensor, masks: Tensor) -> Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), mask_scores.dtype, masks.dtype))
+        return dice_loss(mask_scores, masks)
+
+    monkeypatch.setattr(psf.losses.criterion, "dice_loss", spy)
+    found, assignments = everything(ONE_IMAGE)
+    found = found._replace(
+        location_layers=[LocationLayer(*(x.to(given) for x in layer)) for layer in found.location_layers],
+        things=DecodedMasks([x.to(given) for x in found.things.mask_scores], []),
+        thing_class_logits=[x.to(given) for x in found.thing_class_logits],
+    )
+    expected = criterion()(found, assignments, ONE_IMAGE)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = criterion()(found, assignments, ONE_IMAGE)
+    assert [name for name, value in losses.items() if not torch.equal(value, expected[name])] == []
+    assert set(seen) == {(False, torch.float32, torch.float32)}
+
+
+def test_giou_is_that_of_torchvision_to_the_bit():
+    """Boxes that overlap, touch, are apart, inside one another and empty; with gradients."""
+    gt_boxes = torch.tensor([[0.0, 0, 4, 4]] * 6 + [[1.5, 2, 3, 9]])
+    boxes = torch.tensor(
+        [[1.0, 1, 5, 6], [4, 0, 8, 4], [6, 6, 8, 9], [1, 1, 2, 2], [2, 2, 2, 2], [0, 0, 4, 4], [1.1, 2.3, 3.7, 5.9]]
+    )
+    results = []
+    for function in (giou_loss, lambda x, y: generalized_box_iou_loss(x, y, eps=GIOU_EPS)):
+        leaf = boxes.clone().requires_grad_()
+        value = function(leaf, gt_boxes)
+        value.sum().backward()
+        results.append((value, leaf.grad))
+    (value, gradient), (expected, expected_gradient) = results
+    assert torch.equal(value, expected) and torch.equal(gradient, expected_gradient)
+    assert giou_loss(boxes[:0], gt_boxes[:0]).shape == (0,)
 
 
 BOX = (0, 0, 4, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from psf.structures import PanopticClasses, PanopticTargets, panoptic_targets
+from tests.host_waits import count_host_waits
 
 # Things 1, 4 and stuff 0, 2, 3 share one id space; in the separated one both count for themselves.
 JOINT = PanopticClasses(thing_ids=(1, 4), stuff_ids=(0, 2, 3))
@@ -68,7 +70,8 @@ def read(x: dict[str, Any], classes: PanopticClasses = JOINT) -> PanopticTargets
 
 
 def assert_same(one: PanopticTargets, other: PanopticTargets) -> None:
-    for name, a, b in zip(one._fields, one, other, strict=True):
+    for name in (field.name for field in dataclasses.fields(one)):
+        a, b = getattr(one, name), getattr(other, name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
 
 
@@ -176,7 +179,33 @@ class TestLeftOut:
         assert torch.equal(target.thing_masks, with_stuff.thing_masks)
 
 
+class TestOnTheDevice:
+    """The host reads which segments have pixels, once for the batch, unless the loader has computed boxes."""
+
+    @pytest.mark.parametrize("form", [form_a, form_c], ids=["a", "c"])
+    def test_one_wait_for_the_batch(self, form):
+        inputs = [form(), form(), form(things={})]
+        with count_host_waits() as waits:
+            targets = panoptic_targets(inputs, JOINT, PADDED, "cpu")
+        # Ids of instances are on the host: `tolist` reads no device.
+        reads = {line: number for line, number in waits.by_line.items() if not line.endswith("tolist")}
+        assert sum(reads.values()) == 1, str(waits)
+        for target, x in zip(targets, inputs, strict=True):
+            assert_same(target, read(x))
+
+    def test_derived_values_are_computed_once(self):
+        target = read(form_a())
+        for name in ("image_scale", "thing_boxes_cxcywh_norm", "thing_mass_centers_norm"):
+            assert getattr(target, name) is getattr(target, name)
+
+
 class TestErrors:
+    def test_an_id_that_the_map_cannot_hold(self):
+        x = form_a()
+        x["segments_info"][0]["id"] = 256
+        with pytest.raises(ValueError, match=r"the id 256, but `panoptic_labels` is of torch.uint8 and ends at 255"):
+            read(x)
+
     @pytest.mark.parametrize(
         ("form", "kind"), [(form_a, "thing"), (form_c, "thing"), (form_b, "stuff")], ids=["a", "c", "b"]
     )

@@ -108,7 +108,7 @@ class CheckpointHook(HookBase):
         next_iter = self.trainer.iter + 1
         is_late = comm.is_main_process() and 0 < self._seconds < time.monotonic() - self._saved_at
         is_noted = self._signals.received is not None
-        is_stopped, is_late = any_process(is_noted, is_late, device_type=self._device_type)
+        is_stopped, is_late = any_process([is_noted, is_late], device_type=self._device_type)
         is_evaluated = self._period > 0 and self._eval_period > 0 and next_iter % self._eval_period == 0
         is_regular = self._period > 0 and next_iter % self._period == 0
         if next_iter == self.trainer.max_iter:

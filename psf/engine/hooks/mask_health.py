@@ -9,13 +9,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from psf.engine.train_step import METRICS_PERIOD
 from psf.losses import HeadCounts, MaskHealth
 
 __all__ = ["MaskHealthHook"]
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 20  # iterations between two lines of metrics.json, as Detectron2's PeriodicWriter counts them
 PATIENCE = 100  # iterations without any mask after which a head counts as dead
 
 
@@ -67,7 +67,7 @@ class MaskHealthHook(HookBase):
         if health is not None:
             self._pending.append(health)
         iteration = self.trainer.iter + 1
-        if self._pending and (iteration % PERIOD == 0 or iteration == self.trainer.max_iter):
+        if self._pending and (iteration % METRICS_PERIOD == 0 or iteration == self.trainer.max_iter):
             died = self._read("things", [one.things for one in self._pending if one.things is not None])
             died += self._read("stuff", [one.stuff for one in self._pending if one.stuff is not None])
             self._pending = []
