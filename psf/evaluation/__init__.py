@@ -1,7 +1,9 @@
 """Evaluation: panoptic quality, mIoU and AP from the panoptic ground truth, and panels of predictions."""
 
+from psf.evaluation.background import BackgroundEvaluators
 from psf.evaluation.ground_truth import ImageGroundTruth, PanopticGroundTruth, has_panoptic_gt
-from psf.evaluation.instances import InstanceEvaluator, write_instance_json
+from psf.evaluation.instance_json import write_instance_json
+from psf.evaluation.instances import InstanceEvaluator
 from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality
@@ -12,6 +14,7 @@ from psf.evaluation.segment_matching import match_segments, match_with_boundarie
 from psf.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
+    "BackgroundEvaluators",
     "ClassQuality",
     "ImageGroundTruth",
     "InstanceEvaluator",

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import logging
-import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from psf.data import distinct_names, image_key
-from psf.data.own_files import write_own_text
 from psf.data.panoptic_format import shorten
 from psf.errors import UserError
-from psf.evaluation.ground_truth import PanopticGroundTruth
+from psf.evaluation.instance_json import InstanceJson, encode_mask
 
-__all__ = ["InstanceEvaluator", "write_instance_json"]
+__all__ = ["InstanceEvaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,25 +39,37 @@ class InstanceEvaluator(COCOEvaluator):
         dataset_name: a registered dataset.
         json_file: its instances in COCO's format; `write_instance_json` derives it from the panoptic ground truth.
         distributed: gather from all processes, and return results in the main process.
+        derive: write `json_file` from the panoptic ground truth, unless it is up to date. The masks are encoded in
+            `process`, where other evaluators use the ground truth, too; the file is written in `evaluate`. All
+            processes must build the evaluator together.
     """
 
-    def __init__(self, dataset_name: str, json_file: str, *, distributed: bool = True) -> None:
+    def __init__(self, dataset_name: str, json_file: str, *, distributed: bool = True, derive: bool = False) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         # COCOeval sorts categories by their id in the JSON, and Detectron2 lists class names in that order.
         thing_ids = sorted(metadata.thing_dataset_id_to_contiguous_id.items())
         self._things_only = {contiguous: position for position, (_, contiguous) in enumerate(thing_ids)}
         names = distinct_names(metadata.thing_classes)
-        name = f"psf/instances/{dataset_name}/{json_file}"  # separate metadata: the dataset's stays unchanged
-        MetadataCatalog.get(name).set(
+        self._own_name = f"psf/instances/{dataset_name}/{json_file}"  # separate metadata: the dataset's stays unchanged
+        MetadataCatalog.get(self._own_name).set(
             json_file=json_file,
             thing_classes=[names[contiguous] for _, contiguous in thing_ids],
             thing_dataset_id_to_contiguous_id={old: position for position, (old, _) in enumerate(thing_ids)},
         )
-        super().__init__(name, tasks=("bbox", "segm"), distributed=distributed)
+        self._json_file, self._distributed = json_file, distributed
+        self._derived: InstanceJson | None = None
+        if derive:
+            self._derived = InstanceJson(dataset_name, Path(json_file), distributed=distributed)
+            self._numbers = _number_ids(self._derived.gt.annotations)
+        else:
+            self._load()
+
+    def _load(self) -> None:
+        """Read the JSON."""
+        super().__init__(self._own_name, tasks=("bbox", "segm"), distributed=self._distributed)
         if not any("segmentation" in annotation for annotation in self._coco_api.anns.values()):
             self._tasks = ("bbox",)
-        self._json_file = json_file
-        self._numbers = _number_images(self._coco_api)
+        self._numbers = _renumber_images(self._coco_api)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep a batch's instances: inputs have "image_id", outputs "instances" with joint contiguous classes.
@@ -70,10 +78,21 @@ class InstanceEvaluator(COCOEvaluator):
             UserError: if the image is not in the ground truth, or the class of an instance is not a thing class of the
                 dataset.
         """
-        super().process(
-            [{"image_id": self._number_of(one["image_id"])} for one in inputs],
-            [{"instances": self._among_things(output["instances"])} for output in outputs],
-        )
+        for image, output in zip(inputs, outputs):
+            number = self._number_of(image["image_id"])
+            instances = self._among_things(output["instances"].to("cpu"))
+            self._predictions.append({"image_id": number, "instances": _as_coco(instances, number)})
+            if self._derived is not None:
+                self._derived.add(image)
+
+    def evaluate(self, img_ids: list[int] | None = None) -> dict[str, Any]:
+        """Detectron2's results; {} outside the main process."""
+        if self._derived is not None:
+            self._derived.write()
+            if comm.is_main_process() or not self._distributed:
+                self._load()
+        results: dict[str, Any] = super().evaluate(img_ids)
+        return results
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
@@ -103,6 +122,16 @@ class InstanceEvaluator(COCOEvaluator):
         return Instances(instances.image_size, **fields)
 
 
+def _as_coco(instances: Instances, number: int) -> list[dict[str, Any]]:
+    """Detectron2's conversion to COCO's results, which takes twice the time for masks."""
+    fields = instances.get_fields()
+    masks = fields.pop("pred_masks", None)
+    results: list[dict[str, Any]] = instances_to_coco_json(Instances(instances.image_size, **fields), number)
+    for result, mask in zip(results, () if masks is None else masks):
+        result["segmentation"] = encode_mask(mask.numpy())
+    return results
+
+
 def _evaluate_no_predictions(gt: COCO, iou_type: str) -> COCOeval:
     """COCO's evaluation of an empty list of predictions, which COCO.loadRes does not accept."""
     predictions = COCO()
@@ -116,15 +145,9 @@ def _evaluate_no_predictions(gt: COCO, iou_type: str) -> COCOeval:
     return evaluation
 
 
-def _number_images(gt: COCO) -> dict[int | str, int]:
-    """Renumber a ground truth's images as 1, 2, ... in the order of their ids; returns old id -> new id.
-
-    COCOeval puts all ids into a NumPy array, which fails for a mix of numbers and strings and turns numbers beyond 2^63
-    into floats.
-    """
-    keys = {image_key(image["id"]) for image in gt.dataset["images"]}
-    ordered = sorted(keys, key=lambda key: (isinstance(key, str), key))
-    numbers = {key: number for number, key in enumerate(ordered, 1)}
+def _renumber_images(gt: COCO) -> dict[int | str, int]:
+    """Renumber a ground truth's images by `_number_ids`; returns old id -> new id."""
+    numbers = _number_ids({image_key(image["id"]) for image in gt.dataset["images"]})
     for name, key in (("images", "id"), ("annotations", "image_id")):
         for entry in gt.dataset.get(name, ()):
             entry[key] = numbers.get(image_key(entry[key]))
@@ -133,67 +156,11 @@ def _number_images(gt: COCO) -> dict[int | str, int]:
     return numbers
 
 
-def write_instance_json(dataset_name: str, path: Path) -> None:
-    """Write the things of a panoptic dataset as a COCO instance JSON (masks as RLE), in the main process.
+def _number_ids(keys: Collection[int | str]) -> dict[int | str, int]:
+    """Number image ids 1, 2, ... in their order.
 
-    A file derived from the same panoptic JSON and PNGs is kept. All processes must call this together.
+    COCOeval puts all ids into a NumPy array, which fails for a mix of numbers and strings and turns numbers beyond 2^63
+    into floats.
     """
-    if comm.is_main_process():
-        gt = PanopticGroundTruth(dataset_name)
-        source = _describe_source(gt)
-        if _read_source(path) != source:
-            logger.info("Deriving instance masks of %s from its panoptic PNGs: %s", dataset_name, path)
-            content = {"info": source, **_instance_content(gt)}
-            write_own_text(path, json.dumps(content))
-    comm.synchronize()
-
-
-def _describe_source(gt: PanopticGroundTruth) -> dict[str, str]:
-    """A fingerprint of a panoptic ground truth: a digest of the size and times of each file.
-
-    It takes a tenth of a second for COCO's 5000 PNGs; reading them takes most of a minute. Writing a file always
-    changes its ctime, even if the old mtime is restored.
-    """
-    json_file, png_root = os.path.abspath(gt.metadata.panoptic_json), os.path.abspath(gt.metadata.panoptic_root)
-    digest = hashlib.sha256()
-    for file in (json_file, *(os.path.join(png_root, one["file_name"]) for one in gt.annotations.values())):
-        status = os.stat(file) if os.path.exists(file) else None  # the reader raises if it is missing
-        times = status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        digest.update(f"{file} {times}\n".encode())
-    return {"panoptic_json": json_file, "panoptic_root": png_root, "files": digest.hexdigest()}
-
-
-def _read_source(path: Path) -> dict[str, str] | None:
-    """The fingerprint in an instance JSON; None if the file is missing or was not written by psf."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("info")
-    except (OSError, ValueError):
-        return None
-
-
-def _instance_content(gt: PanopticGroundTruth) -> dict[str, list[dict[str, Any]]]:
-    """The content of a COCO instance JSON: images, categories and annotations."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id in gt.annotations:
-        labels, segments = gt.read(image_id)
-        images.append({"id": image_id, "height": labels.shape[0], "width": labels.shape[1]})
-        for segment in segments:
-            if segment["category_id"] not in gt.thing_ids:
-                continue
-            mask = mask_util.encode(np.asfortranarray(labels == segment["id"], dtype=np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": segment["category_id"],
-                    "iscrowd": int(segment.get("iscrowd", 0)),
-                    "area": int(mask_util.area(mask)),
-                    "bbox": mask_util.toBbox(mask).tolist(),
-                    "segmentation": {"size": mask["size"], "counts": mask["counts"].decode("ascii")},
-                }
-            )
-    categories = [
-        {"id": key, "name": category["name"]} for key, category in gt.categories.items() if key in gt.thing_ids
-    ]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    ordered = sorted(keys, key=lambda key: (isinstance(key, str), key))
+    return {key: number for number, key in enumerate(ordered, 1)}
