@@ -38,8 +38,7 @@ __all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_l
 
 logger = logging.getLogger(__name__)
 
-# Parsed JSONs are kept up to this many bytes of text in total. Parsed they take about eight times as much memory:
-# COCO's panoptic_val2017.json has 11 MB of text.
+# Parsed JSONs are kept up to this many bytes of text in total; parsed they take about four times as much memory.
 MAX_KEPT_BYTES = 32 * 2**20
 # A file that was changed so recently may change again within the resolution of its times, so it is not kept.
 SETTLED_SECONDS = 2.0

@@ -70,6 +70,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     """
     check_gt(cfg, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("is_generated", False):
+        load_dataset(dataset_name)  # writes its files, which decide what can be measured
     has_gt = has_panoptic_gt(dataset_name)
     enabled = cfg.MODEL.PSF.TEST
     evaluators: list[DatasetEvaluator] = []

@@ -2,8 +2,7 @@
 
 from psf.evaluation.background import BackgroundEvaluators
 from psf.evaluation.ground_truth import ImageGroundTruth, PanopticGroundTruth, has_panoptic_gt
-from psf.evaluation.instance_json import write_instance_json
-from psf.evaluation.instances import InstanceEvaluator
+from psf.evaluation.instances import InstanceEvaluator, write_instance_json
 from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
 from psf.evaluation.panoptic_evaluator import PanopticQualityEvaluator
 from psf.evaluation.panoptic_quality import ClassQuality, PanopticQuality

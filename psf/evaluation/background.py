@@ -71,6 +71,8 @@ class BackgroundEvaluators(DatasetEvaluators):
         """
         for evaluator in self._in_foreground:
             evaluator.process(inputs, outputs)
+        if not self._in_background:
+            return
         on_host = [_to_host(output) for output in outputs]
         num_bytes = sum(_num_bytes(value) for one in (*inputs, *on_host) for value in one.values())
         self._wait(MAX_WAITING - 1, MAX_WAITING_BYTES - num_bytes)
