@@ -248,10 +248,12 @@ class _DerivedJson:
 
 
 def write_instance_json(dataset_name: str, path: Path) -> None:
-    """Write the things of a panoptic dataset as a COCO instance JSON, see `_DerivedJson`; all processes call it together.
+    """Write the things of a panoptic dataset as a COCO instance JSON (masks as RLE), in the main process.
+
+    A file derived from the same panoptic JSON and PNGs is kept. All processes must call this together.
 
     Raises:
-        UserError: as `_DerivedJson.write`.
+        UserError: if a PNG cannot be read, or psf has not written an existing file.
     """
     _DerivedJson(dataset_name, path).write()
 

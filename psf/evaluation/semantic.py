@@ -49,7 +49,11 @@ class SemanticEvaluator(DatasetEvaluator):
         self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)  # [ground truth, prediction]
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg": (H, W) classes or (K, H, W) scores."""
+        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg", (K, H, W) scores or (H, W) classes.
+
+        Raises:
+            UserError: if the result has not the size of the ground truth.
+        """
         for image, output in zip(inputs, outputs):
             sem_seg = output["sem_seg"]
             predicted = (sem_seg.argmax(dim=0) if sem_seg.ndim == 3 else sem_seg).cpu().numpy()

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from psf.data import panoptic_json
-from psf.data import image_key, load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
+from psf.data import (
+    image_key,
+    load_panoptic_json,
+    panoptic_json,
+    panoptic_metadata,
+    read_categories,
+    read_panoptic_json,
+)
 
 CATEGORIES = [
     {"id": 90, "name": "sea", "isthing": 0, "color": [0, 0, 9]},

@@ -272,6 +272,6 @@ class TestDerivedWhileEvaluating:
         assert path.stat().st_mtime_ns != before.st_mtime_ns
 
     def test_an_image_that_the_ground_truth_lacks_is_refused(self, mini: str, tmp_path: Path):
-        (image, output), *_ = true_instances(mini)
+        (_, output), *_ = true_instances(mini)
         with pytest.raises(ValueError, match=r"instances\.json does not contain image id 99"):
             run(InstanceEvaluator(mini, str(tmp_path / "instances.json"), derive=True), [({"image_id": 99}, output)])
