@@ -13,8 +13,7 @@ DOCS_DONE := $(VENV)/.psf-docs
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4
 
 # Scripts of `make bench`, with their numbers of rounds.
-BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9 \
-	evaluation:3
+BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9 evaluation:3
 
 .PHONY: help setup lock licenses quickstart test test-all test-faults check lint types docs bench gpu-check clean
 
