@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import evaluation
 import half_precision
 import loader
 import mask_decoder
@@ -106,6 +107,11 @@ TABLES = (
     Table("panoptic_quality", CPU, "ratio", (
         Row("PQ evaluator per image, over Detectron2's COCOPanopticEvaluator, one core",
             ("psf's PanopticQualityEvaluator",), panoptic_quality.TARGET_RATIO),
+    )),
+    Table("evaluation", CPU, "ratio", (
+        Row("evaluation beside a model that sleeps 50 ms, one worker: time per image over loader and model alone",
+            ("1",), evaluation.TARGET_RATIO),
+        Row("... CPU time of all threads per image, ms", ("1",), column="CPU: all threads, evaluated, ms"),
     )),
     Table("loader", CPU, "ratio", (
         Row("ground truth in the loader, over masks made in the loader", ("psf: label map and boxes",),

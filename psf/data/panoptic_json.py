@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.utils.colormap import colormap
 
@@ -33,6 +37,11 @@ from psf.errors import UserError
 __all__ = ["load_panoptic_json", "panoptic_metadata", "read_categories", "read_lists", "read_panoptic_json"]
 
 logger = logging.getLogger(__name__)
+
+# Parsed JSONs are kept up to this many bytes of text in total; parsed they take about four times as much memory.
+MAX_KEPT_BYTES = 32 * 2**20
+# A file that was changed so recently may change again within the resolution of its times, so it is not kept.
+SETTLED_SECONDS = 2.0
 
 
 def panoptic_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -141,41 +150,117 @@ def read_lists(json_file: str, keys: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: if the JSON is missing or damaged, or has not these lists.
     """
+    content = _read_object(json_file)
+    _check_lists(content, keys, json_file)
+    return content
+
+
+def _read_object(json_file: str) -> Any:
     require_file(json_file)
     content = read_json(json_file)
-    if isinstance(content, dict):
-        content = {"annotations": [], **content}
+    return {"annotations": [], **content} if isinstance(content, dict) else content
+
+
+def _check_lists(content: Any, keys: Sequence[str], json_file: str) -> None:
     for key in keys:
         if problem := find_problem(content, key, LIST):
             raise UserError(f"{json_file}: not a panoptic JSON, {problem.text}")
         if with_slashes(content[key]):
             logger.info("%s: backslashes in the file names of `%s` are read as slashes", json_file, key)
-    return content
 
 
 def read_panoptic_json(json_file: str, keys: Sequence[str] = ("categories",)) -> dict[str, Any]:
     """The content of a panoptic JSON, after a check of the lists in `keys`; see `read_lists`.
 
-    `psf.data.panoptic_format` has the schema of the entries.
+    `psf.data.panoptic_format` has the schema of the entries. A file is parsed and checked once per process, until it
+    changes: callers share the content, and must not change it. See `_ParsedFiles`.
 
     Raises:
         UserError: if the JSON is missing, damaged or not panoptic, has no category, or two entries share what must be
             unique: the id and the file of images ("07" and 7 are the same id), the image and the PNG of annotations,
             the id of categories and of an image's segments.
     """
-    content = read_lists(json_file, keys)
-    for key in keys:
-        for entry in content[key]:
-            _check_entry(key, entry, json_file)
-            if key == "annotations":
-                place = f"{json_file}: {entry['file_name']}"
-                for segment in entry["segments_info"]:
-                    _check_entry("segments_info", segment, place)
-                check_segment_ids([segment["id"] for segment in entry["segments_info"]], place)
-        _check_unique(key, content[key], json_file)
-    if not content["categories"]:
-        raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
+    with _parsed.lock:
+        content = _parsed.read(json_file)
+        missing = [key for key in keys if key not in content.checked]
+        _check_lists(content, missing, json_file)
+        for key in missing:
+            _check_entries(key, content[key], json_file)
+        if not content["categories"]:
+            raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
+        content.checked.update(missing)
     return content
+
+
+def _check_entries(key: str, entries: Sequence[Any], json_file: str) -> None:
+    for entry in entries:
+        _check_entry(key, entry, json_file)
+        if key == "annotations":
+            place = f"{json_file}: {entry['file_name']}"
+            for segment in entry["segments_info"]:
+                _check_entry("segments_info", segment, place)
+            check_segment_ids([segment["id"] for segment in entry["segments_info"]], place)
+    _check_unique(key, entries, json_file)
+
+
+class _Content(dict[str, Any]):
+    """A parsed JSON; unlike a plain dict, it can have weak references. checked: its lists that were checked."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self.checked: set[str] = set()
+
+
+class _Version(NamedTuple):
+    """What distinguishes the versions of a file: writing it changes at least its ctime."""
+
+    path: str
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> _Version | None:
+        """The version on the disk; None if it is no file of this machine, or is too new to be told from the next."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_SECONDS:
+            return None
+        return cls(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class _ParsedFiles:
+    """The newest parsed JSONs up to MAX_KEPT_BYTES of text, and any others as long as someone uses their content."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._used: weakref.WeakValueDictionary[_Version, _Content] = weakref.WeakValueDictionary()
+        self._kept: OrderedDict[str, tuple[int, _Content]] = OrderedDict()  # path -> bytes of text, content
+
+    def read(self, path: str) -> _Content:
+        version = _Version.of(path)  # before reading: if the file changes meanwhile, it is read again
+        content = None if version is None else self._used.get(version)
+        if content is None:
+            parsed = _read_object(path)
+            _check_lists(parsed, ("categories",), path)
+            content = _Content(parsed)
+            if version is not None:
+                self._used[version] = content
+                self._keep(version, content)
+        return content
+
+    def _keep(self, version: _Version, content: _Content) -> None:
+        self._kept.pop(version.path, None)  # another version
+        if version.size <= MAX_KEPT_BYTES:
+            self._kept[version.path] = version.size, content
+            while sum(size for size, _ in self._kept.values()) > MAX_KEPT_BYTES:
+                self._kept.popitem(last=False)
+
+
+_parsed = _ParsedFiles()
 
 
 _UNIQUE = {"categories": ("id",), "images": ("id", "file_name"), "annotations": ("image_id", "file_name")}

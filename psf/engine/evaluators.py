@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from psf.data.images import open_image
 from psf.data.own_files import free_name
 from psf.errors import UserError
 from psf.evaluation import (
+    BackgroundEvaluators,
     InstanceEvaluator,
     PanelEvaluator,
     PanopticGroundTruth,
@@ -36,7 +37,6 @@ from psf.evaluation import (
     ResultCounter,
     SemanticEvaluator,
     has_panoptic_gt,
-    write_instance_json,
     write_per_class,
 )
 from psf.meta_arch import PanopticSegFormer
@@ -74,13 +74,16 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     BOUNDARY_PQ and PQ_BY_SIZE add metrics to PQ. Evaluation of PQ also draws OUTPUT_DIR/panel.png. WRITE_PANOPTIC
     writes the panoptic predictions, also without ground truth. The log names enabled metrics that cannot be measured.
     OUTPUT_DIR/per_class.csv is written with the results. With several datasets, the names of both files contain the
-    dataset's name. All processes must call this together.
+    dataset's name. The evaluators run in the background, see `BackgroundEvaluators`. All processes must call this
+    together.
 
     Raises:
         UserError: as `check_gt`.
     """
     check_gt(cfg, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("is_generated", False):
+        load_dataset(dataset_name)  # writes its files, which decide what can be measured
     has_gt = has_panoptic_gt(dataset_name)
     enabled = cfg.MODEL.PSF.TEST
     evaluators: list[DatasetEvaluator] = []
@@ -96,16 +99,17 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         if enabled.WRITE_PANOPTIC:
             evaluators.append(PanopticWriter(dataset_name, Path(cfg.OUTPUT_DIR, "inference", dataset_name)))
     if enabled.INSTANCE_ON:
-        json_file = _instance_json(metadata, has_gt, Path(cfg.OUTPUT_DIR, "inference"))
-        if json_file is not None:
-            evaluators.append(InstanceEvaluator(dataset_name, json_file))
+        instances = _instance_evaluator(metadata, has_gt, Path(cfg.OUTPUT_DIR, "inference"))
+        if instances is not None:
+            evaluators.append(instances)
         else:
             unavailable.append("mask AP and box AP (no things, or neither json_file nor a panoptic ground truth)")
+    of_scores: list[DatasetEvaluator] = []
     if enabled.SEMANTIC_ON:
         if has_gt and _has_joint_ids(metadata):
             evaluators.append(SemanticEvaluator(dataset_name))
         elif os.path.isdir(metadata.get("sem_seg_root") or ""):
-            evaluators.append(SemSegEvaluator(dataset_name, sem_seg_loading_fn=_read_class_map))
+            of_scores.append(SemSegEvaluator(dataset_name, sem_seg_loading_fn=_read_class_map))
         else:
             unavailable.append("mIoU (neither a panoptic ground truth with joint class ids nor sem_seg_root)")
     counted = {type(one) for one in evaluators}
@@ -114,7 +118,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         evaluators.append(ResultCounter(dataset_name, has_gt=has_gt, panoptic=panoptic, instance=instance))
     if unavailable:
         logger.warning("%s is evaluated without %s", dataset_name, ", ".join(unavailable))
-    return _Evaluators(evaluators, dataset_name, _output_file(cfg, dataset_name, "per_class.csv"))
+    gt = PanopticGroundTruth(dataset_name) if has_gt else None
+    path = _output_file(cfg, dataset_name, "per_class.csv")
+    return _Evaluators(evaluators, of_scores, gt, dataset_name=dataset_name, path=path)
 
 
 def _read_class_map(path: str, dtype: Any) -> np.ndarray:
@@ -163,7 +169,10 @@ def evaluate_datasets(
     results: dict[str, Any] = {}
     for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
         loader = build_loader(cfg, name)
-        with needed_results(model, evaluator):
+        with ExitStack() as stack:
+            stack.enter_context(needed_results(model, evaluator))
+            if isinstance(evaluator, BackgroundEvaluators):
+                stack.enter_context(closing(evaluator))  # its threads end, also if the model or the loader fails
             of_dataset = inference_on_dataset(model, loader, evaluator)
         num_unreadable = sum(comm.all_gather(len(getattr(loader, "unreadable", ()))))
         if comm.is_main_process():
@@ -212,11 +221,19 @@ def check_all_read(cfg: CfgNode, results: Mapping[str, Any]) -> None:
         )
 
 
-class _Evaluators(DatasetEvaluators):
+class _Evaluators(BackgroundEvaluators):
     """The evaluators of one dataset; also writes a table of its classes."""
 
-    def __init__(self, evaluators: list[DatasetEvaluator], dataset_name: str, path: Path) -> None:
-        super().__init__(evaluators)
+    def __init__(
+        self,
+        evaluators: list[DatasetEvaluator],
+        of_scores: list[DatasetEvaluator],
+        gt: PanopticGroundTruth | None,
+        *,
+        dataset_name: str,
+        path: Path,
+    ) -> None:
+        super().__init__(evaluators, gt, in_foreground=of_scores)
         self._dataset_name, self._path = dataset_name, path
 
     def evaluate(self) -> OrderedDict[str, Any]:
@@ -234,18 +251,17 @@ def _output_file(cfg: CfgNode, dataset_name: str, name: str) -> Path:
     return Path(cfg.OUTPUT_DIR, name if len(cfg.DATASETS.TEST) == 1 else f"{stem}_{dataset_name}{dot}{ending}")
 
 
-def _instance_json(metadata: Metadata, has_gt: bool, folder: Path) -> str | None:
-    """The instance JSON in the metadata, if the file exists; otherwise one derived from the panoptic ground truth."""
+def _instance_evaluator(metadata: Metadata, has_gt: bool, folder: Path) -> InstanceEvaluator | None:
+    """With the instance JSON in the metadata, if the file exists; otherwise with one derived from the panoptic one."""
     if not metadata.get("thing_dataset_id_to_contiguous_id"):
         return None
     named = metadata.get("json_file")
     if named and Path(named).is_file():
-        return named
+        return InstanceEvaluator(metadata.name, named)
     if not has_gt:
         return None
     path = free_name(folder / f"{metadata.name}_instances.json")
-    write_instance_json(metadata.name, path)
-    return str(path)
+    return InstanceEvaluator(metadata.name, str(path), derive=True)
 
 
 def _has_joint_ids(metadata: Metadata) -> bool:

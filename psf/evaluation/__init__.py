@@ -1,5 +1,6 @@
 """Evaluation: panoptic quality, mIoU and AP from the panoptic ground truth, and panels of predictions."""
 
+from psf.evaluation.background import BackgroundEvaluators
 from psf.evaluation.ground_truth import ImageGroundTruth, PanopticGroundTruth, has_panoptic_gt
 from psf.evaluation.instances import InstanceEvaluator, write_instance_json
 from psf.evaluation.panels import PanelEvaluator, PanelRow, PanopticMap, draw_panel
@@ -12,6 +13,7 @@ from psf.evaluation.segment_matching import match_segments, match_with_boundarie
 from psf.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
+    "BackgroundEvaluators",
     "ClassQuality",
     "ImageGroundTruth",
     "InstanceEvaluator",

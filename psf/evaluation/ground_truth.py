@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,11 +13,16 @@ from detectron2.data import MetadataCatalog
 from psf.data import image_key, read_panoptic_ids, read_panoptic_json
 from psf.errors import UserError
 
-__all__ = ["ImageGroundTruth", "PanopticGroundTruth", "has_panoptic_gt"]
+__all__ = ["READ_AHEAD", "ImageGroundTruth", "PanopticGroundTruth", "has_panoptic_gt"]
+
+READ_AHEAD = "psf_gt"  # key of an input dict: a function that returns its `ImageGroundTruth`
 
 
 class ImageGroundTruth(NamedTuple):
-    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts with the dataset's own `category_id`."""
+    """labels: (H, W) uint32 segment ids, 0 is void; segments: the JSON's dicts with the dataset's own `category_id`.
+
+    Evaluators share both, and must not change them.
+    """
 
     labels: np.ndarray
     segments: list[dict[str, Any]]
@@ -34,7 +40,8 @@ def has_panoptic_gt(dataset_name: str) -> bool:
 class PanopticGroundTruth:
     """Panoptic PNGs and segments of a registered dataset, by image id.
 
-    The JSON is read on first access, a PNG on every `read`.
+    The JSON is read on first access, if no other part of this process has read it (`read_panoptic_json`); a PNG is read
+    on every `read`.
 
     Args:
         dataset_name: its metadata contains `panoptic_json`, `panoptic_root` and the maps of category ids.
@@ -69,22 +76,34 @@ class PanopticGroundTruth:
         segments = annotation["segments_info"]
         return ImageGroundTruth(read_panoptic_ids(path, [segment["id"] for segment in segments]), segments)
 
+    def of(self, image: dict[str, Any]) -> ImageGroundTruth:
+        """The ground truth of an input dict with "image_id"; `BackgroundEvaluators` reads it ahead, for all evaluators.
+
+        Raises:
+            UserError: as `read`.
+        """
+        read_ahead: Callable[[], ImageGroundTruth] | None = image.get(READ_AHEAD)
+        return self.read(image["image_id"]) if read_ahead is None else read_ahead()
+
     def contiguous_id(self, category_id: int) -> int:
         """The model's class of a category of the JSON."""
         return self.thing_ids[category_id] if category_id in self.thing_ids else self.stuff_ids[category_id]
 
     def read_contiguous(self, image_id: int | str) -> ImageGroundTruth:
         """One image's ground truth with `isthing` and contiguous classes, for the model and Detectron2's Visualizer."""
-        labels, segments = self.read(image_id)
-        contiguous = [
+        return self.contiguous(self.read(image_id))
+
+    def contiguous(self, gt: ImageGroundTruth) -> ImageGroundTruth:
+        """The same ground truth with `isthing` and contiguous classes."""
+        segments = [
             {
                 **segment,
                 "category_id": self.contiguous_id(segment["category_id"]),
                 "isthing": segment["category_id"] in self.thing_ids,
             }
-            for segment in segments
+            for segment in gt.segments
         ]
-        return ImageGroundTruth(labels, contiguous)
+        return ImageGroundTruth(gt.labels, segments)
 
     @cached_property
     def _json(self) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class PanelEvaluator(DatasetEvaluator):
         ids, segments = output["panoptic_seg"]
         pixels = as_picture(image["image"].permute(1, 2, 0).cpu().numpy(), self._image_format)
         picture = Image.fromarray(pixels).resize(ids.shape[::-1], Image.Resampling.BILINEAR)
-        gt = PanopticMap(*self._gt.read_contiguous(image["image_id"]))
+        gt = PanopticMap(*self._gt.contiguous(self._gt.of(image)))
         prediction = PanopticMap(ids.cpu(), [dict(segment) for segment in segments])
         return PanelRow(np.asarray(picture), gt, prediction, f"image id {image['image_id']}").fitted()
 

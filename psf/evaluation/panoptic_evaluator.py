@@ -94,7 +94,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         for image, output in zip(inputs, outputs):
             ids, segments_info = output["panoptic_seg"]
             segments = self._category_ids.coco_segments(segments_info)
-            gt = self._gt.read(image["image_id"])
+            gt = self._gt.of(image)
             maps = (gt.labels, gt.segments, ids.cpu().numpy(), segments)
             try:
                 measured = match_with_boundaries(*maps) if self._boundary else (match_segments(*maps), None)

@@ -13,9 +13,11 @@ from psf.errors import UserError
 __all__ = [
     "BOUNDARY_RATIO",
     "Match",
+    "Overlaps",
     "SegmentMatches",
     "Unmatched",
     "boundary_width",
+    "count_overlaps",
     "match_segments",
     "match_with_boundaries",
     "segment_boundaries",
@@ -57,7 +59,7 @@ class SegmentMatches(NamedTuple):
         )
 
 
-class _Overlaps(NamedTuple):
+class Overlaps(NamedTuple):
     """Number of pixels that each ground-truth id (row) shares with each predicted id (column).
 
     gt_ids: (G,) and pred_ids: (P,), the ids that occur, ascending, including void.
@@ -131,8 +133,7 @@ def match_segments(
     Raises:
         UserError: if the sizes differ, or if pred_segments and pred_labels do not have the same ids.
     """
-    _check_sizes(gt_labels, pred_labels)
-    image = _Image(_count_overlaps(gt_labels, pred_labels, weights=weights), gt_segments, pred_segments)
+    image = _Image(count_overlaps(gt_labels, pred_labels, weights=weights), gt_segments, pred_segments)
     return image.match(image.mask_ious())
 
 
@@ -154,21 +155,31 @@ def match_with_boundaries(
     In the published boundary-iou-api, unlike here, a segment whose id is one above the largest category id also
     includes the inner pixels of the segments listed before it.
     """
-    _check_sizes(gt_labels, pred_labels)
     height, width = gt_labels.shape
     distance = boundary_width(height, width, ratio)
     flags = segment_boundaries(gt_labels, distance), segment_boundaries(pred_labels, distance)
-    image = _Image(_count_overlaps(gt_labels, pred_labels, flags), gt_segments, pred_segments)
+    image = _Image(count_overlaps(gt_labels, pred_labels, flags), gt_segments, pred_segments)
     mask_ious = image.mask_ious()
     return image.match(mask_ious), image.match(np.minimum(mask_ious, image.boundary_ious()))
 
 
-def _count_overlaps(
+def count_overlaps(
     gt_labels: np.ndarray,
     pred_labels: np.ndarray,
     boundaries: tuple[np.ndarray, np.ndarray] | None = None,
     weights: np.ndarray | None = None,
-) -> _Overlaps:
+) -> Overlaps:
+    """Count the pixels that each pair of ids shares.
+
+    Args:
+        gt_labels, pred_labels: (H, W) ids.
+        boundaries: of `segment_boundaries`, for both maps; None: `pixels` of the result does not separate them.
+        weights: as for `match_segments`.
+
+    Raises:
+        UserError: if the sizes differ.
+    """
+    _check_sizes(gt_labels, pred_labels)
     maps = [one.reshape(-1) for one in (gt_labels, pred_labels, *(boundaries or ()))]
     # Neighbors mostly have equal labels: there are far fewer runs of equal pixels than pixels.
     is_start = np.ones(gt_labels.size, dtype=bool)
@@ -189,13 +200,13 @@ def _count_overlaps(
     side = 1 if boundaries is None else 2
     shape = (len(gt_ids), len(pred_ids), side, side)
     counts = np.bincount(cells, weights=lengths, minlength=int(np.prod(shape)))  # in float64, exact below 2^53
-    return _Overlaps(gt_ids, pred_ids, counts.astype(np.int64).reshape(shape))
+    return Overlaps(gt_ids, pred_ids, counts.astype(np.int64).reshape(shape))
 
 
 class _Image:
     """The segments of one image, and the pairs that may match: of the same category, not a crowd, overlapping."""
 
-    def __init__(self, overlaps: _Overlaps, gt_segments: Segments, pred_segments: Segments) -> None:
+    def __init__(self, overlaps: Overlaps, gt_segments: Segments, pred_segments: Segments) -> None:
         self.split_pixels = overlaps.pixels
         self.pixels = overlaps.pixels.sum(axis=(2, 3))  # (G, P)
         self.gt_ids, self.pred_ids = overlaps.gt_ids.tolist(), overlaps.pred_ids.tolist()

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from psf.data import distinct_names
 from psf.errors import UserError
 from psf.evaluation.ground_truth import PanopticGroundTruth
+from psf.evaluation.segment_matching import count_overlaps
 
 __all__ = ["SemanticEvaluator"]
 
@@ -48,21 +49,20 @@ class SemanticEvaluator(DatasetEvaluator):
         self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)  # [ground truth, prediction]
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg".
+        """Count the pixels of a batch: inputs have "image_id", outputs "sem_seg", (K, H, W) scores or (H, W) classes.
 
-        This is (K, H, W) scores, or an (H, W) map of the classes with the best scores, which needs much less memory.
+        Raises:
+            UserError: if the result has not the size of the ground truth.
         """
         for image, output in zip(inputs, outputs):
-            result = output["sem_seg"]
-            predicted = (result if result.dim() == 2 else result.argmax(dim=0)).cpu().numpy()
-            labels, segments = self._gt.read_contiguous(image["image_id"])
-            gt = np.full(labels.shape, -1)
-            for segment in segments:
-                gt[labels == segment["id"]] = segment["category_id"]
-            is_counted = gt >= 0
-            pairs = gt[is_counted] * self._num_classes + predicted[is_counted]
-            counts = np.bincount(pairs, minlength=self._confusion.size)
-            self._confusion += counts.reshape(self._confusion.shape)
+            sem_seg = output["sem_seg"]
+            predicted = (sem_seg.argmax(dim=0) if sem_seg.ndim == 3 else sem_seg).cpu().numpy()
+            labels, segments = self._gt.contiguous(self._gt.of(image))
+            overlaps = count_overlaps(labels, predicted)
+            class_of = {segment["id"]: segment["category_id"] for segment in segments}
+            for key, pixels in zip(overlaps.gt_ids.tolist(), overlaps.pixels[:, :, 0, 0]):
+                if key in class_of:  # else void
+                    self._confusion[class_of[key], overlaps.pred_ids] += pixels
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The means, and IoU-<class> and ACC-<class> of the classes that occur, under "sem_seg".

@@ -17,9 +17,18 @@ import pytest
 import torch
 from torch import nn
 
-SCRIPTS = ("compiled", "half_precision", "loader", "mask_decoder", "merging", "ms_deform_attn", "panoptic_quality")
+SCRIPTS = (
+    "compiled",
+    "evaluation",
+    "half_precision",
+    "loader",
+    "mask_decoder",
+    "merging",
+    "ms_deform_attn",
+    "panoptic_quality",
+)
 SCRIPTS += ("training_memory", "training_step", "whole_model")
-ON_A_DEVICE = set(SCRIPTS) - {"loader", "panoptic_quality"}
+ON_A_DEVICE = set(SCRIPTS) - {"evaluation", "loader", "panoptic_quality"}
 
 
 class Benchmarks:
@@ -105,6 +114,11 @@ class TestTheyRun:
 
     def test_loader(self, benchmarks: Benchmarks):
         assert "masks and boxes identical" in benchmarks.run("loader")
+
+    def test_evaluation(self, benchmarks: Benchmarks):
+        table = benchmarks.run("evaluation", "--milliseconds", "1")
+        assert "All evaluations have the same results (PQ 8" in table
+        assert "parsed the panoptic JSON 1 times and decoded 1.00 PNGs per image, 0 of all in the main thread" in table
 
     def test_panoptic_quality(self, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch):
         evaluation = importlib.import_module("panopticapi.evaluation")

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import gc
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from psf.data import image_key, load_panoptic_json, panoptic_metadata, read_categories, read_panoptic_json
+from psf.data import (
+    image_key,
+    load_panoptic_json,
+    panoptic_json,
+    panoptic_metadata,
+    read_categories,
+    read_panoptic_json,
+)
 
 CATEGORIES = [
     {"id": 90, "name": "sea", "isthing": 0, "color": [0, 0, 9]},
@@ -293,3 +302,79 @@ def test_numbers_beyond_63_bits_are_no_ids(tmp_path, value):
     with pytest.raises(ValueError, match=r"panoptic\.json: .*expected a whole number of at most 63 bits") as caught:
         read_categories(write(tmp_path, categories=[{**CATEGORIES[0], "id": value}]))
     assert len(str(caught.value)) < 600
+
+
+class TestFilesAreParsedOnce:
+    @pytest.fixture(autouse=True)
+    def parsed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the files that are parsed. Files just written are kept, too."""
+        names: list[str] = []
+        read = panoptic_json.read_json
+
+        def counting(path: str) -> Any:
+            names.append(Path(path).name)
+            return read(path)
+
+        monkeypatch.setattr(panoptic_json, "read_json", counting)
+        monkeypatch.setattr(panoptic_json, "SETTLED_SECONDS", 0.0)
+        return names
+
+    def test_by_all_who_read_them(self, tmp_path: Path, parsed: list[str]):
+        path = write(tmp_path)
+        assert read_categories(path) == CATEGORIES
+        first = load_panoptic_json(path, "/png", "/img")
+        assert load_panoptic_json(path, "/png", "/img") == first
+        assert len(read_panoptic_json(path, ("categories", "annotations"))["annotations"]) == 1
+        assert parsed == ["panoptic.json"]
+
+    def test_lists_that_nobody_has_asked_for_are_checked_later(self, tmp_path: Path, parsed: list[str]):
+        path = write(tmp_path, annotations=[{"image_id": 4}])
+        assert read_categories(path) == CATEGORIES
+        for _ in range(2):
+            with pytest.raises(ValueError, match="'file_name' is missing"):
+                load_panoptic_json(path, "", "")
+        assert parsed == ["panoptic.json"]
+
+    @pytest.mark.parametrize("is_replaced", [False, True])
+    def test_until_they_change(self, tmp_path: Path, parsed: list[str], is_replaced: bool):
+        """Also if the size and the time of modification stay."""
+        path = write(tmp_path)
+        read_categories(path)
+        before = os.stat(path)
+        other = [{**CATEGORIES[0], "name": "tea"}, *CATEGORIES[1:]]
+        if is_replaced:
+            (tmp_path / "new").mkdir()
+            os.replace(write(tmp_path / "new", categories=other), path)
+        else:
+            write(tmp_path, categories=other)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert os.stat(path).st_size == before.st_size
+        assert read_categories(path)[0]["name"] == "tea"
+        assert len(parsed) == 2
+
+    def test_when_they_may_still_change(self, tmp_path: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch):
+        """Within the resolution of a file system's times, two versions look the same."""
+        monkeypatch.setattr(panoptic_json, "SETTLED_SECONDS", 3600.0)
+        path = write(tmp_path)
+        read_categories(path)
+        read_categories(path)
+        assert len(parsed) == 2
+
+    @pytest.mark.parametrize(("limit", "again"), [(10_000, 0), (1000, 1), (10, 3)])
+    def test_in_bounded_memory(
+        self, tmp_path: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch, limit: int, again: int
+    ):
+        """Each of three files has 400 to 500 bytes: all, two or none fit; but one in use is never parsed again."""
+        monkeypatch.setattr(panoptic_json, "MAX_KEPT_BYTES", limit)
+        paths = []
+        for name in "abc":
+            (tmp_path / name).mkdir()
+            paths.append(write(tmp_path / name))
+        assert all(400 < os.path.getsize(path) < 500 for path in paths)
+        used = [read_panoptic_json(path) for path in paths]
+        assert [read_panoptic_json(path) for path in reversed(paths)] == used and len(parsed) == 3
+        del used
+        gc.collect()
+        for path in reversed(paths):  # the newest first
+            read_categories(path)
+        assert len(parsed) == 3 + again

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +19,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from PIL import Image
 
-from psf.engine import build_config, build_evaluator
+import psf.data.panoptic_json
+import psf.data.panoptic_labels
+from psf.data import register_panoptic
+from psf.data.shapes import dataset as shapes
+from psf.data.shapes import register_shapes
+from psf.engine import build_config, build_evaluator, main
 from psf.engine.evaluators import needed_results
 from psf.engine.results import results_table, write_results
-from psf.evaluation import PanopticWriter, SemanticEvaluator, write_instance_json
+from psf.evaluation import PanopticQualityEvaluator, PanopticWriter, SemanticEvaluator, write_instance_json
+from tests.engine.conftest import ParseArgs
+from tests.mini_set import IMAGES, PsfTestColorModel, unregister_mini_set
 from tests.models import tiny_model
 
 
@@ -39,7 +50,6 @@ ALL = ["PanopticQualityEvaluator", "PanelEvaluator", "InstanceEvaluator", "Seman
 
 def test_panoptic_ground_truth_gives_all(mini: str, cfg: CfgNode, tmp_path: Path):
     assert kinds(cfg, mini) == ALL
-    assert (tmp_path / "output" / "inference" / f"{mini}_instances.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -67,10 +77,14 @@ def test_own_instance_json_is_preferred(mini: str, cfg: CfgNode, tmp_path: Path)
     MetadataCatalog.get(mini).json_file = str(own)  # named, but not there: as in Detectron2's coco_2017_val_panoptic
     assert kinds(cfg, mini) == ALL
     derived = tmp_path / "output" / "inference" / f"{mini}_instances.json"
-    derived.unlink()
-    write_instance_json(mini, own)
-    assert kinds(cfg, mini) == ALL
-    assert not derived.exists()
+    for own_is_there in (False, True):
+        if own_is_there:
+            write_instance_json(mini, own)
+        evaluators = build_evaluator(cfg, mini)
+        evaluators.reset()
+        evaluators.evaluate()
+        assert derived.exists() != own_is_there
+        derived.unlink(missing_ok=True)
 
 
 def test_log_says_what_is_left_out_and_why(mini: str, cfg: CfgNode, caplog: pytest.LogCaptureFixture):
@@ -161,3 +175,113 @@ class TestNeededResults:
         model = tiny_model({"TEST.PANOPTIC_ON": False})
         with needed_results(model, build_evaluator(cfg, mini)):
             assert not model.settings.panoptic and model.settings.instance
+
+
+def test_a_generated_set_is_written_first(cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its files decide what can be measured, and an evaluation may be the first to need them."""
+    monkeypatch.setenv("PSF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shapes, "NUM_SCENES", {"fresh": 2})
+    make_scene = shapes.make_scene
+    monkeypatch.setattr(shapes, "make_scene", lambda index, split: make_scene(index, split="val"))
+    register_shapes()
+    try:
+        assert kinds(cfg, "psf_shapes_fresh") == ALL
+    finally:
+        unregister_mini_set("psf_shapes_fresh")
+
+
+class TestTheWholeRoad:
+    """psf evaluate reads the ground truth once, and leaves the main thread to the model."""
+
+    @pytest.fixture
+    def name(self, mini_root: Path, monkeypatch: pytest.MonkeyPatch):
+        """The mini set, registered as by --register."""
+        monkeypatch.setattr(psf.data.panoptic_json, "SETTLED_SECONDS", 0.0)
+        register_panoptic("psf_test_road", mini_root / "panoptic.json", mini_root / "panoptic", mini_root / "images")
+        yield "psf_test_road"
+        unregister_mini_set("psf_test_road")
+
+    @pytest.fixture
+    def reads(self, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+        """(file name, thread) -> how often the ground truth's file is read."""
+        reads: Counter[tuple[str, str]] = Counter()
+
+        def count(module: Any, function: str) -> None:
+            read = getattr(module, function)
+
+            def counting(path: str) -> Any:
+                reads[Path(path).name, threading.current_thread().name] += 1
+                return read(path)
+
+            monkeypatch.setattr(module, function, counting)
+
+        count(psf.data.panoptic_json, "read_json")
+        count(psf.data.panoptic_labels, "_read_ids")
+        return reads
+
+    @pytest.mark.parametrize("workers", ["0", "1"])
+    def test_files_are_read_once(
+        self, name: str, parse_args: ParseArgs, mini_root: Path, reads: Counter[tuple[str, str]], workers: str
+    ):
+        words = ("--eval-only", "DATASETS.TRAIN", f"['{name}']", "DATASETS.TEST", f"['{name}']")
+        words += ("DATALOADER.NUM_WORKERS", workers)
+        results = main(parse_args(*words))
+        assert 0 < results["panoptic_seg"]["PQ"] < 100 and 0 < results["sem_seg"]["mIoU"] < 100
+        pngs = {(f"{number}.png", "psf-ground-truth_0"): 1 for number in range(len(IMAGES))}
+        assert reads == {("panoptic.json", "MainThread"): 1, **pngs}
+        reads.clear()
+        assert str(main(parse_args(*words))) == str(results)
+        assert reads == pngs
+        # A JSON that changes is read anew: without an annotation, its image does not count.
+        content = json.loads((mini_root / "panoptic.json").read_text())
+        for key in ("images", "annotations"):
+            content[key] = content[key][:2]
+        (mini_root / "panoptic.json").write_text(json.dumps(content))
+        reads.clear()
+        assert main(parse_args(*words))["panoptic_seg"] != results["panoptic_seg"]
+        assert reads == {("panoptic.json", "MainThread"): 1, **dict(list(pngs.items())[:2])}
+
+    def test_an_error_of_the_model_ends_the_threads(
+        self, name: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch
+    ):
+        segment, images = PsfTestColorModel.segment, []
+
+        def fail(model: PsfTestColorModel, image: dict[str, Any]) -> dict[str, Any]:
+            images.append(image)
+            if len(images) == 3:
+                raise RuntimeError("of the model")
+            return segment(model, image)
+
+        monkeypatch.setattr(PsfTestColorModel, "segment", fail)
+        with pytest.raises(RuntimeError, match="of the model"):
+            main(parse_args("--eval-only", "DATASETS.TRAIN", f"['{name}']", "DATASETS.TEST", f"['{name}']"))
+        assert [one.name for one in threading.enumerate() if one.name.startswith("psf-")] == []
+
+    def test_the_model_sets_the_pace(self, name: str, parse_args: ParseArgs, monkeypatch: pytest.MonkeyPatch):
+        """Evaluators that take 70 % of the model's time add at most 10 % to it, and what follows the last image.
+
+        Both sleep, so that other programs on the machine hardly matter; the least of five runs counts.
+        """
+        seconds, num_images = 0.2, len(IMAGES)
+        times: list[float] = []
+        segment, process = PsfTestColorModel.segment, PanopticQualityEvaluator.process
+
+        def sleep_and_segment(model: PsfTestColorModel, image: dict[str, Any]) -> dict[str, Any]:
+            times.append(time.monotonic())
+            time.sleep(seconds)
+            return segment(model, image)
+
+        def sleep_and_process(evaluator: PanopticQualityEvaluator, inputs: Any, outputs: Any) -> None:
+            time.sleep(0.7 * seconds)
+            process(evaluator, inputs, outputs)
+
+        monkeypatch.setattr(PsfTestColorModel, "segment", sleep_and_segment)
+        monkeypatch.setattr(PanopticQualityEvaluator, "process", sleep_and_process)
+        least = math.inf
+        for _ in range(5):
+            times.clear()
+            main(parse_args("--eval-only", "DATASETS.TRAIN", f"['{name}']", "DATASETS.TEST", f"['{name}']"))
+            least = min(least, (times[-1] - times[0]) / (num_images - 1))
+            if least <= 1.1 * seconds:
+                break
+        assert least <= 1.1 * seconds

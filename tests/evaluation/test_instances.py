@@ -12,6 +12,7 @@ from typing import Any
 
 import detectron2.evaluation.coco_evaluation
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,8 +23,10 @@ from psf.errors import UserError
 from psf.evaluation import (
     InstanceEvaluator,
     PanopticGroundTruth,
+    instances,
     write_instance_json,
 )
+from psf.evaluation.instances import encode_mask
 from tests.evaluation.predictions import run
 
 
@@ -224,3 +227,51 @@ class TestInstanceEvaluator:
         output["instances"].pred_classes[:] = 0
         with pytest.raises(ValueError, match=r"classes \[0\], but the thing classes are \[1, 3\]"):
             evaluator.process([image], [output])
+
+
+@pytest.mark.parametrize("size", [(7, 5), (1, 9), (4, 0)])
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.float32])
+def test_masks_are_encoded_as_by_detectron2(size: tuple[int, int], kind: type):
+    mask = (np.random.default_rng(0).random(size) > 0.5).astype(kind)
+    expected = mask_util.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0]
+    for one in (mask, mask[::-1].copy()[::-1]):  # also with strides of its own
+        assert encode_mask(one) == {"size": list(size), "counts": expected["counts"].decode()}
+
+
+class TestDerivedWhileEvaluating:
+    def test_gives_the_same_file_and_results(self, mini: str, tmp_path: Path):
+        before, path = tmp_path / "before.json", tmp_path / "new" / "instances.json"
+        write_instance_json(mini, before)
+        pairs = true_instances(mini)
+        pairs[0][1]["instances"].pred_classes = pairs[0][1]["instances"].pred_classes.flip(0)
+        expected = run(InstanceEvaluator(mini, str(before)), pairs)
+        evaluator = InstanceEvaluator(mini, str(path), derive=True)
+        assert not path.exists()
+        assert str(run(evaluator, pairs)) == str(expected) and 0 < expected["segm"]["AP"] < 100
+        assert path.read_text() == before.read_text()
+        assert str(run(evaluator, pairs)) == str(expected)  # again, after a reset
+
+    def test_images_that_are_not_evaluated_are_in_it(self, mini: str, tmp_path: Path):
+        """Their instances count as missed."""
+        before, path = tmp_path / "before.json", tmp_path / "instances.json"
+        write_instance_json(mini, before)
+        run(InstanceEvaluator(mini, str(path), derive=True), true_instances(mini)[2:])
+        assert path.read_text() == before.read_text()
+
+    def test_a_file_that_is_up_to_date_is_kept(self, mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        path = tmp_path / "instances.json"
+        write_instance_json(mini, path)
+        before = path.stat()
+        pairs = true_instances(mini)
+        monkeypatch.setattr(instances, "_encode_things", None)
+        assert run(InstanceEvaluator(mini, str(path), derive=True), pairs)["segm"]["AP"] == pytest.approx(100)
+        assert path.stat() == before
+        Path(MetadataCatalog.get(mini).panoptic_root, "0.png").touch()
+        monkeypatch.undo()
+        run(InstanceEvaluator(mini, str(path), derive=True), pairs)
+        assert path.stat().st_mtime_ns != before.st_mtime_ns
+
+    def test_an_image_that_the_ground_truth_lacks_is_refused(self, mini: str, tmp_path: Path):
+        (_, output), *_ = true_instances(mini)
+        with pytest.raises(ValueError, match=r"instances\.json does not contain image id 99"):
+            run(InstanceEvaluator(mini, str(tmp_path / "instances.json"), derive=True), [({"image_id": 99}, output)])

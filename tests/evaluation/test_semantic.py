@@ -58,6 +58,18 @@ class TestSemanticEvaluator:
         assert "IoU-cloud" not in ours  # NaN in Detectron2's
         assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-12)
 
+    def test_classes_in_place_of_scores(self, mini: str):
+        pairs = as_semantic(perturbed(mini), 5)
+        classes = [(image, {"sem_seg": output["sem_seg"].argmax(dim=0)}) for image, output in pairs]
+        result = run(SemanticEvaluator(mini), classes)
+        assert result == run(SemanticEvaluator(mini), pairs) and 0 < result["sem_seg"]["mIoU"] < 100
+
+    def test_another_size_is_refused(self, mini: str):
+        image, output = as_semantic(perturbed(mini), 5)[0]
+        turned = {"sem_seg": output["sem_seg"].transpose(1, 2)}  # the same number of pixels
+        with pytest.raises(ValueError, match=r"\(60, 40\), the ground truth \(40, 60\)"):
+            run(SemanticEvaluator(mini), [(image, turned)])
+
     def test_perfect_prediction(self, mini: str):
         gt = PanopticGroundTruth(mini)
         pairs = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from psf.data import build_mapper, build_test_loader, load_dataset, spread_evenly
 from psf.errors import UserError
-from psf.evaluation import PanopticQualityEvaluator
+from psf.evaluation import BackgroundEvaluators, PanopticGroundTruth, PanopticQualityEvaluator
 from psf.tools.robustness.corruptions import corrupt
 from psf.tools.robustness.record import RobustnessRecord
 
@@ -79,7 +80,9 @@ def evaluate_corruption(
             )
         mapper.augmentations = T.AugmentationList([augmentation, mapper.augmentations])
     loader = build_test_loader(cfg, dataset, mapper)
-    results = inference_on_dataset(model, loader, PanopticQualityEvaluator(dataset_name)) or {}
+    evaluators = BackgroundEvaluators([PanopticQualityEvaluator(dataset_name)], PanopticGroundTruth(dataset_name))
+    with closing(evaluators):
+        results = inference_on_dataset(model, loader, evaluators) or {}
     return dict(results.get("panoptic_seg", {}))
 
 
