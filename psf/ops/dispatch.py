@@ -227,10 +227,19 @@ def describe_implementation(device: str | None = None, configured: str = AUTO) -
     has_gpu = torch.cuda.is_available()
     if device is None:
         device = "cuda" if has_gpu else "cpu"
-    # The encoder of the paper's recipe, at 800 x 1216.
-    sizes = {"batch": 1, "queries": 19_950, "heads": 8, "dim": 32, "levels": 3, "points": 4}
-    flags = {"has_gradient": False, "is_deterministic": False, "can_measure": has_gpu}
-    work = Work(torch.device(device), torch.float32, **sizes, **flags)
+    work = Work(
+        device=torch.device(device),
+        dtype=torch.float32,
+        batch=1,
+        queries=19_950,  # the encoder of the paper's recipe at 800 x 1216
+        heads=8,
+        dim=32,
+        levels=3,
+        points=4,
+        has_gradient=False,
+        is_deterministic=False,
+        can_measure=has_gpu,
+    )
     try:
         choice = choose(work, configured=configured)
     except UserError as error:
