@@ -88,6 +88,7 @@ def ms_deform_attn(
     work = Work(
         device=value.device,
         dtype=value.dtype,
+        weights_dtype=attention_weights.dtype,
         batch=batch,
         queries=queries,
         heads=heads,

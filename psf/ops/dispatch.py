@@ -50,6 +50,7 @@ class Work(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype  # of the value
+    weights_dtype: torch.dtype
     batch: int
     queries: int  # per image
     heads: int
@@ -136,15 +137,15 @@ _lock = threading.Lock()
 
 def _measured_choice(work: Work) -> Choice:
     """What was measured for this class of calls, by this process or an earlier one; else measure it now."""
+    types, sizes = (work.dtype, work.weights_dtype), (work.heads, work.dim, work.levels, work.points)
     if not work.can_measure:
-        sizes = (work.heads, work.dim, work.levels, work.points)
-        for known, name in _measured_before(work.device, work.dtype, work.has_gradient):
+        for known, name in _measured_before(work.device, types, work.has_gradient):
             if known == sizes:
                 return Choice(name, "the fastest of what was measured before the graph was made")
         return Choice("reference", "nothing was measured before the graph was made")
     device = _with_index(work.device)
-    queries = measured_queries(work.batch * work.queries, work.heads, work.dim, work.levels, work.points)
-    problem = Problem(work.dtype, work.heads, work.dim, work.levels, work.points, queries, work.has_gradient)
+    queries = measured_queries(work.batch * work.queries, *sizes)
+    problem = Problem(*types, *sizes, queries, work.has_gradient)
     choice = _known.get((device, problem))
     if choice is None:
         with _lock:  # of two threads, the second finds what the first has measured
@@ -156,17 +157,17 @@ def _measured_choice(work: Work) -> Choice:
 
 @torch.compiler.assume_constant_result
 def _measured_before(
-    device: torch.device, dtype: torch.dtype, has_gradient: bool
+    device: torch.device, types: tuple[torch.dtype, torch.dtype], has_gradient: bool
 ) -> tuple[tuple[tuple[int, int, int, int], str], ...]:
     """Heads, channels, levels and points of what this process has measured, with the choice; the most queries first.
 
     torch.compile calls this while it traces. The sizes are compared outside, because a graph may not know its own.
     """
-    kind = (_with_index(device), dtype, has_gradient)
+    kind = (_with_index(device), types, has_gradient)
     found = [
         (problem, choice.name)
         for (place, problem), choice in list(_known.items())
-        if (place, problem.dtype, problem.has_gradient) == kind
+        if (place, (problem.dtype, problem.weights_dtype), problem.has_gradient) == kind
     ]
     found.sort(key=lambda item: -item[0].queries)
     return tuple(((p.heads, p.dim, p.levels, p.points), name) for p, name in found)
@@ -230,6 +231,7 @@ def describe_implementation(device: str | None = None, configured: str = AUTO) -
     work = Work(
         device=torch.device(device),
         dtype=torch.float32,
+        weights_dtype=torch.float32,
         batch=1,
         queries=19_950,  # the encoder of the paper's recipe at 800 x 1216
         heads=8,
@@ -241,9 +243,9 @@ def describe_implementation(device: str | None = None, configured: str = AUTO) -
         can_measure=has_gpu,
     )
     try:
+        if device in MEASURED and not has_gpu and _named(None, configured)[0] == AUTO:
+            return f"on {device}: the fastest, measured at the first call"
         choice = choose(work, configured=configured)
     except UserError as error:
         return str(error)
-    if device in MEASURED and not has_gpu and not choice.reason.startswith("set by"):
-        return f"on {device}: the fastest, measured at the first call"
     return f"{choice.name} on {device}: {choice.reason}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ __all__ = ["Measurement", "Problem", "measure", "measured_queries"]
 # Largest difference from the reference, relative to the largest number: of the output and of each gradient. At least
 # ten times the rounding errors of the bag on a CPU.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# Bounds of a measurement: it takes about a second, besides the compilation of kernels, and less than 0.5 GB (measured on
-# a CPU; twice this in float64), because the reference has tensors of SAMPLES numbers.
+# Bounds of a measurement: it takes about a second, besides the compilation of kernels, and less than 0.5 GB (measured
+# on a CPU; twice this in float64), because the reference has tensors of SAMPLES numbers.
 SAMPLES = 2**24
 SECONDS = 0.5
 ROUNDS = 5
@@ -29,6 +30,7 @@ class Problem(NamedTuple):
     """A class of calls: one measurement is valid for all of them."""
 
     dtype: torch.dtype  # of the value
+    weights_dtype: torch.dtype  # of the attention weights: float32 under autocast, where the value is in half precision
     heads: int
     dim: int  # channels of a head
     levels: int
@@ -38,6 +40,8 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
+        if self.weights_dtype != self.dtype:
+            name += f" with {str(self.weights_dtype).removeprefix('torch.')} weights"
         gradient = "with" if self.has_gradient else "without"
         return (
             f"{name}, {self.heads} heads x {self.dim}, {self.levels} levels x {self.points} points, "
@@ -78,8 +82,22 @@ def measure(problem: Problem, device: torch.device, names: Sequence[str]) -> Mea
         device: where.
         names: the implementations; the first is the reference.
     """
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _waits_allowed(device):
         return pool.submit(_measure, problem, device, names).result()
+
+
+@contextmanager
+def _waits_allowed(device: torch.device) -> Iterator[None]:
+    """A program may have asked torch to raise where the host waits for the GPU, as a measurement does."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _measure(problem: Problem, device: torch.device, names: Sequence[str]) -> Measurement:
@@ -142,7 +160,7 @@ class _Inputs(NamedTuple):
         tensors = (
             torch.randn(2, sum(h * w for h, w in shapes), heads, problem.dim, generator=generator).to(problem.dtype),
             ((pixels + 0.5) / sizes).to(precision),
-            torch.rand(*size, generator=generator).to(problem.dtype),
+            torch.rand(*size, generator=generator).to(problem.weights_dtype),
             torch.randn(2, queries, heads * problem.dim, generator=generator).to(problem.dtype),
         )
         value, locations, weights, grad_output = (x.to(device) for x in tensors)

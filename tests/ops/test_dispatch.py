@@ -47,8 +47,9 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def work(device: str = "cpu", queries: int = 10, **others: Any) -> Work:
     """A call with one point per query."""
     sizes = {"batch": 1, "queries": queries, "heads": 1, "dim": 2, "levels": 1, "points": 1}
+    types = {"dtype": torch.float32, "weights_dtype": torch.float32}
     flags = {"has_gradient": False, "is_deterministic": False, "can_measure": True}
-    return Work(torch.device(device), **{"dtype": torch.float32, **sizes, **flags, **others})
+    return Work(torch.device(device), **{**types, **sizes, **flags, **others})
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
@@ -214,7 +215,8 @@ class TestMeasured:
         run(257)
         run(1024)
         assert len(calls) == 2
-        run(10, torch.bfloat16)
+        run(10, torch.bfloat16)  # as under autocast, where the weights are in float32
+        assert str(calls[-1]).startswith("bfloat16 with float32 weights, 1 heads x 2, ")
         run(10, has_gradient=True)
         run(10, heads=2)
         assert len(calls) == 5

@@ -101,10 +101,10 @@ def test_deterministic_gradients_come_from_the_bag(device):
 
 
 @pytest.mark.skipif(not IN_INTERPRETER, reason="a GPU has a test of its own")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_measurement_accepts_the_kernels(monkeypatch, dtype):
+@pytest.mark.parametrize(("dtype", "weights_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_measurement_accepts_the_kernels(monkeypatch, dtype, weights_dtype):
     monkeypatch.setattr("psf.ops.measurement.ROUNDS", 1)
-    small = measurement.Problem(dtype, 2, 4, 2, 1, 64, True)
+    small = measurement.Problem(dtype, weights_dtype, 2, 4, 2, 1, 64, True)
     found = measurement.measure(small, torch.device("cpu"), dispatch.IMPLEMENTATIONS)
     assert set(found.milliseconds) == set(dispatch.IMPLEMENTATIONS) and not found.refused
 
@@ -128,12 +128,11 @@ def test_a_wrong_kernel_is_not_chosen(monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("PSF_CACHE", str(tmp_path))
     monkeypatch.delenv("PSF_MSDA")
     sizes = {"batch": 1, "queries": 10, "heads": 2, "dim": 4, "levels": 2, "points": 1}
+    types = {"dtype": torch.float32, "weights_dtype": torch.float32}
     flags = {"is_deterministic": False, "can_measure": True}
-    chosen = [
-        dispatch.choose(dispatch.Work(torch.device("cpu"), torch.float32, **sizes, has_gradient=has_gradient, **flags))
-        for has_gradient in (False, True)
-    ]
-    assert [choice.name for choice in chosen] == ["triton", "reference"]
+    for has_gradient, name in ((False, "triton"), (True, "reference")):
+        work = dispatch.Work(device=torch.device("cpu"), **types, **sizes, **flags, has_gradient=has_gradient)
+        assert dispatch.choose(work).name == name
     assert "triton wrong: its gradient of the locations differs" in caplog.text
 
 
@@ -201,7 +200,7 @@ def test_a_map_of_more_than_2_31_numbers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_gpu_measures_and_refuses_nothing(dtype, has_gradient):
     """Also shows what a measurement costs: seconds without the compilation, and memory."""
-    usual = measurement.Problem(dtype, 8, 32, 3, 4, 4096, has_gradient)
+    usual = measurement.Problem(dtype, torch.float32, 8, 32, 3, 4, 4096, has_gradient)
     measurement.measure(usual, torch.device("cuda", 0), dispatch.IMPLEMENTATIONS)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -220,8 +219,14 @@ def test_the_first_call_on_a_gpu_chooses(monkeypatch, tmp_path):
     monkeypatch.setattr(dispatch, "_known", {})
     value, shapes, locations, weights = problem(11, [(9, 8), (4, 4)], queries=300)
     inputs = (value.float().cuda(), shapes, locations.float().cuda(), weights.float().cuda())
-    with torch.autocast("cuda", dtype=torch.float16):
-        found = output_and_gradients(ms_deform_attn, inputs)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")  # of the program: the measurement may wait, and restores it
+    try:
+        with torch.no_grad(), torch.autocast("cuda", dtype=torch.float16):
+            found = [ms_deform_attn(*inputs, implementation="auto")]
+        assert torch.cuda.get_sync_debug_mode() == 2
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
     assert all(torch.isfinite(x).all() for x in found)
     (choice,) = dispatch._known.values()
     assert choice.reason.endswith("measured now")
