@@ -101,6 +101,8 @@ def _waits_allowed(device: torch.device) -> Iterator[None]:
 
 
 def _measure(problem: Problem, device: torch.device, names: Sequence[str]) -> Measurement:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread; the default is GPU 0, where it would take memory
     refused: dict[str, str] = {}
     times: dict[str, list[float]] = {}
     try:
