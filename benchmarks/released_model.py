@@ -106,13 +106,13 @@ def given_candidates(model: PanopticSegFormer, scene: Candidates) -> Iterator[li
 def plain_parts(model: PanopticSegFormer, attend: Attend | None = None) -> Iterator[None]:
     """Context in which the model has plain mask decoders, and samples with grid_sample or `attend`; same weights."""
     decoders = {name: getattr(model, name) for name in ("thing_decoder", "stuff_decoder")}
-    module: Any = deformable_attention  # its function is replaced by one with the same arguments
+    module: Any = deformable_attention  # its function is replaced
     ours, variable = module.ms_deform_attn, os.environ.get("PSF_MSDA")
     try:
         for name, decoder in decoders.items():
             setattr(model, name, PlainMaskDecoder(decoder))
         if attend is not None:
-            module.ms_deform_attn = attend
+            module.ms_deform_attn = lambda *inputs, configured: attend(*inputs)
         os.environ["PSF_MSDA"] = "reference"
         yield
     finally:

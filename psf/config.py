@@ -174,6 +174,10 @@ def _add_query_defaults(node: CN) -> None:
     # Activation checkpointing: the blocks of these parts store only their inputs and run again in backward, which saves
     # memory in training. Any of "backbone", "pixel_encoder", "location_decoder", "mask_decoder".
     node.ACTIVATION_CHECKPOINTING = []
+    # Implementation of deformable attention: "auto", "reference" (grid_sample), "bag" (embedding_bag) or "triton" (GPUs
+    # only). "auto" takes the fastest, which the first calls on a GPU measure after a check against the reference
+    # (docs/usage.md). The environment variable PSF_MSDA goes before this key.
+    node.MSDA = "auto"
     # Images are padded to a multiple of this many pixels; -1: the backbone's size_divisibility.
     node.SIZE_DIVISIBILITY = -1
 

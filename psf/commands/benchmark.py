@@ -70,5 +70,5 @@ def run(args: argparse.Namespace) -> None:
         times = measure_stages(model, inputs, repeats=args.repeats, warm_ups=0)
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {args.threads} threads"
     echo(f"{args.config_file}, {args.batch_size} x {args.input_size[0]} x {args.input_size[1]}, {device}")
-    echo(f"deformable attention: {describe_implementation(model.device.type)}\n")
+    echo(f"deformable attention: {describe_implementation(model.device.type, cfg.MODEL.PSF.MSDA)}\n")
     echo(f"{stage_table(times)}, peak memory {peak / 2**30:.2f} GiB")

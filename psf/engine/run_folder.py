@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -24,6 +24,7 @@ __all__ = [
     "check_log",
     "check_run_folder",
     "choose_evaluation_folder",
+    "comment_config_file",
     "has_checkpoints",
     "holds_training",
     "lock_folder",
@@ -161,7 +162,7 @@ def choose_evaluation_folder(cfg: CfgNode, name: str) -> Path:
     while True:
         folder = Path(cfg.OUTPUT_DIR, name if number == 1 else f"{name}_{number}")
         config = folder / CONFIG_FILE
-        if not any(_files(folder)) or (is_own(config) and config.read_text(encoding="utf-8") == _dump(cfg, folder)):
+        if not any(_files(folder)) or (is_own(config) and _without_comments(config) == _dump(cfg, folder)):
             return folder
         number += 1
 
@@ -173,6 +174,23 @@ def write_config_file(cfg: CfgNode, *, overwrite: bool = False) -> None:
     """
     path = Path(cfg.OUTPUT_DIR, CONFIG_FILE)
     write_own_text(path if overwrite else free_name(path), cfg.dump(), overwrite=overwrite, durable=True)
+
+
+def comment_config_file(folder: Path, comments: Iterable[str]) -> None:
+    """Replace the comments at the end of a run's config.yaml, which no reader of YAML sees.
+
+    No effect if the file is missing, or has been edited since psf wrote it.
+    """
+    path = Path(folder, CONFIG_FILE)
+    if is_own(path):
+        text = _without_comments(path) + "".join(f"# {comment}\n" for comment in comments)
+        if text != path.read_text(encoding="utf-8"):
+            write_own_text(path, text, durable=True)
+
+
+def _without_comments(config: Path) -> str:
+    lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("# "))  # a value that begins a line has no "# "
 
 
 def _dump(cfg: CfgNode, folder: Path) -> str:

@@ -53,10 +53,11 @@ from psf.engine.results import (
     report,
     write_results,
 )
-from psf.engine.run_folder import remove_run
+from psf.engine.run_folder import comment_config_file, remove_run
 from psf.engine.train_step import DISK_ERRORS, METRICS_PERIOD, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
+from psf.ops import used_implementations
 
 __all__ = [
     "Trainer",
@@ -281,7 +282,7 @@ class Trainer(DefaultTrainer):
                 hooks.insert(last, _MergingTuner())  # these save and evaluate with the tuned values
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
-        return hooks
+        return [*hooks, *([_ConfigComments()] if comm.is_main_process() else [])]
 
     def build_writers(self) -> list[EventWriter]:
         """`psf.engine.results.build_writers`."""
@@ -441,6 +442,24 @@ class _MergingTuner(HookBase):
     def after_step(self) -> None:
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self.trainer.tune_merging()
+
+
+class _ConfigComments(HookBase):
+    """Writes into config.yaml which implementations of deformable attention ran, and why, as soon as they have run."""
+
+    trainer: Trainer
+
+    def __init__(self) -> None:
+        self._written: list[str] = []
+
+    def after_step(self) -> None:
+        if self._written != (used := used_implementations()):
+            comment_config_file(Path(self.trainer.cfg.OUTPUT_DIR), used)
+            self._written = used
+
+    def after_train(self) -> None:
+        self._written = []  # tuning has written the file anew
+        self.after_step()
 
 
 def _check_first(mapper: Any, dataset: list[dict[str, Any]]) -> None:

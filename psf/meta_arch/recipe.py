@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.config import CfgNode
 
 from psf.errors import UserError
 from psf.inference import POST_PROCESSOR_REGISTRY
 from psf.modeling.activation_checkpointing import PARTS
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY, MASK_DECODER_REGISTRY, PIXEL_ENCODER_REGISTRY
+from psf.ops import AUTO, IMPLEMENTATIONS, check_implementation
 
 __all__ = ["check_recipe"]
 
 CHOICES = {
     "QUERIES": ("decoupled", "joint"),
+    "MSDA": (AUTO, *IMPLEMENTATIONS),
     "THING_CLASSIFIER": ("mask_decoder", "location_decoder"),
     "MATCHER.MODE": ("shared", "per_layer"),
     "TEST.CANDIDATES": ("best_class", "top_pairs"),
@@ -138,7 +141,7 @@ RULES = (
 
 
 def check_recipe(cfg: CfgNode) -> None:
-    """Check for unknown values, the combinations of `RULES`, and unequal numbers of channels.
+    """Check for unknown values, the combinations of `RULES`, unequal numbers of channels, and PSF_MSDA.
 
     Raises:
         UserError: if a check fails; the message names the keys.
@@ -151,6 +154,7 @@ def check_recipe(cfg: CfgNode) -> None:
     for key, choices in CHOICES.items():
         if (value := _value(node, key)) not in choices:
             raise UserError(f'MODEL.PSF.{key} is "{value}": expected one of {list(choices)}')
+    check_implementation(torch.device(cfg.MODEL.DEVICE).type, node.MSDA)
     for key, registry in REGISTRIES.items():
         if node[key].NAME not in registry:
             names = sorted(name for name, _ in registry)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from psf.errors import UserError
-from psf.ops import ms_deform_attn
+from psf.ops import AUTO, ms_deform_attn
 from psf.ops.precision import at_least_float32, without_autocast
 from psf.ops.transfer import level_sizes
 from psf.structures import FeatureTokens
@@ -25,13 +25,14 @@ class DeformableAttention(nn.Module):
         num_heads: heads; divides dim.
         num_levels: L, levels of the tokens.
         num_points: P, sampled points per head and level.
+        msda: implementation of the sampling, as MODEL.PSF.MSDA.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int):
+    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, msda: str = AUTO):
         super().__init__()
         if dim % num_heads:
             raise UserError(f"MODEL.PSF.HIDDEN_DIM {dim} is not a multiple of MODEL.PSF.NUM_HEADS {num_heads}")
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.num_heads, self.num_levels, self.num_points, self.msda = num_heads, num_levels, num_points, msda
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(dim, dim)
@@ -85,7 +86,8 @@ class DeformableAttention(nn.Module):
             unit = 1.0 / level_sizes(spatial_shapes, offsets)[:, None, :]  # one pixel: (L, 1, 2)
         else:  # the points together span half the box, whatever their number
             unit = reference_points[:, :, None, :, None, 2:] * (0.5 / self.num_points)
-        return self.output_proj(ms_deform_attn(values, spatial_shapes, centers + offsets * unit, weights))
+        locations = centers + offsets * unit
+        return self.output_proj(ms_deform_attn(values, spatial_shapes, locations, weights, configured=self.msda))
 
 
 class FeedForward(nn.Module):

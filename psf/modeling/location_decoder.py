@@ -17,6 +17,7 @@ from psf.errors import UserError
 from psf.modeling.deformable_attention import DeformableAttention, FeedForward, initial_class_bias
 from psf.modeling.interfaces import LOCATION_DECODER_REGISTRY
 from psf.modeling.position_encoding import sine_point_encoding, token_centers
+from psf.ops import AUTO
 from psf.ops.precision import at_least_float32, without_autocast
 from psf.ops.transfer import level_sizes
 from psf.structures import FeatureTokens, LocatedQueries, LocationLayer
@@ -52,6 +53,7 @@ class LocationDecoder(nn.Module):
         encode_location: `query_pos` is the sine encoding of the location that the last layer's head predicts.
         give_boxes: `boxes_cxcywh_norm` are the boxes that the last layer's head predicts.
         two_stage: queries are the encoder's best proposals instead of learned queries, see `QueryProposals`.
+        msda: implementation of the deformable attention, as MODEL.PSF.MSDA.
     """
 
     @configurable
@@ -73,6 +75,7 @@ class LocationDecoder(nn.Module):
         encode_location: bool,
         give_boxes: bool = False,
         two_stage: bool = False,
+        msda: str = AUTO,
     ):
         super().__init__()
         if target not in LOCATION_DIMS:
@@ -87,7 +90,9 @@ class LocationDecoder(nn.Module):
         self.layers = nn.ModuleList(
             _LocationLayer(
                 nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True),
-                DeformableAttention(dim=dim, num_heads=num_heads, num_levels=num_feature_levels, num_points=num_points),
+                DeformableAttention(
+                    dim=dim, num_heads=num_heads, num_levels=num_feature_levels, num_points=num_points, msda=msda
+                ),
                 FeedForward(dim, feedforward_dim, dropout=dropout),
                 dim,
                 dropout,
@@ -121,6 +126,7 @@ class LocationDecoder(nn.Module):
             "encode_location": model.MASK_DECODER.THING_POSITION == "located",
             "give_boxes": model.MASK_DECODER.BOX_PRIOR,
             "two_stage": node.TWO_STAGE,
+            "msda": model.MSDA,
         }
 
     def _build_heads(self, dim: int, num_classes: int, location_dim: int) -> None:

@@ -13,7 +13,7 @@ from psf.errors import UserError
 from psf.modeling.deformable_attention import DeformableAttention, FeedForward
 from psf.modeling.interfaces import PIXEL_ENCODER_REGISTRY
 from psf.modeling.position_encoding import resize_padding_mask, sine_position_encoding, token_centers, valid_ratio
-from psf.ops import is_traced
+from psf.ops import AUTO, is_traced
 from psf.structures import FeatureTokens
 
 __all__ = ["DeformablePixelEncoder"]
@@ -33,6 +33,7 @@ class DeformablePixelEncoder(nn.Module):
         feedforward_dim: hidden channels of the FFN.
         num_points: P, sampled points per head and level.
         dropout: probability, after attention and in the FFN.
+        msda: implementation of the deformable attention, as MODEL.PSF.MSDA.
     """
 
     @configurable
@@ -46,6 +47,7 @@ class DeformablePixelEncoder(nn.Module):
         feedforward_dim: int,
         num_points: int,
         dropout: float,
+        msda: str = AUTO,
     ):
         super().__init__()
         if dim % 4:
@@ -53,7 +55,9 @@ class DeformablePixelEncoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(num_feature_levels, dim))
         self.layers = nn.ModuleList(
             _EncoderLayer(
-                DeformableAttention(dim=dim, num_heads=num_heads, num_levels=num_feature_levels, num_points=num_points),
+                DeformableAttention(
+                    dim=dim, num_heads=num_heads, num_levels=num_feature_levels, num_points=num_points, msda=msda
+                ),
                 FeedForward(dim, feedforward_dim, dropout=dropout),
                 dim,
                 dropout,
@@ -72,6 +76,7 @@ class DeformablePixelEncoder(nn.Module):
             "feedforward_dim": node.PIXEL_ENCODER.FEEDFORWARD_DIM,
             "num_points": node.PIXEL_ENCODER.NUM_POINTS,
             "dropout": node.PIXEL_ENCODER.DROPOUT,
+            "msda": node.MSDA,
         }
 
     def forward(self, levels: Sequence[Tensor], padding_mask: Tensor | None) -> FeatureTokens:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from psf.errors import UserError
-from psf.ops.choice import Work, choose, describe_implementation, log_once
-from psf.ops.operator import attend
+from psf.ops.dispatch import (
+    AUTO,
+    IMPLEMENTATIONS,
+    Work,
+    check_implementation,
+    choose,
+    describe_implementation,
+    log_once,
+    used_implementations,
+)
+from psf.ops.operator import attend_by
 from psf.ops.reference import ms_deform_attn_reference
 
-__all__ = ["describe_implementation", "is_traced", "ms_deform_attn", "ms_deform_attn_reference"]
+__all__ = [
+    "AUTO",
+    "IMPLEMENTATIONS",
+    "check_implementation",
+    "describe_implementation",
+    "is_traced",
+    "ms_deform_attn",
+    "ms_deform_attn_reference",
+    "used_implementations",
+]
 
 
 def ms_deform_attn(
@@ -23,6 +40,7 @@ def ms_deform_attn(
     attention_weights: Tensor,
     *,
     implementation: str | None = None,
+    configured: str = AUTO,
     deterministic: bool | None = None,
 ) -> Tensor:
     """Attend to a few sampled points on each level.
@@ -36,9 +54,11 @@ def ms_deform_attn(
         sampling_locations: (B, Q, heads, L, P, 2), x and y in units of the level's width and height; any real number.
             Pass them as float32: half precision would misplace them by whole pixels.
         attention_weights: (B, Q, heads, L, P); they usually sum to 1 over L and P.
-        implementation: "reference" (grid_sample), "bag" (embedding_bag) or "triton"; None: the value of the environment
-            variable PSF_MSDA, else the fastest for the device and size. Tracing and export always use the reference,
-            so that their graphs load without psf.
+        implementation: "reference" (grid_sample), "bag" (embedding_bag), "triton", or "auto": the fastest for the
+            device and size, which the first call of each kind measures on a GPU. None: the value of the environment
+            variable PSF_MSDA, else `configured`. Tracing and export always use the reference, so that their graphs
+            load without psf. torch.compile and CUDA graphs use what was measured before, else the reference.
+        configured: the key MODEL.PSF.MSDA of the model, with the same values.
         deterministic: the gradients must be bit-identical in each run; None: as set by
             torch.use_deterministic_algorithms.
 
@@ -63,22 +83,33 @@ def ms_deform_attn(
         return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
+    batch, queries, heads, levels, points = attention_weights.shape
     inputs = (value, sampling_locations, attention_weights)
     work = Work(
-        device=value.device.type,
-        points=math.prod(attention_weights.shape[1:]),
+        device=value.device,
+        dtype=value.dtype,
+        weights_dtype=attention_weights.dtype,
+        batch=batch,
+        queries=queries,
+        heads=heads,
+        dim=value.shape[3],
+        levels=levels,
+        points=points,
         has_gradient=torch.is_grad_enabled() and any(x.requires_grad for x in inputs),
         is_deterministic=deterministic,
+        can_measure=_can_measure(value),
     )
-    choice = choose(work, implementation)
+    choice = choose(work, implementation, configured)
     if not torch.compiler.is_compiling():
         log_once(choice)
-    if choice.name == "reference":
-        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
-    value, sampling_locations, attention_weights = (x.contiguous() for x in inputs)
-    backward_by = "bag" if deterministic else choice.name
-    flat_shapes = [size for shape in spatial_shapes for size in shape]
-    return attend(value, flat_shapes, sampling_locations, attention_weights, choice.name, backward_by)
+    return attend_by(choice.name, value, spatial_shapes, *inputs[1:], is_deterministic=deterministic)
+
+
+def _can_measure(value: Tensor) -> bool:
+    """Whether this is a call with data, outside of torch.compile and of the capture of a CUDA graph."""
+    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):  # others may have no data
+        return False
+    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def is_traced() -> bool:

@@ -6,15 +6,16 @@ Its tensors are contiguous, and spatial_shapes is h0, w0, h1, w1, ...: operator 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from psf.ops.bag import bag_backward, bag_forward
+from psf.ops.reference import ms_deform_attn_reference
 
-__all__ = ["attend"]
+__all__ = ["attend", "attend_by"]
 
 _INPUTS = "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
 
@@ -105,3 +106,22 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 attend.register_autograd(_differentiate, setup_context=_save)
+
+
+def attend_by(
+    name: str,
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    is_deterministic: bool = False,
+) -> Tensor:
+    """`psf.ops.ms_deform_attn` for checked arguments, by the named implementation; the reference needs no operator."""
+    inputs = (value, sampling_locations, attention_weights)
+    if name == "reference":
+        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    value, sampling_locations, attention_weights = (x.contiguous() for x in inputs)
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    backward_by = "bag" if is_deterministic else name
+    return attend(value, flat_shapes, sampling_locations, attention_weights, name, backward_by)

@@ -5,6 +5,9 @@ the next head, so that the head's values stay in the cache. Loaded values are co
 before any arithmetic, and the gradient of the value is summed in COMPUTE. The order of this sum depends on the order in
 which programs run, so its last bits differ from run to run.
 
+The grid has one dimension, because the others are limited to 65535 programs. Numbers of tokens and queries are not
+specialized: images of other sizes compile nothing anew. OFFSET is the type of offsets within an image.
+
 With TRITON_INTERPRET=1, set before the first import, the same kernels run on a CPU, for tests.
 """
 
@@ -22,13 +25,16 @@ from torch import Tensor
 __all__ = ["triton_backward", "triton_forward"]
 
 _TILE = 1024  # numbers in a (queries, channels) tile: 8 for each thread of 4 warps
+_LARGEST_INT32 = 2**31 - 1
 
 
 @triton.jit
 def _block(queries, heads, POINTS: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """This program's image and head; a mask of its valid queries, their first points, and their output elements."""
-    query, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    blocks = tl.cdiv(queries, ROWS)
+    query, channel = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    map_of_head = tl.program_id(0) // blocks
+    image, head = (map_of_head // heads).to(tl.int64), map_of_head % heads
     bag = (image * queries + query) * heads + head
     exists = query < queries
     return image, head, exists, bag * POINTS, bag[:, None] * DIM + channel[None, :], exists[:, None] & (channel < DIM)
@@ -51,7 +57,7 @@ def _neighbor(first, distance, size, IS_SECOND: tl.constexpr):
         return first.to(tl.int32), (first >= 0) & (first < size), 1 - distance, -1.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "queries"])
 def _forward_kernel(
     value_ptr,
     levels_ptr,
@@ -67,6 +73,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     COMPUTE: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):
     image, head, exists, first_point, bags, is_bag = _block(queries, heads, LEVELS * POINTS, DIM, ROWS, COLUMNS)
     channel = tl.arange(0, COLUMNS)[None, :]
@@ -84,14 +91,14 @@ def _forward_kernel(
                 row, has_row, weight_y, _ = _neighbor(upper, y, height, i == 1)
                 for j in tl.static_range(2):
                     column, has_column, weight_x, _ = _neighbor(left, x, width, j == 1)
-                    pixels = (start + row * width + column)[:, None] * (heads * DIM) + channel
+                    pixels = (start + row * width + column)[:, None].to(OFFSET) * (heads * DIM) + channel
                     mask = is_bag & (has_row & has_column)[:, None]
                     values = tl.load(value_ptr + pixels, mask=mask, other=0.0).to(COMPUTE)
                     total += (weight * weight_y * weight_x)[:, None] * values
     tl.store(output_ptr + bags, total.to(output_ptr.dtype.element_ty), mask=is_bag)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "queries"])
 def _backward_kernel(
     value_ptr,
     levels_ptr,
@@ -110,6 +117,7 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     COMPUTE: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):
     image, head, exists, first_point, bags, is_bag = _block(queries, heads, LEVELS * POINTS, DIM, ROWS, COLUMNS)
     channel = tl.arange(0, COLUMNS)[None, :]
@@ -131,7 +139,7 @@ def _backward_kernel(
                 row, has_row, weight_y, slope_y = _neighbor(upper, y, height, i == 1)
                 for j in tl.static_range(2):
                     column, has_column, weight_x, slope_x = _neighbor(left, x, width, j == 1)
-                    pixels = (start + row * width + column)[:, None] * (heads * DIM) + channel
+                    pixels = (start + row * width + column)[:, None].to(OFFSET) * (heads * DIM) + channel
                     mask = is_bag & (has_row & has_column)[:, None]
                     values = tl.load(value_ptr + pixels, mask=mask, other=0.0).to(COMPUTE)
                     product = tl.sum(values * grad, axis=1)
@@ -168,7 +176,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], shapes: Sequence[tuple[int
     levels = _level_table(tuple(shapes), value.device)
     compute = tl.float64 if locations.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(value):
-        kernel[triton.cdiv(queries, rows), batch * heads](
+        kernel[(triton.cdiv(queries, rows) * batch * heads,)](
             *(value, levels, locations, weights, *others),
             *(tokens, queries, heads),
             LEVELS=num_levels,
@@ -177,6 +185,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], shapes: Sequence[tuple[int
             ROWS=rows,
             COLUMNS=columns,
             COMPUTE=compute,
+            OFFSET=tl.int32 if tokens * heads * dim <= _LARGEST_INT32 else tl.int64,
             enable_fp_fusion=True,  # triton 3.10 changes the default, and 3.9 warns about it
         )
 

@@ -17,6 +17,7 @@ from psf.engine.run_folder import (
     LOCK_FILE,
     check_run_folder,
     choose_evaluation_folder,
+    comment_config_file,
     holds_training,
     lock_folder,
     prepare_run_folder,
@@ -94,6 +95,25 @@ def test_each_evaluation_has_a_folder(tmp_path: Path):
     (tmp_path / "evaluation" / "config.yaml").write_text("edited")
     assert choose_evaluation_folder(cfg, "evaluation") == tmp_path / "evaluation_3"
     assert is_own(tmp_path / "evaluation_2" / "config.yaml")
+
+
+def test_comments_of_a_config(tmp_path: Path):
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path / "evaluation"), "A": "x\n# no comment: it is\nindented", "B": "# b"})
+    (tmp_path / "evaluation").mkdir()
+    config = tmp_path / "evaluation" / "config.yaml"
+    comment_config_file(config.parent, ["a run without a file"])
+    assert not config.exists()
+    write_config_file(cfg)
+    for comments in (["one: [", "two"], ["three"]):
+        comment_config_file(config.parent, comments)
+        assert config.read_text() == cfg.dump() + "".join(f"# {comment}\n" for comment in comments)
+        assert CfgNode.load_cfg(config.read_text()) == cfg and is_own(config)
+        parent = CfgNode({**cfg, "OUTPUT_DIR": str(tmp_path)})
+        assert choose_evaluation_folder(parent, "evaluation") == config.parent  # the same config
+    edited = config.read_text() + "# of the user\n"
+    config.write_text(edited)
+    comment_config_file(config.parent, ["four"])
+    assert config.read_text() == edited
 
 
 HOLD = """

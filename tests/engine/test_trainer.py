@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
@@ -37,6 +37,7 @@ def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: P
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     output = tmp_path / "output"
+    monkeypatch.setattr("psf.engine.trainer.used_implementations", lambda: ["deformable attention: by hand"])
 
     results = main(parse_args("SOLVER.CHECKPOINT_PERIOD", "1"))
     assert set(results) == {"panoptic_seg", "panoptic_boundary", "bbox", "segm", "sem_seg"}
@@ -48,6 +49,8 @@ def test_train_resume_and_evaluate(mini: str, parse_args: ParseArgs, tmp_path: P
         path.name for path in output.iterdir()
     )
     assert "| panoptic_seg" in (output / "log.txt").read_text()
+    config = (output / "config.yaml").read_text()
+    assert config.endswith("\n# deformable attention: by hand\n") and CfgNode.load_cfg(config).SOLVER.MAX_ITER == 2
     assert iterations(output)[-1] == 2
     assert not list(elsewhere.iterdir())  # nothing is written elsewhere
 

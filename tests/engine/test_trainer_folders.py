@@ -25,7 +25,8 @@ class TestFolders:
         run = ["--config-file", str(trained / "config.yaml"), "--num-gpus", "0", "--eval-only", *words]
         main(argument_parser().parse_args(run))
 
-    def test_an_evaluation_leaves_the_training_alone(self, trained: Path):
+    def test_an_evaluation_leaves_the_training_alone(self, trained: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("psf.engine.runs.run.used_implementations", lambda: ["deformable attention: by hand"])
         before = contents(trained)
         assert not (trained / ".psf-lock").exists()
         self.evaluate(trained, "MODEL.WEIGHTS", str(trained / "model_final.pth"))
@@ -34,6 +35,7 @@ class TestFolders:
         assert {"config.yaml", "log.txt", "metrics.json", "panel.png", "per_class.csv", "results.json"} <= {
             file.name for file in (trained / "evaluation").iterdir()
         }
+        assert (trained / "evaluation" / "config.yaml").read_text().endswith("\n# deformable attention: by hand\n")
         assert len(metrics(trained / "evaluation")) == 2
         self.evaluate(trained, "--resume")  # the last checkpoint of the training
         assert metrics(trained / "evaluation_2")[-1]["iteration"] == 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 
+import psf.ops
 from psf import model_zoo
 from psf.losses import PerLayerAssigner, SharedAssigner
 from psf.meta_arch.build import build_assigner, build_criterion
 from psf.meta_arch.recipe import check_recipe
-from tests.models import RECIPES, RELEASED, tiny_config
+from tests.models import RECIPES, RELEASED, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -29,6 +31,7 @@ def test_the_tests_keys_are_those_of_the_released_configs():
     "key",
     [
         "QUERIES",
+        "MSDA",
         "THING_CLASSIFIER",
         "MATCHER.MODE",
         "TEST.CANDIDATES",
@@ -40,6 +43,34 @@ def test_the_tests_keys_are_those_of_the_released_configs():
 def test_unknown_value_names_the_key_and_what_is_expected(key: str):
     with pytest.raises(ValueError, match=rf'MODEL\.PSF\.{key} is "other": expected one of \['):
         check_recipe(tiny_config({key: "other"}))
+
+
+def test_an_implementation_that_cannot_run_is_found_before_anything_is_built(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PSF_MSDA", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cfg = tiny_config({"MSDA": "triton"})  # on the CPU
+    with pytest.raises(ValueError, match=r"the key MODEL\.PSF\.MSDA is 'triton', .*"):
+        check_recipe(cfg)
+    monkeypatch.setenv("PSF_MSDA", "auto")
+    check_recipe(cfg)
+
+
+def test_each_model_has_its_own_implementation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PSF_MSDA", raising=False)
+    used: set[str] = set()
+    attend_by = psf.ops.attend_by
+
+    def recorded(name: str, *inputs: Any, **options: Any) -> Any:
+        used.add(name)
+        return attend_by(name, *inputs, **options)
+
+    monkeypatch.setattr(psf.ops, "attend_by", recorded)
+    models = {name: tiny_model({"MSDA": name}).eval() for name in ("bag", "reference")}
+    for name, model in models.items():
+        used.clear()
+        with torch.no_grad():
+            model.candidates(torch.zeros(1, 3, 64, 64), None)
+        assert used == {name}
 
 
 COMBINATIONS = {

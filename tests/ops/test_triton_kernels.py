@@ -6,13 +6,15 @@ The interpreter has to be chosen before triton is imported: so a process of its 
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from psf.ops import ms_deform_attn, ms_deform_attn_reference
+from psf.ops import dispatch, measurement, ms_deform_attn, ms_deform_attn_reference
 from tests.ops.problems import Problem, largest_differences, output_and_gradients, problem
 
 pytest.importorskip("triton")
@@ -98,6 +100,155 @@ def test_deterministic_gradients_come_from_the_bag(device):
     assert all(torch.equal(x, y) for x, y in zip(first[1:], bag[1:], strict=True))
 
 
+@pytest.mark.skipif(not IN_INTERPRETER, reason="a GPU has a test of its own")
+@pytest.mark.parametrize(("dtype", "weights_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_measurement_accepts_the_kernels(monkeypatch, dtype, weights_dtype):
+    monkeypatch.setattr("psf.ops.measurement.ROUNDS", 1)
+    small = measurement.Problem(dtype, weights_dtype, 2, 4, 2, 1, 64, True)
+    found = measurement.measure(small, torch.device("cpu"), dispatch.IMPLEMENTATIONS)
+    assert set(found.milliseconds) == set(dispatch.IMPLEMENTATIONS) and not found.refused
+
+
+@pytest.mark.skipif(not IN_INTERPRETER, reason="a GPU has a test of its own")
+def test_a_wrong_kernel_is_not_chosen(monkeypatch, caplog, tmp_path):
+    """x and y are exchanged in a gradient."""
+    from psf.ops import triton_kernels
+
+    right = triton_kernels.triton_backward
+
+    def wrong(*inputs: Any) -> Any:
+        value, locations, weights = right(*inputs)
+        return value, locations.flip(-1), weights
+
+    monkeypatch.setattr(triton_kernels, "triton_backward", wrong)
+    monkeypatch.setattr(dispatch, "MEASURED", ("cpu",))
+    monkeypatch.setattr(dispatch, "_known", {})
+    monkeypatch.setattr("psf.ops.measurement._milliseconds", lambda inputs, name: 0.1 if name == "triton" else 1.0)
+    monkeypatch.setattr("psf.ops.measurement._SMALLEST", 64)
+    monkeypatch.setenv("PSF_CACHE", str(tmp_path))
+    monkeypatch.delenv("PSF_MSDA")
+    sizes = {"batch": 1, "queries": 10, "heads": 2, "dim": 4, "levels": 2, "points": 1}
+    types = {"dtype": torch.float32, "weights_dtype": torch.float32}
+    flags = {"is_deterministic": False, "can_measure": True}
+    for has_gradient, name in ((False, "triton"), (True, "reference")):
+        work = dispatch.Work(device=torch.device("cpu"), **types, **sizes, **flags, has_gradient=has_gradient)
+        assert dispatch.choose(work).name == name
+    assert "triton wrong: its gradient of the locations differs" in caplog.text
+
+
+class Recorder:
+    """In place of a kernel: notes its grid and its constants."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
+        self.grid = grid
+        return self
+
+    def __call__(self, *arguments: Any, **constants: Any) -> None:
+        self.constants = constants
+
+
+def launched(batch: int, tokens: int, queries: int) -> Recorder:
+    from psf.ops import triton_kernels
+
+    kernel = Recorder()
+    value = torch.empty(batch, tokens, 8, 32, dtype=torch.float16, device="meta")
+    locations = torch.empty(batch, queries, 8, 1, 4, 2, device="meta")
+    triton_kernels._launch(kernel, (value, locations, locations[..., 0], value), [(1, tokens)])
+    return kernel
+
+
+def test_only_the_first_dimension_of_a_grid_may_be_large():
+    kernel = launched(batch=9000, tokens=100, queries=300)
+    assert kernel.grid == (9000 * 8 * 10,)  # 32 queries of a head at once
+
+
+def test_offsets_of_huge_maps_have_64_bits():
+    import triton.language as tl
+
+    assert launched(1, 2**23 - 1, 1).constants["OFFSET"] == tl.int32
+    assert launched(1, 2**23, 1).constants["OFFSET"] == tl.int64  # 2**31 numbers
+
+
+def test_64_bit_offsets(device, monkeypatch):
+    monkeypatch.setattr("psf.ops.triton_kernels._LARGEST_INT32", 0)
+    check(problem(9, [(3, 4), (2, 3)], queries=7), device, 1e-12)
+
+
+@pytest.mark.gpu
+def test_more_images_and_heads_than_a_dimension_of_a_grid():
+    value, shapes, locations, weights = problem(10, [(2, 3)], batch=70_000, queries=1, heads=1)
+    inputs = (value.cuda(), shapes, locations.cuda(), weights.cuda())
+    expected = output_and_gradients(ms_deform_attn_reference, (value, shapes, locations, weights))
+    assert max(largest_differences(output_and_gradients(attend, inputs), expected)) < 1e-12
+
+
+@pytest.mark.gpu
+def test_a_map_of_more_than_2_31_numbers():
+    """The last pixel, sampled at its center."""
+    if torch.cuda.mem_get_info()[0] < 10 * 2**30:
+        pytest.skip("needs 10 GB of free memory on the GPU")
+    h, w = 4096, 2049
+    value = torch.zeros(1, h * w, 8, 32, dtype=torch.float16, device="cuda")
+    value[0, -1] = 1
+    locations = torch.tensor([1 - 0.5 / w, 1 - 0.5 / h], device="cuda").expand(1, 1, 8, 1, 1, 2)
+    output = attend(value, [(h, w)], locations, torch.ones(1, 1, 8, 1, 1, device="cuda"))
+    torch.testing.assert_close(output, torch.ones_like(output), rtol=0, atol=2e-3)  # 1 / w has 24 bits
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("has_gradient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_measures_and_refuses_nothing(dtype, has_gradient):
+    """Also shows what a measurement costs: seconds without the compilation, and memory."""
+    usual = measurement.Problem(dtype, torch.float32, 8, 32, 3, 4, 4096, has_gradient)
+    measurement.measure(usual, torch.device("cuda", 0), dispatch.IMPLEMENTATIONS)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, start = torch.cuda.memory_allocated(), time.monotonic()
+    found = measurement.measure(usual, torch.device("cuda", 0), dispatch.IMPLEMENTATIONS)
+    assert time.monotonic() - start < 3
+    assert torch.cuda.max_memory_allocated() - before < 2**29
+    assert not found.refused, found.refused
+    assert found.fastest == "triton", found.milliseconds
+
+
+@pytest.mark.gpu
+def test_the_first_call_on_a_gpu_chooses(monkeypatch, tmp_path):
+    monkeypatch.setenv("PSF_CACHE", str(tmp_path))
+    monkeypatch.delenv("PSF_MSDA", raising=False)
+    monkeypatch.setattr(dispatch, "_known", {})
+    value, shapes, locations, weights = problem(11, [(9, 8), (4, 4)], queries=300)
+    inputs = (value.float().cuda(), shapes, locations.float().cuda(), weights.float().cuda())
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")  # of the program: the measurement may wait, and restores it
+    try:
+        with torch.no_grad(), torch.autocast("cuda", dtype=torch.float16):
+            found = [ms_deform_attn(*inputs, implementation="auto")]
+        assert torch.cuda.get_sync_debug_mode() == 2
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert all(torch.isfinite(x).all() for x in found)
+    (choice,) = dispatch._known.values()
+    assert choice.reason.endswith("measured now")
+    assert (tmp_path / "deformable_attention.json").is_file()
+
+
+@pytest.mark.gpu
+def test_the_capture_of_a_cuda_graph_does_not_measure(monkeypatch):
+    monkeypatch.delenv("PSF_MSDA", raising=False)
+    monkeypatch.setattr(dispatch, "_known", {})
+    monkeypatch.setattr(dispatch, "measure", None)
+    value, shapes, locations, weights = problem(12, [(9, 8)], queries=30)
+    inputs = (value.float().cuda(), shapes, locations.float().cuda(), weights.float().cuda())
+    expected = ms_deform_attn(*inputs, implementation="reference")  # also the warm-up
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = ms_deform_attn(*inputs)
+    graph.replay()
+    torch.testing.assert_close(output, expected)
+
+
 @pytest.mark.gpu
 def test_bag_and_reference_on_a_gpu():
     value, shapes, locations, weights = problem(8, [(5, 6), (2, 3), (1, 1)], queries=600, heads=8)
@@ -109,8 +260,8 @@ def test_bag_and_reference_on_a_gpu():
 
 
 @pytest.mark.skipif(IN_INTERPRETER, reason="compiles")
-@pytest.mark.parametrize("kind", ["bf16", "fp32"])
-def test_kernels_compile_for_a_gpu_that_is_not_here(kind):
+@pytest.mark.parametrize(("kind", "dim", "capability"), [("bf16", 32, 90), ("fp16", 33, 80)])
+def test_kernels_compile_for_a_gpu_that_is_not_here(kind, dim, capability):
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -118,7 +269,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(kind):
 
     from psf.ops import triton_kernels
 
-    constants = {"LEVELS": 1, "POINTS": 1, "DIM": 32, "ROWS": 32, "COLUMNS": 32, "COMPUTE": tl.float32}
+    columns = triton.next_power_of_2(dim)
+    constants = {"LEVELS": 1, "POINTS": 1, "DIM": dim, "ROWS": 1024 // columns, "COLUMNS": columns}
+    constants |= {"COMPUTE": tl.float32, "OFFSET": tl.int32 if dim == columns else tl.int64}
     for kernel in (triton_kernels._forward_kernel, triton_kernels._backward_kernel):
         signature = {}
         for name in kernel.arg_names:
@@ -127,5 +280,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(kind):
             signature[name] = "constexpr" if name in constants else pointer if name.endswith("_ptr") else "i32"
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(kernel, signature, constexprs=places)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
-        assert compiled.asm["ptx"]
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
+        # Sums of half precision would lose the gradients of pixels that many queries sample.
+        assert (".add.f32" in compiled.asm["ptx"]) == (kernel is triton_kernels._backward_kernel)
+        assert "add.noftz" not in compiled.asm["ptx"]

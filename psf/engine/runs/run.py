@@ -17,9 +17,10 @@ from psf.engine.checkpointer import build_checkpointer
 from psf.engine.evaluators import check_all_read
 from psf.engine.hooks import Stopped, StopSignals
 from psf.engine.results import append_metrics, report
-from psf.engine.run_folder import unlock_folder
+from psf.engine.run_folder import comment_config_file, unlock_folder
 from psf.engine.trainer import Trainer, check_views
 from psf.errors import UserError
+from psf.ops import used_implementations
 
 __all__ = ["main"]
 
@@ -46,6 +47,7 @@ def main(args: argparse.Namespace) -> Any:
         report(cfg.OUTPUT_DIR, results)
     append_metrics(cfg.OUTPUT_DIR, results, checkpoint.get("iteration", 0))
     if comm.is_main_process():
+        comment_config_file(Path(cfg.OUTPUT_DIR), used_implementations())
         verify_results(cfg, results)
         check_all_read(cfg, results)
     logger.info("Evaluation is finished; the results are in %s", cfg.OUTPUT_DIR)

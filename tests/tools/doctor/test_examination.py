@@ -31,6 +31,14 @@ def test_everything_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["deformable"].removeprefix("attention").strip()
 
 
+def test_deformable_attention_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSF_MSDA", "reference")
+    finding = examination._find_psf(True)[-1]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    state = f"reference on {device}: set by the environment variable PSF_MSDA"
+    assert finding == doctor.Finding("deformable attention", state)
+
+
 def test_optional_parts_missing(run_python) -> None:
     process = run_python("-m", "psf", "doctor", hidden=["timm", "av", "triton"])
     assert process.returncode == 0, process.stdout + process.stderr
