@@ -12,6 +12,7 @@ import torch
 
 from psf import PanopticSegFormer
 from psf.losses.criterion import PanopticCriterion
+from psf.structures import TrainingPredictions
 from tests.models import RECIPES, RELEASED, gradients, make_input, tiny_model, total
 
 # Keys under MODEL.PSF, beside those of the recipe.
@@ -200,15 +201,15 @@ def test_losses_are_computed_without_autocast(recipe: str, monkeypatch: pytest.M
     learner, calls = model(recipe).train(), []
     plain = learner.criterion
 
-    def criterion(*arguments: Any) -> dict[str, torch.Tensor]:
-        calls.append((arguments, torch.is_autocast_enabled("cpu")))
-        return plain(*arguments)
+    def criterion(predictions: TrainingPredictions, *others: Any) -> dict[str, torch.Tensor]:
+        calls.append((predictions, others, torch.is_autocast_enabled("cpu")))
+        return plain(predictions, *others)
 
     monkeypatch.setattr(learner, "criterion", criterion)
     with torch.autocast("cpu", torch.bfloat16):
         losses = learner(batch_for(recipe, (3, 1), (1, 4)))
-    [(arguments, is_autocast)] = calls
+    [(predictions, others, is_autocast)] = calls
     assert not is_autocast
-    assert arguments[0].things.mask_scores[-1].dtype == torch.bfloat16
-    for name, value in plain(*arguments).items():
+    assert predictions.stuff_class_logits[-1].dtype == torch.bfloat16
+    for name, value in plain(predictions, *others).items():
         assert value.dtype == torch.float32 and torch.equal(value, losses[name]), name

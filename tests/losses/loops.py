@@ -76,7 +76,7 @@ def center_distance(layer: LocationLayer, image: int, assignment: Assignment, ta
 
 
 def mask_sum(scores: Tensor, pairs: Sequence[tuple[int, int]], masks: Tensor, factor: int) -> float:
-    """1 - dice of each pair of a predicted (N, h, w) and a true (G, H, W) mask, enlarged and resized to factor h x w."""
+    """1 - dice of each pair of a predicted (N, h, w) and a true (G, H, W) mask, both at `factor` times h and w."""
     size = [factor * side for side in scores.shape[1:]]
     total = 0.0
     for query, row in pairs:

@@ -9,8 +9,17 @@ import torch
 
 from psf.losses import ThingAssignments
 from psf.structures import DecodedMasks, TrainingPredictions
-from tests.losses.scenes import criterion, gt, matcher, pairs
-from tests.losses.test_every_term import LOCATION_PAIRS, MASK_PAIRS, PROPOSED, TARGETS, random_predictions
+from tests.losses.scenes import (
+    LOCATION_PAIRS,
+    MASK_PAIRS,
+    PROPOSED,
+    TARGETS,
+    criterion,
+    gt,
+    matcher,
+    pairs,
+    random_predictions,
+)
 
 HALVES = [torch.float16, torch.bfloat16]
 ONE_WEIGHT = ["class_weight", "l1_weight", "giou_weight", "dice_weight"]
