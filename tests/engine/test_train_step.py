@@ -173,6 +173,31 @@ class TestMetrics:
         assert not step._noted[0].values.requires_grad
 
 
+def test_the_scale_of_gradients_survives_a_checkpoint(storage: EventStorage):
+    """In float16: the scale, and the number of steps since it was lowered."""
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batches = [image(1.0), image(1e35), image(1.0), image(1.0)]  # times the first scale, 65536: above float32's range
+    how = {"dtype": torch.float16, "device_type": "cpu", "max_skipped": 3}
+    step, other = TrainStep(model, batches, optimizer, **how), TrainStep(model, [], optimizer, **how)
+    for step.iter in range(4):
+        step.run_step()
+    stored = step.state_dict()["grad_scaler"]
+    assert (stored["scale"], stored["_growth_tracker"]) == (2.0**15, 2)
+    other.load_state_dict(step.state_dict())
+    assert other.state_dict()["grad_scaler"] == stored
+
+
+def test_an_update_uses_the_gradients_of_its_own_step(storage: EventStorage):
+    """The loss is 1.5 and 2.5 times the weight: SGD without momentum takes both away, times the learning rate."""
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step = TrainStep(model, [image(1.0), image(3.0)], optimizer, dtype=None, device_type="cpu")
+    for step.iter in range(2):
+        step.run_step()
+    assert model.weight.item() == pytest.approx(1 - 0.1 * (1.5 + 2.5))
+
+
 def test_few_inputs_are_stored(storage: EventStorage, tmp_path: Path):
     step = make_step([image(NAN)] * 8, output_dir=str(tmp_path), max_skipped=100)
     for step.iter in range(8):

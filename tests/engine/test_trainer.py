@@ -200,8 +200,10 @@ class TestMixedPrecision:
         assert model.weight.item() == pytest.approx(-0.5 - 1.0, abs=1e-4)
         other = TrainStep(model, [], build_optimizer(cfg, model), dtype=torch.float16, device_type="cpu")
         other.load_state_dict(step.state_dict())
+        assert other.state_dict()["grad_scaler"] == step.state_dict()["grad_scaler"]
         in_full_precision = TrainStep(model, [], build_optimizer(cfg, model), dtype=None, device_type="cpu")
         other.load_state_dict(in_full_precision.state_dict())  # a run may go on in another precision
+        assert other.state_dict()["grad_scaler"] == step.state_dict()["grad_scaler"]
 
 
 class TestCheckpointOfAnotherShape:

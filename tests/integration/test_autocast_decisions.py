@@ -56,9 +56,9 @@ def test_sampling_locations(dims: int, monkeypatch: pytest.MonkeyPatch):
     locations: list[Tensor] = []
     attend = deformable_attention.ms_deform_attn
 
-    def record(value, spatial_shapes, sampling_locations, attention_weights):
+    def record(value, spatial_shapes, sampling_locations, attention_weights, **options):
         locations.append(sampling_locations)
-        return attend(value, spatial_shapes, sampling_locations, attention_weights)
+        return attend(value, spatial_shapes, sampling_locations, attention_weights, **options)
 
     monkeypatch.setattr(deformable_attention, "ms_deform_attn", record)
     attention = shake(DeformableAttention(dim=DIM, num_heads=HEADS, num_levels=2, num_points=4))

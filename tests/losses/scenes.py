@@ -1,4 +1,4 @@
-"""Truths made of rectangles, and weights that single out one term."""
+"""Truths made of rectangles, predictions without any symmetry, and weights that single out one term."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from psf.losses import HungarianMatcher, PanopticCriterion
 from psf.losses.assignment import Assignment
-from psf.structures import PanopticTargets
+from psf.structures import DecodedMasks, LocationLayer, PanopticTargets, TrainingPredictions
 
 Region = tuple[int, tuple[int, int, int, int]]  # class index; x0, y0, x1, y1 in pixels
 
@@ -68,3 +68,47 @@ def criterion(**settings: Any) -> PanopticCriterion:
     )
     ones = dict.fromkeys(names, 1.0)
     return PanopticCriterion(**{**ones, "balance": "fixed", "focal_alpha": 0.25, "focal_gamma": 2.0, **settings})
+
+
+# A batch in which sizes, pairs, classes and layers all differ.
+PADDED = (16, 24)
+TARGETS = [
+    gt(
+        [(2, (1, 2, 9, 8)), (0, (12, 0, 20, 5)), (1, (3, 9, 19, 12))],
+        [(3, (0, 0, 10, 12)), (1, (10, 3, 20, 9))],
+        image_size=(12, 20),
+        padded_size=PADDED,
+    ),
+    gt([(1, (5, 1, 24, 7)), (1, (0, 8, 9, 16))], [(0, (2, 2, 24, 16))], image_size=(16, 24), padded_size=PADDED),
+    gt([], [(2, (0, 0, 7, 4)), (0, (7, 0, 10, 9))], image_size=(9, 10), padded_size=PADDED),
+]
+# Queries ascend, the things do not; each layer has its own pairs.
+LOCATION_PAIRS = [
+    [pairs((0, 2), (1, 0), (4, 1)), pairs((2, 1), (3, 0)), pairs()],
+    [pairs((1, 1), (2, 2), (3, 0)), pairs((0, 1), (4, 0)), pairs()],
+]
+MASK_PAIRS = [pairs((1, 2), (2, 0), (3, 1)), pairs((0, 1), (3, 0)), pairs()]
+PROPOSED = [pairs((0, 1), (3, 0), (5, 2), (6, 1)), pairs((1, 1), (2, 0), (6, 0)), pairs()]
+
+
+def random_predictions(location_dim: int) -> TrainingPredictions:
+    """For `TARGETS`: two location layers, two layers and a tail of mask decoders, and proposals of 7 tokens."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(len(TARGETS), *shape, generator=generator) * 0.8 + 0.1
+
+    def logits(*shape: int) -> Tensor:
+        return torch.randn(len(TARGETS), *shape, generator=generator)
+
+    def layer(number: int) -> LocationLayer:
+        return LocationLayer(logits(number, 3), uniform(number, location_dim))
+
+    return TrainingPredictions(
+        location_layers=[layer(5), layer(5)],
+        things=DecodedMasks([uniform(4, 4, 6) for _ in range(3)], []),
+        thing_class_logits=[logits(4, 3) for _ in range(2)],
+        stuff=DecodedMasks([uniform(4, 4, 6) for _ in range(3)], []),
+        stuff_class_logits=[logits(4) for _ in range(2)],
+        proposals=layer(7),
+    )

@@ -77,8 +77,17 @@ class TestShared:
 
     def test_the_tail_s_masks_take_part(self):
         left_and_right = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]])
-        found = self.assign([sure(4)], [sure(4), sure(4)], [torch.zeros(1, 4, 1, 2), left_and_right])
+        found = self.assign([sure(4)], [sure(4), sure(4)], [left_and_right.flip(1), left_and_right])
         assert as_pairs(found.masks[0]) == [(0, 1), (2, 0)]
+
+    def test_the_last_layer_s_locations_take_part(self):
+        boxes = torch.tensor([[(0.5, 0.5, 0.1, 0.1), (0.75, 0.5, 0.5, 1.0), (0.25, 0.5, 0.5, 1.0)]])
+        layers = [LocationLayer(sure(3), boxes.flip(1)), LocationLayer(sure(3), boxes)]
+        queries = LocatedQueries(torch.zeros(1, 3, 1), None, layers)
+        things = DecodedMasks([torch.zeros(1, 3, 1, 2)], [])
+        predictions = TrainingPredictions(layers, things, [], NO_MASKS, [])
+        found = self.matching.assign(predictions, self.matching.select(queries, [TWO_THINGS]), [TWO_THINGS])
+        assert as_pairs(found.masks[0]) == [(1, 1), (2, 0)]
 
     def test_location_decoder_names_the_classes_where_the_mask_decoder_does_not(self):
         found = self.assign([sure(4, 0, 1), sure(4, None, None, 1, 0)], [], [torch.zeros(1, 4, 1, 2)])
@@ -146,13 +155,38 @@ class TestPerLayer:
         # among the kept ones; the second row of image 1 is padding, although its mask is the better one
         assert [as_pairs(image) for image in found.masks] == [[(0, 1), (1, 0)], [(0, 0)], []]
 
-    def test_second_matching_knows_class_and_box_of_the_kept(self):
-        last = sure(5, None, 0, None, 1)
-        matching = self.matching(class_weight=1.0)
-        selected = matching.select(located(last), [TWO_THINGS])
-        things = DecodedMasks([torch.zeros(1, 2, 1, 2)], [])
-        found = matching.assign(TrainingPredictions([layer(last)], things, [], NO_MASKS, []), selected, [TWO_THINGS])
-        assert as_pairs(found.masks[0]) == [(0, 0), (1, 1)]
+    def rematch(self, first: dict[str, float], second: dict[str, float], last: LocationLayer, masks: Tensor, targets):
+        """Pairs of the second matching, per image, and the queries that were kept."""
+        matching = PerLayerAssigner(matcher(**first), matcher(**second), 1)
+        numbers = torch.zeros(*last.class_logits.shape[:2], 1)
+        selected = matching.select(LocatedQueries(numbers, None, [last]), targets)
+        predictions = TrainingPredictions([last], DecodedMasks([torch.zeros_like(masks), masks], []), [], NO_MASKS, [])
+        found = matching.assign(predictions, selected, targets)
+        return [as_pairs(image) for image in found.masks], [kept.tolist() for kept in selected.kept]
+
+    def test_second_matching_has_the_masks_of_each_image_s_own_queries(self):
+        """The second image keeps two queries of three rows: its first two masks decide, not its last two."""
+        targets = [gt([LEFT, RIGHT, LEFT], image_size=(8, 16)), TWO_THINGS]
+        last = layer(torch.cat((sure(5, 0, 1, 0), sure(5, 0, None, 1))))
+        left, right = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        for second, expected in (((left, right, left), [(0, 0), (1, 1)]), ((right, left, right), [(0, 1), (1, 0)])):
+            masks = torch.stack((torch.stack((left, right, left)), torch.stack(second)))
+            found, kept = self.rematch({"class_weight": 1.0}, {"dice_weight": 1.0}, last, masks, targets)
+            assert kept == [[0, 1, 2], [0, 2]]
+            assert found[1] == expected
+
+    @pytest.mark.parametrize("weight", ["class_weight", "l1_weight", "giou_weight"])
+    def test_second_matching_knows_class_and_box_of_the_kept(self, weight: str):
+        """Queries 1 and 3 are kept, and each is now nearer to the other thing; query 0 is what query 3 is."""
+        left, right, none = (0.25, 0.5, 0.5, 1.0), (0.75, 0.5, 0.5, 1.0), (0.5, 0.5, 0.1, 0.1)
+        if weight == "class_weight":
+            first, classes, boxes = {"l1_weight": 1.0}, sure(4, 0, 1, None, 0), [none, left, none, right]
+        else:
+            first, classes, boxes = {"class_weight": 1.0}, sure(4, None, 0, None, 1), [left, right, none, left]
+        last = LocationLayer(classes, torch.tensor([boxes]))
+        found, kept = self.rematch(first, {weight: 1.0}, last, torch.zeros(1, 2, 1, 2), [TWO_THINGS])
+        assert kept == [[1, 3]]
+        assert found == [[(0, 1), (1, 0)]]
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -244,6 +278,12 @@ class TestTerms:
         # p = 3/4: 0.25 (1/4)^2 log 4/3 - 0.75 (3/4)^2 log 4
         expected = [(0.0625 - 0.1875) * LOG2, 0.015625 * math.log(4 / 3) - 0.421875 * math.log(4)]
         torch.testing.assert_close(focal_cost(logits, 0.25, 2.0), torch.tensor([expected]))
+
+    def test_focal_of_other_weights(self):
+        # p = 1/2: 0.4 (1/2)^3 log 2 - 0.6 (1/2)^3 log 2; p = 3/4: 0.4 (1/4)^3 log 4/3 - 0.6 (3/4)^3 log 4
+        expected = [-0.2 / 8 * LOG2, 0.4 / 64 * math.log(4 / 3) - 0.6 * 27 / 64 * math.log(4)]
+        logits = torch.tensor([[0.0, math.log(3)]])
+        torch.testing.assert_close(focal_cost(logits, 0.4, 3.0), torch.tensor([expected]))
 
     def test_class_is_that_of_the_thing(self):
         logits = torch.tensor([[0.0, math.log(3), -5.0]])

@@ -153,14 +153,17 @@ class TestMaskDecoder:
 
 
 def everything(targets: list[PanopticTargets]) -> tuple[TrainingPredictions, ThingAssignments]:
-    """Two layers of all that can be predicted by three queries, which need gradients; every thing is matched."""
+    """Two layers of all that can be predicted by three queries, which need gradients; every thing is matched.
+
+    Queries ascend, the things do not: the first query has the last thing.
+    """
     torch.manual_seed(0)
     batch = len(targets)
 
     def leaves(*shape: int) -> list[Tensor]:
         return [torch.rand(batch, 3, *shape).requires_grad_() for _ in range(3)]
 
-    matched = [pairs(*((i, i) for i in range(len(target.thing_classes)))) for target in targets]
+    matched = [pairs(*enumerate(reversed(range(len(target.thing_classes))))) for target in targets]
     layers = [LocationLayer(logits, boxes) for logits, boxes in zip(leaves(2)[:2], leaves(4)[:2], strict=True)]
     found = TrainingPredictions(
         layers, DecodedMasks(leaves(2, 3), []), leaves(2)[:2], DecodedMasks(leaves(2, 3), []), leaves()[:2]
@@ -271,24 +274,6 @@ class TestBatch:
                 assert value.item() > 0  # the classes: all queries are of none
         torch.stack(list(losses.values())).sum().backward()
         assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves_of(found))
-
-
-@pytest.mark.parametrize(("given", "precision"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_losses_are_at_least_float32(given: torch.dtype, precision: torch.dtype):
-    found, assignments = everything(ONE_IMAGE)
-    expected = criterion()(found, assignments, ONE_IMAGE)
-    cast = TrainingPredictions(
-        [LocationLayer(*(x.to(given) for x in layer)) for layer in found.location_layers],
-        DecodedMasks([x.to(given) for x in found.things.mask_scores], []),
-        [x.to(given) for x in found.thing_class_logits],
-        DecodedMasks([x.to(given) for x in found.stuff.mask_scores], []),
-        [x.to(given) for x in found.stuff_class_logits],
-    )
-    losses = criterion()(cast, assignments, ONE_IMAGE)
-    for name, value in losses.items():
-        assert value.dtype == precision
-        tolerance = 1e-6 if given == torch.float64 else 0.02
-        torch.testing.assert_close(value.float(), expected[name], rtol=tolerance, atol=1e-6)
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from psf.modeling.deformable_attention import DeformableAttention
+from psf.modeling.deformable_attention import DeformableAttention, FeedForward
 from psf.structures import FeatureTokens
 from tests.features import random_features
 from tests.naive import naive_ms_deform_attn
@@ -107,3 +107,25 @@ def test_other_parameters_start_as_the_released_ones():
 def test_heads_must_divide_the_channels():
     with pytest.raises(ValueError, match=r"HIDDEN_DIM 30 is not a multiple of MODEL.PSF.NUM_HEADS 8"):
         DeformableAttention(dim=30, num_heads=8, num_levels=3, num_points=4)
+
+
+class TestFeedForward:
+    def test_by_its_formula(self):
+        torch.manual_seed(0)
+        for activation, function in ((None, torch.relu), (nn.GELU(), nn.functional.gelu)):
+            block, x = FeedForward(8, 12, activation=activation), torch.randn(3, 8)
+            torch.testing.assert_close(block(x), block.fc2(function(block.fc1(x))))
+
+    def test_dropout_after_the_activation_and_at_the_end(self):
+        """Hidden channels of 1, each handed on to one output: 4 where both keep it, as each doubles what it keeps."""
+        torch.manual_seed(0)
+        block = FeedForward(64, 64, dropout=0.5)
+        with torch.no_grad():
+            block.fc1.weight.zero_()
+            block.fc1.bias.fill_(1)
+            block.fc2.weight.copy_(torch.eye(64))
+            block.fc2.bias.zero_()
+            values = block(torch.zeros(100, 64))
+            assert block.eval()(torch.zeros(1, 64)).unique().tolist() == [1]
+        assert values.unique().tolist() == [0, 4]
+        assert 0.22 < (values == 4).float().mean() < 0.28

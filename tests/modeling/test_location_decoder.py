@@ -217,6 +217,37 @@ def test_position_goes_to_queries_and_keys_not_to_values():
     torch.testing.assert_close(seen.cross_attention[0], between[0] + position)
 
 
+def test_dropout_in_and_after_attention_and_in_the_feed_forward_block():
+    """What each block adds is 1 where it is kept, and twice that in training, as half is dropped."""
+    decoder = build_random(dropout=0.5, dim=32, num_queries=40, num_layers=1)
+    layer, added, attended = decoder.layers[0], [], []
+    norms = (layer.self_attention_norm, layer.cross_attention_norm, layer.feed_forward_norm)
+    for linear in (layer.self_attention.out_proj, layer.cross_attention.output_proj, layer.feed_forward.fc2):
+        nn.init.zeros_(linear.weight)
+        nn.init.ones_(linear.bias)
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, inputs: added.append(inputs[0]))
+        norm.register_forward_hook(lambda _, __, output: added.append(output))
+    layer.self_attention.register_forward_hook(lambda _, __, output: attended.append(output[0]))
+    features = random_features(SHAPES, dim=32)
+    for is_training in (True, False):
+        added.clear()
+        decoder.train(is_training)(features)
+        for before, block in ((decoder.query_feat.weight, added[0]), (added[1], added[2]), (added[3], added[4])):
+            values = (block - before).detach().round(decimals=9)
+            assert values.unique().tolist() == ([0, 2] if is_training else [1])
+            assert not is_training or 0.4 < (values == 0).double().mean() < 0.6
+    # In self-attention the values are 1 and the weights add up to 1: unless weights are dropped.
+    with torch.no_grad():
+        layer.self_attention.in_proj_weight[64:].zero_()
+        layer.self_attention.in_proj_bias[64:].fill_(1)
+        layer.self_attention.out_proj.weight.copy_(torch.eye(32))
+        layer.self_attention.out_proj.bias.zero_()
+        for is_training in (True, False):
+            decoder.train(is_training)(features)
+            assert torch.allclose(attended[-1], torch.ones_like(attended[-1])) != is_training
+
+
 @pytest.mark.parametrize("refinement", [False, True])
 def test_queries_may_be_permuted(refinement):
     decoder, features = build_random(box_refinement=refinement), padded_features()

@@ -43,6 +43,8 @@ def padding_of(padded_size: tuple[int, int], *own_sizes: tuple[int, int]) -> Ten
 
 # An image of 8x8 pixels in the batch, levels at strides 2 and 4; the second image is 5 high and 3 wide.
 SIZES, MASK = [(4, 4), (2, 2)], padding_of((8, 8), (8, 8), (5, 3))
+# The first image is 6 high and 10 wide, the second 4 high and 6 wide.
+WIDE, WIDE_MASK = [(3, 5), (2, 3)], padding_of((6, 10), (6, 10), (4, 6))
 
 
 def test_tokens_are_the_maps_row_by_row():
@@ -89,6 +91,33 @@ def test_a_pixel_in_a_large_batch_still_has_a_token_of_its_own():
     assert features.tokens.isfinite().all()
 
 
+def test_padding_positions_and_references_where_height_is_not_width():
+    encoder = build(1)
+    seen: list[Tensor] = []
+    encoder.layers[0].attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    features = encoder(random_levels(WIDE), WIDE_MASK)
+    # The nearest pixels are rows 0, 2, 4 and columns 0, 2, ..., 8: two rows and three columns are own.
+    own = [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+    assert (~features.padding_mask[1, :15]).int().view(3, 5).tolist() == own
+    # Of the 2x3 level: rows 0 and 3, columns 0, 3 and 6.
+    assert (~features.padding_mask[1, 15:]).int().view(2, 3).tolist() == [[1, 1, 0], [1, 1, 0]]
+    ratios = torch.tensor([[3 / 5, 2 / 3], [2 / 3, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(features.valid_ratios[1], ratios, rtol=0, atol=1e-7)
+    # Token 8 of the 3x5 level is row 1, column 3; token 17 is row 0, column 2 of the 2x3 level.
+    torch.testing.assert_close(seen[0][0, 8], torch.tensor([[3.5 / 5, 1.5 / 3]] * 2, dtype=torch.float64))
+    torch.testing.assert_close(seen[0][0, 17], torch.tensor([[2.5 / 3, 0.5 / 2]] * 2, dtype=torch.float64))
+    # Token 7, row 1, column 2, of the second image: 2.5 / 3 and 1.5 / 2 of its own size.
+    own_place = torch.tensor([2.5 / 3, 1.5 / 2], dtype=torch.float64)
+    torch.testing.assert_close(seen[0][1, 7], own_place * ratios, rtol=0, atol=1e-7)
+    for image, level_sizes in enumerate(([(3, 5), (2, 3)], [(2, 3), (2, 2)])):
+        start = 0
+        for level, ((h, w), (own_h, own_w)) in enumerate(zip(WIDE, level_sizes, strict=True)):
+            grid = features.pos_embed[image, start : start + h * w].view(h, w, 8)[:own_h, :own_w]
+            free = sine_position_encoding(torch.zeros(1, own_h, own_w, dtype=torch.bool), 8).double()[0]
+            torch.testing.assert_close(grid, free.permute(1, 2, 0) + encoder.level_embed[level])
+            start += h * w
+
+
 def test_references_are_pixel_centres_by_hand():
     encoder = build(1)
     seen: list[Tensor] = []
@@ -116,25 +145,28 @@ def test_references_are_not_rounded_in_mixed_precision():
     torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
 
 
-def test_a_layer_by_its_formula():
+@pytest.mark.parametrize(("sizes", "mask"), [(SIZES, MASK), (WIDE, WIDE_MASK)], ids=["square", "wide and high"])
+def test_a_layer_by_its_formula(sizes: list[tuple[int, int]], mask: Tensor):
     encoder = build(1)
-    features, before = encoder(random_levels(SIZES), MASK), build(0)(random_levels(SIZES), MASK)
+    features, before = encoder(random_levels(sizes), mask), build(0)(random_levels(sizes), mask)
     layer, tokens = encoder.layers[0], before.tokens
     attention = layer.attention
-    placed = tokens + before.pos_embed  # (B, 20, 8): offsets and weights come from it, values from the tokens alone
-    values = attention.value_proj(tokens).masked_fill(before.padding_mask[..., None], 0).view(2, 20, 2, 4)
-    offsets = attention.sampling_offsets(placed).view(2, 20, 2, 2, 2, 2)
-    weights = attention.attention_weights(placed).view(2, 20, 2, 4).softmax(-1).view(2, 20, 2, 2, 2)
-    locations = torch.empty(2, 20, 2, 2, 2, 2, dtype=torch.float64)
+    placed = tokens + before.pos_embed  # (B, T, 8): offsets and weights come from it, values from the tokens alone
+    places = [(level, x, y) for level, (h, w) in enumerate(sizes) for y in range(h) for x in range(w)]
+    number = len(places)
+    values = attention.value_proj(tokens).masked_fill(before.padding_mask[..., None], 0).view(2, number, 2, 4)
+    offsets = attention.sampling_offsets(placed).view(2, number, 2, 2, 2, 2)
+    weights = attention.attention_weights(placed).view(2, number, 2, 4).softmax(-1).view(2, number, 2, 2, 2)
+    widths = torch.tensor([[w, h] for h, w in sizes], dtype=torch.float64)  # x before y
+    locations = torch.empty(2, number, 2, 2, 2, 2, dtype=torch.float64)
     for b in range(2):
-        for token in range(20):
-            level, size, i = (0, 4, token) if token < 16 else (1, 2, token - 16)
-            own = before.valid_ratios[b, level] * size
-            centre = torch.tensor([i % size + 0.5, i // size + 0.5], dtype=torch.float64) / own
-            for sampled, sampled_size in enumerate((4, 2)):
+        for token, (level, x, y) in enumerate(places):
+            own = before.valid_ratios[b, level] * widths[level]
+            centre = torch.tensor([x + 0.5, y + 0.5], dtype=torch.float64) / own
+            for sampled in range(2):
                 reference = centre * before.valid_ratios[b, sampled]
-                locations[b, token, :, sampled] = reference + offsets[b, token, :, sampled] / sampled_size
-    attended = attention.output_proj(naive_ms_deform_attn(values, SIZES, locations, weights))
+                locations[b, token, :, sampled] = reference + offsets[b, token, :, sampled] / widths[sampled]
+    attended = attention.output_proj(naive_ms_deform_attn(values, sizes, locations, weights))
     tokens = layer.attention_norm(tokens + attended)  # after the residual
     hidden = F.relu(layer.feed_forward.fc1(tokens))
     expected = layer.feed_forward_norm(tokens + layer.feed_forward.fc2(hidden))
@@ -166,11 +198,25 @@ def test_what_is_in_the_padding_does_not_matter():
     assert not torch.allclose(after.tokens[~own], before.tokens[~own])
 
 
-def test_dropout_only_in_training():
-    encoder, levels = build(1, dropout=0.5), random_levels(SIZES)
-    assert not torch.equal(encoder(levels, None).tokens, encoder(levels, None).tokens)
-    encoder.eval()
-    assert torch.equal(encoder(levels, None).tokens, encoder(levels, None).tokens)
+def test_dropout_after_attention_and_in_the_feed_forward_block():
+    """Each block's result is 1 where it is kept, and twice that in training, as half is dropped."""
+    encoder, levels = build(1, dropout=0.5, dim=16), random_levels([(6, 8), (3, 4)], dim=16)
+    layer = encoder.layers[0]
+    for linear in (layer.attention.output_proj, layer.feed_forward.fc2):
+        nn.init.zeros_(linear.weight)
+        nn.init.ones_(linear.bias)
+    added: list[Tensor] = []
+    layer.attention_norm.register_forward_pre_hook(lambda _, inputs: added.append(inputs[0]))
+    layer.attention_norm.register_forward_hook(lambda _, __, output: added.append(-output))
+    layer.feed_forward_norm.register_forward_pre_hook(lambda _, inputs: added.append(inputs[0]))
+    for is_training in (True, False):
+        added.clear()
+        encoder.train(is_training)(levels, None)
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+        for block in (added[0] - tokens, added[1] + added[2]):
+            values = block.detach().round(decimals=9)
+            assert values.unique().tolist() == ([0, 2] if is_training else [1])
+            assert not is_training or 0.4 < (values == 0).double().mean() < 0.6
 
 
 def test_dim_must_be_a_multiple_of_four():
