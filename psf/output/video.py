@@ -68,6 +68,9 @@ class VideoFile:
             self._container.close()
             raise UserError(f"{path}: contains no video stream")
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise UserError(f"{path}: its video stream is in a format that this build of FFmpeg does not know")
         self._stream.thread_type = "AUTO"
         self.rate: Fraction = self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_RATE
         self.num_frames: int | None = self._stream.frames or None

@@ -247,6 +247,16 @@ def test_what_is_no_video_is_named(tmp_path, content):
         VideoFile(path)
 
 
+def test_a_stream_without_a_decoder(tmp_path):
+    path = tmp_path / "a.mp4"
+    round_trip(path, [TimedFrame(colour((200, 30, 60)), i / 25) for i in range(2)])
+    content = path.read_bytes()
+    assert content.count(b"avc1") >= 1
+    path.write_bytes(content.replace(b"avc1", b"zzzz"))
+    with pytest.raises(UserError, match=r"a\.mp4: its video stream is in a format that .* does not know"):
+        VideoFile(path)
+
+
 def test_sound_alone_is_no_video(tmp_path):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
