@@ -64,11 +64,10 @@ def test_missing_json_files_and_folders_are_named(tmp_path: Path, name: str, rea
 
 
 def test_there_is_no_second_json_reader(repository: Path):
-    """Beside it, only files of psf's own making are parsed: results of a measurement, metrics, derived instances."""
+    """Beside it, only files of psf's own making are parsed: results of a measurement, metrics."""
     own = {
         "psf/data/files.py",
         "psf/engine/results.py",
-        "psf/evaluation/instances.py",
         "psf/ops/measured_choices.py",
         "psf/tools/robustness/record.py",
         "psf/commands/quickstart.py",

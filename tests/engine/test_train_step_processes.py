@@ -149,7 +149,6 @@ def test_gradients_of_float16_that_overflow_lower_the_scale(guilty: int, tmp_pat
     assert len(messages) == 2 and all("the loss is not finite (loss_bad" in message for message in messages)
 
 
-@pytest.mark.xfail(strict=True, reason="the gradients of the step before are still there, and the message is of them")
 def test_report_of_a_loss_after_an_overflow(tmp_path: Path):
     """The main process has a finite loss, and the overflowing gradients of the step before."""
     _, [message] = both(tmp_path, 1, ["good", "overflow", "NaN"], torch.float16)

@@ -38,8 +38,8 @@ OUTSIDE = "(outside of them)"
 _ELEMENTWISE = """
     abs add bitwise_and bitwise_or ceil clamp clamp_max clamp_min cos div elu eq exp floor floor_divide ge gelu gt
     hardsigmoid hardswish hardtanh isfinite le leaky_relu log log2 logical_and logical_not logical_or lt masked_fill
-    maximum minimum mul ne neg pow reciprocal relu relu6 remainder rsqrt rsub sigmoid silu sin softmax sqrt sub tanh
-    where
+    maximum minimum mul ne neg pow reciprocal relu relu6 remainder rsqrt rsub sigmoid silu sin softmax sqrt square sub
+    tanh where
 """
 _REDUCTIONS = """
     all amax amin any argmax argsort avg_pool2d cumsum linalg_vector_norm max max_pool2d mean min norm prod sort sum
