@@ -197,7 +197,7 @@ def test_learns_by_heart():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_losses_are_computed_without_autocast(recipe: str, monkeypatch: pytest.MonkeyPatch):
-    """Under autocast the network works in half precision; the loss of its output is that without autocast, to the bit."""
+    """Under autocast the network is in half precision; the loss of its output is that without autocast, to the bit."""
     learner, calls = model(recipe).train(), []
     plain = learner.criterion
 
