@@ -32,11 +32,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.checkpoint import check_same_classes
 from psf.commands import add_config_arguments, command_parser, echo, not_negative, positive, run_command
-from psf.config_checks import check_device
 from psf.data import image_suffixes
 from psf.data.files import is_hidden, make_folder
 from psf.data.own_files import check_replaceable, recorded
 from psf.engine import Predictor, build_config
+from psf.engine.config.checks import check_device
 from psf.errors import UserError, printable
 from psf.meta_arch import PanopticSegFormer
 from psf.output import (

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from psf.checkpoint import newest_sound_checkpoint, read_checkpoint
 from psf.commands import add_config_arguments, command_parser, echo, run_command
-from psf.config_checks import check_device
 from psf.data import RandomState
 from psf.engine import Trainer, build_checkpointer, build_config, resolve_num_queries
+from psf.engine.config.checks import check_device
 from psf.engine.train_step import SKIPPED_FOLDER, autocast_dtype
 from psf.errors import UserError
 

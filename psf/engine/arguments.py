@@ -19,10 +19,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config, import_user_modules
-from psf.config_checks import check_config, warn_of_keys_without_effect
-from psf.config_file import find_config_file, merge_config_file, merge_options
 from psf.data import PanopticSet, register_from_config
 from psf.data.own_files import check_replaceable
+from psf.engine.config.checks import check_config, warn_of_keys_without_effect
+from psf.engine.config.files import find_config_file, merge_config_file, merge_options
 from psf.engine.num_queries import resolve_num_queries
 from psf.engine.run_folder import (
     CONFIG_FILE,
@@ -242,10 +242,10 @@ def build_config(
             the config does not use.
 
     Raises:
-        UserError: if the file is missing or refused (`psf.config_file.merge_config_file`), if a key is unknown (the
-            message has the nearest known one) or has no value, if a value is not valid or has no effect
-            (`psf.config_checks.check_config`), if a set cannot be registered (`psf.data.register_from_config`), or
-            a module cannot be imported (`psf.config.import_user_modules`).
+        UserError: if the file is missing or refused (`merge_config_file`), if a key is unknown (the message has the
+            nearest known one) or has no value, if a value is not valid or has no effect (`check_config`), if a set
+            cannot be registered (`psf.data.register_from_config`), or a module cannot be imported
+            (`psf.config.import_user_modules`).
     """
     cfg = get_cfg()
     add_psf_config(cfg)

@@ -12,10 +12,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from psf.checkpoint import newest_sound_checkpoint, read_checkpoint, stored_query_count
-from psf.config_file import stored_value
 from psf.data import largest_count, load_dataset
 from psf.data.files import local_path
 from psf.engine.checkpointer import file_of_weights
+from psf.engine.config.files import stored_value
 from psf.errors import UserError
 
 __all__ = ["NumQueries", "queries_for", "resolve_num_queries", "warn_of_too_few_queries"]

@@ -17,7 +17,7 @@ from detectron2.utils.logger import log_first_n
 from torch import nn
 from torch.optim import Optimizer
 
-from psf.config_checks import check_solver
+from psf.engine.config.checks import check_solver
 from psf.errors import UserError
 from psf.modeling.activation_checkpointing import BACKBONE_BLOCKS
 
@@ -89,7 +89,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     all gradients together.
 
     Raises:
-        UserError: as `psf.config_checks.check_solver`, or if BACKBONE_LAYER_DECAY does not fit.
+        UserError: as `psf.engine.config.checks.check_solver`, or if BACKBONE_LAYER_DECAY does not fit.
     """
     check_solver(cfg)
     solver = cfg.SOLVER

@@ -12,9 +12,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from psf.config import import_user_modules
-from psf.config_checks import check_config, check_device
 from psf.data import as_picture, build_augmentations, in_format, limit_pixels, read_image
 from psf.engine.checkpointer import build_checkpointer
+from psf.engine.config.checks import check_config, check_device
 from psf.engine.num_queries import resolve_num_queries
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
@@ -35,8 +35,7 @@ class Predictor(DefaultPredictor):
             -1 is replaced, in place, by the number that the weights were trained with.
 
     Raises:
-        UserError: as `psf.config_checks.check_config`, the model and `psf.engine.Checkpointer`; if torch has no such
-            device.
+        UserError: as `check_config`, the model and `psf.engine.Checkpointer`; if torch has no such device.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -21,7 +21,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from psf.checkpoint import TunedMerging, check_same_classes
-from psf.config_checks import check_config
 from psf.data import (
     PanopticMapper,
     build_mapper,
@@ -37,6 +36,7 @@ from psf.data import (
 from psf.data.files import remove_stale_drafts
 from psf.engine.arguments import write_config
 from psf.engine.checkpointer import build_checkpointer
+from psf.engine.config.checks import check_config
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds, evaluate_datasets
 from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, StopSignals
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging

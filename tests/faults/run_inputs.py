@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from psf import add_psf_config
 from psf.checkpoint import newest_sound_checkpoint, write_checkpoint
 from psf.checkpoint.saving import TAG
-from psf.config_file import merge_config_file
 from psf.engine import Checkpointer, build_config
+from psf.engine.config.files import merge_config_file
 from tests.faults.mutations import CANARY, HOSTILE_VALUES, damage, hostile_pickle
 from tests.faults.reader import Judge, Reader, by_bytes, by_strategy, read_all
 

@@ -14,9 +14,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
 
 from psf.config import add_psf_config
-from psf.config_checks import IGNORED, REFUSED
 from psf.data import register_from_config
 from psf.engine import Trainer
+from psf.engine.config.checks import IGNORED, REFUSED
 from psf.engine.merging import with_merging
 from psf.inference import MergingThresholds
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
@@ -109,7 +109,7 @@ def test_each_key_is_read(
     of_detectron2 = set(leaves(get_cfg()))
     foreign = {"MODEL.FPN.*"}  # of other backbones; psf warns of them, too
     unread = {key for key in of_detectron2 - RecordedNode.read if not matches(key, [*known, *foreign])}
-    assert unread == set(), "add them to IGNORED or REFUSED in psf/config_checks.py"
+    assert unread == set(), "add them to IGNORED or REFUSED in psf/engine/config/checks.py"
     assert {key for key in of_detectron2 & RecordedNode.read if matches(key, IGNORED)} == set()
 
 

@@ -12,9 +12,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import EvalHook, PreciseBN
 
-from psf.config_checks import REFUSED as REFUSED_KEYS
 from psf.data import build_mapper
 from psf.engine import Trainer, build_config
+from psf.engine.config.checks import REFUSED as REFUSED_KEYS
 from psf.meta_arch import PanopticSegFormer
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set
 from tests.models import tiny_config

@@ -37,7 +37,7 @@ class WorkerOptions(NamedTuple):
 
 
 def worker_options(cfg: CfgNode) -> WorkerOptions:
-    """DATALOADER.NUM_WORKERS and TIMEOUT, which `psf.config_checks.check_config` has checked."""
+    """DATALOADER.NUM_WORKERS and TIMEOUT, which `psf.engine.config.checks.check_config` has checked."""
     count, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
     return WorkerOptions(count, timeout if count else 0)  # torch refuses a timeout without workers
 

@@ -10,10 +10,10 @@ import torch
 from detectron2.config import CfgNode
 
 from psf.checkpoint import check_same_classes
-from psf.config_checks import check_device
 from psf.data import check_dataset, check_sampler
 from psf.engine.arguments import build_config
 from psf.engine.checkpointer import check_weights
+from psf.engine.config.checks import check_device
 from psf.engine.num_queries import FROM_DATA
 from psf.engine.run_folder import check_run_folder, has_checkpoints
 from psf.engine.train_step import autocast_dtype

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 
-from psf.config_checks import check_config, check_device, keys_without_effect, warn_of_keys_without_effect
 from psf.engine import build_config
+from psf.engine.config.checks import check_config, check_device, keys_without_effect, warn_of_keys_without_effect
 from psf.errors import UserError
 from tests.models import tiny_config
 

@@ -8,7 +8,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from psf.config import add_psf_config
-from psf.config_file import find_config_file, merge_config_file, merge_options, stored_value
+from psf.engine.config.files import find_config_file, merge_config_file, merge_options, stored_value
 from psf.errors import UserError
 
 
