@@ -14,7 +14,7 @@ from psf.engine.config.checks import check_config, check_device, keys_without_ef
 from psf.errors import UserError
 from tests.models import tiny_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def config(key: str, value: Any) -> CfgNode:
