@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import psf
+from psf.ops import operator
 
 ROOT = Path(psf.__file__).parent
 # Functions whose result on the host depends on values on the device, or whose size does.
@@ -39,7 +40,8 @@ class count_host_waits(TorchFunctionMode):
     """Count waits in a block of code: `with count_host_waits() as waits: ...`.
 
     On a machine without a GPU, nothing shows on which device a tensor would be. So `.to(device)` always counts, and
-    `.numpy()` never does: on a GPU it needs a `.cpu()` before it.
+    `.numpy()` never does: on a GPU it needs a `.cpu()` before it. torch hides what an operator of psf does from such
+    modes, so its functions are entered separately.
 
     Attributes:
         by_line: "file.py:line function" -> number of waits; the line is the innermost one of psf.
@@ -55,6 +57,23 @@ class count_host_waits(TorchFunctionMode):
     def total(self) -> int:
         return sum(self.by_line.values())
 
+    def __enter__(self) -> count_host_waits:
+        self._functions = operator._functions
+        operator._functions = lambda name: tuple(map(self._seen, self._functions(name)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        operator._functions = self._functions
+
+    def _seen(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with _Inside(self):
+                return function(*args)
+
+        return run
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -68,6 +87,17 @@ class count_host_waits(TorchFunctionMode):
 
     def __str__(self) -> str:
         return "\n".join(f"{number:4d} x {line}" for line, number in self.by_line.most_common())
+
+
+class _Inside(TorchFunctionMode):
+    """Hands all calls over to a counter that is active already, but not within an operator."""
+
+    def __init__(self, counter: count_host_waits) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, *call: Any, **named: Any) -> Any:
+        return self._counter.__torch_function__(*call, **named)
 
 
 def _waits(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from psf.inference.candidates import ImageGeometry, MergingThresholds, per_candi
 from psf.inference.mask_wise_merging import mask_wise_merging
 from psf.inference.results import panoptic_result
 from psf.ops.precision import at_least_float32
-from psf.ops.transfer import download_arrays, upload_numbers
+from psf.ops.transfer import download_arrays, upload, upload_numbers
 from psf.structures import Candidates, PanopticClasses
 
 __all__ = ["merge_panoptic"]
@@ -92,7 +92,7 @@ def _check_inputs(class_scores: Tensor, class_ids: Tensor, mask_scores: Tensor) 
     named = {"class_scores": (class_scores, "softmax"), "mask_scores": (mask_scores, "sigmoid")}
     named = {name: one for name, one in named.items() if one[0].numel()}
     extremes = [x.double() for scores, _ in named.values() for x in scores.aminmax()]
-    ids, *numbers = download_arrays(class_ids, *extremes)
+    ids, *numbers = download_arrays(upload(class_ids, class_scores.device), *extremes)
     for (name, (_, activation)), low, high in zip(named.items(), numbers[::2], numbers[1::2], strict=True):
         if not (low >= 0 and high <= 1):  # also for NaN
             raise UserError(

@@ -20,6 +20,7 @@ from psf.ops.dispatch import (
 )
 from psf.ops.operator import attend_by
 from psf.ops.reference import ms_deform_attn_reference
+from psf.ops.transfer import is_traced
 
 __all__ = [
     "AUTO",
@@ -110,8 +111,3 @@ def _can_measure(value: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):  # others may have no data
         return False
     return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def is_traced() -> bool:
-    """Whether torch is tracing or exporting a graph that must run without psf; False under torch.compile."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psf.ops.transfer import kept_table
+
 __all__ = ["bag_backward", "bag_forward"]
 
 _BAGS_AT_ONCE = 4096  # with 4 levels and 4 points, all temporaries take about 10 MB
@@ -72,13 +74,13 @@ def _parts(total: int, size: int) -> Iterator[slice]:
 
 def _describe_levels(shapes: Sequence[tuple[int, int]], heads: int, points: int, like: Tensor) -> _Levels:
     """The constants of the levels for a table of (S * heads) rows, in the type and on the device of `like`."""
-    sizes = torch.tensor([*zip(*shapes)], dtype=like.dtype, device=like.device).flip(0)  # (2, L), width first
+    sizes = kept_table(tuple(zip(*shapes)), like.dtype, like.device).flip(0)  # (2, L), width first
     sizes = sizes[:, None, None, :, None].expand(-1, -1, heads, -1, points).contiguous()  # once, not at each use
     corners, start = [], 0
     for (h, w), shifts in zip(shapes, _corner_shifts(shapes, heads)):
-        corners.append([start + shift for shift in shifts])
+        corners.append(tuple(start + shift for shift in shifts))
         start += h * w * heads
-    rows = torch.tensor(corners, dtype=torch.int32, device=like.device).t()  # (4, L)
+    rows = kept_table(tuple(corners), torch.int32, like.device).t()  # (4, L)
     rows = rows[:, :, None] + torch.arange(heads, dtype=torch.int32, device=like.device)[:, None, None, None]
     return _Levels(
         size=sizes,

@@ -1,7 +1,8 @@
 """Copies between the host and a device: many small tensors at once, and without waiting where possible.
 
 A GPU works through a queue. The host waits for all of it when it reads a value, and when it copies from memory that is
-not pinned. So values are read together (`download`), and copied from pinned memory (`upload`).
+not pinned. So values are read together (`download`), and copied from pinned memory (`upload`). Small tables that depend
+on nothing but sizes are made once (`kept_table`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psf.ops import is_traced
+from psf.errors import UserError
 
-__all__ = ["download", "download_arrays", "level_sizes", "upload", "upload_numbers", "upload_together"]
+__all__ = [
+    "download",
+    "download_arrays",
+    "is_traced",
+    "kept_table",
+    "level_sizes",
+    "upload",
+    "upload_numbers",
+    "upload_together",
+]
+
+
+def is_traced() -> bool:
+    """Whether torch is tracing or exporting a graph that must run without psf; False under torch.compile."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def upload(x: Tensor, device: Any) -> Tensor:
-    """The tensor on `device`; the host does not wait for the copy."""
-    if x.device.type == "cpu" and torch.device(device).type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
+    """The tensor on `device`; the host does not wait for the copy, unless the tensor comes from another device."""
+    is_on_host = x.device.type == "cpu"
+    if is_on_host and torch.device(device).type == "cuda":
+        x = x.pin_memory()  # torch keeps this memory until the copy is done
+    return x.to(device, non_blocking=is_on_host)  # of a copy to the host, nobody would notice the end
 
 
 def upload_numbers(values: Sequence[Any] | np.ndarray, device: Any, dtype: torch.dtype) -> Tensor:
@@ -63,10 +79,20 @@ def level_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tens
     # A graph contains the numbers, and a tensor of another kind must not be kept for later calls.
     if is_traced() or torch.compiler.is_compiling() or type(like) is not Tensor:
         return like.new_tensor(sizes)
-    return _kept_table(sizes, like.dtype, like.device)
+    return kept_table(sizes, like.dtype, like.device)
 
 
 @functools.lru_cache(maxsize=1024)  # a few dozen bytes for each shape of a batch
-def _kept_table(rows: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def kept_table(rows: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor on `device`, as `upload`; made once and kept. Do not change it in place.
+
+    Raises:
+        UserError: in the capture of a CUDA graph, if the table is new: only replays of the graph would fill it.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise UserError(
+            "a CUDA graph is captured for image sizes that the model has not had yet: run the model once with these "
+            "sizes before the capture"
+        )
     with torch.inference_mode(False):  # a tensor of inference mode could not serve training
         return upload(torch.tensor(rows, dtype=dtype), device)

@@ -13,7 +13,6 @@ With TRITON_INTERPRET=1, set before the first import, the same kernels run on a 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from psf.ops.transfer import kept_table
 
 __all__ = ["triton_backward", "triton_forward"]
 
@@ -154,14 +155,13 @@ def _backward_kernel(
             tl.store(grad_weights_ptr + at, grad_weight.to(grad_weights_ptr.dtype.element_ty), mask=exists)
 
 
-@functools.lru_cache(maxsize=1024)
-def _level_table(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L, 3) int32: height, width and first token. Cached, because a copy to a GPU makes the host wait."""
+def _level_table(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """(L, 3) int32: height, width and first token."""
     rows, start = [], 0
     for h, w in shapes:
         rows.append((h, w, start))
         start += h * w
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+    return kept_table(tuple(rows), torch.int32, device)
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], shapes: Sequence[tuple[int, int]]) -> None:
@@ -173,7 +173,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], shapes: Sequence[tuple[int
         return
     columns = triton.next_power_of_2(dim)
     rows = max(1, min(triton.next_power_of_2(queries), _TILE // columns))
-    levels = _level_table(tuple(shapes), value.device)
+    levels = _level_table(shapes, value.device)
     compute = tl.float64 if locations.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(value):
         kernel[(triton.cdiv(queries, rows) * batch * heads,)](

@@ -62,6 +62,14 @@ def test_raw_outputs_of_mask2former():
     assert {(one["category_id"], one["area"]) for one in segments} == {(1, 6), (0, 10)}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_ids_of_the_host_for_masks_on_a_gpu():
+    ids, masks = torch.tensor([1, 0]), row((2, 4, 1.0), (4, 8, 0.9))
+    panoptic_seg, _ = merge_panoptic(torch.ones(2).cuda(), ids, masks.cuda(), METADATA, (1, 8), THRESHOLDS)
+    assert panoptic_seg.tolist() == [[0, 0, 1, 1, 2, 2, 2, 2]]
+
+
 def test_nothing():
     empty = torch.zeros(0)
     panoptic_seg, segments = merge_panoptic(empty, empty.long(), torch.zeros(0, 3, 4), METADATA, (6, 8), THRESHOLDS)

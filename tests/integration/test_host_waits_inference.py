@@ -103,7 +103,7 @@ def test_an_image_on_a_gpu(name: str):
                     model.result(*one)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-    messages = [f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    messages = [f"{one.filename}:{one.lineno}" for one in caught if "called a synchronizing" in str(one.message)]
     assert len(messages) <= PER_IMAGE * 2, messages
 
 

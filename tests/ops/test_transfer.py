@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from psf.errors import UserError
 from psf.ops import transfer
 from psf.ops.transfer import download, download_arrays, level_sizes, upload, upload_numbers, upload_together
 from tests.host_waits import count_host_waits
@@ -65,10 +66,28 @@ def test_to_the_device_without_waiting(values):
     assert tensor.dtype == torch.float64 and tensor.tolist() == np.asarray(values).tolist()
 
 
+@pytest.mark.parametrize(("place", "expected"), [("cpu", True), ("meta", False)])
+def test_a_copy_to_the_host_is_waited_for(place: str, expected: bool, monkeypatch: pytest.MonkeyPatch):
+    """Its end would not be noticed: the host would read memory that is not written yet. "meta" stands for a GPU."""
+    x, seen = torch.zeros(2, device=place), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, *, non_blocking: seen.append(non_blocking))
+    upload(x, "cpu")
+    assert seen == [expected]
+
+
+def test_a_new_table_is_refused_in_the_capture_of_a_cuda_graph(monkeypatch: pytest.MonkeyPatch):
+    """Only replays would fill it, but eager calls would find it, too."""
+    transfer.kept_table.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(UserError, match=r"^[^\n]*run the model once with these sizes before the capture$"):
+        transfer.kept_table(((5, 3),), torch.float32, torch.device("cuda", 0))
+    assert transfer.kept_table.cache_info().currsize == 0
+
+
 class TestLevelSizes:
     @pytest.fixture(autouse=True)
     def _empty(self) -> None:
-        transfer._kept_table.cache_clear()
+        transfer.kept_table.cache_clear()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_width_and_height_of_the_type_asked_for(self, dtype: torch.dtype):
@@ -98,7 +117,7 @@ class TestLevelSizes:
         assert traced(2 * torch.ones(2, 2)).tolist() == [[10, 6], [14, 4]]
 
     def test_the_number_of_tables_is_bounded(self):
-        assert transfer._kept_table.cache_info().maxsize is not None
+        assert transfer.kept_table.cache_info().maxsize is not None
 
 
 @pytest.mark.gpu
