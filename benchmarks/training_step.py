@@ -25,7 +25,7 @@ from torch import Tensor
 from psf import PanopticSegFormer
 from psf.tools.analysis import peak_memory
 
-TARGET_RATIO = 0.5
+TARGET_RATIO = 0.55
 LOSS_TOLERANCE = 1e-4
 # Of all gradients together. If two matchings have equal costs or a ReLU is at 0, rounding changes the result.
 GRADIENT_TOLERANCE = 1e-2
