@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from psf.evaluation import (
     PanopticGroundTruth,
     SemanticEvaluator,
 )
+from psf.evaluation import semantic as semantic_module
 from tests.evaluation.predictions import perturbed, run
 from tests.mini_set import unregister_mini_set
 
@@ -57,6 +59,20 @@ class TestSemanticEvaluator:
         assert 0 < ours["mIoU"] < 100
         assert "IoU-cloud" not in ours  # NaN in Detectron2's
         assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-12)
+
+    def test_gathers_from_all_processes(self, mini: str, monkeypatch: pytest.MonkeyPatch):
+        pairs, sent = as_semantic(perturbed(mini), 5), []
+        alone = run(SemanticEvaluator(mini), pairs)
+        comm = SimpleNamespace(
+            synchronize=lambda: None, gather=lambda mine: sent.append(mine) or [mine], is_main_process=lambda: True
+        )
+        monkeypatch.setattr(semantic_module, "comm", comm)
+        half = run(SemanticEvaluator(mini), pairs[1::2])
+        comm.gather = lambda mine: [mine, sent[0]]
+        assert run(SemanticEvaluator(mini), pairs[::2]) == alone != half
+        comm.is_main_process = lambda: False
+        assert run(SemanticEvaluator(mini), pairs[::2]) is None
+        assert run(SemanticEvaluator(mini, distributed=False), pairs) == alone
 
     def test_perfect_prediction(self, mini: str):
         gt = PanopticGroundTruth(mini)
