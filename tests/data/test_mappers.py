@@ -126,6 +126,36 @@ def test_crop_where_no_class_takes_too_much(make_sample):
     assert shares[1.0] < 0.25 and shares[0.75] > 0.35
 
 
+def test_void_does_not_count_as_a_class_that_takes_too_much(make_sample):
+    """Four fifths of every crop are void; in the rest two classes are in balance on the left, on the right is one."""
+    ids = np.zeros((40, 120), int)
+    ids[:4], ids[4:8] = 1, np.where(np.arange(120) < 60, 2, 1)
+    sample = make_sample(ids, [info(1, 1), info(2, 2)])
+    cfg = make_cfg(
+        DATASET_MAPPER_NAME="psf_panoptic_cityscapes",
+        RANDOM_FLIP="none",
+        MIN_SIZE_TRAIN=(40,),
+        MAX_SIZE_TRAIN=120,
+        CROP__ENABLED=True,
+        CROP__TYPE="absolute",
+        CROP__SIZE=[40, 40],
+        CROP__SINGLE_CATEGORY_MAX_AREA=0.75,
+    )
+    mapper = build_mapper(cfg, is_train=True)
+    np.random.seed(0)
+    for _ in range(20):
+        labels = mapper(sample)["panoptic_labels"]
+        # Of 81 places 41 are accepted: one of ten draws is with p = 1 - (40 / 81)^10 = 0.999.
+        assert (labels == 1).sum() <= 0.75 * (labels > 0).sum()
+
+
+def test_a_range_of_sizes_has_both_of_its_ends(make_sample):
+    sample = make_sample(np.full((40, 60), 5), [info(5)])
+    mapper = build_mapper(make_cfg(MIN_SIZE_TRAIN=(20, 22), MIN_SIZE_TRAIN_SAMPLING="range"), is_train=True)
+    np.random.seed(0)
+    assert {mapper(sample)["image"].shape[1] for _ in range(40)} == {20, 21, 22}
+
+
 def test_crops_of_cityscapes_have_their_size(make_sample):
     """The crop comes after the resize, so it has CROP.SIZE at any scale: twice and half the size of the image."""
     sample = make_sample(np.full((60, 120), 5), [info(5)])

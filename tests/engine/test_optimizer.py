@@ -76,6 +76,9 @@ def test_choice_of_optimizer():
     assert isinstance(build_optimizer(solver_cfg(OPTIMIZER="ADAMW"), Model()), torch.optim.AdamW)
     sgd = build_optimizer(solver_cfg(OPTIMIZER="SGD", MOMENTUM=0.7), Model())
     assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7
+    for nesterov in (True, False):
+        sgd = build_optimizer(solver_cfg(OPTIMIZER="SGD", MOMENTUM=0.7, NESTEROV=nesterov), Model())
+        assert sgd.defaults["nesterov"] == nesterov
     with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'LION'"):
         build_optimizer(solver_cfg(OPTIMIZER="LION"), Model())
 
@@ -115,6 +118,12 @@ def test_clipping(clip_type: str, expected: list[float]):
     assert steps(cfg) == pytest.approx(expected, abs=1e-4)
     if clip_type != "full_model":
         assert steps(cfg) == steps(cfg, detectron2_build_optimizer)
+
+
+@pytest.mark.parametrize(("norm_type", "norm"), [(1.0, 7), (2.0, 5), (float("inf"), 4)])
+def test_norm_of_the_full_model(norm_type: float, norm: float):
+    cfg = solver_cfg(**CLIPPED, CLIP_GRADIENTS__CLIP_TYPE="full_model", CLIP_GRADIENTS__NORM_TYPE=norm_type)
+    assert steps(cfg) == pytest.approx([3 / norm, 4 / norm], abs=1e-4)
 
 
 def test_norm_and_value_differ_within_a_parameter():

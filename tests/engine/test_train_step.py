@@ -198,6 +198,33 @@ def test_an_update_uses_the_gradients_of_its_own_step(storage: EventStorage):
     assert model.weight.item() == pytest.approx(1 - 0.1 * (1.5 + 2.5))
 
 
+class NoisyModel(Model):
+    """Its loss has a random factor, as with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: list[float] = []
+
+    def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        factor = torch.rand(())
+        self.factors.append(factor.item())
+        return {name: value * factor for name, value in super().forward(batch).items()}
+
+
+def test_a_skipped_step_takes_the_random_numbers_of_one_forward_pass(storage: EventStorage):
+    """For the report the forward pass is repeated, with the same numbers; the next step has the next ones."""
+    model = NoisyModel()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)  # stay at weight 1, where the gradient can be infinite
+    batches = [image(1.0), image(1.0, has_bad_gradient=True), image(1.0)]
+    step = TrainStep(model, batches, optimizer, dtype=None, device_type="cpu", max_skipped=3)
+    torch.manual_seed(0)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(0)
+    for step.iter in range(3):
+        step.run_step()
+    assert model.factors == [expected[0], expected[1], expected[1], expected[2]]
+
+
 def test_few_inputs_are_stored(storage: EventStorage, tmp_path: Path):
     step = make_step([image(NAN)] * 8, output_dir=str(tmp_path), max_skipped=100)
     for step.iter in range(8):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from psf.evaluation import (
     PanopticGroundTruth,
     SemanticEvaluator,
 )
+from psf.evaluation import semantic as semantic_module
 from tests.evaluation.predictions import perturbed, run
 from tests.mini_set import unregister_mini_set
 
@@ -69,6 +71,20 @@ class TestSemanticEvaluator:
         turned = {"sem_seg": output["sem_seg"].transpose(1, 2)}  # the same number of pixels
         with pytest.raises(ValueError, match=r"\(60, 40\), the ground truth \(40, 60\)"):
             run(SemanticEvaluator(mini), [(image, turned)])
+
+    def test_gathers_from_all_processes(self, mini: str, monkeypatch: pytest.MonkeyPatch):
+        pairs, sent = as_semantic(perturbed(mini), 5), []
+        alone = run(SemanticEvaluator(mini), pairs)
+        comm = SimpleNamespace(
+            synchronize=lambda: None, gather=lambda mine: sent.append(mine) or [mine], is_main_process=lambda: True
+        )
+        monkeypatch.setattr(semantic_module, "comm", comm)
+        half = run(SemanticEvaluator(mini), pairs[1::2])
+        comm.gather = lambda mine: [mine, sent[0]]
+        assert run(SemanticEvaluator(mini), pairs[::2]) == alone != half
+        comm.is_main_process = lambda: False
+        assert run(SemanticEvaluator(mini), pairs[::2]) is None
+        assert run(SemanticEvaluator(mini, distributed=False), pairs) == alone
 
     def test_perfect_prediction(self, mini: str):
         gt = PanopticGroundTruth(mini)

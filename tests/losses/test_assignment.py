@@ -138,6 +138,15 @@ class TestPerLayer:
         assert kept[1] == [1, 2, 3, 4]
         assert kept[2] == [0, 1, 2, 3, 4, 5]
 
+    def test_more_queries_are_those_of_the_last_layer(self):
+        logits = torch.full((1, 6, 2), -5.0)
+        logits[0, :4, 0] = torch.tensor([4.0, 3.0, 2.0, 1.0])  # for the left thing: 0, then 1
+        logits[0, :, 1] = torch.tensor([-5.0, -5.0, 1.0, 2.0, 3.0, 4.0])  # for the right one: 5, then 4
+        first = torch.full((1, 6, 2), -5.0)
+        first[0, 2, 0] = first[0, 3, 1] = 4.0
+        selected = self.matching(2).select(located(first, logits), [TWO_THINGS])
+        assert selected.kept[0].tolist() == [0, 1, 4, 5]
+
     def test_no_more_queries_than_there_are(self):
         selected = self.matching(3).select(located(sure(3, 0, 1)), [TWO_THINGS])
         assert selected.kept[0].tolist() == [0, 1, 2]

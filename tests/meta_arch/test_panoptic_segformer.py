@@ -223,12 +223,12 @@ def test_padding_is_masked_out_or_takes_part(ignored: bool):
     model = tiny_model({"MASK_DECODER.IGNORE_PADDING": ignored}).eval()
     seen: list[torch.Tensor] = []
     model.stuff_decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.mask_scores[-1]))
-    inputs = [make_input(*size, things=0, stuff=0) for size in ((32, 32), (64, 64))]
+    inputs = [make_input(*size, things=0, stuff=0) for size in ((32, 48), (64, 64))]
     with torch.no_grad():
         model(inputs)
-    [masks] = seen  # (2, 4, 8, 8), of which the first image has 4 x 4
+    [masks] = seen  # (2, 4, 8, 8), of which the first image has 4 x 6
     own = torch.zeros(8, 8, dtype=torch.bool)
-    own[:4, :4] = True
+    own[:4, :6] = True
     assert bool((masks[0][:, ~own] == 0).all()) == ignored
     assert (masks[0][:, own] > 0).all() and (masks[1] > 0).all()
 

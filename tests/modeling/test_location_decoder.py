@@ -146,6 +146,31 @@ class TestBoxes:
         assert decoder.reference_points.weight.grad.abs().sum() > 0
 
 
+def test_each_layer_has_its_own_class_head():
+    decoder = build_random()
+    refined: list[Tensor] = []
+    for layer in decoder.layers:
+        layer.register_forward_hook(lambda _, __, output: refined.append(output))
+    located = decoder(random_features(SHAPES))
+    for head, queries, layer in zip(decoder.class_embed, refined, located.layers, strict=True):
+        torch.testing.assert_close(layer.class_logits, head(queries), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_boxes_that_are_given_are_the_last_layer_s(training: bool):
+    decoder = build_random(give_boxes=True, box_refinement=True).train(training)
+    located = decoder(padded_features())
+    assert torch.equal(located.boxes_cxcywh_norm, located.layers[-1].locations)
+    assert not located.boxes_cxcywh_norm.requires_grad
+    assert build_random()(padded_features()).boxes_cxcywh_norm is None
+
+
+def test_inverse_sigmoid_ends_where_it_would_be_infinite():
+    found = inverse_sigmoid(torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    expected = [-math.log(1e5), -math.log(3), math.log(1e5)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("refinement", [False, True])
 def test_mass_centres(refinement):
     decoder = build_random(target="mass_center", box_refinement=refinement)

@@ -164,6 +164,17 @@ def test_padding_of_the_fine_level():
     assert memory.valid_ratios[1, 0].tolist() == [0.5, 0.5]
 
 
+def test_the_fine_level_s_share_of_the_image_comes_first():
+    """12 of 32 rows and 20 of 48 columns: at every fourth pixel 3 of 8 and 5 of 12."""
+    padding = torch.zeros(2, 32, 48, dtype=torch.bool)
+    padding[1, 12:], padding[1, :, 20:] = True, True
+    features = random_features(TOKEN_SHAPES, dim=32, own_shares=[(1.0, 1.0), (0.5, 0.5)])
+    memory = build_fine_level()(torch.randn(2, 5, 8, 12, dtype=torch.float64), features, padding)
+    expected = torch.tensor([5 / 12, 3 / 8], dtype=torch.float64)  # x before y
+    torch.testing.assert_close(memory.valid_ratios[1, 0], expected, rtol=0, atol=1e-7)
+    assert torch.equal(memory.valid_ratios[:, 1:], features.valid_ratios)
+
+
 def test_the_fine_level_learns():
     fine, features = build_fine_level(), random_features(TOKEN_SHAPES, dim=32)
     feature = torch.randn(2, 5, 8, 12, dtype=torch.float64, requires_grad=True)

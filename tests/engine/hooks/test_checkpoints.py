@@ -77,6 +77,12 @@ def test_the_newest_and_each_second_are_kept(tmp_path: Path):
     assert names(tmp_path) == kept
 
 
+def test_each_second_is_kept_of_those_that_are_written(tmp_path: Path):
+    run(tmp_path, 13, period=2, keep=1, keep_every=2)
+    # Checkpoints after iterations 1, 3, ..., 11: each second; the newest of the others; the last.
+    assert names(tmp_path) == ["model_0000003", "model_0000007", "model_0000009", "model_0000011", "model_final"]
+
+
 def test_signal_is_noted_in_an_iteration_and_raised_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stopping, "_COPY_SECONDS", 0.0)
     with StopSignals() as signals:
