@@ -26,6 +26,7 @@ from torch import nn
 from psf.data import load_dataset
 from psf.data.images import open_image
 from psf.data.own_files import free_name
+from psf.engine.train_step import without_ddp
 from psf.errors import UserError
 from psf.evaluation import (
     BackgroundEvaluators,
@@ -40,6 +41,7 @@ from psf.evaluation import (
     write_per_class,
 )
 from psf.meta_arch import PanopticSegFormer
+from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = [
     "UNREADABLE",
@@ -189,25 +191,34 @@ def needed_results(model: nn.Module, evaluator: DatasetEvaluator) -> Iterator[No
     """Within the block, psf's models compute no result that the evaluator does not read.
 
     They also return a map of classes in place of semantic scores, if only `SemanticEvaluator` reads those. With an
-    evaluator that psf does not know, all enabled results are computed in full.
+    evaluator or a model that psf does not know, such as a subclass that changes the results or a module that reads
+    those of its own model, all enabled results are computed in full.
     """
     parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    models = [one for one in model.modules() if isinstance(one, PanopticSegFormer)]
-    before = [one.settings for one in models]
-    if all(type(part) in _RESULTS for part in parts):
-        read = {_RESULTS[type(part)] for part in parts}
-        for one, settings in zip(models, before, strict=True):
-            one.settings = settings._replace(
-                panoptic=settings.panoptic and "panoptic_seg" in read,
-                instance=settings.instance and "instances" in read,
-                semantic=settings.semantic and not read.isdisjoint(("classes", "sem_seg")),
-                semantic_classes="sem_seg" not in read,
-            )
+    plain = without_ddp(model)
+    one = plain.model if type(plain) is PanopticSegFormerWithTTA else plain
+    if not (_has_plain_results(one) and all(type(part) in _RESULTS for part in parts)):
+        yield
+        return
+    read, settings = {_RESULTS[type(part)] for part in parts}, one.settings
+    one.settings = settings._replace(
+        panoptic=settings.panoptic and "panoptic_seg" in read,
+        instance=settings.instance and "instances" in read,
+        semantic=settings.semantic and not read.isdisjoint(("classes", "sem_seg")),
+        semantic_classes="sem_seg" not in read,
+    )
     try:
         yield
     finally:
-        for one, settings in zip(models, before, strict=True):
-            one.settings = settings
+        one.settings = settings
+
+
+def _has_plain_results(model: nn.Module) -> bool:
+    """Whether the evaluators get the results of psf's model as they are: nothing on the way may read other ones."""
+    return isinstance(model, PanopticSegFormer) and all(
+        name not in vars(model) and getattr(type(model), name) is getattr(PanopticSegFormer, name)
+        for name in ("forward", "result")
+    )
 
 
 def check_all_read(cfg: CfgNode, results: Mapping[str, Any]) -> None:

@@ -93,15 +93,15 @@ def store_times(environment: str, problem: str, milliseconds: Mapping[str, float
 
 
 def _read(file: Path | None) -> dict[str, Times]:
-    if file is None or not file.is_file():
+    if file is None:
         return {}
     try:
         if file.stat().st_size > _LARGEST:
             raise ValueError(f"larger than {_LARGEST} bytes")
         return _checked(json.loads(file.read_text(encoding="utf-8")))
-    except OSError as error:
+    except OSError as error:  # there is none yet, or the folder belongs to another user
         logger.debug("%s cannot be read (%s)", file, error)
-    except (ValueError, RecursionError) as error:  # ValueError: also of the decoders of UTF-8 and JSON
+    except (ValueError, RecursionError, OverflowError) as error:  # ValueError: also of the decoders of UTF-8 and JSON
         _warn_once(f"{file} is no cache of measurements ({error}): it is ignored and written anew")
     return {}
 

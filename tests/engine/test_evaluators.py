@@ -18,9 +18,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 
 import psf.data.panoptic_json
 import psf.data.panoptic_labels
+from psf import PanopticSegFormer
 from psf.data import register_panoptic
 from psf.data.shapes import dataset as shapes
 from psf.data.shapes import register_shapes
@@ -28,6 +30,7 @@ from psf.engine import build_config, build_evaluator, main
 from psf.engine.evaluators import needed_results
 from psf.engine.results import results_table, write_results
 from psf.evaluation import PanopticQualityEvaluator, PanopticWriter, SemanticEvaluator, write_instance_json
+from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 from tests.engine.conftest import ParseArgs
 from tests.mini_set import IMAGES, PsfTestColorModel, unregister_mini_set
 from tests.models import tiny_model
@@ -146,14 +149,27 @@ def test_results_file_and_table(tmp_path: Path):
     assert "first_set segm" in nested and "second_set sem_seg" in nested and "mIoU 1.00" in nested
 
 
+def under_ddp(model: torch.nn.Module) -> DistributedDataParallel:
+    """As in a training with several processes, without a group of processes."""
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)
+    torch.nn.Module.__init__(wrapped)
+    wrapped.module = model
+    return wrapped
+
+
 class TestNeededResults:
     def on(self, evaluator: DatasetEvaluator) -> tuple[bool, ...]:
         """Panoptic, instance, semantic, and classes in place of scores."""
         model = tiny_model()
         before = model.settings
-        with needed_results(torch.nn.Sequential(model), evaluator):  # wrapped, as for several GPUs
-            settings = model.settings
-        assert model.settings == before
+        for wrapped in (
+            model,
+            under_ddp(model),
+            PanopticSegFormerWithTTA(model, min_sizes=(8,), max_size=8, flip=False),
+        ):
+            with needed_results(wrapped, evaluator):
+                settings = model.settings
+            assert model.settings == before
         return settings.panoptic, settings.instance, settings.semantic, settings.semantic_classes
 
     def test_all_metrics(self, mini: str, cfg: CfgNode):
@@ -170,6 +186,35 @@ class TestNeededResults:
             """May read scores."""
 
         assert self.on(DatasetEvaluators([SemanticEvaluator(mini), Own(mini)])) == (True, True, True, False)
+
+    def test_everything_for_whoever_reads_the_results_first(self, mini: str):
+        """Such as an ensemble, or a subclass that changes them; a subclass with a network of its own does not."""
+
+        class Own(PanopticSegFormer):
+            """Reads semantic scores."""
+
+            def result(self, *inputs: Any) -> dict[str, Any]:
+                result = super().result(*inputs)
+                return {"panoptic_seg": result["panoptic_seg"], "sem_seg": result["sem_seg"].softmax(dim=0)}
+
+        class Other(PanopticSegFormer):
+            """Has the results of psf."""
+
+        model, own, other, by_hand = (tiny_model() for _ in range(4))
+        own.__class__, other.__class__ = Own, Other
+        by_hand.result = PanopticSegFormer.result.__get__(by_hand)
+        evaluator = SemanticEvaluator(mini)
+        for outer, inner in (
+            (torch.nn.Sequential(model), model),
+            (own, own),
+            (under_ddp(own), own),
+            (by_hand, by_hand),
+        ):
+            before = inner.settings
+            with needed_results(outer, evaluator):
+                assert inner.settings == before
+        with needed_results(other, evaluator):
+            assert other.settings.semantic_classes
 
     def test_what_is_off_stays_off(self, mini: str, cfg: CfgNode):
         model = tiny_model({"TEST.PANOPTIC_ON": False})

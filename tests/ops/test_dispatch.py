@@ -394,6 +394,7 @@ class TestCacheFile:
             b'{"format": 1, "milliseconds": {"a": {"b": {"bag": -1}}}}',
             b'{"format": 1, "milliseconds": {"a": {"b": {"bag": NaN}}}}',
             b'{"format": 1, "milliseconds": {"a": {"b": {"bag": "fast"}}}}',
+            b'{"format": 1, "milliseconds": {"a": {"b": {"bag": 1' + 400 * b"0" + b"}}}}",  # no float is as large
             100_000 * b"[",
             b" " * (2**20 + 1),
         ],
@@ -412,7 +413,7 @@ class TestCacheFile:
 
     def test_folders_that_cannot_be_written(self, calls, monkeypatch, caplog, tmp_path):
         (tmp_path / "file").touch()
-        for cache in (tmp_path / "file" / "cache", "~no-such-user/cache"):
+        for cache in (tmp_path / "file" / "cache", "~no-such-user/cache", tmp_path / (300 * "x")):
             monkeypatch.setenv("PSF_CACHE", str(cache))
             forget(monkeypatch)
             assert choose(work()).name == "bag"
