@@ -106,12 +106,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
             evaluators.append(instances)
         else:
             unavailable.append("mask AP and box AP (no things, or neither json_file nor a panoptic ground truth)")
-    of_scores: list[DatasetEvaluator] = []
+    score_evaluators: list[DatasetEvaluator] = []
     if enabled.SEMANTIC_ON:
         if has_gt and _has_joint_ids(metadata):
             evaluators.append(SemanticEvaluator(dataset_name))
         elif os.path.isdir(metadata.get("sem_seg_root") or ""):
-            of_scores.append(SemSegEvaluator(dataset_name, sem_seg_loading_fn=_read_class_map))
+            score_evaluators.append(SemSegEvaluator(dataset_name, sem_seg_loading_fn=_read_class_map))
         else:
             unavailable.append("mIoU (neither a panoptic ground truth with joint class ids nor sem_seg_root)")
     counted = {type(one) for one in evaluators}
@@ -122,7 +122,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         logger.warning("%s is evaluated without %s", dataset_name, ", ".join(unavailable))
     gt = PanopticGroundTruth(dataset_name) if has_gt else None
     path = _output_file(cfg, dataset_name, "per_class.csv")
-    return _Evaluators(evaluators, of_scores, gt, dataset_name=dataset_name, path=path)
+    return _Evaluators(evaluators, score_evaluators, gt, dataset_name=dataset_name, path=path)
 
 
 def _read_class_map(path: str, dtype: Any) -> np.ndarray:
@@ -238,13 +238,13 @@ class _Evaluators(BackgroundEvaluators):
     def __init__(
         self,
         evaluators: list[DatasetEvaluator],
-        of_scores: list[DatasetEvaluator],
+        score_evaluators: list[DatasetEvaluator],
         gt: PanopticGroundTruth | None,
         *,
         dataset_name: str,
         path: Path,
     ) -> None:
-        super().__init__(evaluators, gt, in_foreground=of_scores)
+        super().__init__(evaluators, gt, in_foreground=score_evaluators)
         self._dataset_name, self._path = dataset_name, path
 
     def evaluate(self) -> OrderedDict[str, Any]:

@@ -144,7 +144,7 @@ class TrainStep(SimpleTrainer):
     Args:
         dtype: of autocast; None trains in full precision. Gradients are scaled for float16 only.
         device_type: "cuda" or "cpu".
-        max_skipped: number of steps in a row; so many skipped steps end the training.
+        max_skipped: the training ends when this many steps in a row are skipped.
         output_dir: folder for the inputs of skipped steps; "": they are not stored.
     """
 

@@ -164,14 +164,16 @@ class PostProcessor(abc.ABC):
             rows = instance_rows = self.instance_rows(candidates)
         if panoptic:
             rows = rows | self.panoptic_rows(candidates)
-        scored, kinds = self.score(candidates, rows, geometry), None
+        scored, classes_on_host = self.score(candidates, rows, geometry), None
         if not torch.jit.is_tracing():
             numbers = _copy_numbers(candidates, scored, instance_rows)
-            scored, kinds = scored._replace(numbers=numbers), (numbers.is_thing, numbers.class_indices)
+            scored, classes_on_host = scored._replace(numbers=numbers), (numbers.is_thing, numbers.class_indices)
         results: dict[str, Any] = {}
         if panoptic:
             segmentation = self.panoptic(candidates, geometry, scored)
-            results["panoptic_seg"] = panoptic_result(segmentation, candidates, classes, kinds=kinds)
+            results["panoptic_seg"] = panoptic_result(
+                segmentation, candidates, classes, classes_on_host=classes_on_host
+            )
         if instance:
             results["instances"] = self.instances(candidates, classes, geometry, scored)
         return results
@@ -299,9 +301,9 @@ class PostProcessor(abc.ABC):
 
     def _instance_order(self, scored: ScoredCandidates, numbers: CandidateNumbers) -> np.ndarray:
         """Positions of the instances among the scored candidates, best first."""
-        is_wanted = numbers.is_instance & (numbers.area > 0) & (numbers.confidence >= self.instance.score_thresh)
+        is_reported = numbers.is_instance & (numbers.area > 0) & (numbers.confidence >= self.instance.score_thresh)
         order = np.argsort(-numbers.confidence, kind="stable")
-        order = order[is_wanted[order]]
+        order = order[is_reported[order]]
         threshold = self.instance.nms_thresh
         if threshold >= 1 or len(order) < 2:
             return order
@@ -316,9 +318,9 @@ class PostProcessor(abc.ABC):
     def _instance_order_in_a_trace(self, rows: Tensor, scored: ScoredCandidates) -> Tensor:
         """`_instance_order` as tensor operations, without NMS: a trace would store decisions of the host."""
         positions, masks = scored.positions, scored.masks
-        is_wanted = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
+        is_reported = rows[positions] & (masks.area > 0) & (masks.confidence >= self.instance.score_thresh)
         order = masks.confidence.argsort(descending=True, stable=True)
-        return order[is_wanted[order]]
+        return order[is_reported[order]]
 
     def score(self, candidates: Candidates, rows: Tensor | None, geometry: ImageGeometry) -> ScoredCandidates:
         """Resize the candidates of `rows`, (N,) bool, to the output size and compute their confidence.

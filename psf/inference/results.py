@@ -100,7 +100,7 @@ def panoptic_result(
     candidates: Candidates,
     classes: PanopticClasses,
     *,
-    kinds: tuple[np.ndarray, np.ndarray] | None = None,
+    classes_on_host: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Detectron2's `panoptic_seg`: the (H, W) int32 map and segments_info in plain numbers.
 
@@ -110,9 +110,9 @@ def panoptic_result(
         segmentation: of the image.
         candidates: of the image.
         classes: contiguous ids of the classes.
-        kinds: `is_thing` and `class_indices` of the candidates on the host, where they are there already.
+        classes_on_host: `is_thing` and `class_indices` of the candidates on the host, where they are there already.
     """
-    is_thing, indices = kinds or download_arrays(candidates.is_thing, candidates.class_indices)
+    is_thing, indices = classes_on_host or download_arrays(candidates.is_thing, candidates.class_indices)
     segmentation = join_stuff_segments(segmentation, is_thing, indices)
     segments_info = []
     for segment in segmentation.segments:
