@@ -84,30 +84,9 @@ def ms_deform_attn(
         return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    batch, queries, heads, levels, points = attention_weights.shape
-    inputs = (value, sampling_locations, attention_weights)
-    work = Work(
-        device=value.device,
-        dtype=value.dtype,
-        weights_dtype=attention_weights.dtype,
-        batch=batch,
-        queries=queries,
-        heads=heads,
-        dim=value.shape[3],
-        levels=levels,
-        points=points,
-        has_gradient=torch.is_grad_enabled() and any(x.requires_grad for x in inputs),
-        is_deterministic=deterministic,
-        can_measure=_can_measure(value),
-    )
+    work = Work.of(value, sampling_locations, attention_weights, is_deterministic=deterministic)
     choice = choose(work, implementation, configured)
     if not torch.compiler.is_compiling():
         log_once(choice)
-    return attend_by(choice.name, value, spatial_shapes, *inputs[1:], is_deterministic=deterministic)
-
-
-def _can_measure(value: Tensor) -> bool:
-    """Whether this is a call with data, outside of torch.compile and of the capture of a CUDA graph."""
-    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):  # others may have no data
-        return False
-    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    inputs = (value, spatial_shapes, sampling_locations, attention_weights)
+    return attend_by(choice.name, *inputs, is_deterministic=deterministic)

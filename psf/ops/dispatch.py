@@ -14,10 +14,11 @@ import threading
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from psf.errors import UserError
 from psf.ops.measured_choices import cache_file, describe_environment, read_times, store_times
-from psf.ops.measurement import Problem, measure, measured_queries
+from psf.ops.measurement import Problem, measure, measured_size
 
 __all__ = [
     "AUTO",
@@ -53,6 +54,7 @@ class Work(NamedTuple):
     weights_dtype: torch.dtype
     batch: int
     queries: int  # per image
+    tokens: int  # per image, of all levels
     heads: int
     dim: int  # channels of a head
     levels: int
@@ -60,6 +62,33 @@ class Work(NamedTuple):
     has_gradient: bool
     is_deterministic: bool
     can_measure: bool  # False under torch.compile, in the capture of a CUDA graph, and for tensors without data
+
+    @classmethod
+    def of(cls, value: Tensor, locations: Tensor, weights: Tensor, *, is_deterministic: bool) -> Work:
+        """The work of a call with these tensors, whose shapes are those of `ms_deform_attn`."""
+        batch, queries, heads, levels, points = weights.shape
+        return cls(
+            device=value.device,
+            dtype=value.dtype,
+            weights_dtype=weights.dtype,
+            batch=batch,
+            queries=queries,
+            tokens=value.shape[1],
+            heads=heads,
+            dim=value.shape[3],
+            levels=levels,
+            points=points,
+            has_gradient=torch.is_grad_enabled() and any(x.requires_grad for x in (value, locations, weights)),
+            is_deterministic=is_deterministic,
+            can_measure=_can_measure(value),
+        )
+
+
+def _can_measure(value: Tensor) -> bool:
+    """Whether this is a call with data, outside of torch.compile and of the capture of a CUDA graph."""
+    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):  # others may have no data
+        return False
+    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 class Choice(NamedTuple):
@@ -144,8 +173,8 @@ def _measured_choice(work: Work) -> Choice:
                 return Choice(name, "the fastest of what was measured before the graph was made")
         return Choice("reference", "nothing was measured before the graph was made")
     device = _with_index(work.device)
-    queries = measured_queries(work.batch * work.queries, *sizes)
-    problem = Problem(*types, *sizes, queries, work.has_gradient)
+    queries, tokens = (measured_size(work.batch * number, *sizes) for number in (work.queries, work.tokens))
+    problem = Problem(*types, *sizes, queries, tokens, work.has_gradient)
     choice = _known.get((device, problem))
     if choice is None:
         with _lock:  # of two threads, the second finds what the first has measured
@@ -159,7 +188,7 @@ def _measured_choice(work: Work) -> Choice:
 def _measured_before(
     device: torch.device, types: tuple[torch.dtype, torch.dtype], has_gradient: bool
 ) -> tuple[tuple[tuple[int, int, int, int], str], ...]:
-    """Heads, channels, levels and points of what this process has measured, with the choice; the most queries first.
+    """Heads, channels, levels and points of what this process has measured, with the choice; the largest first.
 
     torch.compile calls this while it traces. The sizes are compared outside, because a graph may not know its own.
     """
@@ -169,7 +198,7 @@ def _measured_before(
         for (place, problem), choice in list(_known.items())
         if (place, (problem.dtype, problem.weights_dtype), problem.has_gradient) == kind
     ]
-    found.sort(key=lambda item: -item[0].queries)
+    found.sort(key=lambda item: (-item[0].queries, -item[0].tokens))
     return tuple(((p.heads, p.dim, p.levels, p.points), name) for p, name in found)
 
 
@@ -233,7 +262,8 @@ def describe_implementation(device: str | None = None, configured: str = AUTO) -
         dtype=torch.float32,
         weights_dtype=torch.float32,
         batch=1,
-        queries=19_950,  # the encoder of the paper's recipe at 800 x 1216
+        queries=19_950,  # the encoder of the paper's recipe at 800 x 1216, where each token is a query
+        tokens=19_950,
         heads=8,
         dim=32,
         levels=3,

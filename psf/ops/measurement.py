@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psf.ops.operator import attend_by
 
-__all__ = ["Measurement", "Problem", "measure", "measured_queries"]
+__all__ = ["Measurement", "Problem", "measure", "measured_size"]
 
 # Largest difference from the reference, relative to the largest number: of the output and of each gradient. At least
 # ten times the rounding errors of the bag on a CPU.
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 5e-3, tor
 SAMPLES = 2**24
 SECONDS = 0.5
 ROUNDS = 5
-_SMALLEST = 256  # queries
+_SMALLEST = 256  # queries or tokens
 
 
 class Problem(NamedTuple):
@@ -35,7 +35,8 @@ class Problem(NamedTuple):
     dim: int  # channels of a head
     levels: int
     points: int  # per level
-    queries: int  # from `measured_queries`
+    queries: int  # of all images, from `measured_size`, as the tokens
+    tokens: int  # of all levels
     has_gradient: bool
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
         gradient = "with" if self.has_gradient else "without"
         return (
             f"{name}, {self.heads} heads x {self.dim}, {self.levels} levels x {self.points} points, "
-            f"{self.queries} queries, {gradient} gradients"
+            f"{self.queries} queries, {self.tokens} tokens, {gradient} gradients"
         )
 
 
@@ -61,11 +62,14 @@ class Measurement(NamedTuple):
         return min(self.milliseconds, key=lambda name: self.milliseconds[name], default="reference")
 
 
-def measured_queries(queries: int, heads: int, dim: int, levels: int, points: int) -> int:
-    """The magnitude of a call: 256, 1024, ... queries of all images together, up to a number that bounds the memory."""
+def measured_size(number: int, heads: int, dim: int, levels: int, points: int) -> int:
+    """The magnitude of a number of queries, or of tokens, of all images together: 256, 1024, ...
+
+    At most as many as bound the memory of a measurement: larger calls are measured with this size.
+    """
     largest = max(2, SAMPLES // (heads * dim * levels * points) // 2 * 2)
     size = _SMALLEST
-    while size < min(queries, largest):
+    while size < min(number, largest):
         size *= 4
     return min(size, largest)
 
@@ -146,12 +150,12 @@ class _Inputs(NamedTuple):
     def random(cls, problem: Problem, device: torch.device) -> _Inputs:
         """Points within a few pixels of the queries' places, as a trained model has them; some are outside the map.
 
-        Each image has about as many tokens as queries.
+        The levels of an image halve in size, and have about half of the problem's tokens together.
         """
         generator = torch.Generator().manual_seed(0)
         precision = torch.promote_types(problem.dtype, torch.float32)
         heads, levels, points, queries = problem.heads, problem.levels, problem.points, problem.queries // 2
-        width = max(2, int((queries / 1.34) ** 0.5))
+        width = max(2, int((problem.tokens / 2 / 1.34) ** 0.5))
         shapes = [(max(1, width >> i), max(1, width >> i) + 1) for i in range(levels)]  # height and width differ
         size = (2, queries, heads, levels, points)
         places = torch.rand(2, queries, 1, 1, 1, 2, generator=generator, dtype=torch.float64)

@@ -24,6 +24,7 @@ from psf.inference import (
     panoptic_result,
     per_candidate,
     score_masks,
+    semantic_classes,
     semantic_result,
 )
 from psf.structures import Candidates, PanopticClasses, PanopticSegmentation, Segment
@@ -62,6 +63,35 @@ def scene() -> Candidates:
     masks[2] = 0.8
     masks[3, 3] = 0.55
     return make_candidates([0.9, 0.8, 0.7, 0.9], masks, things=[True, True, False, False], classes=[1, 0, 0, 2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_no_bit(kind: type[PostProcessor]):
+    """Masks, areas, scores, boxes and the scores of classes; masks are resized twice, as those of a padded image."""
+    generator = torch.Generator().manual_seed(0)
+    candidates = make_candidates(
+        torch.rand(8, generator=generator).tolist(),
+        torch.rand(8, 12, 10, generator=generator),
+        things=[True] * 5 + [False] * 3,
+        classes=[0, 1, 0, 1, 0, 0, 1, 2],
+    )
+    geometry = ImageGeometry((48, 40), (45, 37), (70, 61))
+
+    def run() -> list[torch.Tensor]:
+        found = build(kind).results(candidates, JOINT, geometry, panoptic=True, instance=True)
+        panoptic_seg, segments_info = found["panoptic_seg"]
+        instances = found["instances"]
+        assert segments_info and len(instances)
+        numbers = torch.tensor([(x["id"], x["category_id"], x["score"], x["area"]) for x in segments_info]).double()
+        boxes = instances.pred_boxes.tensor
+        semantic = semantic_result(candidates, JOINT, geometry), semantic_classes(candidates, JOINT, geometry)
+        return [panoptic_seg, numbers, instances.pred_masks, instances.scores, boxes, *semantic]
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run()
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == y.dtype and torch.equal(x, y)
 
 
 class TestInstances:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch.nn.parallel import DistributedDataParallel
 
 from psf.engine import build_optimizer
+from psf.engine.hooks import CheckpointHook, StopSignals
 from psf.engine.train_step import TrainStep
 from psf.errors import UserError
 from psf.ops.transfer import kept_table
+from tests.forked_training import Running, fork
 from tests.host_waits import count_host_waits
 from tests.models import RECIPES, make_input, tiny_config, tiny_model
 
@@ -92,6 +101,42 @@ def test_the_first_batch_of_a_shape_waits_no_more():
         model(batch(2))
     assert waits.total == BOUNDS["small"] - 1, str(waits)  # without the check of loss and gradients
     assert any("transfer.py" in line for line in waits.copies)
+
+
+def count_in_one_of_two_processes(rank: int, recipe: str, folder: Path) -> None:
+    """Write the waits of a step, and of a step with the hook that asks for signals and the time."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    comm.create_local_process_group(2)
+    step = make_step(recipe, batch(2))
+    step.model = DistributedDataParallel(step.model, find_unused_parameters=True)
+    never = {"period": 0, "seconds": 0.0, "eval_period": 0, "keep": 0, "keep_every": 0}
+    hook = CheckpointHook(StopSignals(), device_type="cpu", **never)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=9)
+    with EventStorage():
+        for step.iter in range(2):
+            with count_host_waits() as waits:
+                step.run_step()
+            of_step = waits.total
+            with waits:
+                hook.after_step()
+    (folder / f"waits_{rank}").write_text(f"{of_step} {waits.total}\n{waits}")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to save their imports")
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_several_processes_add_one(recipe: str, tmp_path: Path):
+    processes = [
+        fork(lambda rank=rank: count_in_one_of_two_processes(rank, recipe, tmp_path), tmp_path / f"{rank}.txt")
+        for rank in range(2)
+    ]
+    codes = Running(processes).wait(120.0)
+    assert codes == [0, 0], "".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    for rank in range(2):
+        found = (tmp_path / f"waits_{rank}").read_text()
+        assert found.splitlines()[0] == f"{BOUNDS[recipe]} {BOUNDS[recipe] + 1}", found
 
 
 @pytest.mark.gpu

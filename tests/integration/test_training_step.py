@@ -12,7 +12,7 @@ import torch
 
 from psf import PanopticSegFormer
 from psf.losses.criterion import PanopticCriterion
-from psf.structures import TrainingPredictions
+from psf.structures import PanopticTargets, TrainingPredictions
 from tests.models import RECIPES, RELEASED, gradients, make_input, tiny_model, total
 
 # Keys under MODEL.PSF, beside those of the recipe.
@@ -214,3 +214,20 @@ def test_losses_are_computed_without_autocast(recipe: str, monkeypatch: pytest.M
     assert all(not torch.equal(value, in_full_precision[name]) for name, value in losses.items())
     for name, value in plain(predictions, *others).items():
         assert value.dtype == torch.float32 and torch.equal(value, losses[name]), name
+
+
+@pytest.mark.parametrize("variant", ["mass centre", "mass centre, released"])
+def test_centers_of_mass_are_computed_once_per_image_and_step(variant: str, monkeypatch: pytest.MonkeyPatch):
+    """For the costs and the losses of all layers."""
+    centers = PanopticTargets.__dict__["thing_mass_centers_norm"]
+    plain, seen = centers.func, []
+
+    def count(target: PanopticTargets) -> torch.Tensor:
+        seen.append(target)
+        return plain(target)
+
+    monkeypatch.setattr(centers, "func", count)
+    batch = batch_for(variant, (2, 1), (3, 1))
+    for step in (1, 2):
+        model(variant).train()(batch)
+        assert len(seen) == 2 * step and len({id(target) for target in seen}) == 2 * step

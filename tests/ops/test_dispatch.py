@@ -18,6 +18,7 @@ from psf.ops import (
     describe_implementation,
     dispatch,
     measured_choices,
+    measurement,
     ms_deform_attn,
     operator,
     used_implementations,
@@ -45,8 +46,8 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def work(device: str = "cpu", queries: int = 10, **others: Any) -> Work:
-    """A call with one point per query."""
-    sizes = {"batch": 1, "queries": queries, "heads": 1, "dim": 2, "levels": 1, "points": 1}
+    """A call with one point per query, and few tokens."""
+    sizes = {"batch": 1, "queries": queries, "tokens": 10, "heads": 1, "dim": 2, "levels": 1, "points": 1}
     types = {"dtype": torch.float32, "weights_dtype": torch.float32}
     flags = {"has_gradient": False, "is_deterministic": False, "can_measure": True}
     return Work(torch.device(device), **{**types, **sizes, **flags, **others})
@@ -201,7 +202,7 @@ class TestMeasured:
             assert torch.equal(ms_deform_attn(*inputs), first)
         assert len(calls) == 1
         times = ", ".join(sorted((f"reference {reference:g} ms", f"bag {bag:g} ms"), key=lambda x: x.split()[1]))
-        kind = "float64, 3 heads x 2, 1 levels x 2 points, 256 queries, without gradients"
+        kind = "float64, 3 heads x 2, 1 levels x 2 points, 256 queries, 256 tokens, without gradients"
         assert messages(caplog) == [f"deformable attention: {name} ({times}; {kind}; cpu; measured now)"]
         assert torch.equal(first, ms_deform_attn(*inputs, implementation=name))
 
@@ -222,6 +223,18 @@ class TestMeasured:
         assert len(calls) == 5
         run(200, batch=2)  # 400 queries
         assert len(calls) == 5
+        run(10, tokens=257)
+        assert len(calls) == 6 and (calls[-1].queries, calls[-1].tokens) == (256, 1024)
+        run(10, tokens=512, batch=2)
+        assert len(calls) == 6
+
+    def test_a_location_decoder_is_measured_with_more_tokens_than_queries(self, calls):
+        sizes = {"heads": 8, "dim": 32, "levels": 3, "points": 4}
+        for queries in (300, 19_950):
+            choose(work(queries=queries, tokens=19_950, **sizes))
+        decoder, encoder = (measurement._Inputs.random(one, torch.device("cpu")) for one in calls)
+        assert [len(x.value[0]) for x in (decoder, encoder)] == [2708, 2708]  # bounded by the memory
+        assert [len(x.weights[0]) for x in (decoder, encoder)] == [512, 2730]
 
     def test_a_wrong_one_is_refused(self, calls, monkeypatch, caplog, tmp_path):
         right = operator.bag_forward

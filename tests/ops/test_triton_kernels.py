@@ -104,7 +104,7 @@ def test_deterministic_gradients_come_from_the_bag(device):
 @pytest.mark.parametrize(("dtype", "weights_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
 def test_measurement_accepts_the_kernels(monkeypatch, dtype, weights_dtype):
     monkeypatch.setattr("psf.ops.measurement.ROUNDS", 1)
-    small = measurement.Problem(dtype, weights_dtype, 2, 4, 2, 1, 64, True)
+    small = measurement.Problem(dtype, weights_dtype, 2, 4, 2, 1, 64, 64, True)
     found = measurement.measure(small, torch.device("cpu"), dispatch.IMPLEMENTATIONS)
     assert set(found.milliseconds) == set(dispatch.IMPLEMENTATIONS) and not found.refused
 
@@ -127,7 +127,7 @@ def test_a_wrong_kernel_is_not_chosen(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr("psf.ops.measurement._SMALLEST", 64)
     monkeypatch.setenv("PSF_CACHE", str(tmp_path))
     monkeypatch.delenv("PSF_MSDA")
-    sizes = {"batch": 1, "queries": 10, "heads": 2, "dim": 4, "levels": 2, "points": 1}
+    sizes = {"batch": 1, "queries": 10, "tokens": 10, "heads": 2, "dim": 4, "levels": 2, "points": 1}
     types = {"dtype": torch.float32, "weights_dtype": torch.float32}
     flags = {"is_deterministic": False, "can_measure": True}
     for has_gradient, name in ((False, "triton"), (True, "reference")):
@@ -200,7 +200,7 @@ def test_a_map_of_more_than_2_31_numbers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_gpu_measures_and_refuses_nothing(dtype, has_gradient):
     """Also shows what a measurement costs: seconds without the compilation, and memory."""
-    usual = measurement.Problem(dtype, torch.float32, 8, 32, 3, 4, 4096, has_gradient)
+    usual = measurement.Problem(dtype, torch.float32, 8, 32, 3, 4, 4096, 4096, has_gradient)
     measurement.measure(usual, torch.device("cuda", 0), dispatch.IMPLEMENTATIONS)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
