@@ -226,8 +226,8 @@ def test_centers_of_mass_are_computed_once_per_image_and_step(variant: str, monk
         seen.append(target)
         return plain(target)
 
+    learner, batch = model(variant).train(), batch_for(variant, (2, 1), (3, 1))
     monkeypatch.setattr(centers, "func", count)
-    batch = batch_for(variant, (2, 1), (3, 1))
     for step in (1, 2):
-        model(variant).train()(batch)
+        learner(batch)
         assert len(seen) == len({id(target) for target in seen}) == step * len(batch)
