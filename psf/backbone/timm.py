@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -74,15 +75,7 @@ class TimmBackbone(Backbone):
                 f'MODEL.PSF.TIMM.NAME is "{name}", which timm {timm.__version__} does not have; {hint} '
                 "(timm.list_models() lists all)"
             )
-        arguments: dict[str, Any] = {"features_only": True, **_any_size(name)}
-        try:
-            with torch.device("meta"):  # shapes only: no memory, almost no time
-                outline: Any = timm.create_model(name, pretrained=False, **arguments).eval()
-        except RuntimeError as error:  # an unknown tag, or a model without feature maps
-            raise UserError(
-                f'MODEL.PSF.TIMM.NAME is "{name}", but timm cannot return its feature maps: {error}'
-            ) from error
-        info = outline.feature_info
+        info = _outline(name).feature_info
         indices = {_map_name(stride): i for i, stride in enumerate(info.reduction())}
         missing = [f for f in out_features if f not in indices]
         if missing:
@@ -90,7 +83,7 @@ class TimmBackbone(Backbone):
                 f"MODEL.PSF.IN_FEATURES, FINE_FEATURE and MASK_FEATURE contain {missing}; {name} has {sorted(indices)}"
             )
         self._maps_in_order = sorted(out_features, key=indices.__getitem__)  # timm's order
-        self._size_divisibility = _size_divisibility(outline, name)
+        self._size_divisibility = _size_divisibility(name)
         if pretrained:
             _announce_weights(name)
         self.model = _create_model(
@@ -99,13 +92,13 @@ class TimmBackbone(Backbone):
             pretrained=pretrained,
             in_chans=in_channels,
             out_indices=tuple(indices[f] for f in self._maps_in_order),
-            **arguments,
+            **_arguments(name),
         )
         if frozen_norm:
             freeze_batch_norm_2d(self.model)
         freeze_parameters(self.model, freeze, key="MODEL.PSF.TIMM.FREEZE", name=name)
         _freeze_statistics(self.model)
-        unused = _unused_parameters(outline, [indices[f] for f in out_features], self._size_divisibility or 64)
+        unused = _unused_parameters(name, tuple(indices[f] for f in out_features), self._size_divisibility or 64)
         for parameter_name, parameter in self.model.named_parameters():
             if parameter_name in unused:
                 parameter.requires_grad_(False)
@@ -131,10 +124,29 @@ def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     return maps
 
 
-def _size_divisibility(outline: Any, name: str) -> int:
+def _arguments(name: str) -> dict[str, Any]:
+    return {"features_only": True, **_any_size(name)}
+
+
+# What a name implies is found once per process: a training builds its model twice, first to check the config.
+@functools.lru_cache(maxsize=16)
+def _outline(name: str) -> Any:
+    """timm's model on the meta device, which has shapes only: no memory, and almost no time."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, **_arguments(name)).eval()
+    except RuntimeError as error:  # an unknown tag, or a model without feature maps
+        raise UserError(f'MODEL.PSF.TIMM.NAME is "{name}", but timm cannot return its feature maps: {error}') from error
+
+
+@functools.lru_cache(maxsize=16)
+def _size_divisibility(name: str) -> int:
     """The smallest of 0, the largest stride and the pretraining image size whose multiples give maps that fit."""
     import timm
 
+    outline = _outline(name)
     pretraining = timm.get_pretrained_cfg(name)
     stride, side = max(outline.feature_info.reduction()), pretraining.input_size[-1] if pretraining else 0
     for divisibility in (0, stride, side):
@@ -169,12 +181,15 @@ def _freeze_statistics(model: nn.Module) -> None:
                 setattr(parent, name, freeze_batch_norm_2d(child))
 
 
+@functools.lru_cache(maxsize=16)
 @torch.enable_grad()
-def _unused_parameters(outline: nn.Module, indices: Sequence[int], side: int) -> set[str]:
+def _unused_parameters(name: str, indices: tuple[int, ...], side: int) -> frozenset[str]:
     """Names of the parameters that none of these maps depends on; the model accepts images of this side."""
+    outline = _outline(name)
     maps = _maps(outline, torch.zeros(1, 3, side, side, device="meta"))
-    torch.autograd.backward([maps[i].sum() for i in indices])
-    return {name for name, parameter in outline.named_parameters() if parameter.grad is None}
+    parameters = dict(outline.named_parameters())
+    gradients = torch.autograd.grad([maps[i].sum() for i in indices], list(parameters.values()), allow_unused=True)
+    return frozenset(key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None)
 
 
 def _announce_weights(name: str) -> None:
