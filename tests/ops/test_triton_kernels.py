@@ -126,7 +126,7 @@ def test_a_wrong_kernel_is_not_chosen(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr("psf.ops.measurement._milliseconds", lambda inputs, name: 0.1 if name == "triton" else 1.0)
     monkeypatch.setattr("psf.ops.measurement._SMALLEST", 64)
     monkeypatch.setenv("PSF_CACHE", str(tmp_path))
-    monkeypatch.delenv("PSF_MSDA")
+    monkeypatch.delenv("PSF_MSDA", raising=False)
     sizes = {"batch": 1, "queries": 10, "tokens": 10, "heads": 2, "dim": 4, "levels": 2, "points": 1}
     types = {"dtype": torch.float32, "weights_dtype": torch.float32}
     flags = {"is_deterministic": False, "can_measure": True}
