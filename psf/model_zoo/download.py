@@ -80,6 +80,7 @@ def download(url: str, part: Path, way_out: str) -> None:
         except _Broken as error:
             broken = str(error)
         except HTTPError as error:
+            error.close()
             raise UserError(f"{url} cannot be downloaded ({_status(error)}): {way_out}") from error
         except (URLError, HTTPException, OSError) as error:  # no answer
             broken = f"{broken}, then " * bool(broken) + _reason(error)
@@ -111,6 +112,7 @@ def _attempt(url: str, part: Path) -> None:
     except HTTPError as error:
         if error.code != 416:  # the file has become shorter
             raise
+        error.close()
         forget_part(part)
         raise _Broken("the file on the server has changed") from error
     with response:
@@ -126,8 +128,8 @@ def _agree(response: HTTPResponse, part: Path, known: _Remote | None, done: int,
         raise UserError(f"{url}: the server sends the file with the encoding {encoding}, expected the file as it is")
     if response.status == 206 and known:
         found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-        if found and int(found[1]) == done and int(found[2]) == known.size:
-            return done, known
+        if found and int(found[1]) == done and known.size in (None, int(found[2])):
+            return done, known._replace(size=int(found[2]))
         forget_part(part)
         raise _Broken("the server has sent another part than the one it was asked for")
     if response.status != 200:
@@ -192,8 +194,8 @@ def _known_remote(part: Path, url: str) -> _Remote | None:
     except (UserError, TypeError):
         return None
     is_sound = known.url == url and type(known.size) in (int, type(None)) and part.is_file()
-    validator = known.validator
-    return known if is_sound and (validator is None or isinstance(validator, str) and validator.isprintable()) else None
+    is_sound &= known.validator is None or (isinstance(known.validator, str) and known.validator.isprintable())
+    return known if is_sound else None
 
 
 def _beside(part: Path) -> Path:
@@ -208,6 +210,7 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         target = urlsplit(newurl)
         if target.scheme not in ("https", req.type):
+            fp.close()
             raise UserError(
                 f"{req.full_url}: the server redirects to {target.scheme}://{target.hostname}, expected https://"
             )
