@@ -41,6 +41,7 @@ COMMANDS = {
     "validate": "validate a panoptic dataset",
     "convert-dataset": "convert COCO instances or labelme annotations to a panoptic dataset",
     "convert-weights": "convert published checkpoints and ImageNet backbones",
+    "model-zoo": "list published models, or download their weights",
     "replay": "repeat a training step that was skipped because it was not finite",
     "tune-merging": "search the thresholds and exponents of mask-wise merging",
     "robustness": "evaluate under image corruptions (COCO-C)",

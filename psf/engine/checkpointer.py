@@ -36,6 +36,7 @@ from psf.checkpoint import (
     stored_query_count,
     write_checkpoint,
 )
+from psf.checkpoint.pretrained import PREFIX, check_name
 from psf.checkpoint.reading import check_kind
 from psf.checkpoint.saving import TAG
 from psf.data.files import local_path, write_text
@@ -73,15 +74,17 @@ def _without_query(path: str) -> Iterator[str]:
 
 
 def check_weights(path: str) -> None:
-    """Check MODEL.WEIGHTS, as far as that takes no time: the first bytes of a file, and nothing of an address.
+    """Check MODEL.WEIGHTS, as far as that takes no time: the first bytes of a file, and of an address the name psf://NAME.
 
     Args:
         path: of a file, with or without its option, an address, or "".
 
     Raises:
-        UserError: if the file is missing or obviously no checkpoint, or has an unknown option.
+        UserError: if the file is missing or obviously no checkpoint, or has an unknown option; if psf has no such name.
     """
     file, _, option = path.partition("?")
+    if file.startswith(PREFIX):
+        check_name(file)
     if "://" in file:
         return
     if option not in ("", HEURISTICS):
