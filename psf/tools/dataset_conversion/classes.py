@@ -70,6 +70,8 @@ def read_classes(path: Path, *, things: Sequence[str] | None = None, ignore: Seq
 
     A CSV has a header with `name`, then `value` or `r`, `g`, `b` or `color` (#rrggbb), and optionally `isthing` and
     `ignore`. Delimiter and encoding are those of Excel's exports or of plain CSV. Rows with one name are one class.
+    A class may have neither value nor color, but label images need one (except for --encoding number).
+
     A file *.json is a config.json of Mapillary Vistas: the position of a label is its value.
 
     Category ids are the values (the first one of a class); without values they count from 1.
@@ -252,8 +254,6 @@ def _parse_row(place: str, entry: Mapping[str, str], columns: Iterable[str]) -> 
         if None in channels:
             raise UserError(f"{place}: found a part of r, g and b, expected all three")
         color = sum((channel or 0) << shift for channel, shift in zip(channels, (16, 8, 0)))
-    if value is None and color is None and {"value", "r", "color"} & set(columns):
-        raise UserError(f"{place}: {shorten(name)} has neither a value nor a color, expected one")
     is_thing = _parse_flag(place, entry, "isthing") if "isthing" in columns else None
     return _Row(place, name, value, color, is_thing, is_ignored)
 

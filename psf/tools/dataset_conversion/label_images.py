@@ -124,8 +124,14 @@ def _check_table(classes: Classes, encoding: str) -> None:
                 f"{classes.place}: found {len(classes.things)} thing classes, --encoding number needs exactly one; for "
                 "several, give images of the classes as --labels and these as --instance-ids"
             )
-    elif not classes.by_value and (encoding != "class" or not classes.by_color):
-        raise UserError(f"{classes.place}: found no column value, expected one (or r, g, b with --encoding class)")
+        return
+    colored = set(classes.by_color.values()) if encoding == "class" else set()
+    for category in classes.categories:
+        if category["id"] not in colored | set(classes.by_value.values()):
+            raise UserError(
+                f"{classes.place}: {category['name']!r} has no value, expected a column value (or r, g, b with --encoding "
+                "class)"
+            )
 
 
 def read_label_image(path: Path) -> np.ndarray:
