@@ -77,7 +77,10 @@ def test_overlaps_may_be_refused(drawn, capsys):
         ("--labels x --classes c --overlap error --output y", "--overlap needs --object-masks or"),
         ("--labels x --output y", "--labels needs --classes, which defines"),
         ("--labels x --classes c --output y --semantic-labels z", "--semantic-labels needs --instances or --labelme;"),
-        ("--labels x --classes c --output y --instance-ids z --encoding kitti", "--instance-ids needs --encoding class"),
+        (
+            "--labels x --classes c --output y --instance-ids z --encoding kitti",
+            "--instance-ids needs --encoding class",
+        ),
         ("--object-masks x --overlap error --output y", "--object-masks needs --things or --classes"),
         ('--object-masks x --overlap error --output y --things ""', "--object-masks needs --things or --classes"),
         ("--supervisely x --overlap error --output y --min-area 3", "--min-area needs --labels;"),

@@ -129,8 +129,8 @@ def _check_table(classes: Classes, encoding: str) -> None:
     for category in classes.categories:
         if category["id"] not in colored | set(classes.by_value.values()):
             raise UserError(
-                f"{classes.place}: {category['name']!r} has no value, expected a column value (or r, g, b with --encoding "
-                "class)"
+                f"{classes.place}: {category['name']!r} has no value, expected a column value (or r, g, b with "
+                "--encoding class)"
             )
 
 

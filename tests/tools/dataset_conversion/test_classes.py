@@ -80,7 +80,7 @@ def test_files_that_are_no_csv(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes\.csv: cannot be read"):
         read_classes(path)
     path.write_bytes("name,value\nStra\u00dfe,1\n".encode("cp1252"))
-    with pytest.raises(UserError, match="not in UTF-8 .* save it as `CSV UTF-8`"):
+    with pytest.raises(UserError, match=r"not in UTF-8 .* save it as `CSV UTF-8`"):
         read_classes(path)
     path.write_bytes(b"name,value,isthing\n" + b"x" * 2_000_000)
     with pytest.raises(UserError, match="found more than 1000000 bytes"):
@@ -104,7 +104,7 @@ def test_mistakes_in_the_config_of_mapillary(tmp_path: Path, label: object, mess
     with pytest.raises(UserError, match=message):
         read_classes(path)
     path.write_text("{}")
-    with pytest.raises(UserError, match="expected a config.json of Mapillary Vistas, or a CSV: 'labels' is missing"):
+    with pytest.raises(UserError, match=r"expected a config\.json of Mapillary Vistas, or a CSV: 'labels' is missing"):
         read_classes(path)
 
 

@@ -133,7 +133,9 @@ def test_numbers_of_one_class(tmp_path: Path, background: int | None) -> None:
     assert run(root, *words) == expected(text.replace("background", "background" if background == 0 else "."))
     np.save(root / "labels" / "a.npy", grid("0 300 300\n5 0 300").astype(np.int64))
     (root / "labels" / "a.png").unlink()
-    assert run(root, *words, "--overwrite") == expected(text.replace("background", "background" if background == 0 else "."))
+    assert run(root, *words, "--overwrite") == expected(
+        text.replace("background", "background" if background == 0 else ".")
+    )
 
 
 @pytest.mark.parametrize("kind", ["P", "rgb"])

@@ -69,7 +69,9 @@ def test_classes_by_the_names_of_masks_and_folders(tmp_path: Path, capsys: pytes
     assert [[one.replace("red cell", "cell") for one in row] for row in maps["x/a.jpg"]] == cells
     assert maps["x/b.jpg"].tolist() == expected("debris debris . .")
     assert convert(*words, "--background", "debris", "--overwrite") == 0
-    assert read_set(tmp_path / "out", tmp_path / "photos")["x/b.jpg"].tolist() == expected("debris debris debris debris")
+    assert read_set(tmp_path / "out", tmp_path / "photos")["x/b.jpg"].tolist() == expected(
+        "debris debris debris debris"
+    )
     assert convert(*words, "--background", "red cell", "--overwrite") == 2
     assert "--background: 'red cell' is a thing class" in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ def test_cityscapes_has_three_label_images_per_image(tmp_path: Path) -> None:
     touch(tmp_path, "img/a/1_leftImg8bit.png", *(f"gt/a/1{end}.png" for end in ends))
     touch(tmp_path / "gt", "a/1_gtFine_polygons.json")
     images, labels = tmp_path / "img", tmp_path / "gt"
-    with pytest.raises(UserError, match="has two labels, .*choose with --label-suffix"):
+    with pytest.raises(UserError, match=r"has two labels, .*choose with --label-suffix"):
         pairs(images, labels)
     expected = [("a/1_leftImg8bit.png", "a/1_gtFine_instanceIds.png")]
     assert pairs(images, labels, "_gtFine_instanceIds") == expected

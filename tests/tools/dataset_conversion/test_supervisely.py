@@ -124,7 +124,11 @@ def test_a_dataset_of_a_project_and_the_background(tmp_path: Path) -> None:
     assert list(run(root, "--background", "rest")) == ["train/img/a.png", "val/img/b.png"]
     assert run(root / "val", "--background", "rest") == {"img/b.png": expected("rest car1")}
     categories = json.loads((root / "out" / "panoptic.json").read_text())["categories"]
-    assert [(one["id"], one["name"], one["isthing"]) for one in categories] == [(1, "sky", 1), (2, "car", 1), (3, "rest", 0)]
+    assert [(one["id"], one["name"], one["isthing"]) for one in categories] == [
+        (1, "sky", 1),
+        (2, "car", 1),
+        (3, "rest", 0),
+    ]
 
 
 def changed(*keys: Any, to: Any) -> dict[str, Any]:
