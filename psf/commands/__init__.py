@@ -39,7 +39,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on DATASETS.TEST",
     "predict": "segment images, a video or a camera",
     "validate": "validate a panoptic dataset",
-    "convert-dataset": "convert COCO instances or labelme annotations to a panoptic dataset",
+    "convert-dataset": "convert label images, masks or annotations to a panoptic dataset",
     "convert-weights": "convert published checkpoints and ImageNet backbones",
     "model-zoo": "list published models, or download their weights",
     "replay": "repeat a training step that was skipped because it was not finite",

@@ -23,6 +23,7 @@ __all__ = [
     "as_picture",
     "check_pixels",
     "image_bands",
+    "image_size",
     "image_suffixes",
     "in_format",
     "is_deep",
@@ -141,15 +142,33 @@ def open_image(path: str) -> Iterator[Image.Image]:
 
     No program is started (see `_REFUSED_FORMATS`), and an image above `limit_pixels` is not decoded.
     """
+    with _reported(path), PathManager.open(path, "rb") as file:
+        image = Image.open(file, formats=_formats())
+        check_pixels(path, image.height, image.width)
+        if has_more_pages(image):
+            message = f"{printable(path)}: a TIFF with several pages; psf reads the first"
+            log_first_n(logging.WARNING, message, name=__name__, key="message")
+        image.load()
+    yield image
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image file as `read_image` reads it; its pixels are decoded only if its EXIF needs it."""
+    if path.lower().endswith(".npy"):
+        return load_array(path).shape[:2]
+    with _reported(path), PathManager.open(path, "rb") as file:
+        image = Image.open(file, formats=_formats())
+        check_pixels(path, image.height, image.width)
+        is_tilted = _orientation(image, path) > 4  # by 90 degrees, mirrored or not
+        return (image.width, image.height) if is_tilted else (image.height, image.width)
+
+
+@contextmanager
+def _reported(path: str) -> Iterator[None]:
+    """Raise what happens while an image file is opened or decoded as a UserError that names it."""
     check_regular(path)
     try:
-        with PathManager.open(path, "rb") as file:
-            image = Image.open(file, formats=_formats())
-            check_pixels(path, image.height, image.width)
-            if has_more_pages(image):
-                message = f"{printable(path)}: a TIFF with several pages; psf reads the first"
-                log_first_n(logging.WARNING, message, name=__name__, key="message")
-            image.load()
+        yield
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -163,7 +182,6 @@ def open_image(path: str) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: {describe_unreadable(path, error)}") from error
-    yield image
 
 
 def is_turned(path: str) -> bool:
