@@ -12,7 +12,7 @@ from psf.checkpoint.class_remapping import (
     stored_query_count,
 )
 from psf.checkpoint.conversion import Conversion, convert_checkpoint
-from psf.checkpoint.entries import ClassNames, TunedMerging, check_same_classes, class_names_from_config
+from psf.checkpoint.entries import ClassNames, ModelEntry, TunedMerging, check_same_classes, class_names_from_config
 from psf.checkpoint.imagenet import convert_imagenet
 from psf.checkpoint.loading import arrange_weights
 from psf.checkpoint.pretrained import PretrainedHandler, register_pretrained_handler
@@ -24,6 +24,7 @@ __all__ = [
     "ClassChanges",
     "ClassNames",
     "Conversion",
+    "ModelEntry",
     "PretrainedHandler",
     "TunedMerging",
     "adapt_input_channels",

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from psf.checkpoint.entries import class_names_from_config
+from psf.checkpoint.entries import ModelEntry, class_names_from_config
 from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
 from psf.checkpoint.name_table import count_matches, is_match
 from psf.checkpoint.reading import read_state_dict
@@ -68,7 +68,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
         converted, dropped = convert_released(entries), DROPPED
     _check_fit(converted, wanted, may_be_missing, str(source))
     names = None if is_backbone else class_names_from_config(cfg)
-    _write({"model": converted, **(names.as_entry() if names else {})}, target)
+    entries = {} if is_backbone else {**(names.as_entry() if names else {}), **ModelEntry.of_config(cfg).as_entry()}
+    _write({"model": converted, **entries}, target)
     fresh = count_matches(wanted.keys() - converted.keys(), may_be_missing)
     return Conversion(is_backbone, len(entries), len(converted), count_matches(entries, dropped), fresh)
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from psf.checkpoint import (
     ClassNames,
+    ModelEntry,
     TunedMerging,
     adapt_input_channels,
     adapt_query_count,
@@ -154,6 +155,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         save_dir: as Detectron2's.
         class_names: of the model; None: unknown, so nothing is re-mapped.
         num_thing_queries: of the model; None: unknown, and not stored.
+        entry: the config of the model; None: not stored.
         others: as Detectron2's; `optimizer`, `trainer` and so on.
     """
 
@@ -164,17 +166,18 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         *,
         class_names: ClassNames | None = None,
         num_thing_queries: int | None = None,
+        entry: ModelEntry | None = None,
         **others: Any,
     ) -> None:
         super().__init__(model, save_dir, **others)
-        self.class_names, self.num_thing_queries = class_names, num_thing_queries
+        self.class_names, self.num_thing_queries, self.entry = class_names, num_thing_queries, entry
         self.merging: TunedMerging | None = None  # of the loaded file, or from the search at the end of training
         self.resumed_from: Path | None = None
         self._newest: Path | None = None  # sound file that this run has loaded or written
         self._content: dict[str, Any] | None = None  # of the file that will be loaded, if it has been read already
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's; the file also has the names of the classes, the number of thing queries and `merging`.
+        """As Detectron2's; the file also has what `ModelEntry` describes, class names, query count and `merging`.
 
         Raises:
             UserError: if the file cannot be written, or a weight is not finite; the last checkpoint is as it was.
@@ -182,7 +185,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         if not self.save_dir or not self.save_to_disk:
             return
         entries: dict[str, Any] = {}
-        for entry in (self.class_names, self.merging):
+        for entry in (self.class_names, self.merging, self.entry):
             entries |= {} if entry is None else entry.as_entry()
         if self.num_thing_queries is not None:
             entries |= query_count_entry(self.num_thing_queries)
@@ -365,4 +368,5 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, save_dir: str = "", **oth
         model, save_dir, others: as for `Checkpointer`.
     """
     names, num_queries = class_names_from_config(cfg), cfg.MODEL.PSF.NUM_THING_QUERIES
-    return Checkpointer(model, save_dir, class_names=names, num_thing_queries=num_queries, **others)
+    entry = ModelEntry.of_config(cfg) if save_dir else None
+    return Checkpointer(model, save_dir, class_names=names, num_thing_queries=num_queries, entry=entry, **others)
