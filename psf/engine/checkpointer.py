@@ -243,8 +243,14 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         content, self._content = self._content, None
         return read_checkpoint(f) if content is None else content
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, content: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """As Detectron2's, but reads files with `psf.checkpoint.read_checkpoint`, which executes nothing in them.
+
+        Args:
+            path, checkpointables: as Detectron2's.
+            content: of the file, if it has been read already.
 
         Raises:
             UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
@@ -255,6 +261,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS)")
         if not file and not self.checkpointables and comm.is_main_process():
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
+        self._content = content or self._content
         self._resumes, self._source = checkpointables is None and bool(self.checkpointables), path
         try:
             with _without_query(path) as plain:

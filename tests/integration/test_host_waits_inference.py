@@ -91,7 +91,7 @@ def test_an_image_on_a_gpu(name: str):
     """torch's own count of synchronizations, for the results of given candidates."""
     model = tiny_model(KEYS[name]).eval().cuda()
     with torch.no_grad():
-        candidates = list(model._candidates_by_image(images(2)))
+        candidates = list(model.candidates_by_image(images(2)))
         for one in candidates:
             model.result(*one)
         torch.cuda.synchronize()
