@@ -25,23 +25,25 @@ CLASSES = [
 ]
 # Many segments of a model with random weights.
 EASY = {"POST_PROCESSOR.THINGS.T_CNF": 0.01, "POST_PROCESSOR.STUFF.T_CNF": 0.01}
-EASY |= {"POST_PROCESSOR.THINGS.T_KEEP": 0.05, "POST_PROCESSOR.STUFF.T_KEEP": 0.05}
+EASY |= {"POST_PROCESSOR.THINGS.T_KEEP": 0.0, "POST_PROCESSOR.STUFF.T_KEEP": 0.0, "POST_PROCESSOR.MASK_THRESHOLD": 0.8}
+SMALL_IMAGES = {"INPUT__MIN_SIZE_TEST": 64, "INPUT__MAX_SIZE_TEST": 128}
 
 
 def model_config(psf: Mapping[str, Any] = EASY, **keys: Any) -> CfgNode:
     """`tiny_config` with named classes, and small images."""
-    sizes = {"INPUT__MIN_SIZE_TEST": 64, "INPUT__MAX_SIZE_TEST": 128}
-    return tiny_config({"CLASSES": [str(one) for one in CLASSES], **psf}, **{**sizes, **keys})
+    return tiny_config(*_settings(psf), **{**SMALL_IMAGES, **keys})
 
 
 def write_model_file(folder: Path, psf: Mapping[str, Any] = EASY, **keys: Any) -> Path:
     """Write model_final.pth as a training does; the weights are those of `tiny_model`."""
-    cfg = model_config(psf, **keys)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"CLASSES": [str(one) for one in CLASSES]}
-    model = tiny_model({**names, **psf}, **{**{"INPUT__MIN_SIZE_TEST": 64, "INPUT__MAX_SIZE_TEST": 128}, **keys})
-    build_checkpointer(cfg, model, str(folder)).save("model_final", iteration=41)
+    model = tiny_model(*_settings(psf), **{**SMALL_IMAGES, **keys})
+    build_checkpointer(model_config(psf, **keys), model, str(folder)).save("model_final", iteration=41)
     return folder / "model_final.pth"
+
+
+def _settings(psf: Mapping[str, Any]) -> tuple[dict[str, Any]]:
+    return ({"CLASSES": [str(one) for one in CLASSES], **psf},)
 
 
 def noise(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:

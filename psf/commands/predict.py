@@ -3,12 +3,14 @@
     psf predict --model model.pth photo.jpg
     psf predict --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS old_model.pth
 
-A model file of psf needs neither a config nor a dataset: both are inside. For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segment ids in COCO's encoding) and NAME.json
-(class, score, area and box of each segment). --save selects these files or binary masks. --task instance writes
-instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
-NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
-be in the output folder. If files there that psf has not written would be replaced, the command stops before the first
-image; so it does for results of another image of the same name. --overwrite replaces both.
+A model file of psf needs neither a config nor a dataset: both are inside. For an image NAME.*, writes NAME.jpg (drawn
+segments), NAME_panoptic.png (segment ids in COCO's encoding) and NAME.json (class, score, area and box of each
+segment). --save selects these files or binary masks. --task instance writes instances, which may overlap, with their
+masks in the JSON; --task semantic writes the class of each pixel to NAME_semantic.png. For an image without segments,
+the log has the best candidates and what rejected them. For a video or a camera, writes a drawn video without sound;
+Ctrl-C ends it properly. Inputs must not be in the output folder. If files there that psf has not written would be
+replaced, the command stops before the first image; so it does for results of another image of the same name.
+--overwrite replaces both.
 Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
 2 the command could not start, or could not write the results.
 """
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.model is None and args.config_file is None:
         raise UserError(
-            "--model is missing: expected a model file, such as output/mine/model_final.pth; or, for a file that has no "
+            "--model is missing: expected a model file, such as output/mine/model_final.pth; or, for a file without a "
             "config inside, --config-file FILE ... --opts MODEL.WEIGHTS model.pth"
         )
     return segment_video(args) if is_video else segment_images(args)

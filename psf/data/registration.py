@@ -89,8 +89,8 @@ def register_panoptic(
 def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
     """Register the sets of DATASETS.PSF_REGISTER and of `flags`; a flag replaces a set of the same name.
 
-    The key then holds all sets, with absolute paths, so that the saved config works from any folder. A set whose JSON is
-    not on this machine has the classes of MODEL.PSF.CLASSES, which is enough to use a trained model.
+    The key then holds all sets, with absolute paths, so that the saved config works from any folder. A set whose JSON
+    is not on this machine has the classes of MODEL.PSF.CLASSES, which is enough to use a trained model.
 
     Args:
         cfg: is changed in place.

@@ -78,12 +78,13 @@ def _describe_config(content: dict[str, Any], path: str) -> list[tuple[str, str]
             "",
             f"{node.NUM_THING_QUERIES} {'joint' if node.QUERIES == 'joint' else 'thing'} queries, {node.HIDDEN_DIM} "
             f"channels, layers: {node.PIXEL_ENCODER.NUM_LAYERS} pixel encoder, {node.LOCATION_DECODER.NUM_LAYERS} "
-            f"location decoder, {node.MASK_DECODER.NUM_THING_LAYERS} + {node.MASK_DECODER.NUM_STUFF_LAYERS} mask decoder",
+            f"location decoder, {node.MASK_DECODER.NUM_THING_LAYERS} + {node.MASK_DECODER.NUM_STUFF_LAYERS} "
+            "mask decoder",
         ),
         (
             "images",
-            f"{cfg.INPUT.FORMAT}, {len(cfg.MODEL.PIXEL_MEAN)} channels, short side {cfg.INPUT.MIN_SIZE_TEST}, long side "
-            f"at most {cfg.INPUT.MAX_SIZE_TEST} pixels" + (f", tiles of {tiles}" if tiles else ""),
+            f"{cfg.INPUT.FORMAT}, {len(cfg.MODEL.PIXEL_MEAN)} channels, short side {cfg.INPUT.MIN_SIZE_TEST}, long "
+            f"side at most {cfg.INPUT.MAX_SIZE_TEST} pixels" + (f", tiles of {tiles}" if tiles else ""),
         ),
         ("", f"mean {_short(cfg.MODEL.PIXEL_MEAN)}, standard deviation {_short(cfg.MODEL.PIXEL_STD)}"),
         *_describe_names(names),

@@ -51,7 +51,7 @@ class Predictor:
         batch_size: images of one size (after the resize) that run together, in lists and iterators.
 
     Raises:
-        UserError: if the file cannot be used (`psf.prediction.model_file.read_model_file`), or torch has no such device.
+        UserError: if the file cannot be used (`psf.prediction.read_model_file`), or torch has no such device.
     """
 
     def __init__(
