@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates
 from psf.inference.post_processor import PostProcessor
+from psf.ops.precision import shared_pixels
 from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates
 
@@ -216,7 +217,7 @@ def _links(tiles: Sequence[ScoredTile], numbers: Sequence[TileNumbers]) -> list[
 def _ious(masks: Tensor, others: Tensor) -> Tensor:
     """(N, P) and (M, P) bool -> (N, M) mask IoU, 0 for empty masks."""
     masks, others = masks.float(), others.float()
-    shared = masks @ others.T
+    shared = shared_pixels(masks, others)
     return shared / (masks.sum(1)[:, None] + others.sum(1)[None] - shared).clamp(min=1)
 
 

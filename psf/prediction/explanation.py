@@ -73,7 +73,7 @@ class Explanation:
             text += f"; rejected: {rejected}"
         if self.best:
             best = self.best[0]
-            text += f"; the best is {best.class_name} with confidence {best.confidence:.3g}"
+            text += f"; the best of these is {best.class_name} with confidence {best.confidence:.3g}"
             if best.reason == "T_CNF":
                 text += f", below T_CNF {self.t_cnf[0 if best.is_thing else 1]:g}"
                 text += ": lower the confidence threshold, or train for longer"

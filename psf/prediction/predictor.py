@@ -119,7 +119,7 @@ class Predictor:
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        return next(self.model.parameters()).device
+        return torch.device(self.cfg.MODEL.DEVICE)
 
     @overload
     def __call__(
@@ -186,7 +186,7 @@ class Predictor:
                 self.metadata,
                 output=kept,
                 picture=_kept(image.picture),
-                size=image.picture.shape[:2],
+                size=(image.picture.shape[0], image.picture.shape[1]),
                 source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
             )
             result.finish(tasks, kept if keeps else again, _kept(image.picture) if keeps else again.picture)
