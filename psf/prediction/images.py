@@ -39,6 +39,8 @@ def name_of(source: Any) -> str:
     """An image's name for messages: its path, or its kind."""
     if isinstance(source, (str, os.PathLike)):
         return printable(os.fspath(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the image ({len(source)} bytes)"
     return f"the image ({type(source).__name__})"
 
 
@@ -85,7 +87,7 @@ def _from_bytes(data: bytes, predictor: EnginePredictor) -> tuple[np.ndarray, np
         try:
             return predictor.read(str(path))
         except UserError as error:
-            raise UserError(str(error).replace(str(path), f"the image ({len(data)} bytes)")) from error
+            raise UserError(str(error).replace(str(path), name_of(data))) from error
 
 
 def _from_pillow(image: Image.Image, predictor: EnginePredictor) -> tuple[np.ndarray, np.ndarray]:
