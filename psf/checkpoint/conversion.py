@@ -68,8 +68,10 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
         converted, dropped = convert_released(entries), DROPPED
     _check_fit(converted, wanted, may_be_missing, str(source))
     names = None if is_backbone else class_names_from_config(cfg)
-    entries = {} if is_backbone else {**(names.as_entry() if names else {}), **ModelEntry.of_config(cfg).as_entry()}
-    _write({"model": converted, **entries}, target)
+    content: dict[str, Any] = {"model": converted, **(names.as_entry() if names else {})}
+    if not is_backbone:
+        content |= ModelEntry.of_config(cfg).as_entry()
+    _write(content, target)
     fresh = count_matches(wanted.keys() - converted.keys(), may_be_missing)
     return Conversion(is_backbone, len(entries), len(converted), count_matches(entries, dropped), fresh)
 

@@ -24,8 +24,10 @@ CLASSES_ENTRY = "psf_class_names"
 MERGING_ENTRY = "psf_merging"
 MODEL_ENTRY, MODEL_VERSION = "psf_model", 1
 # What a model file may set: the model, its input and its results. All other keys belong to a run or to a machine.
-MODEL_KEYS = ("VERSION", "MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.AUG.")
-MODEL_KEYS += ("TEST.DETECTIONS_PER_IMAGE", "DATASETS.TEST")
+MODEL_KEYS = (
+    *("VERSION", "MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+    *("TEST.AUG.", "TEST.DETECTIONS_PER_IMAGE", "DATASETS.TEST"),
+)
 NO_MODEL_KEYS = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.PSF.TIMM.PRETRAINED")
 
 
@@ -87,11 +89,11 @@ class ModelEntry(NamedTuple):
         add_psf_config(defaults)
         cfg.defrost()
         store_classes(cfg)
-        usual, content = dict(_leaves(defaults)), {}
+        usual, content = dict(_leaves(defaults)), dict[str, Any]()
         for path, value in _leaves(cfg):
             is_stored = path[:2] == ("MODEL", "PSF") or path == ("VERSION",) or value != usual.get(path, cls)
             if is_stored and cls.is_model_key(".".join(path)):
-                node: dict[str, Any] = content
+                node = content
                 for part in path[:-1]:
                     node = node.setdefault(part, {})
                 node[path[-1]] = value

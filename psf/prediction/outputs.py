@@ -85,8 +85,8 @@ class CandidateOutput(ImageOutput):
         return cls(candidates, geometry, model.classes, model.post_processor)
 
     def _with(self, thresholds: Thresholds) -> PostProcessor:
-        changes = {"t_cnf": thresholds.confidence, "t_keep": thresholds.keep}
-        changes = {name: value for name, value in changes.items() if value is not None}
+        named = {"t_cnf": thresholds.confidence, "t_keep": thresholds.keep}
+        changes = {name: value for name, value in named.items() if value is not None}
         if not changes:
             return self._processor
         processor = copy.copy(self._processor)

@@ -122,7 +122,7 @@ class Predictor:
         return torch.device(self.cfg.MODEL.DEVICE)
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # a str and bytes are sequences, too
         self, images: ImageSource, *, channel_order: str = ..., tasks: Collection[str] = ...
     ) -> PanopticResult: ...
 
@@ -213,7 +213,8 @@ class Predictor:
         return [one for one in outputs if one is not None]
 
     def _outputs_of(self, inputs: list[dict[str, Any]]) -> list[ImageOutput]:
-        dtype, model, network = DTYPES[self.dtype], self.model, self._predictor.network
+        dtype, model = DTYPES[self.dtype], self.model
+        network: Any = self._predictor.network
         mixed = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
         with self._lock, torch.no_grad(), mixed:
             if isinstance(model, PanopticSegFormer):

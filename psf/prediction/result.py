@@ -242,7 +242,7 @@ class PanopticResult:
                 }
                 for one in self.segments
             ]
-            annotations = [{"image_id": image_id, "file_name": png, "segments_info": infos}]
+            annotations: list[dict[str, Any]] = [{"image_id": image_id, "file_name": png, "segments_info": infos}]
         elif task == "instance":
             annotations = [
                 {

@@ -166,7 +166,15 @@ class Candidates(NamedTuple):
 
     def select(self, index: Tensor) -> Candidates:
         """The candidates at `index` (bool mask or indices)."""
-        return Candidates(*(None if x is None else x[index] for x in self))
+        boxes, queries = (None if x is None else x[index] for x in (self.boxes_cxcywh_norm, self.query_embeddings))
+        return Candidates(
+            self.class_scores[index],
+            self.class_indices[index],
+            self.is_thing[index],
+            self.mask_scores[index],
+            boxes,
+            queries,
+        )
 
 
 class Segment(NamedTuple):
