@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from psf.checkpoint.entries import class_names_from_config
+from psf.checkpoint.entries import ModelEntry, class_names_from_config
 from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
 from psf.checkpoint.loading import without_wrappers
 from psf.checkpoint.name_table import count_matches, is_match
@@ -85,7 +85,9 @@ def convert_entries(entries: Mapping[str, Tensor], cfg: CfgNode, source: str) ->
         converted, dropped = convert_released(entries), DROPPED
     _check_fit(converted, wanted, may_be_missing, source)
     names = None if is_backbone else class_names_from_config(cfg)
-    content = {"model": converted, **(names.as_entry() if names else {})}
+    content: dict[str, Any] = {"model": converted, **(names.as_entry() if names else {})}
+    if not is_backbone:
+        content |= ModelEntry.of_config(cfg).as_entry()
     fresh = count_matches(wanted.keys() - converted.keys(), may_be_missing)
     dropped_counts = count_matches(entries, dropped)
     return content, Conversion(is_backbone, len(entries), len(converted), dropped_counts, fresh)

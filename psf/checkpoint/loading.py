@@ -13,7 +13,7 @@ from psf.checkpoint.reading import no_weight
 from psf.checkpoint.released import BACKBONES, convert_released
 from psf.errors import UserError
 
-__all__ = ["arrange_weights", "without_wrappers"]
+__all__ = ["arrange_weights", "kind_of_weights", "without_wrappers"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,33 @@ def arrange_weights(content: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {**others, "model": _converted(without_wrappers(weights), path)}
 
 
+def kind_of_weights(content: Mapping[str, Any], path: str) -> str:
+    """What a checkpoint that is no model file of psf contains, in a few words.
+
+    Args:
+        content, path: as for `arrange_weights`, which accepts them.
+    """
+    if path.endswith(".pkl") or content.get("matching_heuristics"):
+        return f"weights of {content.get('__author__', 'Caffe2')}, whose names Detectron2 matches"
+    if path.endswith(".pyth"):
+        return "weights of pycls"
+    key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+    weights = without_wrappers(_weights(content if key is None else content[key], path))
+    if _is_released(weights):
+        return "a released Panoptic SegFormer, under the names of its authors"
+    if _has(weights, (layout.marker for layout in LAYOUTS)):
+        return "an ImageNet classifier"
+    if any(name.startswith("pixel_encoder.") for name in weights):
+        return "a Panoptic SegFormer under psf's names"
+    if all(name.startswith("backbone.") for name in weights):
+        return "a backbone under psf's or Detectron2's names"
+    return "weights of another model"
+
+
+def _is_released(weights: Mapping[str, Any]) -> bool:
+    return _has(weights, BACKBONES) and any(name.startswith("bbox_head.") for name in weights)
+
+
 def _weights(entries: Any, path: str) -> dict[str, Any]:
     """The entries, if all of them are dense tensors or arrays of real numbers, with names."""
     if isinstance(entries, Mapping) and entries:
@@ -79,7 +106,7 @@ def without_wrappers(weights: Mapping[str, T]) -> dict[str, T]:
 
 def _converted(weights: dict[str, Any], path: str) -> dict[str, Any]:
     """Weights of a released model or of an ImageNet classifier under psf's names; all others unchanged."""
-    is_released = _has(weights, BACKBONES) and any(name.startswith("bbox_head.") for name in weights)
+    is_released = _is_released(weights)
     if not is_released and not _has(weights, (layout.marker for layout in LAYOUTS)):
         return weights
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from psf.engine.run_folder import (
     write_config_file,
 )
 from psf.errors import UserError
+from psf.meta_arch import store_classes
 
 __all__ = [
     "add_import_flag",
@@ -153,6 +155,8 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     if not is_training:
         # The main process's choice counts for all: it writes there while the others may still choose.
         cfg.OUTPUT_DIR = comm.all_gather(output_folder(cfg, args.opts, folder_name))[0]
+    with suppress(UserError):  # of a set whose files are missing: `check_dataset` describes it
+        store_classes(cfg)
     cfg.freeze()
     if comm.is_main_process():
         _prepare_folder(cfg, args, is_training=is_training)

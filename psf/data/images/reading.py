@@ -22,6 +22,7 @@ __all__ = [
     "as_image_array",
     "as_picture",
     "check_pixels",
+    "convert_image",
     "image_bands",
     "image_size",
     "image_suffixes",
@@ -109,22 +110,42 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
             number of channels; or naming INPUT.FORMAT, if it is invalid.
     """
     if format == "BANDS":
-        bands = _read_bands(path)
-        if num_channels not in (None, bands.shape[2]):
-            raise UserError(
-                f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, the length of "
-                'MODEL.PIXEL_MEAN (INPUT.FORMAT is "BANDS")'
-            )
-        return bands
+        return _with_channels(_read_bands(path), path, num_channels)
     with open_image(path) as image:
-        image = _upright(image, path)
-        if image.mode == "F" or image.mode.startswith("I"):
-            image = Image.fromarray(_to_8_bit(np.asarray(image), path))
-        if image.mode != "RGB":
-            # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
-            image = image.convert("RGBA" if image.mode == "P" else "RGB")
-        pixels = np.asarray(image)[..., :3]
+        return convert_image(image, path, format)
+
+
+def convert_image(image: Image.Image, name: str, format: str = "BGR", num_channels: int | None = None) -> np.ndarray:
+    """A decoded image of Pillow in INPUT.FORMAT, as `read_image`: rotated by its EXIF orientation.
+
+    Args:
+        image: of any mode; for "BANDS", of at most 8 bits in each of several channels, as Pillow has it.
+        name: of the image, for messages.
+        format, num_channels: as for `read_image`.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    check_pixels(name, image.height, image.width)
+    image = _upright(image, name)
+    if format == "BANDS":
+        return _with_channels(as_image_array(image_bands(image, name), name), name, num_channels)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_to_8_bit(np.asarray(image), name))
+    if image.mode != "RGB":
+        # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
+        image = image.convert("RGBA" if image.mode == "P" else "RGB")
+    pixels = np.asarray(image)[..., :3]
     return in_format(pixels, format)
+
+
+def _with_channels(bands: np.ndarray, name: str, num_channels: int | None) -> np.ndarray:
+    if num_channels not in (None, bands.shape[2]):
+        raise UserError(
+            f"{name}: has {bands.shape[2]} channels, the model takes {num_channels}, the length of "
+            'MODEL.PIXEL_MEAN (INPUT.FORMAT is "BANDS")'
+        )
+    return bands
 
 
 def in_format(pixels: np.ndarray, format: str) -> np.ndarray:
