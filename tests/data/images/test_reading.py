@@ -455,5 +455,5 @@ def test_the_size_of_other_files(tmp_path, monkeypatch):
         image_size(str(tmp_path / "none.png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
     Image.new("1", (30, 20)).save(tmp_path / "large.png")
-    with pytest.raises(UserError, match="30 x 20 pixels, 0.0 megapixels, the limit is"):
+    with pytest.raises(UserError, match=r"large\.png: .*0\.0 megapixels, the limit is"):
         image_size(str(tmp_path / "large.png"))
