@@ -146,14 +146,14 @@ def read_labels_file() -> None:
 
 
 ANNOTATIONS = (
-    Reader("panoptic JSON", 120, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
+    Reader("panoptic JSON", 90, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
     Reader(
         "panoptic JSON, psf validate", 40, ("input.json",), prepare_mini, by_strategy(by_json), validate_panoptic_json
     ),
     Reader("panoptic JSON, damaged bytes", 60, ("input.json",), prepare_mini, by_bytes, read_panoptic_json),
     Reader(
         "instances JSON, psf convert-dataset",
-        90,
+        60,
         ("input.json",),
         prepare_instances,
         by_strategy(by_json),
@@ -161,7 +161,7 @@ ANNOTATIONS = (
     ),
     Reader(
         "labelme JSON, psf convert-dataset",
-        90,
+        60,
         ("labelme/1.json",),
         prepare_labelme,
         by_strategy(by_json),
@@ -176,5 +176,5 @@ ANNOTATIONS = (
         convert_supervisely,
     ),
     Reader("table of classes", 60, ("input.csv",), prepare_classes, by_bytes, read_classes_file),
-    Reader("labels file", 60, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
+    Reader("labels file", 30, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
 )

@@ -180,6 +180,8 @@ def image_size(path: str) -> tuple[int, int]:
     with _reported(path), PathManager.open(path, "rb") as file:
         image = Image.open(file, formats=_formats())
         check_pixels(path, image.height, image.width)
+        if image.format == "TIFF" and _orientation(image, path) != 1:
+            image.load()  # Pillow turns it, and removes the orientation
         is_tilted = _orientation(image, path) > 4  # by 90 degrees, mirrored or not
         return (image.width, image.height) if is_tilted else (image.height, image.width)
 
