@@ -186,3 +186,12 @@ def test_config_file_and_checkpoint_have_the_classes(trained: Path) -> None:
     assert texts[:2] == ["thing 1 3 fa0000 ball", "thing 3 5 fafa00 box"] and len(texts) == 5
     entry = ModelEntry.of_checkpoint(read_checkpoint(trained / "model_final.pth"))
     assert entry is not None and yaml.safe_load(entry.config)["MODEL"]["PSF"]["CLASSES"] == texts
+
+
+def test_the_same_evaluation_has_the_same_folder(mini: str, parse_args: ParseArgs, tmp_path: Path) -> None:
+    """Also of a config without classes, which get into the config.yaml of the first evaluation."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "model_final.pth").touch()  # a training, which is not to be overwritten
+    folders = [setup(parse_args("--eval-only")).OUTPUT_DIR for _ in range(2)]
+    assert folders == [str(tmp_path / "output" / "evaluation")] * 2
+    assert "thing 1 3 fa0000 ball" in Path(folders[0], "config.yaml").read_text()
