@@ -155,8 +155,6 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     if not is_training:
         # The main process's choice counts for all: it writes there while the others may still choose.
         cfg.OUTPUT_DIR = comm.all_gather(output_folder(cfg, args.opts, folder_name))[0]
-    with suppress(UserError):  # of a set whose files are missing: `check_dataset` describes it
-        store_classes(cfg)
     cfg.freeze()
     if comm.is_main_process():
         _prepare_folder(cfg, args, is_training=is_training)
@@ -235,7 +233,8 @@ def build_config(
 ) -> CfgNode:
     """Build a config from the defaults of Detectron2 and psf, then a yaml, then KEY VALUE pairs.
 
-    Also imports the modules of MODEL.PSF.IMPORTS and registers the panoptic sets of DATASETS.PSF_REGISTER.
+    Also imports the modules of MODEL.PSF.IMPORTS, registers the panoptic sets of DATASETS.PSF_REGISTER, and sets
+    MODEL.PSF.CLASSES to the classes of the datasets, if these are here.
 
     Args:
         config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
@@ -259,6 +258,8 @@ def build_config(
     import_user_modules(cfg)
     check_config(cfg)
     register_from_config(cfg, register)
+    with suppress(UserError):  # of a set whose files are missing: `check_dataset` describes it
+        store_classes(cfg)
     if warn:
         _warn(cfg, register)
     return cfg

@@ -210,7 +210,7 @@ def test_the_page_about_it(repository: Path, tmp_path: Path):
     assert [name for name, _ in commands] == ["train", "evaluate", "predict", "train", "train", "train", "evaluate"]
     for name, words in commands:
         args = load_command(name).build_parser().parse_args(shlex.split(words))
-        assert len(args.opts) % 2 == 0 and args.config_file
+        assert len(args.opts) % 2 == 0 and (args.config_file or args.model)
     sets, channels = (f"VERSION: 2\n{block}" for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
     (tmp_path / "channels.yaml").write_text(channels)
     check_recipe(build_config(str(tmp_path / "channels.yaml")))
