@@ -103,7 +103,9 @@ class CandidateOutput(ImageOutput):
         segmentation = self._with(thresholds).panoptic(candidates, self._geometry)
         kinds = download_arrays(candidates.is_thing, candidates.class_indices)
         segmentation = join_stuff_segments(segmentation, *kinds)
-        panoptic_seg, infos = panoptic_result(segmentation, candidates, self._classes, classes_on_host=(kinds[0], kinds[1]))
+        panoptic_seg, infos = panoptic_result(
+            segmentation, candidates, self._classes, classes_on_host=(kinds[0], kinds[1])
+        )
         embeddings = None
         if candidates.query_embeddings is not None:
             rows = [segment.candidate for segment in segmentation.segments]
