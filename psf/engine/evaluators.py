@@ -64,7 +64,7 @@ _RESULTS: dict[type, str] = {
     InstanceEvaluator: "instances",
     SemanticEvaluator: "classes",
     SemSegEvaluator: "sem_seg",
-    ResultCounter: "",  # those that other evaluators read
+    ResultCounter: "",  # the results that other evaluators read
 }
 UNREADABLE = "unreadable"  # next to the tasks of an evaluation: the number of images that were skipped
 

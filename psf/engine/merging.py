@@ -59,7 +59,7 @@ def apply_merging(model: nn.Module, merging: TunedMerging | None, *, is_new: boo
     else:
         processor.things, processor.stuff = chosen = merging.in_force(*processor.configured)
         own = chosen != (merging.things, merging.stuff)
-        reason = "of the checkpoint, tuned on training images" + (", except those that the config sets" * own)
+        reason = "of the checkpoint, tuned on training images" + (", except settings of the config" * own)
         hint = f"; {KEY}.TUNE_IMAGES 0 uses those of the config"
     if not is_new:
         logger.info("Merging thresholds %s: %s%s", reason, _text(processor.things, processor.stuff), hint)

@@ -31,7 +31,7 @@ Rules for all parts:
   checkpoints itself, its attribute `activation_checkpointing` is set to False.
 * At test, torch.compile makes one graph of the model's `candidates` if no part branches on the values of tensors.
 
-Keys under MODEL.PSF that every part must support, because the rest of the model depends on them: those that the
+Keys under MODEL.PSF that every part must support, because the rest of the model depends on them: the keys that the
 protocols below name. All others, such as LOCATION_DECODER.TWO_STAGE and BOX_REFINEMENT, MASK_DECODER.KEY_POSITION and
 STUFF_POSITION, NUM_POINTS, FEEDFORWARD_DIM or DROPOUT, are options of psf's own parts, which other parts may ignore.
 

@@ -53,12 +53,12 @@ class Problem(NamedTuple):
 class Measurement(NamedTuple):
     """What was found for each implementation; each is in one of the two."""
 
-    milliseconds: dict[str, float]  # of those that are right
+    milliseconds: dict[str, float]  # of the implementations without an error
     refused: dict[str, str]  # why the others were not timed
 
     @property
     def fastest(self) -> str:
-        """The fastest of those that are right; the reference if there is none."""
+        """The fastest implementation without an error; the reference if there is none."""
         return min(self.milliseconds, key=lambda name: self.milliseconds[name], default="reference")
 
 

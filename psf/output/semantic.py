@@ -22,7 +22,7 @@ MAX_ID = 2**16 - 1  # of a PNG of one channel
 class SemanticOutput(TaskOutput):
     """The task "semantic": one class per pixel. PNGs have the dataset's category ids.
 
-    `sem_seg` of the prediction is (K, H, W) scores, of which the highest wins, or an (H, W) map of classes.
+    `sem_seg` of the prediction is (K, H, W) scores, where the highest wins, or an (H, W) map of classes.
 
     Raises:
         UserError: if the metadata list no classes.

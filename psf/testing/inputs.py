@@ -50,7 +50,7 @@ def configs_to_check(cfg: CfgNode | None) -> dict[str, CfgNode]:
         return {"psf's defaults": small_config(), f"the keys of configs/{OWN_DATA}": small_config(OWN_DATA)}
     cfg = cfg.clone()
     cfg.defrost()
-    if cfg.MODEL.PSF.NUM_THING_QUERIES == -1:  # counted in the training images, of which there are none here
+    if cfg.MODEL.PSF.NUM_THING_QUERIES == -1:  # counted in the training images, but here are none
         cfg.MODEL.PSF.NUM_THING_QUERIES = NUM_QUERIES
     return {"the given config": cfg}
 

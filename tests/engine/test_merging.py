@@ -46,7 +46,7 @@ def test_numbers_of_the_user_win():
     ("tune_images", "t_cnf", "expected", "text"),
     [
         (4, 0.25, AFTER[0], "of the checkpoint, tuned on training images: THINGS ALPHA 0.5"),
-        (4, 0.5, AFTER[0]._replace(t_cnf=0.5), "except those that the config sets: THINGS ALPHA 0.5"),
+        (4, 0.5, AFTER[0]._replace(t_cnf=0.5), "except settings of the config: THINGS ALPHA 0.5"),
         (0, 0.25, BEFORE[0], "TUNE_IMAGES is 0: THINGS ALPHA 1"),
     ],
 )

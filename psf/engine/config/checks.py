@@ -178,7 +178,7 @@ def check_solver(cfg: CfgNode) -> None:
 
 
 def check_device(name: str, source: str, *, must_exist: bool = False) -> None:
-    """Raise a UserError, naming `source`, if torch knows no such device; or, with `must_exist`, has no such GPU."""
+    """Raise a UserError, naming `source`, if torch knows no such device; or, with `must_exist`, cannot use it here."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -186,6 +186,11 @@ def check_device(name: str, source: str, *, must_exist: bool = False) -> None:
     count = torch.cuda.device_count()
     if must_exist and device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f'{source} is {name!r}, but torch finds {count or "no"} CUDA GPU{"s" * (count > 1)}; use "cpu"')
+    if must_exist and device.type != "cuda":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+            raise UserError(f'{source} is {name!r}, but torch cannot use this device here; use "cpu"') from error
 
 
 def keys_without_effect(cfg: CfgNode) -> dict[str, str]:

@@ -138,6 +138,11 @@ def test_devices() -> None:
         check_device("gpu", "--device")
     with pytest.raises(UserError, match=r"MODEL\.DEVICE is 'cuda:99', but torch finds"):
         check_device("cuda:99", "MODEL.DEVICE", must_exist=True)
+    check_device("vulkan", "MODEL.DEVICE")
+    with pytest.raises(
+        UserError, match=r"MODEL\.DEVICE is 'vulkan', but torch cannot use this device here; use \"cpu\""
+    ):
+        check_device("vulkan", "MODEL.DEVICE", must_exist=True)
 
 
 def test_one_warning_names_all_keys(caplog: pytest.LogCaptureFixture) -> None:
