@@ -17,9 +17,12 @@ from psf.engine.checkpointer import check_weights, file_of_weights
 from psf.engine.config.checks import check_config, check_device
 from psf.engine.config.files import merge_config_text, merge_options
 from psf.errors import UserError
+from psf.model_zoo.published import find
 from psf.structures import ClassEntry, PanopticClasses
 
 __all__ = ["ModelFile", "choose_device", "find_model_file", "read_config", "read_model_file"]
+
+CHECKPOINT_SUFFIXES = (".pth", ".pkl", ".pt")
 
 
 class ModelFile(NamedTuple):
@@ -31,14 +34,22 @@ class ModelFile(NamedTuple):
 
 
 def find_model_file(model: str | os.PathLike[str]) -> str:
-    """Path of a model: a checkpoint file, or an address that MODEL.WEIGHTS may have.
+    """Path of a model; the weights of a published one are downloaded if the cache does not have them.
+
+    Args:
+        model: a checkpoint file, an address that MODEL.WEIGHTS may have, or a name for `psf.model_zoo.resolve`: "R50".
 
     Raises:
-        UserError: if there is no such file, or it is obviously no checkpoint.
+        UserError: if there is no such file or name, or the file is obviously no checkpoint; as `resolve`.
     """
     name = os.path.expanduser(os.fspath(model))
     if not name:
-        raise UserError("the model is empty: expected a model file (.pth)")
+        raise UserError("the model is empty: expected a model file (.pth), or the name of a published model (R50)")
+    if "://" not in name and not os.path.lexists(name) and not name.endswith(CHECKPOINT_SUFFIXES):
+        try:
+            name = find(name).address
+        except UserError as error:
+            raise UserError(f"{name}: no such model file; {error}") from error
     check_weights(name)
     return local_path(file_of_weights(name))
 

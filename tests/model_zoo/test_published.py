@@ -14,13 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from PIL import Image
 from torch import nn
 
+import psf
 from psf import model_zoo
+from psf.commands import info, predict
 from psf.commands import model_zoo as command
 from psf.data.files import sha256_of
 from psf.engine.checkpointer import check_weights
@@ -116,6 +120,25 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match="PSF_WEIGHTS_URL is not the address of a folder") as caught:
             address_of(find("R50"))
         assert "secret" not in str(caught.value)
+
+
+def test_a_name_is_enough_to_segment_a_photograph(
+    site: Site, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two commands of a new user, without any file but the photograph; a file of that name comes first."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save("photo.png")
+    assert predict.main(["--model", "R50", "photo.png", "--device", "cpu", "--output", "out"]) == 0
+    assert "1 of 1 images written" in capsys.readouterr().out and Path("out/photo.json").is_file()
+    assert [path for path, _ in site.requests] == [f"/mirror/{FILE}"]
+    predictor = psf.load("psf://released/R50_24ep", device="cpu")
+    assert predictor.path == str(folder / "R50_24ep.pth") and len(predictor.classes) == 7
+    assert info.main(["r50"]) == 0 and "usable alone" in capsys.readouterr().out
+    Path("R50").write_bytes(b"mine")
+    with pytest.raises(UserError, match="R50"):
+        psf.load("R50")
+    with pytest.raises(UserError, match=r"R5O: no such model file; no published weights .* did you mean R50"):
+        psf.load("R5O")
 
 
 def test_downloaded_and_converted_once(site: Site, folder: Path, model: nn.Module, content: bytes) -> None:
