@@ -53,9 +53,9 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Import without the warnings of newer torch versions about Detectron2 and fvcore, which use torch.jit.script."""
+    """Within the block, newer torch versions do not warn of what Detectron2 and fvcore use."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=Warning)
+        warnings.filterwarnings("ignore", message=".*(torch.jit|broadcast_buffers).* is deprecated", category=Warning)
         yield
 
 

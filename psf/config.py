@@ -192,7 +192,7 @@ def _add_query_defaults(node: CN) -> None:
     # registered.
     node.CLASSES = []
     # N_things; with QUERIES "joint", the number of all queries. -1: the trainer computes it from the training data, and
-    # a trained model uses the number in its checkpoint (psf.engine.num_queries).
+    # a trained model uses the number in its checkpoint (psf.engine.config.num_queries).
     node.NUM_THING_QUERIES = 300
     # "decoupled": thing queries are matched, and each stuff class has its own query. "joint": one set of matched
     # queries predicts things and stuff with the mask decoder of the thing queries (table 8); the keys of the

@@ -9,8 +9,8 @@ from psf.engine.arguments import (
     setup,
 )
 from psf.engine.checkpointer import Checkpointer, build_checkpointer
+from psf.engine.config.num_queries import resolve_num_queries
 from psf.engine.evaluators import build_evaluator, panoptic_test_set
-from psf.engine.num_queries import resolve_num_queries
 from psf.engine.optimizer import build_optimizer
 from psf.engine.predictor import Predictor
 from psf.engine.runs import check_run, launch, main

@@ -15,16 +15,14 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 
 from psf.config import add_psf_config, import_user_modules
 from psf.data import PanopticSet, register_from_config
 from psf.data.own_files import check_replaceable
 from psf.engine.config.checks import check_config, warn_of_keys_without_effect
 from psf.engine.config.files import find_config_file, merge_config_file, merge_options
-from psf.engine.num_queries import resolve_num_queries
+from psf.engine.config.num_queries import resolve_num_queries
 from psf.engine.run_folder import (
     CONFIG_FILE,
     WAY_OUT,
@@ -35,6 +33,7 @@ from psf.engine.run_folder import (
     prepare_run_folder,
     write_config_file,
 )
+from psf.engine.run_log import log_environment, set_up_loggers
 from psf.errors import UserError
 from psf.meta_arch import store_classes
 
@@ -159,9 +158,8 @@ def setup(args: argparse.Namespace, *, is_training: bool = True, folder_name: st
     if comm.is_main_process():
         _prepare_folder(cfg, args, is_training=is_training)
     logging.raiseExceptions = False  # on a full disk, each line of the log would print a traceback
-    for name in ("fvcore", "detectron2", "psf"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-    _log_run(cfg, args)
+    set_up_loggers(cfg.OUTPUT_DIR)
+    log_environment(cfg, args)
     if _has_folder(args.opts) and args.run_dir != cfg.OUTPUT_DIR:
         logger.warning("OUTPUT_DIR %s holds a training: the results go to %s", args.run_dir, cfg.OUTPUT_DIR)
     _warn(cfg, args.register)  # also in log.txt
@@ -203,18 +201,6 @@ def _prepare_folder(cfg: CfgNode, args: argparse.Namespace, *, is_training: bool
     config = folder / CONFIG_FILE
     if not (is_training and (args.resume or overwrite) and config.is_file()):
         write_config_file(cfg, overwrite=overwrite)
-
-
-def _log_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Log what Detectron2's `default_setup` logs, which would also overwrite config.yaml."""
-    logger.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
-    logger.info("Environment info:\n%s", collect_env_info())
-    logger.info("Command line arguments: %s", args)
-    logger.info("Contents of args.config_file=%s:\n%s", args.config_file, Path(args.config_file).read_text("utf-8"))
-    logger.info("Running with full config:\n%s", cfg.dump())
-    logger.info("Output folder: %s", cfg.OUTPUT_DIR)
-    if choice := getattr(args, "process_choice", None):
-        logger.info(choice)
 
 
 def write_config(cfg: CfgNode, *, overwrite: bool = False) -> None:

@@ -178,7 +178,7 @@ def evaluate_datasets(
             of_dataset = inference_on_dataset(model, loader, evaluator)
         num_unreadable = sum(comm.all_gather(len(getattr(loader, "unreadable", ()))))
         if comm.is_main_process():
-            logger.info("Evaluation results for %s in csv format:", name)
+            logger.debug("Evaluation results for %s in csv format:", name)
             print_csv_format(of_dataset)
             if num_unreadable:
                 of_dataset[UNREADABLE] = {"images": num_unreadable}

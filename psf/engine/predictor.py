@@ -16,7 +16,7 @@ from psf.config import import_user_modules
 from psf.data import as_picture, build_augmentations, in_format, limit_pixels, read_image
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.config.checks import check_config, check_device
-from psf.engine.num_queries import resolve_num_queries
+from psf.engine.config.num_queries import resolve_num_queries
 from psf.errors import UserError
 from psf.meta_arch import metadata_from_config, register_stored_classes
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA

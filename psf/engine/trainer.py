@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim import Optimizer
 
+from psf import without_deprecations
 from psf.checkpoint import TunedMerging, check_same_classes
 from psf.data import (
     PanopticMapper,
@@ -37,10 +38,10 @@ from psf.data.files import remove_stale_drafts
 from psf.engine.arguments import write_config
 from psf.engine.checkpointer import build_checkpointer
 from psf.engine.config.checks import check_config
+from psf.engine.config.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds, evaluate_datasets
-from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, StopSignals
+from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, StopSignals, TimeLeftHook
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
-from psf.engine.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import (
     EMPTY_RESULT,
@@ -66,6 +67,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+RANDOM = "random"  # weights
 FINAL_CHECKPOINT = "model_final"  # as Detectron2 names it
 
 
@@ -128,7 +130,8 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         device_type = torch.device(cfg.MODEL.DEVICE).type
         device_ids = None if device_type == "cpu" else [comm.get_local_rank()]  # DDP refuses ids for CPU modules
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        with without_deprecations():
+            model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
 
         self._trainer = TrainStep(
             model,
@@ -199,13 +202,24 @@ class Trainer(DefaultTrainer):
             drop_later_metrics(self.cfg.OUTPUT_DIR, self.start_iter, is_finished=self.is_finished)
         if merging is not None and self.is_finished:
             self._set_merging(merging)
-        model = self.cfg.MODEL
-        is_pretrained = model.BACKBONE.NAME == "build_psf_timm_backbone" and model.PSF.TIMM.PRETRAINED
-        if not (model.WEIGHTS or is_pretrained or self.checkpointer.resumed_from):
+        if self.describe_weights() == RANDOM:
             logger.warning(
                 "MODEL.WEIGHTS is empty: TRAINING STARTS FROM RANDOM WEIGHTS, also in the backbone; docs/model_zoo.md "
                 "lists the sources of pretrained weights"
             )
+
+    def describe_weights(self) -> str:
+        """Where the weights before the first iteration come from."""
+        model = self.cfg.MODEL
+        if self.checkpointer.resumed_from is not None:
+            return f"{self.checkpointer.resumed_from}, which continues after {self.start_iter:,} iterations"
+        is_pretrained = model.BACKBONE.NAME == "build_psf_timm_backbone" and model.PSF.TIMM.PRETRAINED
+        return model.WEIGHTS or (f"timm's of {model.PSF.TIMM.NAME}, in the backbone" if is_pretrained else RANDOM)
+
+    @property
+    def num_images(self) -> int | None:
+        """Images that are trained on; None if the loader is not psf's."""
+        return getattr(self._trainer.data_loader, "num_images", None)
 
     def _continue_after(self, num_iterations: int, states: list[dict[str, Any]]) -> None:
         """Set the first iteration of a resumed run.
@@ -282,7 +296,7 @@ class Trainer(DefaultTrainer):
                 hooks.insert(last, _MergingTuner())  # these save and evaluate with the tuned values
             else:
                 logger.info("Merging thresholds will not be tuned (TUNE_IMAGES): %s", reason)
-        return [*hooks, *([_ConfigComments()] if comm.is_main_process() else [])]
+        return [*hooks, *([_ConfigComments(), TimeLeftHook()] if comm.is_main_process() else [])]
 
     def build_writers(self) -> list[EventWriter]:
         """`psf.engine.results.build_writers`."""

@@ -100,7 +100,10 @@ class InstanceEvaluator(COCOEvaluator):
             self._derived.write()
             if comm.is_main_process() or not self._distributed:
                 self._load()
-        results: dict[str, Any] = super().evaluate(img_ids)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):  # pycocotools prints its progress and tables
+            results: dict[str, Any] = super().evaluate(img_ids)
+        logger.debug("pycocotools:\n%s", printed.getvalue())
         return results
 
     def _derive_coco_results(

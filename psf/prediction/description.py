@@ -18,6 +18,7 @@ from psf.checkpoint import (
     kind_of_weights,
     read_checkpoint,
 )
+from psf.engine.run_log import describe_backbone
 from psf.errors import UserError
 from psf.inference import MergingThresholds
 from psf.prediction.model_file import find_model_file, read_config
@@ -73,7 +74,7 @@ def _describe_config(content: dict[str, Any], path: str) -> list[tuple[str, str]
     )
     tiles = node.TEST.TILES.SIZE
     return [
-        ("architecture", f"{cfg.MODEL.META_ARCHITECTURE}, {_describe_backbone(cfg)}"),
+        ("architecture", f"{cfg.MODEL.META_ARCHITECTURE}, {describe_backbone(cfg)}"),
         (
             "",
             f"{node.NUM_THING_QUERIES} {'joint' if node.QUERIES == 'joint' else 'thing'} queries, {node.HIDDEN_DIM} "
@@ -91,16 +92,6 @@ def _describe_config(content: dict[str, Any], path: str) -> list[tuple[str, str]
         *_describe_thresholds(cfg, TunedMerging.of_checkpoint(content)),
         *([("evaluated on", ", ".join(cfg.DATASETS.TEST))] if cfg.DATASETS.TEST else []),
     ]
-
-
-def _describe_backbone(cfg: CfgNode) -> str:
-    name, node = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.PSF
-    details = {
-        "build_resnet_backbone": f"ResNet-{cfg.MODEL.RESNETS.DEPTH}",
-        "build_psf_timm_backbone": f"{node.TIMM.NAME} of timm",
-        "build_psf_swin_backbone": f"Swin with {node.SWIN.EMBED_DIM} channels and {list(node.SWIN.DEPTHS)} blocks",
-    }
-    return f"backbone {details.get(name, name)}"
 
 
 def _describe_names(names: ClassNames | None) -> list[tuple[str, str]]:

@@ -197,7 +197,7 @@ class TrainingLoader:
         self._origins: dict[int, _Origin] = {}
         self._next_worker = 0
         self._buckets: tuple[list[_Sample], list[_Sample]] = ([], [])  # high, wide: images that wait for their batch
-        self.batch_size = batch_size
+        self.batch_size, self.num_images = batch_size, len(dataset)
         self._loader = WatchedLoader(
             self._stream,
             batch_size=1 if self._group else batch_size,

@@ -14,7 +14,7 @@ from psf.data import check_dataset, check_sampler
 from psf.engine.arguments import build_config
 from psf.engine.checkpointer import check_weights
 from psf.engine.config.checks import check_device
-from psf.engine.num_queries import FROM_DATA
+from psf.engine.config.num_queries import FROM_DATA
 from psf.engine.run_folder import check_run_folder, has_checkpoints
 from psf.engine.train_step import autocast_dtype
 from psf.engine.trainer import Trainer, check_views

@@ -157,7 +157,7 @@ def launch(
     # Detectron2's default port depends only on the user: a second job at the same time could not start.
     if args.num_machines == 1 and args.dist_url == argument_parser().get_default("dist_url"):
         args.dist_url = "auto"
-    with _environment({} if on_gpus else _cpu_environment(num_processes)):
+    with _environment(_quiet_environment() | ({} if on_gpus else _cpu_environment(num_processes))):
         _start(main, args, num_processes)
 
 
@@ -331,6 +331,12 @@ def _cpu_environment(num_processes: int) -> dict[str, str]:
         # an iteration takes up to fifty times as long.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
+
+
+def _quiet_environment() -> dict[str, str]:
+    """For new processes, which import Detectron2 before `psf.without_deprecations` can hide its warnings."""
+    rules = [f"ignore:`torch.jit:{kind}" for kind in ("FutureWarning", "DeprecationWarning")]
+    return {"PYTHONWARNINGS": ",".join([*rules, *filter(None, [os.environ.get("PYTHONWARNINGS")])])}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from psf.engine.evaluators import check_all_read
 from psf.engine.hooks import Stopped, StopSignals
 from psf.engine.results import append_metrics, report
 from psf.engine.run_folder import comment_config_file, unlock_folder
+from psf.engine.run_log import log_run
 from psf.engine.trainer import Trainer, check_views
 from psf.errors import UserError
 from psf.ops import used_implementations
@@ -41,6 +42,7 @@ def main(args: argparse.Namespace) -> Any:
     check_views(cfg, model)
     checkpointer = build_checkpointer(cfg, model, args.run_dir)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    log_run(cfg, args, model, source=str(checkpointer.resumed_from or cfg.MODEL.WEIGHTS or "random"))
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
@@ -65,6 +67,7 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
             trainer.resume_or_load(resume=args.resume, overwrite=overwrite)
             if not trainer.is_finished:
                 write_config(trainer.config_in_force, overwrite=overwrite)
+            log_run(cfg, args, trainer.model, source=trainer.describe_weights(), num_images=trainer.num_images)
             results = trainer.train()
             logger.info("Training is finished; the model is %s", trainer.last_saved or trainer.cfg.OUTPUT_DIR)
             return results

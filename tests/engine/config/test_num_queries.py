@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from psf.checkpoint import stored_query_count
 from psf.engine import Checkpointer, main, resolve_num_queries, setup
-from psf.engine.num_queries import queries_for, warn_of_too_few_queries
+from psf.engine.config.num_queries import queries_for, warn_of_too_few_queries
 from psf.meta_arch.build import model_parts
 from tests.engine.conftest import ParseArgs
 from tests.models import tiny_config, tiny_model
@@ -33,8 +33,8 @@ def config(mini: str, weights: str = "", **psf: object) -> CfgNode:
 
 def test_training_counts_the_data(mini: str, monkeypatch: pytest.MonkeyPatch):
     """Two things are in an image of the mini set, in another one with a crowd besides; three segments in a third."""
-    monkeypatch.setattr("psf.engine.num_queries.LEAST", 1)
-    monkeypatch.setattr("psf.engine.num_queries.MULTIPLE", 1)
+    monkeypatch.setattr("psf.engine.config.num_queries.LEAST", 1)
+    monkeypatch.setattr("psf.engine.config.num_queries.MULTIPLE", 1)
     for psf, expected, text in (({}, 3, "up to 2 things"), ({"QUERIES": "joint"}, 6, "up to 4 segments")):
         cfg = config(mini, **psf)
         cfg.freeze()
@@ -100,7 +100,7 @@ def test_a_run(mini: str, parse_args: ParseArgs, tmp_path: Path, monkeypatch: py
     assert "NUM_THING_QUERIES: 100\n" in (output / "config.yaml").read_text()
     assert "NUM_THING_QUERIES -1: 100, as images of DATASETS.TRAIN have up to 2" in (output / "log.txt").read_text()
     assert stored_query_count(torch.load(output / "model_final.pth", weights_only=True)) == 100
-    monkeypatch.setattr("psf.engine.num_queries.LEAST", 50)
+    monkeypatch.setattr("psf.engine.config.num_queries.LEAST", 50)
     weights = ("MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "other"))
     assert setup(parse_args("--eval-only", *FROM_DATA, *weights)).MODEL.PSF.NUM_THING_QUERIES == 100
     assert setup(parse_args(*FROM_DATA, *weights)).MODEL.PSF.NUM_THING_QUERIES == 50
