@@ -6,9 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import psf
 from psf.commands import COMMANDS, load_command, open_streams
+from psf.errors import UserError, printable
+from psf.model_zoo import find_config_file, find_model
 
 __all__ = ["main"]
 
@@ -20,6 +23,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
     if words and words[0] in COMMANDS:
+        if problem := mistyped_file(words[1:]):
+            sys.stderr.write(f"error: {problem}\n")
+            return 2
         try:
             if words[0] != "doctor" and (problem := psf.detectron2_problem()):
                 raise ImportError(problem)
@@ -39,6 +45,19 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     build_parser().parse_args(words)  # exits: --help, --version, or an unknown command
     return 0
+
+
+def mistyped_file(words: Sequence[str]) -> str:
+    """What is wrong with the value of --config-file or --model, as far as that takes no seconds of imports; or ""."""
+    for flag, value in pairwise(words):
+        try:
+            if flag == "--config-file":
+                find_config_file(value)
+            elif flag == "--model":
+                find_model(value)
+        except UserError as error:
+            return printable(error)
+    return ""
 
 
 def build_parser() -> argparse.ArgumentParser:

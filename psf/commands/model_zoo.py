@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from psf import model_zoo
 from psf.commands import command_parser, echo, run_command
-from psf.model_zoo.published import ALIASES, PUBLISHED, address_of, find
+from psf.model_zoo.names import ALIASES, PUBLISHED, address_of, find
 
 __all__ = ["build_parser", "main"]
 

@@ -21,7 +21,7 @@ from psf.config import add_psf_config, import_user_modules
 from psf.data import PanopticSet, register_from_config
 from psf.data.own_files import check_replaceable
 from psf.engine.config.checks import check_config, warn_of_keys_without_effect
-from psf.engine.config.files import find_config_file, merge_config_file, merge_options
+from psf.engine.config.files import merge_config_file, merge_options
 from psf.engine.config.num_queries import resolve_num_queries
 from psf.engine.run_folder import (
     CONFIG_FILE,
@@ -36,6 +36,7 @@ from psf.engine.run_folder import (
 from psf.engine.run_log import log_environment, set_up_loggers
 from psf.errors import UserError
 from psf.meta_arch import store_classes
+from psf.model_zoo import find_config_file
 
 __all__ = [
     "add_import_flag",

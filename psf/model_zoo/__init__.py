@@ -6,16 +6,30 @@ The path of a config needs neither torch nor Detectron2: the other functions imp
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from psf.errors import UserError
+from psf.model_zoo.names import find
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from torch import nn
 
-__all__ = ["ZooModel", "get", "get_checkpoint_url", "get_config", "get_config_file", "resolve"]
+__all__ = [
+    "ZooModel",
+    "find_config_file",
+    "find_model",
+    "get",
+    "get_checkpoint_url",
+    "get_config",
+    "get_config_file",
+    "resolve",
+]
+
+CHECKPOINT_SUFFIXES = (".pth", ".pkl", ".pt")
 
 
 class ZooModel(NamedTuple):
@@ -37,7 +51,7 @@ def resolve(name: str) -> ZooModel:
         UserError: if there is no such model, or its weights are neither in the cache nor can be downloaded; the message
             has the address, and the path to put the file at.
     """
-    from psf.model_zoo.published import find, prepared_weights
+    from psf.model_zoo.published import prepared_weights
 
     published = find(name)
     return ZooModel(published.name, published.config, prepared_weights(published))
@@ -52,8 +66,6 @@ def get_checkpoint_url(config: str) -> str:
     Raises:
         UserError: if there are no published weights of this config.
     """
-    from psf.model_zoo.published import find
-
     return find(config).address
 
 
@@ -70,7 +82,6 @@ def get_config(config: str, trained: bool = False) -> CfgNode:
     from detectron2.config import get_cfg
 
     from psf.config import add_psf_config
-    from psf.model_zoo.published import find
 
     published = find(config) if trained else None
     file = get_config_file(published.config if published else config)
@@ -124,7 +135,64 @@ def get_config_file(name: str) -> str:
     root = shipped if shipped.is_dir() else package.parent / "configs"
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in (".yaml", ".py"))
     if name not in names:
-        alike = difflib.get_close_matches(name, names, cutoff=0.6)
+        alike = _similar(name, names)
         hint = f"did you mean {' or '.join(alike)}?" if alike else f"{root} contains {len(names)} configs"
         raise UserError(f"psf has no config {name!r}; {hint}")
     return str(root / name)
+
+
+def _similar(name: str, names: Sequence[str]) -> list[str]:
+    """The names that somebody who wrote `name` may mean: at most three, and none that is clearly worse than the best."""
+
+    def likeness(one: str) -> float:
+        pairs = ((name, one), (Path(name).name, Path(one).name))
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    ordered = sorted(names, key=likeness, reverse=True)[:3]
+    return [one for one in ordered if likeness(one) > max(0.75, likeness(ordered[0]) - 0.06)]
+
+
+def find_config_file(name: str) -> str:
+    """Path of a config: `name` itself if it is a file, or a config that comes with psf.
+
+    Raises:
+        UserError: if there is no such yaml.
+    """
+    if not name:
+        raise UserError("--config-file is missing: expected a yaml, or a config of psf such as small/psf_small.yaml")
+    if os.path.isdir(name):
+        raise UserError(
+            f"--config-file {name!r} is a folder: expected a yaml, such as {os.path.join(name, 'config.yaml')}"
+        )
+    if not os.path.isfile(name):
+        try:
+            name = get_config_file(name)
+        except UserError as error:
+            raise UserError(f"--config-file {name!r} does not exist, and {error}") from error
+    if name.endswith(".py"):
+        raise UserError(
+            f"--config-file {name!r} is a LazyConfig, for Detectron2's lazyconfig_train_net.py: expected a yaml"
+        )
+    return name
+
+
+def find_model(model: str) -> str:
+    """What MODEL.WEIGHTS may be for a model that a user names: a file or an address as it is, or "psf://released/NAME".
+
+    Args:
+        model: a checkpoint file, an address, or a name for `resolve`, such as "R50".
+
+    Raises:
+        UserError: if there is no such file or name.
+    """
+    path = os.path.expanduser(model)
+    if "://" in path or os.path.lexists(path):
+        return path
+    if not path:
+        raise UserError("the model is empty: expected a model file (.pth), or the name of a published model (R50)")
+    if path.endswith(CHECKPOINT_SUFFIXES):
+        raise UserError(f"{path}: no such model file")
+    try:
+        return find(path).address
+    except UserError as error:
+        raise UserError(f"{path}: no such model file; {error}") from error

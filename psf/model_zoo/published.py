@@ -1,8 +1,7 @@
-"""The published checkpoints of the paper's authors: their names, and their weights in psf's layout in the cache."""
+"""The weights of published checkpoints, downloaded and converted to psf's layout in the cache."""
 
 from __future__ import annotations
 
-import difflib
 import fcntl
 import json
 import logging
@@ -11,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from torch import Tensor
 
 import psf
-from psf.atomic_files import cache_path, cache_root
+from psf.atomic_files import cache_path
 from psf.checkpoint.conversion import convert_entries
 from psf.checkpoint.reading import ZIP, check_kind, read_state_dict
 from psf.checkpoint.saving import find_damage, write_checkpoint
@@ -24,51 +22,11 @@ from psf.data.files import check_regular, read_json, sha256_of
 from psf.errors import UserError
 from psf.model_zoo import get_config
 from psf.model_zoo.download import download, forget_part
+from psf.model_zoo.names import MIRROR, Published, address_of
 
-__all__ = ["ALIASES", "MIRROR", "PREFIX", "PUBLISHED", "Published", "address_of", "find", "prepared_weights"]
+__all__ = ["prepared_weights"]
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "psf://released/"
-RELEASE = "https://github.com/zhiqi-li/Panoptic-SegFormer/releases/download/v1.0"
-MIRROR = "PSF_WEIGHTS_URL"  # variable: another address in place of RELEASE
-
-
-class Published(NamedTuple):
-    """A checkpoint of the authors' release."""
-
-    name: str
-    file: str  # below RELEASE
-    config: str  # of the same model, below configs/
-    pq: float  # on COCO val2017, as the authors' repository has it; not measured by us
-
-    @property
-    def address(self) -> str:
-        """For MODEL.WEIGHTS."""
-        return f"{PREFIX}{self.name}"
-
-    @property
-    def source(self) -> Path:
-        """The authors' file in the cache, downloaded or put there by hand."""
-        return cache_root() / "released" / self.file
-
-    @property
-    def weights(self) -> Path:
-        """The same weights in psf's layout."""
-        return cache_root() / "released" / f"{self.name}.pth"
-
-
-PUBLISHED = {
-    name: Published(name, f"panoptic_segformer_{file}.pth", f"coco/released/psf_{name}.yaml", pq)
-    for name, file, pq in (
-        ("R50_12ep", "r50_1x", 48.0),
-        ("R50_24ep", "r50_2x", 49.6),
-        ("R101_24ep", "r101_2x", 50.6),
-        ("PVTv2-B5_24ep", "pvtv2b5_2x", 55.6),
-        ("Swin-L_24ep", "swinl_2x", 55.8),
-    )
-}
-ALIASES = {"R50": "R50_24ep", "R101": "R101_24ep", "PVTv2-B5": "PVTv2-B5_24ep", "Swin-L": "Swin-L_24ep"}
 
 
 class _Record(NamedTuple):
@@ -77,39 +35,6 @@ class _Record(NamedTuple):
     size: int  # bytes
     sha256: str
     converted_by: str  # version of psf that has written the weights
-
-
-def find(name: str) -> Published:
-    """A published checkpoint by any of the names that `psf.model_zoo.resolve` takes; a UserError if there is none."""
-    forms = {alias: PUBLISHED[full] for alias, full in ALIASES.items()}
-    for published in PUBLISHED.values():
-        forms |= dict.fromkeys((published.name, published.config), published)
-    folded = {form.lower(): published for form, published in forms.items()}
-    wanted = name.lower().removeprefix(PREFIX)
-    if wanted in folded:
-        return folded[wanted]
-    alike = [form for form in forms if form.lower() in difflib.get_close_matches(wanted, folded, 2)]
-    hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
-    raise UserError(f"no published weights have the name {name!r}: expected one of {', '.join(PUBLISHED)}{hint}")
-
-
-def address_of(published: Published) -> str:
-    """Where a file is downloaded from: the authors' release, or the mirror in the variable PSF_WEIGHTS_URL."""
-    if not (mirror := os.environ.get(MIRROR, "").strip()):
-        return f"{RELEASE}/{published.file}"
-    try:
-        parts = urlsplit(mirror)
-        is_plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        is_plain = is_plain and not (parts.query or parts.fragment) and mirror.isascii() and " " not in mirror
-        _ = parts.port  # a ValueError if it is no number
-    except ValueError:
-        is_plain = False
-    if not is_plain:
-        raise UserError(
-            f"the variable {MIRROR} is not the address of a folder, without name and password: expected "
-            "https://HOST/FOLDER or http://HOST/FOLDER"
-        )
-    return f"{mirror.rstrip('/')}/{published.file}"
 
 
 def prepared_weights(published: Published) -> Path:

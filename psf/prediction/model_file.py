@@ -17,12 +17,10 @@ from psf.engine.checkpointer import check_weights, file_of_weights
 from psf.engine.config.checks import check_config, check_device
 from psf.engine.config.files import merge_config_text, merge_options
 from psf.errors import UserError
-from psf.model_zoo.published import find
+from psf.model_zoo import find_model
 from psf.structures import ClassEntry, PanopticClasses
 
 __all__ = ["ModelFile", "choose_device", "find_model_file", "read_config", "read_model_file"]
-
-CHECKPOINT_SUFFIXES = (".pth", ".pkl", ".pt")
 
 
 class ModelFile(NamedTuple):
@@ -42,14 +40,7 @@ def find_model_file(model: str | os.PathLike[str]) -> str:
     Raises:
         UserError: if there is no such file or name, or the file is obviously no checkpoint; as `resolve`.
     """
-    name = os.path.expanduser(os.fspath(model))
-    if not name:
-        raise UserError("the model is empty: expected a model file (.pth), or the name of a published model (R50)")
-    if "://" not in name and not os.path.lexists(name) and not name.endswith(CHECKPOINT_SUFFIXES):
-        try:
-            name = find(name).address
-        except UserError as error:
-            raise UserError(f"{name}: no such model file; {error}") from error
+    name = find_model(os.fspath(model))
     check_weights(name)
     return local_path(file_of_weights(name))
 

@@ -30,7 +30,7 @@ from psf.data.files import sha256_of
 from psf.engine.checkpointer import check_weights
 from psf.errors import UserError
 from psf.model_zoo import published as module
-from psf.model_zoo.published import ALIASES, PUBLISHED, address_of, find
+from psf.model_zoo.names import ALIASES, PUBLISHED, address_of, find
 from tests.checkpoint.conftest import released_content
 from tests.checkpoint.test_reading import Touch
 from tests.model_zoo.site import Site, serving

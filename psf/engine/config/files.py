@@ -18,10 +18,8 @@ from detectron2.config import CfgNode
 
 from psf.data.files import local_path
 from psf.errors import UserError
-from psf.model_zoo import get_config_file
 
 __all__ = [
-    "find_config_file",
     "leaves",
     "merge_config_file",
     "merge_config_text",
@@ -58,30 +56,6 @@ class _ConfigFile(NamedTuple):
 
     path: str
     content: dict[str, Any]
-
-
-def find_config_file(name: str) -> str:
-    """Path of a config: `name` itself if it is a file, or a config that comes with psf.
-
-    Raises:
-        UserError: if there is no such yaml.
-    """
-    if not name:
-        raise UserError("--config-file is missing: expected a yaml, or a config of psf such as small/psf_small.yaml")
-    if os.path.isdir(name):
-        raise UserError(
-            f"--config-file {name!r} is a folder: expected a yaml, such as {os.path.join(name, 'config.yaml')}"
-        )
-    if not os.path.isfile(name):
-        try:
-            name = get_config_file(name)
-        except UserError as error:
-            raise UserError(f"--config-file {name!r} does not exist, and {error}") from error
-    if name.endswith(".py"):
-        raise UserError(
-            f"--config-file {name!r} is a LazyConfig, for Detectron2's lazyconfig_train_net.py: expected a yaml"
-        )
-    return name
 
 
 def merge_config_file(cfg: CfgNode, path: str) -> None:

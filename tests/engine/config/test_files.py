@@ -8,8 +8,9 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from psf.config import add_psf_config
-from psf.engine.config.files import find_config_file, merge_config_file, merge_options, stored_value
+from psf.engine.config.files import merge_config_file, merge_options, stored_value
 from psf.errors import UserError
+from psf.model_zoo import find_config_file
 
 
 @pytest.fixture
@@ -121,13 +122,6 @@ def test_bases(cfg: CfgNode, tmp_path: Path, content: str, message: str) -> None
     written(tmp_path, "_BASE_: config.yaml\n", "other.yaml")
     with pytest.raises(UserError, match=message):
         merge_config_file(cfg, written(tmp_path, content))
-
-
-def test_files_on_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder: expected a yaml"):
-        find_config_file(str(tmp_path))
-    with pytest.raises(UserError, match="is a LazyConfig"):
-        find_config_file("lazy/released.py")
 
 
 @pytest.mark.parametrize(
