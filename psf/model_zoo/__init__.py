@@ -142,7 +142,7 @@ def get_config_file(name: str) -> str:
 
 
 def _similar(name: str, names: Sequence[str]) -> list[str]:
-    """The names that somebody who wrote `name` may mean: at most three, and none that is clearly worse than the best."""
+    """The names that the writer of `name` may mean: at most three, and none that is clearly worse than the best."""
 
     def likeness(one: str) -> float:
         pairs = ((name, one), (Path(name).name, Path(one).name))

@@ -177,7 +177,7 @@ class Predictor:
     def _predict(
         self, sources: list[Any], channel_order: str, tasks: Collection[str], *, keeps: bool
     ) -> list[PanopticResult]:
-        loaded = [self._load(source, channel_order) for source in sources]
+        loaded = [self.load_image(source, channel_order) for source in sources]
         outputs = self._run([one.model_input for one in loaded])
         results = []
         for source, image, output in zip(sources, loaded, outputs, strict=True):
@@ -193,7 +193,8 @@ class Predictor:
             results.append(result)
         return results
 
-    def _load(self, source: Any, channel_order: str) -> LoadedImage:
+    def load_image(self, source: ImageSource, channel_order: str = "RGB") -> LoadedImage:
+        """An image as the network gets it, and as a picture; a UserError that names it, if it cannot be used."""
         try:
             return load_image(source, self._predictor, channel_order)
         except UserError as error:
@@ -236,12 +237,12 @@ class _Again:
 
     def __call__(self) -> ImageOutput:
         if self._output is None:
-            image = self._predictor._load(self._source, self._channel_order)
+            image = self._predictor.load_image(self._source, self._channel_order)
             [self._output] = self._predictor._run([image.model_input])
         return self._output
 
     def picture(self) -> np.ndarray:
-        return self._predictor._load(self._source, self._channel_order).picture
+        return self._predictor.load_image(self._source, self._channel_order).picture
 
 
 def _check_settings(dtype: str, batch_size: int) -> None:

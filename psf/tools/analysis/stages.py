@@ -19,20 +19,25 @@ from psf.meta_arch import PanopticSegFormer
 __all__ = ["StageTimes", "measure_stages", "peak_memory", "stage_table"]
 
 STAGES = ("backbone", "neck", "pixel_encoder", "location_decoder", "thing_decoder", "stuff_decoder")
-REST = "candidates and post-processing"
+CANDIDATES, REST = "candidates", "candidates and post-processing"
 
 
 class StageTimes(NamedTuple):
     """Medians over the repeats, in seconds per batch."""
 
-    parts: dict[str, float]  # in order of execution; REST is the time between and after them
+    parts: dict[str, float]  # in order of execution; the last is the time between and after them
     total: float
     num_images: int
 
 
 @torch.no_grad()
 def measure_stages(
-    model: PanopticSegFormer, inputs: list[dict[str, Any]], *, repeats: int, warm_ups: int = 1
+    model: PanopticSegFormer,
+    inputs: list[dict[str, Any]],
+    *,
+    repeats: int,
+    warm_ups: int = 1,
+    post_processing: bool = True,
 ) -> StageTimes:
     """Run the model in eval mode on a batch, and time its parts.
 
@@ -43,23 +48,24 @@ def measure_stages(
         inputs: Detectron2's input dicts.
         repeats: timed runs.
         warm_ups: runs before them.
+        post_processing: False: without it, as its time means nothing if the weights are random, and no mask is kept.
     """
     model.eval()
-    parts = _parts(model)
+    parts, rest = _parts(model), REST if post_processing else CANDIDATES
     runs = []
     for _ in range(warm_ups + repeats):
         spent = dict.fromkeys(parts, 0.0)
         handles = [h for name, part in parts.items() for h in _timed(part, name, spent, model.device)]
         try:
             start = _now(model.device)
-            model(inputs)
+            model(inputs) if post_processing else list(model.candidates_by_image(inputs))
             total = _now(model.device) - start
         finally:
             for handle in handles:
                 handle.remove()
-        runs.append({**spent, REST: total - sum(spent.values()), "total": total})
+        runs.append({**spent, rest: total - sum(spent.values()), "total": total})
     medians = {name: statistics.median(run[name] for run in runs[warm_ups:]) for name in runs[0]}
-    return StageTimes({name: medians[name] for name in (*parts, REST)}, medians["total"], len(inputs))
+    return StageTimes({name: medians[name] for name in (*parts, rest)}, medians["total"], len(inputs))
 
 
 def _parts(model: PanopticSegFormer) -> dict[str, nn.Module]:
