@@ -50,11 +50,8 @@ def run(opts: Sequence[str]) -> int:
     if code := run_psf("train", "--config-file", CONFIG, "--num-gpus", "0", *again, "OUTPUT_DIR", str(OUTPUT), *opts):
         return code
     held_out = held_out_images()
-    weights = ("--opts", "MODEL.WEIGHTS", str(OUTPUT / "model_final.pth"))
-    output = str(OUTPUT / "demo")
-    if code := run_psf(
-        "predict", "--config-file", CONFIG, "--input", *held_out[:NUM_DEMO_IMAGES], "--output", output, *weights
-    ):
+    model, output = str(OUTPUT / "model_final.pth"), str(OUTPUT / "demo")
+    if code := run_psf("predict", "--model", model, *held_out[:NUM_DEMO_IMAGES], "--output", output):
         return code
     results = json.loads((OUTPUT / "results.json").read_text(encoding="utf-8"))["panoptic_seg"]
     metrics = ", ".join(f"{name} {results[name]:.1f}" for name in ("PQ", "PQ_th", "PQ_st"))
