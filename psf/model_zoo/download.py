@@ -26,11 +26,10 @@ from urllib.request import (
     Request,
 )
 
-from tqdm import tqdm
-
 from psf.atomic_files import write_text
 from psf.data.files import SECONDS_TO_ANSWER, read_json
 from psf.errors import UserError
+from psf.progress import Progress
 
 __all__ = ["download", "forget_part"]
 
@@ -149,7 +148,7 @@ def _agree(response: HTTPResponse, part: Path, known: _Remote | None, done: int,
 def _receive(response: HTTPResponse, part: Path, done: int, remote: _Remote) -> None:
     """Add the body of an answer to the part."""
     name = urlsplit(remote.url).path.rpartition("/")[2]
-    bar = tqdm(desc=name, total=remote.size, initial=done, unit="B", unit_scale=True, disable=None)  # None: for people
+    bar = Progress(desc=name, total=remote.size, initial=done, unit="B", unit_scale=True)
     try:
         with bar, part.open("ab") as file:
             for chunk in _chunks(response):

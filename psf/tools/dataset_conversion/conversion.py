@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
-from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from psf.data.files import make_folder, read_json, write_text
@@ -20,6 +19,7 @@ from psf.data.own_files import has_png_sign, save_signed_png
 from psf.data.panoptic_format import FILE_NAME, shorten
 from psf.data.panoptic_labels import compact_with_boxes
 from psf.errors import UserError
+from psf.progress import Progress
 
 __all__ = ["Drawing", "PanopticFiles", "png_name", "write_panoptic_set"]
 
@@ -120,7 +120,7 @@ def write_panoptic_set(
     images, annotations, notes = [], [], Counter[str]()
     seen: dict[Any, str] = {}
     for image, annotation, new_notes in thread_map(
-        write, items, tqdm_class=tqdm, max_workers=workers, disable=not show_progress, unit="image"
+        write, items, tqdm_class=Progress, max_workers=workers, disable=not show_progress, unit="image"
     ):
         for key in (("id", image["id"]), ("PNG", annotation["file_name"])):
             if key in seen:

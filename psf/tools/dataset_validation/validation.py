@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from psf.data.dataset_check import check_dataset
@@ -18,6 +17,7 @@ from psf.data.files import sha256_of, write_text
 from psf.data.panoptic_format import image_key
 from psf.data.registration import PanopticSet
 from psf.errors import UserError
+from psf.progress import Progress
 from psf.tools.dataset_validation.files import CheckedAnnotation, check_annotation
 from psf.tools.dataset_validation.lists import check_lists, read_panoptic_content
 from psf.tools.dataset_validation.report import (
@@ -67,7 +67,7 @@ def validate_panoptic(
 
     better: dict[int, dict[str, Any]] = {}  # by id() of an image's or an annotation's entry
     checked = thread_map(
-        check, lists.annotations, tqdm_class=tqdm, max_workers=workers, disable=not show_progress, unit="image"
+        check, lists.annotations, tqdm_class=Progress, max_workers=workers, disable=not show_progress, unit="image"
     )
     for annotation, one in zip(lists.annotations, checked, strict=True):
         if any(fault.is_fixable for fault in one.faults):
