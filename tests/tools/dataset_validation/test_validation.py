@@ -53,10 +53,11 @@ def test_arrays_are_counted_and_drawn(tmp_path):
     assert [fault.kind for fault in validate(tmp_path / "set").faults] == ["size mismatch"]
 
 
-def test_the_progress_bar_counts_every_annotation(tmp_path, capsys):
+def test_the_progress_bar_counts_every_annotation(tmp_path, capsys, monkeypatch):
     write_mini_set(tmp_path / "set")
     validate(tmp_path / "set")
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     validate(tmp_path / "set", show_progress=True)
     assert "100%" in (err := capsys.readouterr().err) and "5/5" in err
 
