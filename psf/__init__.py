@@ -21,14 +21,19 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; "" stands for the module psf.NAME itself.
 _NAMES = {
+    "PanopticResult": "psf.prediction",
     "PanopticSegFormer": "psf.meta_arch",
+    "Predictor": "psf.prediction",
     "UserError": "psf.errors",
     "add_psf_config": "psf.config",
     "backbone": "",
     "checkpoint": "",
     "data": "",
+    "load": "psf.prediction",
     "model_zoo": "",
 }
+# Names that are imported at their first use: most programs that train or evaluate need none of them.
+_LAZY = {"PanopticResult", "Predictor", "load"}
 __all__ = [*_NAMES, "__version__"]
 
 
@@ -92,7 +97,7 @@ if not _is_command():
     _problem = ""
     with suppress(ImportError, OSError):  # the first use of a name raises it again
         _problem = detectron2_problem()
-        for _name in _NAMES if not _problem else ():
+        for _name in _NAMES.keys() - _LAZY if not _problem else ():
             __getattr__(_name)
     if _problem:
         raise ImportError(f"{_problem}; `{sys.executable} -m psf doctor` prints the fix")

@@ -187,6 +187,10 @@ def _add_query_defaults(node: CN) -> None:
     # N_stuff, also the number of stuff queries. 0: an instance segmentation model (table 4): stuff is void, whatever
     # the metadata contain.
     node.NUM_STUFF_CLASSES = -1
+    # The classes of the datasets, as texts "KIND CONTIGUOUS_ID CATEGORY_ID RRGGBB NAME", such as "thing 0 1 dc143c
+    # person". psf writes them into config.yaml and checkpoints, and reads them where no dataset of DATASETS is
+    # registered.
+    node.CLASSES = []
     # N_things; with QUERIES "joint", the number of all queries. -1: the trainer computes it from the training data, and
     # a trained model uses the number in its checkpoint (psf.engine.num_queries).
     node.NUM_THING_QUERIES = 300

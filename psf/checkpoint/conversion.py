@@ -12,15 +12,16 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from psf.checkpoint.entries import class_names_from_config
+from psf.checkpoint.entries import ModelEntry, class_names_from_config
 from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
+from psf.checkpoint.loading import without_wrappers
 from psf.checkpoint.name_table import count_matches, is_match
 from psf.checkpoint.reading import read_state_dict
 from psf.checkpoint.released import DROPPED, convert_released
-from psf.data.files import atomic_path
+from psf.checkpoint.saving import write_checkpoint
 from psf.errors import UserError
 
-__all__ = ["Conversion", "convert_checkpoint"]
+__all__ = ["Conversion", "convert_checkpoint", "convert_entries"]
 
 BACKBONE = "backbone."
 NUM_NAMED = 8  # entries listed in an error message
@@ -57,7 +58,23 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
         raise UserError(f"{target}: is a folder, or the source itself; name another file")
     if os.path.lexists(target) and not overwrite:
         raise UserError(f"{target}: already exists; name another file, or overwrite it with --force")
-    entries = read_state_dict(source)
+    content, conversion = convert_entries(read_state_dict(source), cfg, str(source))
+    _write(content, target)
+    return conversion
+
+
+def convert_entries(entries: Mapping[str, Tensor], cfg: CfgNode, source: str) -> tuple[dict[str, Any], Conversion]:
+    """The content of a file for MODEL.WEIGHTS, from the entries of another project's file.
+
+    Args:
+        entries: of `psf.checkpoint.read_state_dict`; prefixes of DistributedDataParallel and torch.compile are removed.
+        cfg: config of the model.
+        source: name of the file, for messages.
+
+    Raises:
+        UserError: as `convert_checkpoint`.
+    """
+    entries = without_wrappers(entries)
     is_backbone = not any(name.startswith("bbox_head.") for name in entries)
     wanted = _shapes_of_model(cfg)
     may_be_missing: tuple[str, ...] = ()
@@ -66,11 +83,14 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode, *, 
         wanted = {name: shape for name, shape in wanted.items() if name.startswith(BACKBONE)}
     else:
         converted, dropped = convert_released(entries), DROPPED
-    _check_fit(converted, wanted, may_be_missing, str(source))
+    _check_fit(converted, wanted, may_be_missing, source)
     names = None if is_backbone else class_names_from_config(cfg)
-    _write({"model": converted, **(names.as_entry() if names else {})}, target)
+    content: dict[str, Any] = {"model": converted, **(names.as_entry() if names else {})}
+    if not is_backbone:
+        content |= ModelEntry.of_config(cfg).as_entry()
     fresh = count_matches(wanted.keys() - converted.keys(), may_be_missing)
-    return Conversion(is_backbone, len(entries), len(converted), count_matches(entries, dropped), fresh)
+    dropped_counts = count_matches(entries, dropped)
+    return content, Conversion(is_backbone, len(entries), len(converted), dropped_counts, fresh)
 
 
 def _shapes_of_model(cfg: CfgNode) -> dict[str, torch.Size]:
@@ -105,7 +125,6 @@ def _shortened(names: list[str]) -> str:
 
 def _write(content: Mapping[str, Any], target: Path) -> None:
     try:
-        with atomic_path(target, durable=True) as path:
-            torch.save(content, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
+        write_checkpoint(content, target)
+    except OSError as error:
         raise UserError(f"{target}: cannot be written ({error})") from error

@@ -1,24 +1,34 @@
-"""Checkpoint entries in addition to the weights: class names and tuned merging thresholds."""
+"""Checkpoint entries in addition to the weights: the model's config, class names and tuned merging thresholds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from detectron2.config import CfgNode
+import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import Metadata, MetadataCatalog
 
+import psf
 from psf.checkpoint.reading import wrong_entry
+from psf.config import add_psf_config
 from psf.errors import UserError
 from psf.inference import MergingThresholds
-from psf.meta_arch import classes_from_config
+from psf.meta_arch import classes_from_config, metadata_from_config, store_classes
 from psf.structures import PanopticClasses
 
-__all__ = ["ClassNames", "TunedMerging", "check_same_classes", "class_names_from_config"]
+__all__ = ["ClassNames", "ModelEntry", "TunedMerging", "check_same_classes", "class_names_from_config"]
 
 CLASSES_ENTRY = "psf_class_names"
 MERGING_ENTRY = "psf_merging"
+MODEL_ENTRY, MODEL_VERSION = "psf_model", 1
+# What a model file may set: the model, its input and its results. All other keys belong to a run or to a machine.
+MODEL_KEYS = (
+    *("VERSION", "MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+    *("TEST.AUG.", "TEST.DETECTIONS_PER_IMAGE", "DATASETS.TEST"),
+)
+NO_MODEL_KEYS = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.PSF.TIMM.PRETRAINED")
 
 
 class ClassNames(NamedTuple):
@@ -55,6 +65,72 @@ class ClassNames(NamedTuple):
     def as_entry(self) -> dict[str, dict[str, list[str]]]:
         """The checkpoint entry for the names."""
         return {CLASSES_ENTRY: {"things": list(self.things), "stuff": list(self.stuff)}}
+
+
+class ModelEntry(NamedTuple):
+    """What a checkpoint has besides its weights, so that it can be used alone: the config of its model, and more.
+
+    The config has the keys of `is_model_key`: those under MODEL.PSF, class names and colours included (CLASSES), and
+    those of Detectron2 that differ from its defaults.
+    """
+
+    config: str  # YAML, plain values; from a stranger's file: read it with `psf.engine.config.files.merge_config_text`
+    psf_version: str  # of the program that has written it
+
+    @staticmethod
+    def is_model_key(key: str) -> bool:
+        """Whether the config in a model file may have this dotted key."""
+        return key.startswith(MODEL_KEYS) and key not in NO_MODEL_KEYS
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> ModelEntry:
+        """The entry for the model of a config; the classes are those of `store_classes`."""
+        cfg, defaults = cfg.clone(), get_cfg()
+        add_psf_config(defaults)
+        cfg.defrost()
+        store_classes(cfg)
+        usual, content = dict(_leaves(defaults)), dict[str, Any]()
+        for path, value in _leaves(cfg):
+            is_stored = path[:2] == ("MODEL", "PSF") or path == ("VERSION",) or value != usual.get(path, cls)
+            if is_stored and cls.is_model_key(".".join(path)):
+                node = content
+                for part in path[:-1]:
+                    node = node.setdefault(part, {})
+                node[path[-1]] = value
+        return cls(yaml.safe_dump(content, allow_unicode=True), psf.__version__)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> ModelEntry | None:
+        """The entry of a checkpoint; None if it has none.
+
+        Raises:
+            UserError: if its entry is something else, or a later psf has written it in another form.
+        """
+        entry = checkpoint.get(MODEL_ENTRY)
+        if entry is None:
+            return None
+        fields = [entry.get(name) for name in cls._fields] if isinstance(entry, Mapping) else [None]
+        if isinstance(entry, Mapping) and entry.get("version") != MODEL_VERSION:
+            raise UserError(
+                f"the checkpoint describes its model in version {str(entry.get('version'))[:20]!r} (of psf "
+                f"{str(entry.get('psf_version'))[:20]}), this psf {psf.__version__} reads version {MODEL_VERSION}: "
+                "update psf, or name its config with --config-file"
+            )
+        if not all(isinstance(one, str) for one in fields):
+            raise wrong_entry(MODEL_ENTRY, entry, f"texts under {' and '.join(cls._fields)}")
+        return cls(*fields)
+
+    def as_entry(self) -> dict[str, dict[str, Any]]:
+        """The checkpoint entry."""
+        return {MODEL_ENTRY: {"version": MODEL_VERSION, **self._asdict()}}
+
+
+def _leaves(node: CfgNode, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
 
 
 class TunedMerging(NamedTuple):
@@ -103,18 +179,15 @@ def _are_thresholds(entry: Mapping[Any, Any]) -> bool:
 
 
 def class_names_from_config(cfg: CfgNode) -> ClassNames | None:
-    """Class names for `psf.meta_arch.classes_from_config`; None if no dataset names them.
+    """Class names for `psf.meta_arch.classes_from_config`; None if neither a dataset nor MODEL.PSF.CLASSES names them.
 
     Joint queries have only thing heads, where the stuff classes follow the thing classes.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        metadata = MetadataCatalog.get(name)
-        if PanopticClasses.from_metadata(metadata) is not None:
-            names = ClassNames._of_ids(classes_from_config(cfg), metadata)
-            if names is not None and cfg.MODEL.PSF.QUERIES == "joint":
-                return ClassNames(names.things + names.stuff, ())
-            return names
-    return None
+    metadata = metadata_from_config(cfg)
+    names = None if metadata is None else ClassNames._of_ids(classes_from_config(cfg), metadata)
+    if names is not None and cfg.MODEL.PSF.QUERIES == "joint":
+        return ClassNames(names.things + names.stuff, ())
+    return names
 
 
 def check_same_classes(datasets: Iterable[str]) -> None:

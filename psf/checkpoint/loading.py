@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,9 +13,11 @@ from psf.checkpoint.reading import no_weight
 from psf.checkpoint.released import BACKBONES, convert_released
 from psf.errors import UserError
 
-__all__ = ["arrange_weights"]
+__all__ = ["arrange_weights", "kind_of_weights", "without_wrappers"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
@@ -51,7 +53,34 @@ def arrange_weights(content: Mapping[str, Any], path: str) -> dict[str, Any]:
     weights = _weights(content if key is None else content[key], path)
     if content.get("matching_heuristics"):
         return {**others, "model": weights}
-    return {**others, "model": _converted(_without_wrappers(weights), path)}
+    return {**others, "model": _converted(without_wrappers(weights), path)}
+
+
+def kind_of_weights(content: Mapping[str, Any], path: str) -> str:
+    """What a checkpoint that is no model file of psf contains, in a few words.
+
+    Args:
+        content, path: as for `arrange_weights`, which accepts them.
+    """
+    if path.endswith(".pkl") or content.get("matching_heuristics"):
+        return f"weights of {content.get('__author__', 'Caffe2')}, whose names Detectron2 matches"
+    if path.endswith(".pyth"):
+        return "weights of pycls"
+    key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+    weights = without_wrappers(_weights(content if key is None else content[key], path))
+    if _is_released(weights):
+        return "a released Panoptic SegFormer, under the names of its authors"
+    if _has(weights, (layout.marker for layout in LAYOUTS)):
+        return "an ImageNet classifier"
+    if any(name.startswith("pixel_encoder.") for name in weights):
+        return "a Panoptic SegFormer under psf's names"
+    if all(name.startswith("backbone.") for name in weights):
+        return "a backbone under psf's or Detectron2's names"
+    return "weights of another model"
+
+
+def _is_released(weights: Mapping[str, Any]) -> bool:
+    return _has(weights, BACKBONES) and any(name.startswith("bbox_head.") for name in weights)
 
 
 def _weights(entries: Any, path: str) -> dict[str, Any]:
@@ -67,16 +96,17 @@ def _weights(entries: Any, path: str) -> dict[str, Any]:
     raise UserError(f'{path}: expected a dict of tensors, or one under "model" or "state_dict"; found {found}')
 
 
-def _without_wrappers(weights: dict[str, Any]) -> dict[str, Any]:
+def without_wrappers(weights: Mapping[str, T]) -> dict[str, T]:
     """The same weights under the names of the model inside of its wrappers; a wrapped part is freed, too."""
-    while prefix := next((one for one in WRAPPERS if all(name.startswith(one) for name in weights)), None):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return {name.replace("._orig_mod.", "."): value for name, value in weights.items()}
+    entries = dict(weights)
+    while prefix := next((one for one in WRAPPERS if entries and all(name.startswith(one) for name in entries)), None):
+        entries = {name.removeprefix(prefix): value for name, value in entries.items()}
+    return {name.replace("._orig_mod.", "."): value for name, value in entries.items()}
 
 
 def _converted(weights: dict[str, Any], path: str) -> dict[str, Any]:
     """Weights of a released model or of an ImageNet classifier under psf's names; all others unchanged."""
-    is_released = _has(weights, BACKBONES) and any(name.startswith("bbox_head.") for name in weights)
+    is_released = _is_released(weights)
     if not is_released and not _has(weights, (layout.marker for layout in LAYOUTS)):
         return weights
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}

@@ -1,6 +1,8 @@
-"""`MODEL.WEIGHTS: "psf://NAME"`: ImageNet weights that come inside a Python package, converted to psf's names.
+"""`MODEL.WEIGHTS: "psf://NAME"`: weights by name, converted to psf's names.
 
-This needs no network: the package contains the file. The converted copy is kept in the cache folder (PSF_CACHE).
+psf://released/NAME is a published checkpoint (`psf.model_zoo.resolve`), which is downloaded. Any other name is a file
+with ImageNet weights inside a Python package, which needs no network. The converted copies are kept in the cache folder
+(PSF_CACHE).
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
+from psf import model_zoo
 from psf.checkpoint.reading import read_state_dict
 from psf.data.files import cache_path, cache_root
 from psf.errors import UserError
 
-__all__ = ["PretrainedHandler", "register_pretrained_handler"]
+__all__ = ["PretrainedHandler", "check_name", "register_pretrained_handler"]
+
+PREFIX = "psf://"
 
 
 class PackagedWeights(NamedTuple):
@@ -42,15 +47,14 @@ PACKAGED_WEIGHTS = {
 class PretrainedHandler(PathHandler):
     """iopath handler of `psf://` paths."""
 
-    PREFIX = "psf://"
-
     def _get_supported_prefixes(self) -> list[str]:
-        return [self.PREFIX]
+        return [PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        name = path[len(self.PREFIX) :]
+        check_name(path)
+        name = path.removeprefix(PREFIX)
         if name not in PACKAGED_WEIGHTS:
-            raise UserError(f'MODEL.WEIGHTS is "{path}": expected one of {[self.PREFIX + n for n in PACKAGED_WEIGHTS]}')
+            return str(model_zoo.resolve(path).weights)
         converted = cache_root() / "pretrained" / f"{name}.pth"
         if force or not converted.exists():
             weights = _convert(PACKAGED_WEIGHTS[name])
@@ -60,6 +64,18 @@ class PretrainedHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return open(self._get_local_path(path), mode, buffering=buffering)
+
+
+def check_name(path: str) -> None:
+    """Raise a UserError if nothing has this name; nothing is downloaded."""
+    packaged = [PREFIX + name for name in PACKAGED_WEIGHTS]
+    if path not in packaged:
+        try:
+            model_zoo.get_checkpoint_url(path)
+        except UserError as error:
+            raise UserError(
+                f'MODEL.WEIGHTS is "{path}": expected one of {packaged}, or of psf://released/: {error}'
+            ) from error
 
 
 def register_pretrained_handler() -> None:

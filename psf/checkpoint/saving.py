@@ -21,6 +21,7 @@ from psf.errors import UserError
 __all__ = [
     "FoundCheckpoint",
     "find_damage",
+    "has_checksum",
     "newest_sound_checkpoint",
     "non_finite_names",
     "write_checkpoint",
@@ -106,6 +107,14 @@ def find_damage(path: Path) -> str | None:
         return f"cannot be read ({error.strerror})"
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
         return "torn or not written by torch.save"
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a file has the checksum that `write_checkpoint` writes; it may be wrong (`find_damage`)."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(file.tell() - _COMMENT_SIZE, 0))
+        return file.read().startswith(_MARK)
 
 
 class FoundCheckpoint(NamedTuple):

@@ -37,10 +37,12 @@ __all__ = [
 COMMANDS = {
     "train": "train a model, and evaluate it at the end",
     "evaluate": "evaluate a checkpoint on DATASETS.TEST",
+    "info": "show what is inside a model file",
     "predict": "segment images, a video or a camera",
     "validate": "validate a panoptic dataset",
-    "convert-dataset": "convert COCO instances or labelme annotations to a panoptic dataset",
+    "convert-dataset": "convert label images, masks or annotations to a panoptic dataset",
     "convert-weights": "convert published checkpoints and ImageNet backbones",
+    "model-zoo": "list published models, or download their weights",
     "replay": "repeat a training step that was skipped because it was not finite",
     "tune-merging": "search the thresholds and exponents of mask-wise merging",
     "robustness": "evaluate under image corruptions (COCO-C)",
@@ -79,17 +81,23 @@ def _whole_number(text: str, least: int) -> int:
     return int(text)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, opts: str = "opts") -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, opts: str = "opts", *, has_model: bool = False) -> None:
     """Add `--config-file`, `--register`, `--import` and, last, the config options, for `psf.engine.build_config`.
 
     Args:
         parser: of a command.
         opts: "opts" for positional KEY VALUE pairs; "--opts" where the command has other positional arguments, or
             flags with any number of values.
+        has_model: the command has `--model`, and `--config-file` may be left out.
     """
     from psf.engine import add_import_flag, add_register_flag
 
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml, or the name of a config of psf")
+    if has_model:
+        parser.add_argument(
+            "--model", metavar="FILE", help="a model file of psf, with its config and class names inside"
+        )
+    help_text = "a yaml, or the name of a config of psf" + "; with --model: in place of the config inside" * has_model
+    parser.add_argument("--config-file", required=not has_model, metavar="FILE", help=help_text)
     add_register_flag(parser)
     add_import_flag(parser)
     default: list[str] | None = None if opts == "opts" else []

@@ -1,68 +1,143 @@
-"""Convert COCO instances or labelme annotations, optionally with semantic masks, to a panoptic dataset.
+"""Convert label images, masks or annotations of other formats to a panoptic dataset.
 
+psf convert-dataset --labels masks/ --image-root photos/ --classes classes.csv --things car,person --output mine/
+psf convert-dataset --object-masks cells/ --things cell --background background --overlap error --output mine/
 psf convert-dataset --instances instances.json --overlap smaller-on-top --output mine/
 psf convert-dataset --labelme folder/ --semantic-labels stuff.txt --overlap later-on-top --output mine/
+psf convert-dataset --supervisely project/ --things car,person --overlap later-on-top --output mine/
 
-Reads an instances JSON in COCO's format, as written by CVAT ("COCO 1.0") and many other programs, or a folder of
-labelme files. All classes are things, except the stuff classes in the file --semantic-labels (lines `id,name`). Stuff
-regions are annotations, or the pixels with these ids in the masks of --semantic. Writes OUTPUT/panoptic.json and
-OUTPUT/panoptic/, and OUTPUT/images/ if the images are only in the labelme files.
+--labels: images with a class, or an instance, in each pixel; --classes lists the classes. --object-masks: one image for
+each object. --instances: a JSON in COCO's format, as written by CVAT ("COCO 1.0") and many other programs. --labelme
+and --supervisely: folders of these programs. For --instances and --labelme all classes are things, except the stuff
+classes in the file --semantic-labels (lines `id,name`), which are annotations, or the pixels with these ids in the
+masks of --semantic. Writes OUTPUT/panoptic.json and OUTPUT/panoptic/, and OUTPUT/images/ if the images are only in
+labelme files.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
-from psf.commands import add_max_pixels_flag, add_workers_flag, command_parser, echo, run_command
+from psf.commands import add_max_pixels_flag, add_workers_flag, command_parser, echo, positive, run_command
 from psf.data.images import limit_pixels
+from psf.tools.dataset_conversion.classes import named_classes, parse_list, read_classes
 from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import PanopticFiles
+from psf.tools.dataset_conversion.label_images import ENCODINGS, LabelPair, convert_label_images
 from psf.tools.dataset_conversion.labelme import read_labelme
+from psf.tools.dataset_conversion.object_masks import read_object_masks
+from psf.tools.dataset_conversion.pairing import choose_images, find_images, find_labels, join_by_name, read_names
 from psf.tools.dataset_conversion.regions import OVERLAP_POLICIES
-from psf.tools.dataset_conversion.sources import SemanticMasks, convert_source, read_labels
+from psf.tools.dataset_conversion.sources import SemanticMasks, Source, convert_source, read_labels
+from psf.tools.dataset_conversion.supervisely import read_supervisely
 
 __all__ = ["build_parser", "main"]
+
+_SOURCES = ("labels", "object_masks", "instances", "labelme", "supervisely")
+_DRAWN = ("object_masks", "instances", "labelme", "supervisely")
+# Argument -> the sources that read it.
+_READ_BY = {
+    "overlap": _DRAWN,
+    "background": _DRAWN,
+    "image_root": ("labels", "object_masks", "labelme"),
+    "classes": ("labels", "object_masks"),
+    "things": ("labels", "object_masks", "supervisely"),
+    "skip_unlabeled": ("labels", "object_masks"),
+    **dict.fromkeys(("encoding", "instance_ids", "label_suffix", "names"), ("labels",)),
+    **dict.fromkeys(("ignore", "unknown", "min_area"), ("labels",)),
+    **dict.fromkeys(("semantic_labels", "semantic"), ("instances", "labelme")),
+    "thing_labels": ("labelme",),
+    "crowds_as_things": ("instances",),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser; `main` checks the combination of arguments."""
     parser = command_parser("convert-dataset", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--labels", type=Path, metavar="FOLDER", help="label images")
+    source.add_argument("--object-masks", type=Path, metavar="FOLDER", help="a folder of masks for each image")
     source.add_argument("--instances", type=Path, metavar="FILE", help="instances JSON in COCO's format")
     source.add_argument("--labelme", type=Path, metavar="FOLDER", help="labelme files, one for each image")
+    source.add_argument("--supervisely", type=Path, metavar="FOLDER", help="a project, or one of its datasets")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
-        "--overlap", required=True, choices=OVERLAP_POLICIES, help="which of two overlapping regions gets the pixels"
+        "--image-root", type=Path, metavar="FOLDER", help="images, if they are not in the folder of the source"
     )
-    parser.add_argument("--semantic-labels", type=Path, metavar="FILE", help="stuff classes, lines id,name")
-    parser.add_argument("--semantic", type=Path, metavar="FOLDER", help="masks with these ids, FILE.png for FILE.jpg")
-    parser.add_argument("--thing-labels", type=Path, metavar="FILE", help="thing classes of --labelme, lines id,name")
-    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="images of --labelme, if in another folder")
     parser.add_argument(
-        "--crowds-as-things",
-        action="store_true",
-        help="treat iscrowd annotations as single things: some programs set iscrowd for all masks but polygons",
+        "--things", metavar="NAMES", help='thing classes, such as car,person; "": none (default: all, or as --classes)'
     )
+    parser.add_argument("--background", metavar="NAME", help="stuff class of the pixels that no region covers")
+    parser.add_argument("--overlap", choices=OVERLAP_POLICIES, help="which of two overlapping regions gets the pixels")
     parser.add_argument("--overwrite", action="store_true", help="overwrite an existing OUTPUT/panoptic.json")
+    _add_label_arguments(parser.add_argument_group("label images and masks"))
+    _add_annotation_arguments(parser.add_argument_group("COCO instances and labelme"))
     add_max_pixels_flag(parser)
     add_workers_flag(parser)
     return parser
 
 
+def _add_label_arguments(group: Any) -> None:
+    group.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="CSV with name, value or r,g,b, isthing; or Mapillary's config.json",
+    )
+    kinds = "; ".join(f"{name}: {meaning}" for name, meaning in ENCODINGS.items())
+    group.add_argument("--encoding", choices=ENCODINGS, help=f"meaning of a pixel (default: class). {kinds}")
+    group.add_argument(
+        "--instance-ids", type=Path, metavar="FOLDER", help="further images with a number or color per thing, 0: none"
+    )
+    group.add_argument("--label-suffix", metavar="END", help="read only label images with this end, such as _mask")
+    group.add_argument("--names", type=Path, metavar="FILE", help="convert only these images, one name a line")
+    group.add_argument("--skip-unlabeled", action="store_true", help="skip images without a label")
+    group.add_argument("--ignore", metavar="VALUES", help="values, or colors such as #ffffff, that become void")
+    group.add_argument(
+        "--unknown", choices=("error", "void"), help="what values outside --classes are (default: error)"
+    )
+    group.add_argument("--min-area", type=positive, metavar="N", help="things with fewer pixels become void")
+
+
+def _add_annotation_arguments(group: Any) -> None:
+    group.add_argument("--semantic-labels", type=Path, metavar="FILE", help="stuff classes, lines id,name")
+    group.add_argument("--semantic", type=Path, metavar="FOLDER", help="masks with these ids, FILE.png for FILE.jpg")
+    group.add_argument("--thing-labels", type=Path, metavar="FILE", help="thing classes of --labelme, lines id,name")
+    group.add_argument(
+        "--crowds-as-things",
+        action="store_true",
+        help="treat iscrowd annotations as single things: some programs set iscrowd for all masks but polygons",
+    )
+
+
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(words)
+    source = next(name for name in _SOURCES if getattr(args, name) is not None)
+    for name, sources in _READ_BY.items():
+        if getattr(args, name) not in (None, False) and source not in sources:
+            parser.error(f"{_flag(name)} needs {' or '.join(map(_flag, sources))}; {_flag(source)} does not read it")
+    if source in _DRAWN and not args.overlap:
+        parser.error(f"--overlap is missing, {_flag(source)} needs it: one of {', '.join(OVERLAP_POLICIES)}")
+    if args.labels and not args.classes:
+        parser.error("--labels needs --classes, which defines the values or colors of the label images")
+    if args.object_masks and not args.classes and not args.things:
+        parser.error("--object-masks needs --things or --classes, the classes of the masks")
+    if args.instance_ids and (args.encoding or "class") != "class":
+        parser.error(f"--instance-ids needs --encoding class; with {args.encoding}, --labels has the numbers")
     if args.semantic and not args.semantic_labels:
         parser.error("--semantic needs --semantic-labels, which defines the values of the masks")
-    if args.instances and (args.thing_labels or args.image_root):
-        parser.error("--thing-labels and --image-root need --labelme; an instances JSON contains both")
-    if args.labelme and args.crowds_as_things:
-        parser.error("--crowds-as-things needs --instances; labelme has no crowds")
     return args
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -75,32 +150,91 @@ def run(args: argparse.Namespace) -> None:
     limit_pixels(args.max_pixels)
     files = PanopticFiles(args.output / "panoptic.json", args.output / "panoptic")
     files.check_free(overwrite=args.overwrite)
+    images: Path | str
+    if args.labels:
+        categories, notes, images = _convert_labels(args, files)
+    else:
+        source, category_of = _read_source(args)
+        if args.background is not None:
+            source = source.with_background(args.background)
+        notes = convert_source(
+            source,
+            files,
+            overlap=args.overlap,
+            semantic=SemanticMasks(args.semantic, category_of) if args.semantic else None,
+            workers=args.workers,
+            show_progress=True,
+        )
+        categories = source.categories
+        images = source.image_root or args.image_root or args.labelme or "IMAGES"
+    kinds = ("stuff", "thing")
+    rows = [(category["id"], category["name"], kinds[category["isthing"]]) for category in categories]
+    echo(tabulate(rows, ("id", "category", "kind")))
+    echo("\n".join(f"{number} {note}" for note, number in notes.items()))
+    places = f"--json {files.json_file} --png-root {files.png_root} --image-root {images}"
+    echo(f"\nNext, validate it: psf validate {places} --html report.html")
+
+
+def _read_source(args: argparse.Namespace) -> tuple[Source, dict[int, int]]:
+    """The source of regions, and id in --semantic-labels -> category id."""
+    things = None if args.things is None else parse_list(args.things)
+    if args.supervisely:
+        return read_supervisely(args.supervisely, things=things), {}
+    if args.object_masks:
+        classes = read_classes(args.classes, things=things) if args.classes else named_classes(things or ())
+        source = read_object_masks(
+            args.object_masks, classes, image_root=args.image_root, skip_unlabeled=args.skip_unlabeled
+        )
+        return source, {}
     stuff_names = read_labels(args.semantic_labels) if args.semantic_labels else {}
     if args.instances:
-        source, category_of = read_instances(args.instances, stuff_names, crowds_as_things=args.crowds_as_things)
-    else:
-        thing_names = read_labels(args.thing_labels) if args.thing_labels else {}
-        source, category_of = read_labelme(
-            args.labelme,
-            stuff_names,
-            thing_names=thing_names,
-            image_root=args.image_root,
-            extract_to=args.output / "images",
-        )
-        if not thing_names:
-            echo("Thing ids depend on the labels in this folder; for the same ids in several sets, use --thing-labels")
-    notes = convert_source(
-        source,
+        return read_instances(args.instances, stuff_names, crowds_as_things=args.crowds_as_things)
+    thing_names = read_labels(args.thing_labels) if args.thing_labels else {}
+    if not thing_names:
+        echo("Thing ids depend on the labels in this folder; for the same ids in several sets, use --thing-labels")
+    return read_labelme(
+        args.labelme,
+        stuff_names,
+        thing_names=thing_names,
+        image_root=args.image_root,
+        extract_to=args.output / "images",
+    )
+
+
+def _convert_labels(args: argparse.Namespace, files: PanopticFiles) -> tuple[list[dict[str, Any]], Counter[str], Path]:
+    """Categories, notes and the folder of the images."""
+    things = None if args.things is None else parse_list(args.things)
+    classes = read_classes(args.classes, things=things, ignore=parse_list(args.ignore or ""))
+    image_root = args.image_root or args.labels
+    encoding = args.encoding or "class"
+    labels = find_labels(args.labels, image_root=image_root, end=args.label_suffix)
+    folders = [folder for folder in (args.labels, args.instance_ids) if folder]
+    images = find_images(image_root, without=[*folders, *labels.values()])
+    if args.names:
+        images = choose_images(images, read_names(args.names), str(args.names))
+    joined, num_skipped = join_by_name(
+        images, labels, place=str(args.labels), are_chosen=bool(args.names), skip_unlabeled=args.skip_unlabeled
+    )
+    pairs = [LabelPair(*pair) for pair in joined]
+    if args.instance_ids:
+        instances = find_labels(args.instance_ids, image_root=image_root)
+        labeled = {pair.file_name for pair in pairs}
+        images = {key: file_name for key, file_name in images.items() if file_name in labeled}
+        found, _ = join_by_name(images, instances, place=str(args.instance_ids), are_chosen=True)
+        pairs = [pair._replace(instances=path) for pair, (_, path) in zip(pairs, found, strict=True)]
+    elif encoding == "class" and classes.things:
+        echo("Connected components become things; things of a class that touch become one (--instance-ids separates)")
+    notes = convert_label_images(
+        pairs,
+        classes,
+        image_root,
         files,
-        overlap=args.overlap,
-        semantic=SemanticMasks(args.semantic, category_of) if args.semantic else None,
+        encoding=encoding,
+        unknown_is_void=args.unknown == "void",
+        min_area=args.min_area or 0,
         workers=args.workers,
         show_progress=True,
     )
-    kinds = ("stuff", "thing")
-    rows = [(category["id"], category["name"], kinds[category["isthing"]]) for category in source.categories]
-    echo(tabulate(rows, ("id", "category", "kind")))
-    echo("\n".join(f"{number} {note}" for note, number in notes.items()))
-    images = source.image_root or args.image_root or args.labelme or "IMAGES"
-    places = f"--json {files.json_file} --png-root {files.png_root} --image-root {images}"
-    echo(f"\nNext, validate it: psf validate {places} --html report.html")
+    if num_skipped:
+        notes["images without a label were skipped"] = num_skipped
+    return classes.categories, notes, image_root

@@ -1,13 +1,16 @@
 """Segment images, a video or a camera stream with a trained model, and write the results.
 
-    psf predict --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS model.pth
+    psf predict --model model.pth photo.jpg
+    psf predict --config-file FILE --input photos/ --output out --opts MODEL.WEIGHTS old_model.pth
 
-For an image NAME.*, writes NAME.jpg (drawn segments), NAME_panoptic.png (segment ids in COCO's encoding) and NAME.json
-(class, score, area and box of each segment). --save selects these files or binary masks. --task instance writes
-instances, which may overlap, with their masks in the JSON; --task semantic writes the class of each pixel to
-NAME_semantic.png. For a video or a camera, writes a drawn video without sound; Ctrl-C ends it properly. Inputs must not
-be in the output folder. If files there that psf has not written would be replaced, the command stops before the first
-image; so it does for results of another image of the same name. --overwrite replaces both.
+A model file of psf needs neither a config nor a dataset: both are inside. For an image NAME.*, writes NAME.jpg (drawn
+segments), NAME_panoptic.png (segment ids in COCO's encoding) and NAME.json (class, score, area and box of each
+segment). --save selects these files or binary masks. --task instance writes instances, which may overlap, with their
+masks in the JSON; --task semantic writes the class of each pixel to NAME_semantic.png. For an image without segments,
+the log has the best candidates and what rejected them. For a video or a camera, writes a drawn video without sound;
+Ctrl-C ends it properly. Inputs must not be in the output folder. If files there that psf has not written would be
+replaced, the command stops before the first image; so it does for results of another image of the same name.
+--overwrite replaces both.
 Exit code: 0 success; 1 an input could not be read, or not to its end (it is named, the others are processed);
 2 the command could not start, or could not write the results.
 """
@@ -21,6 +24,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -35,10 +39,9 @@ from psf.commands import add_config_arguments, command_parser, echo, not_negativ
 from psf.data import image_suffixes
 from psf.data.files import is_hidden, make_folder
 from psf.data.own_files import check_replaceable, recorded
-from psf.engine import Predictor, build_config
+from psf.engine import build_config
 from psf.engine.config.checks import check_device
 from psf.errors import UserError, printable
-from psf.meta_arch import PanopticSegFormer
 from psf.output import (
     FILE_KINDS,
     TASKS,
@@ -50,11 +53,13 @@ from psf.output import (
     drawable_metadata,
     write_output,
 )
+from psf.prediction import ModelFile, PanopticResult, Predictor, read_model_file
 
 __all__ = ["build_parser", "main"]
 
 logger = logging.getLogger("psf.predict")
 
+MAX_EXPLAINED = 10  # images without segments
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
 
 
@@ -62,15 +67,33 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    return run_command(lambda: segment_images(args) if args.input else segment_video(args))
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment images or a video; returns the exit code."""
+    args.input = [*args.images, *args.input]
+    is_video = args.video_input is not None or args.webcam is not None
+    if is_video == bool(args.input):
+        found = "both" if is_video else "neither"
+        raise UserError(
+            f"found {found}: name images, as in psf predict --model FILE photo.jpg, or --video-input or --webcam"
+        )
+    if args.model is None and args.config_file is None:
+        raise UserError(
+            "--model is missing: expected a model file, such as output/mine/model_final.pth; or, for a file without a "
+            "config inside, --config-file FILE ... --opts MODEL.WEIGHTS model.pth"
+        )
+    return segment_video(args) if is_video else segment_images(args)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = command_parser("predict", __doc__)
     add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
+    add("images", nargs="*", metavar="IMAGE", help="images, folders of images, or quoted globs")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--input", nargs="+", default=[], metavar="PATH", help="the same as IMAGE")
     source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
     source.add_argument(
         "--webcam", nargs="?", type=not_negative, const=0, metavar="INDEX", help="a camera, counted from 0"
@@ -91,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace files in --output of another image, or not written by psf",
     )
-    add_config_arguments(parser, "--opts")
+    add_config_arguments(parser, "--opts", has_model=True)
     return parser
 
 
@@ -112,20 +135,14 @@ def _file_kinds(text: str) -> list[str]:
 
 
 def build_predictor(args: argparse.Namespace) -> Predictor:
-    """Build a predictor from --config-file and --opts, with the given device, task and threshold."""
-    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
-    if not cfg.DATASETS.TEST:
-        raise UserError(f"{args.config_file}: DATASETS.TEST is empty; class names come from its first dataset")
-    check_same_classes((*cfg.DATASETS.TRAIN, cfg.DATASETS.TEST[0]))
-
-    cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
+    """Build a predictor from --model or --config-file, with the given device, task and threshold."""
+    file = _read_model(args)
+    cfg = file.cfg
     _set_threshold(cfg, args.task, args.confidence_threshold)
     # Enable only the requested result, and no semantic scores: those of one large photograph take gigabytes.
     for task in TASKS:
         cfg.MODEL.PSF.TEST[f"{task.upper()}_ON"] = task == args.task
-    predictor = Predictor(cfg)
-    if isinstance(predictor.model, PanopticSegFormer):
-        predictor.model.settings = predictor.model.settings._replace(semantic_classes=True)
+    predictor = Predictor.of_model_file(file)
     processor = getattr(predictor.model, "post_processor", None)
     if processor is not None and args.task == "instance" and args.confidence_threshold is None:
         threshold = max(processor.things.t_cnf, cfg.MODEL.PSF.TEST.INSTANCE.SCORE_THRESH)  # of the checkpoint, if tuned
@@ -135,6 +152,25 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
             numbers._replace(t_cnf=args.confidence_threshold) for numbers in (processor.things, processor.stuff)
         )
     return predictor
+
+
+def _read_model(args: argparse.Namespace) -> ModelFile:
+    if args.model is not None:
+        device = _choose_device(args.device, "cuda")
+        return read_model_file(
+            args.model,
+            config_file=args.config_file,
+            options=args.opts,
+            imports=args.imports,
+            register=args.register,
+            device=device,
+        )
+    cfg = build_config(args.config_file, args.opts, args.register, args.imports)
+    if not cfg.DATASETS.TEST and not cfg.MODEL.PSF.CLASSES:
+        raise UserError(f"{args.config_file}: DATASETS.TEST is empty; class names come from its first dataset")
+    check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST[:1]))
+    cfg.MODEL.DEVICE = _choose_device(args.device, cfg.MODEL.DEVICE)
+    return ModelFile(cfg.MODEL.WEIGHTS, cfg, {})
 
 
 def _set_threshold(cfg: CfgNode, task: str, threshold: float | None) -> None:
@@ -174,15 +210,15 @@ def segment_images(args: argparse.Namespace) -> int:
     for path, name in names.items():
         check_output(args.output, name, source=path, task=args.task, kinds=kinds, overwrite=args.overwrite)
     predictor = build_predictor(args)
-    num_written = 0
+    num_written, empty = 0, list[Path]()
     with logging_redirect_tqdm():
         for path, name in tqdm(names.items(), unit="image"):
             try:
-                image, picture = predictor.read(str(path))
-                output = TASKS[args.task](predictor(image), predictor.metadata)
+                result = predictor(path, tasks=[args.task])
+                output = result.task_output(args.task)
                 write_output(
                     output,
-                    picture,
+                    result.picture,
                     source=path,
                     folder=args.output,
                     name=name,
@@ -190,15 +226,26 @@ def segment_images(args: argparse.Namespace) -> int:
                     overwrite=args.overwrite,
                 )
                 num_written += 1
+                if result.is_empty(args.task):
+                    empty.append(path)
+                    _explain(result, args.task, path, is_first=len(empty) <= MAX_EXPLAINED)
             except (UserError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
                     raise  # such as a full disk, which the next image would meet, too
                 logger.error("%s: skipped: %s", printable(path), printable(error))
                 skipped.append(str(path))
-    echo(f"{num_written} of {len(images)} images written to {args.output}")
+    without = f", {len(empty)} without segments" if empty else ""
+    echo(f"{num_written} of {len(images)} images written to {args.output}{without}")
     if skipped:
         echo(f"skipped: {', '.join(skipped)}")
     return 1 if skipped else 0
+
+
+def _explain(result: PanopticResult, task: str, path: Path, *, is_first: bool) -> None:
+    """Log why an image has no segments; only of the first ones, as it takes longer than the results."""
+    with suppress(UserError):  # of models that do not explain it
+        if is_first:
+            logger.warning("%s: %s", printable(path), result.explain(task).summary)
 
 
 def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -270,12 +317,14 @@ def segment_video(args: argparse.Namespace) -> int:
     num_written, is_complete = 0, True
     with source as frames, recorded(target), VideoWriter(target, frames.rate) as writer:
         predictor = build_predictor(args)
+        if predictor.cfg.INPUT.FORMAT == "BANDS":
+            raise UserError("INPUT.FORMAT is 'BANDS': expected 'BGR', 'RGB' or 'L' for a video")
         visualizer = VideoVisualizer(drawable_metadata(predictor.metadata))
         known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
         progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
         try:
             for image_rgb, seconds in progress:
-                output = TASKS[args.task](predictor(predictor.take_frame(image_rgb)), predictor.metadata)
+                output = predictor(image_rgb, tasks=[args.task]).task_output(args.task)
                 writer.write(TimedFrame(output.frame(visualizer, image_rgb), seconds))
                 num_written += 1
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ __all__ = [
     "compact",
     "compact_with_boxes",
     "measure_panoptic_png",
+    "pixel_runs",
     "read_panoptic_ids",
     "read_panoptic_labels",
 ]
@@ -75,7 +76,7 @@ def read_panoptic_labels(file_name: str, segments_info: Sequence[Mapping[str, An
     check_segment_ids(known, file_name)
 
     ids = _read_ids(file_name)
-    starts, runs = _runs(ids)
+    starts, runs = pixel_runs(ids)
     present = _check_ids(file_name, runs, known)
     absent = sorted(set(known) - present)
     if absent:
@@ -108,7 +109,7 @@ def read_panoptic_ids(file_name: str, known: Iterable[int]) -> np.ndarray:
     """
     known = set(known)
     ids = _read_ids(file_name)
-    absent = sorted(known - _check_ids(file_name, _runs(ids)[1], known))
+    absent = sorted(known - _check_ids(file_name, pixel_runs(ids)[1], known))
     if absent:
         message = f"{file_name}: segments {absent[:10]} of the JSON have no pixel in the PNG and count as missed"
         log_first_n(logging.WARNING, message, key="caller", name=__name__)
@@ -118,7 +119,7 @@ def read_panoptic_ids(file_name: str, known: Iterable[int]) -> np.ndarray:
 def measure_panoptic_png(file_name: str) -> MeasuredSegments:
     """Ids, areas and boxes of a COCO panoptic PNG; a UserError if it is missing, unreadable or not in colour."""
     ids = _read_ids(file_name)
-    starts, runs = _runs(ids)
+    starts, runs = pixel_runs(ids)
     present, boxes = _boxes(starts, runs, ids.shape[1])
     areas = np.bincount(np.searchsorted(present, runs), weights=np.diff(starts, append=ids.size))
     return MeasuredSegments((ids.shape[0], ids.shape[1]), present, areas.astype(np.int64), boxes)
@@ -149,7 +150,7 @@ def compact(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> Panopt
 
 def compact_with_boxes(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> tuple[PanopticLabels, np.ndarray]:
     """As `compact`, with the box of each segment: (S, 4) int32, x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
-    starts, runs = _runs(labels)
+    starts, runs = pixel_runs(labels)
     present, boxes = _boxes(starts, runs, labels.shape[1])
     box_of = dict(zip(present.tolist(), boxes))
     kept = [segment for segment in segments if segment["id"] in box_of]
@@ -163,7 +164,7 @@ def compact_with_boxes(labels: np.ndarray, segments: Sequence[Mapping[str, Any]]
     return PanopticLabels(labels, numbered), kept_boxes
 
 
-def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pixel_runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start positions and labels of runs of equal pixels within a row; there are far fewer runs than pixels."""
     is_start: np.ndarray = np.ones(labels.shape, dtype=bool)
     np.not_equal(labels[:, 1:], labels[:, :-1], out=is_start[:, 1:])

@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from psf.data.panoptic_json import load_panoptic_json, panoptic_metadata, read_categories
 from psf.errors import UserError
+from psf.meta_arch import StoredMetadata
+from psf.structures import metadata_of_classes, read_classes
 
 __all__ = ["PanopticSet", "register_from_config", "register_panoptic"]
 
@@ -73,7 +75,8 @@ def register_panoptic(
         panoptic_json=_absolute(json_file), panoptic_root=_absolute(png_root), image_root=_absolute(image_root)
     )
     known = MetadataCatalog.get(name)
-    if name in DatasetCatalog or len(vars(known)) > 1:  # `get` alone creates an entry, the name
+    is_known = len(vars(known)) > 1 and not isinstance(known, StoredMetadata)
+    if name in DatasetCatalog or is_known:  # `get` alone creates an entry, the name
         before = {key: vars(known).get(key) for key in paths}
         if isinstance(known, _PanopticMetadata) and before == paths:
             return
@@ -86,7 +89,8 @@ def register_panoptic(
 def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
     """Register the sets of DATASETS.PSF_REGISTER and of `flags`; a flag replaces a set of the same name.
 
-    The key then holds all sets, with absolute paths, so that the saved config works from any folder.
+    The key then holds all sets, with absolute paths, so that the saved config works from any folder. A set whose JSON
+    is not on this machine has the classes of MODEL.PSF.CLASSES, which is enough to use a trained model.
 
     Args:
         cfg: is changed in place.
@@ -98,6 +102,9 @@ def register_from_config(cfg: CfgNode, flags: Sequence[str] = ()) -> None:
     sets = {**_by_name(cfg.DATASETS.PSF_REGISTER), **_by_name(flags)}
     for one in sets.values():
         register_panoptic(*one)
+        metadata = MetadataCatalog.get(one.name)
+        if cfg.MODEL.PSF.CLASSES and "://" not in one.json_file and not os.path.exists(one.json_file):
+            vars(metadata).update(metadata_of_classes(read_classes(cfg.MODEL.PSF.CLASSES)))
     cfg.DATASETS.PSF_REGISTER = [str(one) for one in sets.values()]
 
 

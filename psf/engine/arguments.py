@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from psf.engine.run_folder import (
     write_config_file,
 )
 from psf.errors import UserError
+from psf.meta_arch import store_classes
 
 __all__ = [
     "add_import_flag",
@@ -231,7 +233,8 @@ def build_config(
 ) -> CfgNode:
     """Build a config from the defaults of Detectron2 and psf, then a yaml, then KEY VALUE pairs.
 
-    Also imports the modules of MODEL.PSF.IMPORTS and registers the panoptic sets of DATASETS.PSF_REGISTER.
+    Also imports the modules of MODEL.PSF.IMPORTS, registers the panoptic sets of DATASETS.PSF_REGISTER, and sets
+    MODEL.PSF.CLASSES to the classes of the datasets, if these are here.
 
     Args:
         config_file: path of a yaml, or the name of one that comes with psf ("coco/psf_R50_24ep.yaml").
@@ -255,6 +258,8 @@ def build_config(
     import_user_modules(cfg)
     check_config(cfg)
     register_from_config(cfg, register)
+    with suppress(UserError):  # of a set whose files are missing: `check_dataset` describes it
+        store_classes(cfg)
     if warn:
         _warn(cfg, register)
     return cfg

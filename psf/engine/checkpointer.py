@@ -21,6 +21,7 @@ from torch import nn
 
 from psf.checkpoint import (
     ClassNames,
+    ModelEntry,
     TunedMerging,
     adapt_input_channels,
     adapt_query_count,
@@ -36,6 +37,7 @@ from psf.checkpoint import (
     stored_query_count,
     write_checkpoint,
 )
+from psf.checkpoint.pretrained import PREFIX, check_name
 from psf.checkpoint.reading import check_kind
 from psf.checkpoint.saving import TAG
 from psf.data.files import local_path, write_text
@@ -73,15 +75,17 @@ def _without_query(path: str) -> Iterator[str]:
 
 
 def check_weights(path: str) -> None:
-    """Check MODEL.WEIGHTS, as far as that takes no time: the first bytes of a file, and nothing of an address.
+    """Check MODEL.WEIGHTS, as far as that takes no time: the first bytes of a file, and of an address the name psf://NAME.
 
     Args:
         path: of a file, with or without its option, an address, or "".
 
     Raises:
-        UserError: if the file is missing or obviously no checkpoint, or has an unknown option.
+        UserError: if the file is missing or obviously no checkpoint, or has an unknown option; if psf has no such name.
     """
     file, _, option = path.partition("?")
+    if file.startswith(PREFIX):
+        check_name(file)
     if "://" in file:
         return
     if option not in ("", HEURISTICS):
@@ -154,6 +158,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         save_dir: as Detectron2's.
         class_names: of the model; None: unknown, so nothing is re-mapped.
         num_thing_queries: of the model; None: unknown, and not stored.
+        entry: the config of the model; None: not stored.
         others: as Detectron2's; `optimizer`, `trainer` and so on.
     """
 
@@ -164,17 +169,18 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         *,
         class_names: ClassNames | None = None,
         num_thing_queries: int | None = None,
+        entry: ModelEntry | None = None,
         **others: Any,
     ) -> None:
         super().__init__(model, save_dir, **others)
-        self.class_names, self.num_thing_queries = class_names, num_thing_queries
+        self.class_names, self.num_thing_queries, self.entry = class_names, num_thing_queries, entry
         self.merging: TunedMerging | None = None  # of the loaded file, or from the search at the end of training
         self.resumed_from: Path | None = None
         self._newest: Path | None = None  # sound file that this run has loaded or written
         self._content: dict[str, Any] | None = None  # of the file that will be loaded, if it has been read already
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's; the file also has the names of the classes, the number of thing queries and `merging`.
+        """As Detectron2's; the file also has what `ModelEntry` describes, class names, query count and `merging`.
 
         Raises:
             UserError: if the file cannot be written, or a weight is not finite; the last checkpoint is as it was.
@@ -182,7 +188,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         if not self.save_dir or not self.save_to_disk:
             return
         entries: dict[str, Any] = {}
-        for entry in (self.class_names, self.merging):
+        for entry in (self.class_names, self.merging, self.entry):
             entries |= {} if entry is None else entry.as_entry()
         if self.num_thing_queries is not None:
             entries |= query_count_entry(self.num_thing_queries)
@@ -240,8 +246,14 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
         content, self._content = self._content, None
         return read_checkpoint(f) if content is None else content
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, content: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """As Detectron2's, but reads files with `psf.checkpoint.read_checkpoint`, which executes nothing in them.
+
+        Args:
+            path, checkpointables: as Detectron2's.
+            content: of the file, if it has been read already.
 
         Raises:
             UserError: if a file is missing, damaged, refused or cannot be downloaded, or has an unknown option.
@@ -252,6 +264,7 @@ class Checkpointer(DetectionCheckpointer, _ChannelAdapter):
             raise UserError(f"{file}: no such checkpoint file (MODEL.WEIGHTS)")
         if not file and not self.checkpointables and comm.is_main_process():
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
+        self._content = content or self._content
         self._resumes, self._source = checkpointables is None and bool(self.checkpointables), path
         try:
             with _without_query(path) as plain:
@@ -365,4 +378,5 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, save_dir: str = "", **oth
         model, save_dir, others: as for `Checkpointer`.
     """
     names, num_queries = class_names_from_config(cfg), cfg.MODEL.PSF.NUM_THING_QUERIES
-    return Checkpointer(model, save_dir, class_names=names, num_thing_queries=num_queries, **others)
+    entry = ModelEntry.of_config(cfg) if save_dir else None
+    return Checkpointer(model, save_dir, class_names=names, num_thing_queries=num_queries, entry=entry, **others)

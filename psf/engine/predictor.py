@@ -1,4 +1,4 @@
-"""A trained model as a function of one image."""
+"""A trained model as a function of one image, as Detectron2 has it; `psf.Predictor` is made of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from torch import nn
 
 from psf.config import import_user_modules
 from psf.data import as_picture, build_augmentations, in_format, limit_pixels, read_image
@@ -17,6 +18,7 @@ from psf.engine.checkpointer import build_checkpointer
 from psf.engine.config.checks import check_config, check_device
 from psf.engine.num_queries import resolve_num_queries
 from psf.errors import UserError
+from psf.meta_arch import metadata_from_config, register_stored_classes
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA
 
 __all__ = ["Predictor"]
@@ -31,24 +33,28 @@ class Predictor(DefaultPredictor):
     image that `read` returns.
 
     Args:
-        cfg: MODEL.WEIGHTS has the weights, the first dataset of DATASETS.TEST the metadata. MODEL.PSF.NUM_THING_QUERIES
-            -1 is replaced, in place, by the number that the weights were trained with.
+        cfg: MODEL.WEIGHTS has the weights, the first dataset of DATASETS.TEST the metadata; MODEL.PSF.CLASSES has those
+            of a dataset that is not registered here. MODEL.PSF.NUM_THING_QUERIES -1 is replaced, in place, by the
+            number that the weights were trained with.
+        checkpoint: the content of MODEL.WEIGHTS, if it has been read already.
 
     Raises:
         UserError: as `check_config`, the model and `psf.engine.Checkpointer`; if torch has no such device.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, checkpoint: dict[str, Any] | None = None) -> None:
         import_user_modules(cfg)  # before build_model: META_ARCHITECTURE may be a user's class
         check_config(cfg)
         check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", must_exist=True)
-        if not cfg.DATASETS.TEST:
+        register_stored_classes(cfg)
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else metadata_from_config(cfg)
+        if metadata is None:
             raise UserError("DATASETS.TEST is empty: the names of the classes come from its first dataset")
         if (num_queries := resolve_num_queries(cfg)) is not None:
             num_queries.log()
         self.cfg = cfg
         limit_pixels(cfg.INPUT.PSF_MAX_PIXELS)
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        self.metadata = metadata
         self.input_format = cfg.INPUT.FORMAT
         [self.aug] = build_augmentations(cfg, is_train=False)
         self.model = build_model(cfg).eval()
@@ -59,10 +65,22 @@ class Predictor(DefaultPredictor):
             views.defrost()
             views.INPUT.MIN_SIZE_TEST, views.INPUT.MAX_SIZE_TEST = max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
             [self.aug] = build_augmentations(views, is_train=False)
-        build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS)
+        build_checkpointer(cfg, self.model).load(cfg.MODEL.WEIGHTS, content=checkpoint)
+
+    @property
+    def network(self) -> nn.Module:
+        """What runs on an image: the model, or with TEST.AUG.ENABLED the model on all views."""
+        return self._views or self.model
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
-        """Segment one image.
+        """Segment one image; a UserError as `prepare`."""
+        with torch.no_grad():
+            [result] = self.network([self.prepare(original_image)])
+        predictions: dict[str, Any] = result
+        return predictions
+
+    def prepare(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Check and resize an image: Detectron2's dict of it, the input of the model.
 
         Raises:
             UserError: if it is not an array (H, W, C) with the model's number of channels and at least one pixel.
@@ -83,10 +101,7 @@ class Predictor(DefaultPredictor):
         image = original_image[..., ::-1] if self.input_format == "RGB" else original_image
         resized = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
-        with torch.no_grad():
-            [result] = (self._views or self.model)([{"image": tensor, "height": shape[0], "width": shape[1]}])
-        predictions: dict[str, Any] = result
-        return predictions
+        return {"image": tensor, "height": shape[0], "width": shape[1]}
 
     def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order."""

@@ -111,22 +111,26 @@ def choose_things(class_logits: Tensor, strategy: str, num_pairs: int) -> Chosen
     return ChosenThings(*(torch.stack(x) for x in zip(*chosen, strict=True)))
 
 
-def thing_candidates(chosen: ChosenThings, mask_scores: Tensor, boxes_cxcywh_norm: Tensor | None) -> list[Candidates]:
-    """The chosen things of each image of a batch: masks (B, M, h, w) and boxes (B, M, 4), if any."""
+def thing_candidates(
+    chosen: ChosenThings, mask_scores: Tensor, boxes_cxcywh_norm: Tensor | None, queries: Tensor | None = None
+) -> list[Candidates]:
+    """The chosen things of each image of a batch: masks (B, M, h, w), boxes (B, M, 4) and queries (B, M, D), if any."""
     _, classes, scores = chosen
     boxes = [None] * len(classes) if boxes_cxcywh_norm is None else list(boxes_cxcywh_norm)
+    is_thing = torch.ones_like(classes, dtype=torch.bool)
     return [
-        Candidates(scores[b], classes[b], torch.ones_like(classes[b], dtype=torch.bool), mask_scores[b], boxes[b])
+        Candidates(
+            scores[b], classes[b], is_thing[b], mask_scores[b], boxes[b], None if queries is None else queries[b]
+        )
         for b in range(len(classes))
     ]
 
 
-def stuff_candidates(class_logits: Tensor, mask_scores: Tensor) -> Candidates:
-    """Every stuff class of one image: logits (K_stuff,) and masks (K_stuff, h, w)."""
+def stuff_candidates(class_logits: Tensor, mask_scores: Tensor, queries: Tensor | None = None) -> Candidates:
+    """Every stuff class of one image: logits (K_stuff,), masks (K_stuff, h, w) and refined queries (K_stuff, D)."""
     index = torch.arange(len(class_logits), device=class_logits.device)
-    return Candidates(
-        at_least_float32(class_logits).sigmoid(), index, torch.zeros_like(index, dtype=torch.bool), mask_scores, None
-    )
+    scores = at_least_float32(class_logits).sigmoid()
+    return Candidates(scores, index, torch.zeros_like(index, dtype=torch.bool), mask_scores, None, queries)
 
 
 def join_candidates(things: Candidates, stuff: Candidates) -> Candidates:
@@ -134,12 +138,16 @@ def join_candidates(things: Candidates, stuff: Candidates) -> Candidates:
     boxes = things.boxes_cxcywh_norm
     if boxes is not None:
         boxes = torch.cat((boxes, boxes.new_zeros(len(stuff.class_scores), 4)))
+    queries = None
+    if things.query_embeddings is not None and stuff.query_embeddings is not None:
+        queries = torch.cat((things.query_embeddings, stuff.query_embeddings))
     return Candidates(
         class_scores=torch.cat((things.class_scores, stuff.class_scores)),
         class_indices=torch.cat((things.class_indices, stuff.class_indices)),
         is_thing=torch.cat((things.is_thing, stuff.is_thing)),
         mask_scores=torch.cat((things.mask_scores, stuff.mask_scores)),
         boxes_cxcywh_norm=boxes,
+        query_embeddings=queries,
     )
 
 

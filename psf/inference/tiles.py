@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates
 from psf.inference.post_processor import PostProcessor
+from psf.ops.precision import shared_pixels
 from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates
 
@@ -216,7 +217,7 @@ def _links(tiles: Sequence[ScoredTile], numbers: Sequence[TileNumbers]) -> list[
 def _ious(masks: Tensor, others: Tensor) -> Tensor:
     """(N, P) and (M, P) bool -> (N, M) mask IoU, 0 for empty masks."""
     masks, others = masks.float(), others.float()
-    shared = masks @ others.T
+    shared = shared_pixels(masks, others)
     return shared / (masks.sum(1)[:, None] + others.sum(1)[None] - shared).clamp(min=1)
 
 
@@ -232,6 +233,7 @@ def _join(
     weights = [_weights(one.masks.shape[1], one.masks.shape[2], masks.device).to(masks.dtype) for one in tiles]
     tiny = torch.finfo(masks.dtype).tiny
     best, boxes = first.class_scores.new_zeros(len(groups)), first.class_scores.new_zeros(len(groups), 4)
+    embeddings: list[Tensor] = []
     for row, group in enumerate(groups):
         parts = [tiles[number].candidates for number, _ in group]
         best[row] = torch.stack([part.class_scores[i] for part, (_, i) in zip(parts, group, strict=True)]).amax()
@@ -247,13 +249,25 @@ def _join(
         if first.boxes_cxcywh_norm is not None:
             own = zip((part.boxes_cxcywh_norm for part in parts), group, strict=True)
             boxes[row] = _enclosing_box(torch.stack([x[i] for x, (_, i) in own if x is not None]))
+        number, i = max(group, key=lambda part: float(numbers[part[0]].confidence[part[1]]))
+        own_embeddings = tiles[number].candidates.query_embeddings
+        if own_embeddings is not None:
+            embeddings.append(own_embeddings[i])
     return Candidates(
         class_scores=best,
         class_indices=_of_firsts([one.candidates.class_indices for one in tiles], groups),
         is_thing=_of_firsts([one.candidates.is_thing for one in tiles], groups),
         mask_scores=masks,
         boxes_cxcywh_norm=None if first.boxes_cxcywh_norm is None else boxes,
+        query_embeddings=_stacked(embeddings, first.query_embeddings),
     )
+
+
+def _stacked(embeddings: Sequence[Tensor], of_first: Tensor | None) -> Tensor | None:
+    """(G, D) the queries of the most confident parts; None if the tiles have none."""
+    if embeddings:
+        return torch.stack(list(embeddings))
+    return None if of_first is None else of_first[:0]
 
 
 def _weights(height: int, width: int, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from psf.inference.candidates import ImageGeometry, join_candidates, resize_masks
+from psf.ops.precision import shared_pixels
 from psf.ops.transfer import download_arrays, upload_numbers
 from psf.structures import Candidates
 
@@ -87,7 +88,7 @@ def _mean_stuff(views: list[Candidates]) -> Candidates:
 def _ious(masks: Tensor) -> Tensor:
     """(N, N) mask IoU, 0 for empty masks."""
     flat = masks.flatten(1).float()
-    shared = flat @ flat.T
+    shared = shared_pixels(flat, flat)
     areas = flat.sum(1)
     return shared / (areas[:, None] + areas[None] - shared).clamp(min=1)
 

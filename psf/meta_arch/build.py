@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import Backbone, build_backbone
 
 import psf.backbone  # noqa: F401  (registers the backbones)
@@ -15,6 +13,7 @@ from psf.errors import UserError
 from psf.inference import build_post_processor
 from psf.inference.tiles import TileSettings
 from psf.losses import Assigner, HungarianMatcher, PanopticCriterion, PerLayerAssigner, SharedAssigner
+from psf.meta_arch.classes import classes_from_config, register_stored_classes
 from psf.meta_arch.recipe import check_recipe
 from psf.modeling import (
     FineLevel,
@@ -33,50 +32,11 @@ __all__ = [
     "ResultSettings",
     "build_assigner",
     "build_criterion",
-    "classes_from_config",
     "model_parts",
 ]
 
 MIN_TILE_SIDE = 64  # in pixels; smaller tiles have too little context
 SECOND_CLASS_FACTOR = 2.0  # the released code doubles the class weight in its second assignment
-
-
-def classes_from_config(cfg: CfgNode) -> PanopticClasses:
-    """The classes of the first dataset in DATASETS.TRAIN, then DATASETS.TEST, that has classes in its metadata.
-
-    MODEL.PSF.NUM_STUFF_CLASSES 0 removes its stuff classes. Without such a dataset, NUM_THING_CLASSES and
-    NUM_STUFF_CLASSES define the classes, things first.
-
-    Raises:
-        UserError: if the keys contradict the metadata or leave no class, or neither defines the classes.
-    """
-    counts = (cfg.MODEL.PSF.NUM_THING_CLASSES, cfg.MODEL.PSF.NUM_STUFF_CLASSES)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = PanopticClasses.from_metadata(MetadataCatalog.get(name))
-        if classes is None:
-            continue
-        _check_count("NUM_THING_CLASSES", counts[0], classes.thing_ids, name)
-        if counts[1] == 0:
-            classes = classes._replace(stuff_ids=())
-        _check_count("NUM_STUFF_CLASSES", counts[1], classes.stuff_ids, name)
-        if not any(classes):
-            raise UserError(f'MODEL.PSF.NUM_STUFF_CLASSES is 0 (no stuff), but dataset "{name}" has no things either')
-        return classes
-    if min(counts) < 0 or sum(counts) == 0:
-        raise UserError(
-            f"the classes are unknown: no dataset in DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} or DATASETS.TEST "
-            f"{list(cfg.DATASETS.TEST)} has thing or stuff ids in its metadata, and MODEL.PSF.NUM_THING_CLASSES and "
-            f"NUM_STUFF_CLASSES are {counts[0]} and {counts[1]}; name a registered dataset or set both keys"
-        )
-    return PanopticClasses.from_counts(*counts)
-
-
-def _check_count(key: str, count: int, ids: Sequence[int], dataset: str) -> None:
-    if count not in (-1, len(ids)):
-        raise UserError(
-            f'MODEL.PSF.{key} is {count}, but dataset "{dataset}" has {len(ids)} such classes; set the key to -1 '
-            "(counted in the metadata) or name another dataset in DATASETS"
-        )
 
 
 def build_assigner(cfg: CfgNode) -> Assigner:
@@ -142,6 +102,7 @@ def model_parts(cfg: CfgNode) -> dict[str, Any]:
             "MODEL.PSF.NUM_THING_QUERIES is -1 (from the data); psf's trainer, predictor and tools replace it by a "
             "number: call psf.engine.resolve_num_queries(cfg) before you build a model, or set a number"
         )
+    register_stored_classes(cfg)
     classes = classes_from_config(cfg)
     queried = all_as_things(classes) if node.QUERIES == "joint" else classes
     backbone = build_backbone(cfg)

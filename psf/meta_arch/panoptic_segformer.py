@@ -194,7 +194,7 @@ class PanopticSegFormer(nn.Module):
             if torch.jit.is_tracing():
                 self._check_traceable(batched_inputs)
             return [
-                self.result(candidates, geometry) for candidates, geometry in self._candidates_by_image(batched_inputs)
+                self.result(candidates, geometry) for candidates, geometry in self.candidates_by_image(batched_inputs)
             ]
         images = self.preprocess(batched_inputs)
         targets = panoptic_targets(batched_inputs, self.classes, tuple(images.tensor.shape[-2:]), self.device)
@@ -238,11 +238,11 @@ class PanopticSegFormer(nn.Module):
         on = {"panoptic": self.settings.panoptic, "instance": self.settings.instance}
         return [
             self.post_processor.explain(candidates, geometry, **on)
-            for candidates, geometry in self._candidates_by_image(batched_inputs)
+            for candidates, geometry in self.candidates_by_image(batched_inputs)
         ]
 
-    def _candidates_by_image(self, batched_inputs: list[dict[str, Any]]) -> Iterator[tuple[Candidates, ImageGeometry]]:
-        """At test: the candidates of each image, and the sizes of their masks."""
+    def candidates_by_image(self, batched_inputs: list[dict[str, Any]]) -> Iterator[tuple[Candidates, ImageGeometry]]:
+        """At test: the candidates of each image, and the sizes of their masks; `result` makes its results of them."""
         if self.has_tiles:
             yield from map(self._tiled_candidates, batched_inputs)
             return
@@ -347,8 +347,8 @@ class PanopticSegFormer(nn.Module):
         if not stuff_logits:
             return things
         candidates = [
-            stuff_candidates(logits, masks)
-            for logits, masks in zip(stuff_logits[-1], stuff.mask_scores[-1], strict=True)
+            stuff_candidates(*one)
+            for one in zip(stuff_logits[-1], stuff.mask_scores[-1], stuff.refined_queries[-1], strict=True)
         ]
         if things:
             candidates = [join_candidates(t, s) for t, s in zip(things, candidates, strict=True)]
@@ -364,16 +364,17 @@ class PanopticSegFormer(nn.Module):
             chosen = located.pick(things.indices)
             boxes = chosen.boxes_cxcywh_norm
             decoded = self.thing_decoder(chosen.queries, memory, chosen.query_pos, boxes=boxes, layer=layer)
-            masks = decoded.mask_scores[-1]
+            masks, queries = decoded.mask_scores[-1], decoded.refined_queries[-1]
         else:
             boxes = located.boxes_cxcywh_norm
             decoded = self.thing_decoder(located.queries, memory, located.query_pos, boxes=boxes, layer=layer)
             things = choose_things(self.thing_classifier(decoded, layer)[-1], strategy, num_pairs)
             masks = torch.take_along_dim(decoded.mask_scores[-1], things.indices[..., None, None], dim=1)
+            queries = torch.take_along_dim(decoded.refined_queries[-1], things.indices[..., None], dim=1)
         pred_boxes = None
         if located.layers and located.layers[-1].locations.shape[-1] == 4:
             pred_boxes = torch.take_along_dim(located.layers[-1].locations, things.indices[..., None], dim=1)
-        return thing_candidates(things, masks, pred_boxes)
+        return thing_candidates(things, masks, pred_boxes, queries)
 
     def result(self, candidates: Candidates, geometry: ImageGeometry) -> dict[str, Any]:
         """One image's results at the output size of `geometry`, each if enabled in MODEL.PSF.TEST."""

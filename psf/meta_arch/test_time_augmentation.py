@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,9 +63,13 @@ class PanopticSegFormerWithTTA(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As the model at test. `image` should be as large as the largest view, as all views are made from it."""
-        return [self._result(x) for x in batched_inputs]
+        return [self.model.result(*one) for one in self.candidates_by_image(batched_inputs)]
 
-    def _result(self, x: dict[str, Any]) -> dict[str, Any]:
+    def candidates_by_image(self, batched_inputs: list[dict[str, Any]]) -> Iterator[tuple[Candidates, ImageGeometry]]:
+        """The candidates of each image, fused from its views, and the sizes of their masks."""
+        yield from map(self._fused, batched_inputs)
+
+    def _fused(self, x: dict[str, Any]) -> tuple[Candidates, ImageGeometry]:
         own_size = (x["image"].shape[1], x["image"].shape[2])
         sizes = [view_size(own_size, short, self.max_size) for short in self.min_sizes]
         grid = tuple(-(-max(sides) // self.model.mask_stride) for sides in zip(*sizes, strict=True))
@@ -78,7 +83,7 @@ class PanopticSegFormerWithTTA(nn.Module):
             for candidates, is_flip in zip(by_flip, flips, strict=True):
                 views.append(self._score(on_common_grid(candidates, geometry, is_flip)))
         output_size = (x.get("height", own_size[0]), x.get("width", own_size[1]))
-        return self.model.result(fuse_views(views), ImageGeometry(grid, grid, output_size))
+        return fuse_views(views), ImageGeometry(grid, grid, output_size)
 
     def _score(self, candidates: Candidates) -> ScoredView:
         """The most confident things and all stuff classes of a view."""

@@ -3,6 +3,7 @@
 from psf.output.drawing import Region, draw_regions, draw_text, font_size_of, text_size
 from psf.output.files import FILE_KINDS, check_output, write_output
 from psf.output.instances import InstanceOutput
+from psf.output.labelme import labelme_shapes
 from psf.output.legend import draw_legend, legend_entries
 from psf.output.panoptic import PanopticOutput, panoptic_regions
 from psf.output.semantic import SemanticOutput
@@ -27,6 +28,7 @@ __all__ = [
     "draw_text",
     "drawable_metadata",
     "font_size_of",
+    "labelme_shapes",
     "legend_entries",
     "panoptic_regions",
     "text_size",

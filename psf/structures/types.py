@@ -162,12 +162,18 @@ class Candidates(NamedTuple):
     is_thing: Tensor  # (N,) bool
     mask_scores: Tensor  # (N, h, w) mask scores m of the padded image
     boxes_cxcywh_norm: Tensor | None  # (N, 4) of the things; None if the recipe predicts no boxes
+    query_embeddings: Tensor | None = None  # (N, D) refined queries of the mask decoders; None if candidates were fused
 
     def select(self, index: Tensor) -> Candidates:
         """The candidates at `index` (bool mask or indices)."""
-        boxes = None if self.boxes_cxcywh_norm is None else self.boxes_cxcywh_norm[index]
+        boxes, queries = (None if x is None else x[index] for x in (self.boxes_cxcywh_norm, self.query_embeddings))
         return Candidates(
-            self.class_scores[index], self.class_indices[index], self.is_thing[index], self.mask_scores[index], boxes
+            self.class_scores[index],
+            self.class_indices[index],
+            self.is_thing[index],
+            self.mask_scores[index],
+            boxes,
+            queries,
         )
 
 

@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from psf.checkpoint import ClassNames, convert_checkpoint
+from psf.checkpoint import ClassNames, ModelEntry, convert_checkpoint
 from psf.data import panoptic_metadata
 from tests.models import tiny_config
 
@@ -62,7 +62,9 @@ def test_names_of_the_classes_go_with_it(released: Path, cfg: CfgNode, tmp_path:
     cfg.DATASETS.TRAIN = ("psf_test_seven",)
     convert_checkpoint(released, tmp_path / "out.pth", cfg)
     MetadataCatalog.remove("psf_test_seven")
-    names = ClassNames.of_checkpoint(torch.load(tmp_path / "out.pth", weights_only=True))
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    names, entry = ClassNames.of_checkpoint(content), ModelEntry.of_checkpoint(content)
+    assert entry is not None and "- thing 0 9 " in entry.config  # usable alone
     assert names == (("class 0", "class 1", "class 2"), ("class 3", "class 4", "class 5", "class 6"))
 
 

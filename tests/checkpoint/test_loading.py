@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
-from psf.checkpoint import arrange_weights, read_checkpoint, read_state_dict
+from psf.checkpoint import (
+    arrange_weights,
+    convert_checkpoint,
+    convert_imagenet,
+    convert_released,
+    read_checkpoint,
+    read_state_dict,
+)
+from psf.checkpoint.saving import find_damage
 from psf.engine import Checkpointer
 from psf.errors import UserError
+from tests.checkpoint.conftest import META, OPTIMIZER, released_content
 from tests.checkpoint.test_reading import Touch
 
 WEIGHTS = {"neck.a": torch.arange(6.0).view(2, 3), "neck.b": torch.ones(2)}
@@ -136,6 +148,61 @@ def test_released_models_are_converted(released: Path, model: nn.Module) -> None
     read = load_weights(str(released))
     wanted = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     assert all(torch.equal(read["model"][name], value) for name, value in wanted.items())
+
+
+def classifiers() -> dict[str, tuple[dict[str, torch.Tensor], str]]:
+    """Kind -> an ImageNet classifier's entries, and the name of one of them in psf's backbone."""
+    timm = pytest.importorskip("timm")
+    from tests.checkpoint.test_imagenet import PVT_TO_ITS_AUTHORS, SWIN_STAGES, SWIN_TO_ITS_AUTHORS, renamed
+
+    pvt = timm.create_model("pvt_v2_b0", pretrained=False)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, **SWIN_STAGES)
+    return {
+        "torchvision": (torchvision.models.resnet18().state_dict(), "backbone.res5.1.conv2.norm.running_var"),
+        "timm": (
+            timm.create_model("resnet18", pretrained=False).state_dict(),
+            "backbone.res5.1.conv2.norm.running_var",
+        ),
+        "timm's PVTv2": (renamed(pvt, []), "backbone.model.stages_3.blocks.1.mlp.dwconv.weight"),
+        "PVTv2": (renamed(pvt, PVT_TO_ITS_AUTHORS), "backbone.model.stages_3.blocks.1.mlp.dwconv.weight"),
+        "timm's Swin": (renamed(swin, []), "backbone.layers.2.blocks.1.attn.qkv.weight"),
+        "Swin": (renamed(swin, SWIN_TO_ITS_AUTHORS), "backbone.layers.2.blocks.1.attn.qkv.weight"),
+    }
+
+
+CONTAINERS: dict[str, Callable[[Any], Any]] = {
+    "alone": lambda weights: weights,
+    "model": lambda weights: {"model": weights},  # Swin's authors
+    "mmcv": lambda weights: {"meta": META, "state_dict": weights, "optimizer": OPTIMIZER},
+    "wrapped": lambda weights: {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
+}
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_foreign_files_are_converted_in_every_layout(
+    tmp_path: Path, model: nn.Module, container: str, is_zip: bool
+) -> None:
+    """Every kind of classifier, and a released model, of torch's formats since and before 1.6."""
+    released = (released_content(model)["state_dict"], "location_decoder.layers.1.cross_attention_norm.weight")
+    for kind, (weights, name) in {**classifiers(), "released": released}.items():
+        for position, value in enumerate(weights.values()):
+            value.copy_(torch.linspace(position, position + 1, value.numel()).view(value.shape))  # no two are alike
+        path = tmp_path / f"{kind}.pth"
+        torch.save(CONTAINERS[container](weights), path, _use_new_zipfile_serialization=is_zip)
+        read = load_weights(str(path))["model"]
+        converted = convert_released(weights) if kind == "released" else convert_imagenet(weights)
+        assert read.keys() == converted.keys() and name in read, kind
+        assert all(torch.equal(value, converted[name]) for name, value in read.items()), kind
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_the_converter_reads_every_layout(tmp_path: Path, model: nn.Module, cfg: CfgNode, container: str) -> None:
+    content = CONTAINERS[container](released_content(model)["state_dict"])
+    convert_checkpoint(saved(tmp_path / "in.pth", content), tmp_path / "out.pth", cfg)
+    written = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in written.items())
+    assert find_damage(tmp_path / "out.pth") is None
 
 
 def test_a_foreign_model_is_refused(released: Path) -> None:

@@ -67,12 +67,24 @@ def test_overlaps_may_be_refused(drawn, capsys):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ("--instances x --output y", "--overlap"),
+        ("--instances x --output y", "--overlap is missing, --instances needs it: one of smaller-on-top"),
         ("--instances x --labelme z --overlap error --output y", "not allowed with"),
-        ("--overlap error --output y", "one of the arguments --instances --labelme is required"),
+        ("--overlap error --output y", "one of the arguments --labels --object-masks --instances --labelme"),
         ("--instances x --overlap error --output y --semantic m", "--semantic needs --semantic-labels"),
-        ("--instances x --overlap error --output y --thing-labels m", "--image-root need --labelme"),
-        ("--labelme x --overlap error --output y --crowds-as-things", "--crowds-as-things needs --instances"),
+        ("--instances x --overlap error --output y --thing-labels m", "--thing-labels needs --labelme;"),
+        ("--instances x --overlap error --output y --image-root m", "--image-root needs --labels or --object-masks or"),
+        ("--labelme x --overlap error --output y --crowds-as-things", "--crowds-as-things needs --instances;"),
+        ("--labels x --classes c --overlap error --output y", "--overlap needs --object-masks or"),
+        ("--labels x --output y", "--labels needs --classes, which defines"),
+        ("--labels x --classes c --output y --semantic-labels z", "--semantic-labels needs --instances or --labelme;"),
+        (
+            "--labels x --classes c --output y --instance-ids z --encoding kitti",
+            "--instance-ids needs --encoding class",
+        ),
+        ("--object-masks x --overlap error --output y", "--object-masks needs --things or --classes"),
+        ('--object-masks x --overlap error --output y --things ""', "--object-masks needs --things or --classes"),
+        ("--supervisely x --overlap error --output y --min-area 3", "--min-area needs --labels;"),
+        ("--supervisely x --overlap error --output y --encoding foo", "invalid choice: 'foo'"),
     ],
 )
 def test_orders_that_make_no_sense(order, message, capsys):

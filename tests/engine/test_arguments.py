@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from psf.checkpoint import ModelEntry, read_checkpoint
 from psf.engine import Predictor, argument_parser, build_config, setup
 from psf.errors import UserError
 from tests.engine.conftest import ParseArgs
@@ -176,3 +178,20 @@ def test_output_folder_must_be_writable(parse_args: ParseArgs, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"OUTPUT_DIR .*file/run.* cannot be written: Not a directory"):
         setup(parse_args("OUTPUT_DIR", str(tmp_path / "file" / "run")))
+
+
+def test_config_file_and_checkpoint_have_the_classes(trained: Path) -> None:
+    """Enough to use the model where its dataset is not: colours are those of the panoptic JSON."""
+    texts = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))["MODEL"]["PSF"]["CLASSES"]
+    assert texts[:2] == ["thing 1 3 fa0000 ball", "thing 3 5 fafa00 box"] and len(texts) == 5
+    entry = ModelEntry.of_checkpoint(read_checkpoint(trained / "model_final.pth"))
+    assert entry is not None and yaml.safe_load(entry.config)["MODEL"]["PSF"]["CLASSES"] == texts
+
+
+def test_the_same_evaluation_has_the_same_folder(mini: str, parse_args: ParseArgs, tmp_path: Path) -> None:
+    """Also of a config without classes, which get into the config.yaml of the first evaluation."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "model_final.pth").touch()  # a training, which is not to be overwritten
+    folders = [setup(parse_args("--eval-only")).OUTPUT_DIR for _ in range(2)]
+    assert folders == [str(tmp_path / "output" / "evaluation")] * 2
+    assert "thing 1 3 fa0000 ball" in Path(folders[0], "config.yaml").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from psf.commands import convert_dataset, validate
 from psf.data import load_panoptic_json
 from psf.data.panoptic_labels import read_panoptic_labels
+from psf.tools.dataset_conversion.classes import read_classes
 from psf.tools.dataset_conversion.sources import read_labels
 from tests.faults.pictures import encoded
 from tests.faults.reader import Reader, by_bytes, by_json, by_strategy, run_command
@@ -90,6 +92,42 @@ def convert_labelme() -> None:
     convert("--labelme", "labelme")
 
 
+def prepare_supervisely() -> list[bytes]:
+    for name in ("ann", "img"):
+        Path("project/ds", name).mkdir(parents=True)
+    Image.new("RGB", (16, 12)).save("project/ds/img/1.png")
+    Path("project/meta.json").write_text(json.dumps({"classes": [{"title": "ball"}, {"title": "grass"}]}))
+    data = base64.b64encode(zlib.compress(encoded(Image.new("1", (4, 4), 1), "PNG"))).decode()
+    points = {"exterior": [[1, 1], [9, 1], [9, 9.5]], "interior": [[[2, 2], [3, 2], [3, 3]]]}
+    common = {"classTitle": "ball", "tags": [], "description": ""}
+    objects = [
+        {**common, "geometryType": "bitmap", "bitmap": {"data": data, "origin": [2, 3]}},
+        {**common, "geometryType": "polygon", "points": points},
+        {**common, "geometryType": "multipolygon", "parts": [points, {"exterior": [[0, 0], [5, 0], [5, 5]]}]},
+        {**common, "geometryType": "rectangle", "points": {"exterior": [[0, 0], [3, 3]], "interior": []}},
+        {**common, "geometryType": "line", "points": {"exterior": [[0, 0], [3, 3]], "interior": []}},
+    ]
+    return [json.dumps({"size": {"height": 12, "width": 16}, "objects": objects, "tags": []}).encode()]
+
+
+def convert_supervisely() -> None:
+    fixed = ("--overlap", "smaller-on-top", "--background", "rest", "--output", "out", "--overwrite", "--workers", "1")
+    run_command(convert_dataset.main, "--supervisely", "project", *fixed)
+
+
+def prepare_classes() -> list[bytes]:
+    return [
+        b"name,value,isthing\nball,1,1\ngrass,2,0\n",
+        b"\xef\xbb\xbfname;r;g;b;isthing;ignore\r\nball;1;2;3;1;\r\nedge;255;255;255;;1\r\n",
+        json.dumps({"labels": [{"name": "sky", "instances": False, "readable": "Sky", "evaluate": True}]}).encode(),
+    ]
+
+
+def read_classes_file() -> None:
+    read_classes(Path("input.csv"))
+    read_classes(Path("input.csv"), things=["ball"], ignore=["255", "#ffffff"])
+
+
 def prepare_labels() -> list[bytes]:
     return [b"1,ball\n2,box\n# more\n\n21,grass\n", "\ufeff1,Stra\u00dfe\r\n2,sky, blue\r\n".encode()]
 
@@ -108,14 +146,14 @@ def read_labels_file() -> None:
 
 
 ANNOTATIONS = (
-    Reader("panoptic JSON", 120, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
+    Reader("panoptic JSON", 90, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
     Reader(
         "panoptic JSON, psf validate", 40, ("input.json",), prepare_mini, by_strategy(by_json), validate_panoptic_json
     ),
     Reader("panoptic JSON, damaged bytes", 60, ("input.json",), prepare_mini, by_bytes, read_panoptic_json),
     Reader(
         "instances JSON, psf convert-dataset",
-        90,
+        60,
         ("input.json",),
         prepare_instances,
         by_strategy(by_json),
@@ -123,11 +161,20 @@ ANNOTATIONS = (
     ),
     Reader(
         "labelme JSON, psf convert-dataset",
-        90,
+        60,
         ("labelme/1.json",),
         prepare_labelme,
         by_strategy(by_json),
         convert_labelme,
     ),
-    Reader("labels file", 60, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
+    Reader(
+        "Supervisely JSON, psf convert-dataset",
+        60,
+        ("project/ds/ann/1.png.json",),
+        prepare_supervisely,
+        by_strategy(by_json),
+        convert_supervisely,
+    ),
+    Reader("table of classes", 60, ("input.csv",), prepare_classes, by_bytes, read_classes_file),
+    Reader("labels file", 30, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
 )

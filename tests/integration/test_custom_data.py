@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -18,11 +19,13 @@ from psf.commands import load_command
 from psf.commands.train import main as psf_train
 from psf.engine import build_config
 from psf.meta_arch.recipe import check_recipe
+from psf.tools.dataset_conversion.label_images import ENCODINGS
 from psf.tools.dataset_validation.validation import validate_panoptic
 from tests.conftest import RunPython
 from tests.engine.conftest import CONFIG
 from tests.mini_set import CATEGORIES, NAME, write_mini_set
 from tests.models import tiny_config
+from tests.tools.dataset_conversion.label_files import grid, read_set, save, save_image
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -207,7 +210,7 @@ def test_the_page_about_it(repository: Path, tmp_path: Path):
     assert [name for name, _ in commands] == ["train", "evaluate", "predict", "train", "train", "train", "evaluate"]
     for name, words in commands:
         args = load_command(name).build_parser().parse_args(shlex.split(words))
-        assert len(args.opts) % 2 == 0 and args.config_file
+        assert len(args.opts) % 2 == 0 and (args.config_file or args.model)
     sets, channels = (f"VERSION: 2\n{block}" for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
     (tmp_path / "channels.yaml").write_text(channels)
     check_recipe(build_config(str(tmp_path / "channels.yaml")))
@@ -259,6 +262,7 @@ def test_the_tools_on_the_page_run(repository: Path, drawn: Path):
     text = (repository / "docs" / "custom-data.md").read_text()
     (stuff,) = re.findall(r"```\n(# stuff\.txt\n.*?)```", text, re.S)
     assert (drawn / "stuff.txt").read_text() == stuff
+    text = re.sub(r"^## From label images$.*?^## ", "", text, flags=re.S | re.M)  # below
     commands = re.findall(r"^psf (convert-dataset|validate) (.*)$", text.replace("\\\n", ""), re.M)
     assert [name for name, _ in commands].count("convert-dataset") == 6 and len(commands) == 9
     for name, words in commands:
@@ -279,6 +283,75 @@ def test_the_tools_on_the_page_run(repository: Path, drawn: Path):
         "train": [*labelled, ("sky", False, 0)],
         "val": [*labelled, ("sky", False, 0)],
     }
+
+
+def label_images(root: Path) -> None:
+    """What the section "From label images" calls its files; every image is 4 x 1, with one thing or two."""
+    save(root / "masks" / "a_mask.png", grid("7 26 24 255"))
+    save_image(root / "photos" / "a.jpg", (1, 4))
+    save(root / "VOC2012" / "SegmentationClass" / "1.png", grid("0 15 15 255"), "P")
+    save(root / "VOC2012" / "SegmentationObject" / "1.png", grid("0 1 2 255"), "P")
+    for name in ("1.jpg", "unlabeled.jpg"):
+        save_image(root / "VOC2012" / "JPEGImages" / name, (1, 4))
+    names = root / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
+    names.parent.mkdir(parents=True)
+    names.write_text("1\n")
+    (root / "voc.csv").write_text("name,value,isthing\nbackground,0,0\nperson,15,1\n")
+    save(root / "gtFine" / "val" / "ulm" / "1_gtFine_instanceIds.png", grid("7 26000 26001 3"), "I;16")
+    save(root / "gtFine" / "val" / "ulm" / "1_gtFine_labelIds.png", grid("7 26 26 3"))
+    save_image(root / "leftImg8bit" / "val" / "ulm" / "1_leftImg8bit.png", (1, 4))
+    (root / "street.csv").write_text("name,value,isthing\nroad,7,0\ncar,26,1\n")
+    save(root / "vistas" / "validation" / "v1.2" / "instances" / "1.png", grid("0 256 257 0"), "I;16")
+    save_image(root / "vistas" / "validation" / "images" / "1.jpg", (1, 4))
+    labels = [{"name": "sky", "instances": False}, {"name": "car", "instances": True}]
+    (root / "vistas" / "config_v1.2.json").write_text(json.dumps({"labels": labels}))
+    save(root / "cells" / "ids" / "1.png", grid("0 300 7 0"), "I;16")
+    save_image(root / "cells" / "images" / "1.jpg", (1, 4))
+    (root / "cells.csv").write_text("name,value,isthing\ncell,,1\nmedium,0,0\n")
+    save_image(root / "stage1_train" / "x" / "images" / "x.png", (1, 4))
+    for position in (1, 2):
+        save(root / "stage1_train" / "x" / "masks" / f"{position}.png", grid("0 0 0 0") + 255 * np.eye(4)[[position]])
+    save_image(root / "project" / "ds" / "img" / "1.png", (1, 4))
+    (root / "project" / "ds" / "ann").mkdir()
+    classes = [{"title": name} for name in ("car", "person", "road")]
+    (root / "project" / "meta.json").write_text(json.dumps({"classes": classes}))
+    objects = [
+        {"classTitle": name, "geometryType": "rectangle", "points": {"exterior": [[x, 0], [x, 0]], "interior": []}}
+        for x, name in enumerate(("road", "car", "person"))
+    ]
+    annotation = {"size": {"height": 1, "width": 4}, "objects": objects}
+    (root / "project" / "ds" / "ann" / "1.png.json").write_text(json.dumps(annotation))
+
+
+def test_label_images_on_the_page(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of the section "From label images", on files that are named as there; its table of classes."""
+    monkeypatch.chdir(tmp_path)
+    label_images(tmp_path)
+    text = (repository / "docs" / "custom-data.md").read_text()
+    (section,) = re.findall(r"^## From label images$(.*?)^## ", text, re.S | re.M)
+    (table,) = re.findall(r"```\n(name,.*?)```", section, re.S)
+    (tmp_path / "classes.csv").write_text(table)
+    commands = re.findall(r"^psf convert-dataset (.*)$", section.replace("\\\n", ""), re.M)
+    folders = {"voc": "VOC2012/JPEGImages", "street": "leftImg8bit/val", "vistas": "vistas/validation/images"}
+    folders |= {"labels": "photos", "cells": "cells/images", "nuclei": "stage1_train", "supervisely": "project"}
+    found = {}
+    for words in commands:
+        arguments = shlex.split(words)
+        assert load_command("convert-dataset").main(arguments) == 0, words
+        output = Path(arguments[arguments.index("--output") + 1])
+        (found[output.name],) = read_set(output, tmp_path / folders[output.name]).values()
+    assert {name: " ".join(one[0]) for name, one in found.items()} == {
+        "labels": "road car1 person1 .",
+        "voc": "background person1 person2 .",
+        "street": "road car1 car2 .",
+        "vistas": "sky car1 car2 sky",
+        "cells": "medium cell1 cell2 medium",
+        "nuclei": "background nucleus1 nucleus2 background",
+        "supervisely": "road car1 person1 .",
+    }
+    encodings = re.findall(r"^\| `(\w+)` \|", section, re.M)
+    assert encodings == list(ENCODINGS)
+    assert found.keys() == folders.keys()
 
 
 def test_the_python_of_the_docs(repository: Path, run_python: RunPython, tmp_path: Path) -> None:

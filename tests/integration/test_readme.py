@@ -69,7 +69,7 @@ def test_commands_are_understood(page: Path) -> None:
         if not words.strip():
             continue  # a mention
         args = load_command(name).build_parser().parse_args(shlex.split(words))
-        config = getattr(args, "config_file", "")
+        config = getattr(args, "config_file", "") or ""
         if config.endswith(".yaml") and not config.startswith("output/"):
             get_config_file(config)  # raises for an unknown one
         assert len(getattr(args, "opts", [])) % 2 == 0, words

@@ -22,7 +22,9 @@ __all__ = [
     "as_image_array",
     "as_picture",
     "check_pixels",
+    "convert_image",
     "image_bands",
+    "image_size",
     "image_suffixes",
     "in_format",
     "is_deep",
@@ -108,22 +110,42 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
             number of channels; or naming INPUT.FORMAT, if it is invalid.
     """
     if format == "BANDS":
-        bands = _read_bands(path)
-        if num_channels not in (None, bands.shape[2]):
-            raise UserError(
-                f"{path}: has {bands.shape[2]} channels, the model takes {num_channels}, the length of "
-                'MODEL.PIXEL_MEAN (INPUT.FORMAT is "BANDS")'
-            )
-        return bands
+        return _with_channels(_read_bands(path), path, num_channels)
     with open_image(path) as image:
-        image = _upright(image, path)
-        if image.mode == "F" or image.mode.startswith("I"):
-            image = Image.fromarray(_to_8_bit(np.asarray(image), path))
-        if image.mode != "RGB":
-            # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
-            image = image.convert("RGBA" if image.mode == "P" else "RGB")
-        pixels = np.asarray(image)[..., :3]
+        return convert_image(image, path, format)
+
+
+def convert_image(image: Image.Image, name: str, format: str = "BGR", num_channels: int | None = None) -> np.ndarray:
+    """A decoded image of Pillow in INPUT.FORMAT, as `read_image`: rotated by its EXIF orientation.
+
+    Args:
+        image: of any mode; for "BANDS", of at most 8 bits in each of several channels, as Pillow has it.
+        name: of the image, for messages.
+        format, num_channels: as for `read_image`.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    check_pixels(name, image.height, image.width)
+    image = _upright(image, name)
+    if format == "BANDS":
+        return _with_channels(as_image_array(image_bands(image, name), name), name, num_channels)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_to_8_bit(np.asarray(image), name))
+    if image.mode != "RGB":
+        # A palette may store transparency as bytes, which Pillow converts without a warning only to RGBA.
+        image = image.convert("RGBA" if image.mode == "P" else "RGB")
+    pixels = np.asarray(image)[..., :3]
     return in_format(pixels, format)
+
+
+def _with_channels(bands: np.ndarray, name: str, num_channels: int | None) -> np.ndarray:
+    if num_channels not in (None, bands.shape[2]):
+        raise UserError(
+            f"{name}: has {bands.shape[2]} channels, the model takes {num_channels}, the length of "
+            'MODEL.PIXEL_MEAN (INPUT.FORMAT is "BANDS")'
+        )
+    return bands
 
 
 def in_format(pixels: np.ndarray, format: str) -> np.ndarray:
@@ -141,15 +163,35 @@ def open_image(path: str) -> Iterator[Image.Image]:
 
     No program is started (see `_REFUSED_FORMATS`), and an image above `limit_pixels` is not decoded.
     """
+    with _reported(path), PathManager.open(path, "rb") as file:
+        image = Image.open(file, formats=_formats())
+        check_pixels(path, image.height, image.width)
+        if has_more_pages(image):
+            message = f"{printable(path)}: a TIFF with several pages; psf reads the first"
+            log_first_n(logging.WARNING, message, name=__name__, key="message")
+        image.load()
+    yield image
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image file as `read_image` reads it; its pixels are decoded only if its EXIF needs it."""
+    if path.lower().endswith(".npy"):
+        return load_array(path).shape[:2]
+    with _reported(path), PathManager.open(path, "rb") as file:
+        image = Image.open(file, formats=_formats())
+        check_pixels(path, image.height, image.width)
+        if image.format == "TIFF" and _orientation(image, path) != 1:
+            image.load()  # Pillow turns it, and removes the orientation
+        is_tilted = _orientation(image, path) > 4  # by 90 degrees, mirrored or not
+        return (image.width, image.height) if is_tilted else (image.height, image.width)
+
+
+@contextmanager
+def _reported(path: str) -> Iterator[None]:
+    """Raise what happens while an image file is opened or decoded as a UserError that names it."""
     check_regular(path)
     try:
-        with PathManager.open(path, "rb") as file:
-            image = Image.open(file, formats=_formats())
-            check_pixels(path, image.height, image.width)
-            if has_more_pages(image):
-                message = f"{printable(path)}: a TIFF with several pages; psf reads the first"
-                log_first_n(logging.WARNING, message, name=__name__, key="message")
-            image.load()
+        yield
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -163,7 +205,6 @@ def open_image(path: str) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: {describe_unreadable(path, error)}") from error
-    yield image
 
 
 def is_turned(path: str) -> bool:

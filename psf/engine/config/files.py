@@ -9,7 +9,7 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,18 @@ from psf.data.files import local_path
 from psf.errors import UserError
 from psf.model_zoo import get_config_file
 
-__all__ = ["find_config_file", "leaves", "merge_config_file", "merge_options", "stored_value", "value_of"]
+__all__ = [
+    "find_config_file",
+    "leaves",
+    "merge_config_file",
+    "merge_config_text",
+    "merge_options",
+    "stored_value",
+    "value_of",
+]
 
 BASE = "_BASE_"
-MAX_BYTES = 100_000  # configs have a few kB; reading a megabyte of brackets would take a minute
+MAX_BYTES = 300_000  # 45 per class, and some kB; reading a megabyte of brackets would take a minute
 MAX_VALUES = 100_000  # YAML aliases can make billions of values out of a few lines
 MAX_BITS = 63  # of a whole number, as in PyTorch
 MAX_SHOWN = 120  # characters of a value in a message
@@ -38,7 +46,7 @@ NAME_LISTS = (
     "MODEL.PSF.TIMM.FREEZE",
 )
 # All lists of texts that may be empty, where the present value does not tell.
-TEXT_LISTS = (*NAME_LISTS, "DATASETS.PSF_REGISTER")
+TEXT_LISTS = (*NAME_LISTS, "DATASETS.PSF_REGISTER", "MODEL.PSF.CLASSES")
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 # No path or name has these: NUL, and a half of a surrogate pair. Python makes the halves \udc80 to \udcff of the bytes
 # of paths that are not in UTF-8.
@@ -89,14 +97,39 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
             has a value of another type.
     """
     for source, content in _read_files(path):
-        version = content.pop("VERSION", cfg.VERSION)
-        if version != cfg.VERSION:
-            raise UserError(
-                f"{source}: VERSION is {version!r}, expected {cfg.VERSION}: older configs have other keys; rename the "
-                f"keys, and set VERSION to {cfg.VERSION}"
-            )
-        for key, value in _read_leaves(content, cfg, source):
-            _set(cfg, key, value, source)
+        _merge(cfg, content, source)
+
+
+def merge_config_text(cfg: CfgNode, text: str, source: str, is_allowed: Callable[[str], bool]) -> None:
+    """Merge the config in a model file into a config, in place, as `merge_config_file`, but without any `_BASE_`.
+
+    Args:
+        cfg: with all keys that the text may have.
+        text: YAML.
+        source: where the text is from, for messages.
+        is_allowed: whether the text may have a dotted key.
+
+    Raises:
+        UserError: as `merge_config_file`; if the text is too long, or has a key that is not allowed.
+    """
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{source} has {len(text)} characters: expected a config in YAML")
+    content = _parse(text, source)
+    for key, _ in _read_leaves(content, cfg, source):
+        if not is_allowed(key):
+            raise UserError(f"{source} has the key {_short(key)}: expected only keys that describe the model")
+    _merge(cfg, content, source)
+
+
+def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
+    version = content.pop("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise UserError(
+            f"{source}: VERSION is {version!r}, expected {cfg.VERSION}: older configs have other keys; rename the "
+            f"keys, and set VERSION to {cfg.VERSION}"
+        )
+    for key, value in _read_leaves(content, cfg, source):
+        _set(cfg, key, value, source)
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:
@@ -174,12 +207,18 @@ def _read(path: str, referring: tuple[str, ...]) -> dict[str, Any]:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{where} has {file.stat().st_size} bytes: expected a config in YAML")
         text = file.read_bytes().decode("utf-8-sig")
-        content = yaml.load(text, _PlainLoader)
-        num_values = _count(content, {})
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not in UTF-8 (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror or error})") from error
+    return _parse(text, where)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    """The content of a YAML text with plain values; messages begin with `where`."""
+    try:
+        content = yaml.load(text, _PlainLoader)
+        num_values = _count(content, {})
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: {_explain(error)}") from error
@@ -187,8 +226,6 @@ def _read(path: str, referring: tuple[str, ...]) -> dict[str, Any]:
         text = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise UserError(f"{where}: not a valid YAML file ({text})") from error
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{where}: has a value that YAML cannot read ({error})") from error
     if content is None:
         raise UserError(f"{where} is empty: expected keys such as MODEL")

@@ -1,1 +1,1 @@
-"""Convert annotations of other formats to a COCO panoptic dataset."""
+"""Convert label images, masks and annotations of other formats to a COCO panoptic dataset."""

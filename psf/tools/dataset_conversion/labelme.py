@@ -20,7 +20,7 @@ from psf.data.own_files import own_path
 from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
-from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
+from psf.tools.dataset_conversion.regions import Region, check_outlines, encode_mask, paste, region_of_polygons
 from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 
 __all__ = [
@@ -308,8 +308,6 @@ def _mask_rle(shape: dict[str, Any], points: np.ndarray, size: tuple[int, int]) 
     except Exception as error:  # no mask, no base64, or any error of Pillow
         raise UserError(f"a mask labelled {shape['label']!r} is damaged ({error})") from error
     left, top = points.min(axis=0).round().astype(int).tolist()
-    whole: np.ndarray = np.zeros(size, dtype=np.uint8, order="F")
-    y, x = max(top, 0), max(left, 0)
-    part = part[y - top :, x - left :][: max(size[0] - y, 0), : max(size[1] - x, 0)]
-    whole[y : y + part.shape[0], x : x + part.shape[1]] = part
-    return coco_mask.encode(whole)
+    whole: np.ndarray = np.zeros(size, dtype=np.uint8)
+    paste(whole, part, top, left)
+    return encode_mask(whole)

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from psf.errors import UserError
 
-__all__ = ["OVERLAP_POLICIES", "Region", "check_outlines", "compose", "region_of_polygons"]
+__all__ = ["OVERLAP_POLICIES", "Region", "check_outlines", "compose", "encode_mask", "paste", "region_of_polygons"]
 
 OVERLAP_POLICIES = ("smaller-on-top", "later-on-top", "error")
 
@@ -54,6 +54,19 @@ def region_of_polygons(
     if not real:
         return None
     return Region(coco_mask.merge(coco_mask.frPyObjects(real, *size)), category_id, is_crowd)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """RLE of an (H, W) mask of 0 and 1, or bool."""
+    rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return rle
+
+
+def paste(whole: np.ndarray, part: np.ndarray, top: int, left: int) -> None:
+    """Write a part into a mask, in place, at a position that may be outside: what is outside is dropped."""
+    y, x = max(top, 0), max(left, 0)
+    part = part[y - top :, x - left :][: max(whole.shape[0] - y, 0), : max(whole.shape[1] - x, 0)]
+    whole[y : y + part.shape[0], x : x + part.shape[1]] = part
 
 
 def compose(

@@ -18,9 +18,9 @@ from psf.data.builtin import (
     cityscapes_paths,
 )
 from psf.data.files import is_hidden
-from psf.data.images import is_deep, open_image
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
+from psf.tools.dataset_conversion.label_images import Segment, draw_segments, read_label_image
 
 __all__ = ["prepare_ade20k", "prepare_cityscapes"]
 
@@ -52,10 +52,10 @@ def prepare_ade20k(
         name = f"{image_file.stem}.png"
         semantic = _read_numbers(root / "annotations" / part / name)
         instance_file = root / "annotations_instance" / part / name
-        with open_image(str(instance_file)) as image:
-            if is_deep(image, str(instance_file)):
-                raise UserError(f"{instance_file}: expected 8 bits per channel, found 16 bits")
-            classes, instances = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)[:2]
+        colors = read_label_image(instance_file)
+        if colors.ndim == 2:
+            raise UserError(f"{instance_file}: expected a color image, found one number per pixel")
+        classes, instances = np.moveaxis(colors.astype(np.int32), -1, 0)[:2]
         if semantic.shape != instances.shape:
             raise UserError(f"{instance_file} differs in size from the same file in annotations/{part}")
         # 0; for stuff, its value; for things, 256 * instance + class.
@@ -109,23 +109,20 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 def _read_numbers(path: Path) -> np.ndarray:
     """(H, W) int32 of a PNG with one number per pixel."""
-    with open_image(str(path)) as image:
-        numbers = np.asarray(image)
+    numbers = read_label_image(path)
     if numbers.ndim != 2:
-        raise UserError(f"{path}: expected one number per pixel, found mode {image.mode!r}")
+        raise UserError(f"{path}: expected one number per pixel, found a color image")
     return numbers.astype(np.int32)
 
 
 def _drawing(entry: dict[str, Any], keys: np.ndarray, category_of: Callable[[int], tuple[int, bool] | None]) -> Drawing:
     """One segment per key with a category; category_of: key -> category id and whether it is a crowd, or None."""
-    present, inverse = np.unique(keys, return_inverse=True)
-    segments: list[dict[str, Any]] = []
-    table = []
-    for found in map(category_of, present.tolist()):
-        if found is not None:
-            segments.append({"id": len(segments) + 1, "category_id": found[0], "iscrowd": found[1]})
-        table.append(0 if found is None else len(segments))
-    labels = np.array(table)[inverse].reshape(keys.shape)
+
+    def segment_of(key: int) -> Segment | None:
+        found = category_of(key)
+        return None if found is None else Segment(found[0], part=key, is_crowd=found[1])
+
+    labels, segments = draw_segments(keys, segment_of, entry["file_name"])
     height, width = keys.shape
     return Drawing({**entry, "height": height, "width": width}, labels, segments, Counter())
 

@@ -45,7 +45,8 @@ class Source(NamedTuple):
     images: in the order of the output.
     regions: function of an image -> its regions and notes; raises a UserError for an invalid shape.
     notes: on the whole source: text -> count.
-    image_root: folder of images that were extracted from annotation files; None: the images are files of the user.
+    image_root: folder of the images, if the annotations determine it; None: the user determines it.
+    background: category id, of stuff, of all pixels without a region; None: they are void.
     """
 
     categories: list[dict[str, Any]]
@@ -53,6 +54,19 @@ class Source(NamedTuple):
     regions: Callable[[SourceImage], tuple[list[Region], Counter[str]]]
     notes: Counter[str]
     image_root: Path | None = None
+    background: int | None = None
+
+    def with_background(self, name: str) -> Source:
+        """The source with a stuff class for all pixels without a region; a new class gets the next free id."""
+        known = {category["name"]: category for category in self.categories}
+        if name in known and known[name]["isthing"]:
+            raise UserError(f"--background: {name!r} is a thing class, expected stuff")
+        if name in known:
+            return self._replace(background=known[name]["id"])
+        if not NAME.accepts(name):
+            raise UserError(f"--background: found {shorten(name)}, expected {NAME.expected}")
+        new = {"id": max(one["id"] for one in self.categories) + 1, "name": name, "supercategory": "", "isthing": 0}
+        return self._replace(categories=[*self.categories, new], background=new["id"])
 
 
 class SemanticMasks(NamedTuple):
@@ -160,6 +174,9 @@ def convert_source(
         size = (item.image["height"], item.image["width"])
         try:
             background, new_notes = _background(semantic, item.image["file_name"], size)
+            if source.background is not None:
+                background = np.full(size, -1) if background is None else background
+                background = np.where(background < 0, source.background, background)
             regions, notes = source.regions(item)
             labels, segments, composing = compose(
                 size, regions, overlap=overlap, stuff_ids=stuff_ids, background=background

@@ -21,8 +21,8 @@ __all__ = [
     "describe_measurement",
 ]
 
-# Recorded separately, or without effect on the results.
-LEFT_OUT = {"MODEL.WEIGHTS", "MODEL.DEVICE"}
+# Recorded separately (the classes by the hash of the panoptic JSON), or without effect on the results.
+LEFT_OUT = {"MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.PSF.CLASSES"}
 CLEAN = "clean"
 MOST_NAMED = 5
 

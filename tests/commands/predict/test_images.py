@@ -233,8 +233,11 @@ def test_weights_of_a_backbone_alone_are_a_loud_warning(run, config, image, out,
     write_config_of_real_model(config)
     torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "imagenet.pth")
     assert run("--input", image, "--output", out, "--opts", "MODEL.WEIGHTS", str(tmp_path / "imagenet.pth")) == 0
-    [warning] = [r.getMessage() for r in caplog.records if r.name.startswith("psf") and r.levelname == "WARNING"]
+    [warning, reason] = [
+        r.getMessage() for r in caplog.records if r.name.startswith("psf") and r.levelname == "WARNING"
+    ]
     assert "THE RESULTS WILL BE RANDOM" in warning and "thing_decoder" in warning and "backbone," not in warning
+    assert "no segments of 11 candidates" in reason
 
 
 def test_other_tasks_and_masks(run, image, out):

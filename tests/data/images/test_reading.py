@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from psf.data import as_picture, image_suffixes, limit_pixels, read_image, read_picture
+from psf.data.images import image_size
 from psf.errors import UserError
 
 RED, BLUE = [200, 30, 10], [10, 40, 220]
@@ -432,3 +433,27 @@ def test_many_rows_are_rescaled_by_one_range(tmp_path):
     values = np.linspace(-3, 7, 700 * 4, dtype=np.float32).reshape(700, 4)
     path = save(tmp_path / "a.tif", values)
     assert (read_image(path)[..., 0] == ((values.astype(np.float64) + 3) * 25.5).round()).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_the_size_is_that_of_the_image_that_is_read(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = str(tmp_path / f"a.{suffix}")
+    Image.new("RGB", (3, 2)).save(path, exif=exif)
+    assert image_size(path) == read_image(path).shape[:2]
+
+
+def test_the_size_of_other_files(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.zeros((4, 5, 6), np.uint16))
+    assert image_size(str(tmp_path / "a.npy")) == (4, 5)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"text\.png: empty, corrupt or not an image"):
+        image_size(str(tmp_path / "text.png"))
+    with pytest.raises(UserError, match=r"none\.png: no such image file"):
+        image_size(str(tmp_path / "none.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    Image.new("1", (30, 20)).save(tmp_path / "large.png")
+    with pytest.raises(UserError, match=r"large\.png: .*0\.0 megapixels, the limit is"):
+        image_size(str(tmp_path / "large.png"))
