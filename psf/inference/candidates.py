@@ -211,10 +211,11 @@ def score_masks(
     areas, sums, start = [], [], 0
     for scores in resize_in_chunks(candidates.mask_scores, geometry):
         kept = F.threshold(scores, mask_threshold, 0.0, inplace=True)
-        masks[start : start + len(kept)] = kept > 0
-        start += len(kept)
-        areas.append(kept.sign().sum(2).long().sum(1))  # twice as fast on a CPU as counting bools
         sums.append(kept.sum((1, 2)))
+        inside = kept.gt_(0)  # 1.0 or 0.0: on a CPU, to make and count bools takes 4 times as long
+        masks[start : start + len(inside)] = inside
+        start += len(inside)
+        areas.append(inside.sum(2).long().sum(1))
     area, score_sum = torch.cat(areas), torch.cat(sums)
     confidence = mask_confidence(
         candidates.class_scores,
