@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from psf.output import labelme_shapes
+from psf.output.annotations import labelme_shapes
 from psf.tools.dataset_conversion.labelme import _region
 
 
