@@ -1,9 +1,9 @@
 """What psf writes: an image's results as pictures, PNGs, masks and JSON; and videos."""
 
+from psf.output.annotations import ANNOTATION_KINDS, AnnotatedImage, AnnotationWriter, annotation_writer
 from psf.output.drawing import Region, draw_regions, draw_text, font_size_of, text_size
 from psf.output.files import FILE_KINDS, check_output, write_output
 from psf.output.instances import InstanceOutput
-from psf.output.annotations import ANNOTATION_KINDS, AnnotatedImage, AnnotationWriter, annotation_writer
 from psf.output.legend import draw_legend, legend_entries
 from psf.output.panoptic import PanopticOutput, panoptic_regions
 from psf.output.semantic import SemanticOutput

@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--image-prefix",
         metavar="TEXT",
-        help=f"of label-studio: beginning of the addresses of images, before the path below their folder [{LOCAL_FILES}]",
+        help=f"of label-studio: beginning of an image's address, before its path below their folder [{LOCAL_FILES}]",
     )
     add("--confidence-threshold", type=_confidence, metavar="T", help="drop segments below it [T_CNF of the config]")
     add("--device", help="cpu, cuda, cuda:1, ... [MODEL.DEVICE of the config, cpu without a GPU]")

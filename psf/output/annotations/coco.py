@@ -114,7 +114,7 @@ class CocoInstanceWriter(_CocoWriter):
         return self._open([_category(one) for one in classes if one.is_thing])
 
     def add(self, image: AnnotatedImage, output: TaskOutput) -> None:
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for segment in list_segments(output):
             if segment.is_thing and (shape := self._shape(segment)):
                 annotations.append({"id": self._number + len(annotations) + 1, "image_id": image.image_id} | shape)

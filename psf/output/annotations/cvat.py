@@ -46,9 +46,7 @@ class CvatWriter(AnnotationWriter):
 
     def open_files(self, classes: list[AnnotatedClass]) -> AbstractContextManager[Any]:
         score = {"name": "score", "mutable": False, "input_type": "text", "default_value": "", "values": [""]}
-        labels = [
-            {"name": one.label, "color": one.hex_color, "type": "any", "attributes": [score]} for one in classes
-        ]
+        labels = [{"name": one.label, "color": one.hex_color, "type": "any", "attributes": [score]} for one in classes]
         write_own_text(self.folder / "labels.json", json.dumps(labels, indent=1) + "\n", overwrite=self.overwrite)
         self._number = 0
         self._file = StreamedFile(
