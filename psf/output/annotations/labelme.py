@@ -66,7 +66,7 @@ def labelme_shapes(
         mask: (H, W) bool.
         label: name of the class.
         group_id: joins the shapes of the segment.
-        exact: False: a polygon for each connected part, without its holes. True: one shape "mask" (labelme 5.3).
+        exact: False: a polygon for each connected part, see `trace_outlines`. True: one shape "mask" (labelme 5.3).
         description: a text that labelme shows.
 
     Returns:

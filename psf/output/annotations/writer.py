@@ -165,7 +165,7 @@ class AnnotationWriter(abc.ABC):
 
     Args:
         folder: of this format, below the folder of results.
-        shapes: "masks": exact; "polygons": simplified, without holes.
+        shapes: "masks": exact; "polygons": simplified, see `trace_outlines`.
         image_prefix: the beginning of addresses of images, for tools that load images from a server.
         overwrite: True: files that psf has not written may be replaced, too.
 
