@@ -84,7 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
         + ". Files of annotation tools, in a folder of the name of the kind: "
         + "; ".join(map(": ".join, ANNOTATION_KINDS.items())),
     )
-    add("--shapes", choices=SHAPES, help="of annotation tools: exact masks, or polygons, which are easier to edit [masks]")
+    add(
+        "--shapes",
+        choices=SHAPES,
+        help="of annotation tools: exact masks, or polygons, which are easier to edit [masks]",
+    )
     add(
         "--image-prefix",
         metavar="TEXT",

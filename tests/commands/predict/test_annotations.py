@@ -81,7 +81,14 @@ def convert_words(kind: str, out: Path, photos: Path) -> list[str]:
     """The arguments of `psf convert-dataset` for the files of a kind."""
     return {
         "coco-instance": ["--instances", f"{out}/coco-instance/instances.json"],
-        "labelme": ["--labelme", f"{out}/labelme", "--image-root", f"{photos}", "--semantic-labels", f"{out}/stuff.txt"],
+        "labelme": [
+            "--labelme",
+            f"{out}/labelme",
+            "--image-root",
+            f"{photos}",
+            "--semantic-labels",
+            f"{out}/stuff.txt",
+        ],
         "cvat": ["--cvat", f"{out}/cvat/annotations.xml", "--image-root", f"{photos}", "--things", "ball"],
         "label-studio": [
             *("--label-studio", f"{out}/label-studio/tasks.json", "--image-root", f"{photos}", "--things", "ball")

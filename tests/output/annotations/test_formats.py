@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_masks
+from scipy import ndimage
 
 from psf.errors import UserError
 from psf.output.annotations import decode_brush, encode_brush
@@ -88,6 +89,18 @@ def test_runs_of_cvat_by_hand(rows: list[str], runs: list[int]) -> None:
     mask = np.array([[letter == "1" for letter in row] for row in rows])
     assert encode_runs(mask) == runs
     assert (decode_cvat(runs, 0, 0, mask.shape[1], mask.shape) == mask).all()
+
+
+def test_polygons_are_near_and_have_holes() -> None:
+    """Blobs that are 40 to 100 pixels wide."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).random((300, 400)), 12)
+    mask = noise > np.quantile(noise, 0.6)
+    mask[140:160, 190:215] = True
+    mask[146:154, 195:205] = False
+    parts = trace_outlines(mask)
+    found = np.logical_xor.reduce([rasterized(part, mask.shape) for part in parts])
+    assert (found & mask).sum() / (found | mask).sum() > 0.98
+    assert not found[148:152, 197:203].any()
 
 
 def rasterized(polygon: list[list[float]], size: tuple[int, int]) -> np.ndarray:
