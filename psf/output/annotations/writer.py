@@ -105,7 +105,8 @@ def _labels(entries: Sequence[ClassEntry]) -> list[str]:
 class StreamedFile(AbstractContextManager["StreamedFile"]):
     """A text file in UTF-8 that grows by whole parts, and takes its place when it is finished.
 
-    After Ctrl-C it has the parts that were written; after an error, or without a part, the earlier file stays.
+    After an error or Ctrl-C it has the parts that were written. Without a part, or if its end cannot be written (a full
+    disk), the earlier file stays.
 
     Args:
         target: the final path; an earlier file of psf is replaced.
@@ -139,10 +140,6 @@ class StreamedFile(AbstractContextManager["StreamedFile"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, KeyboardInterrupt):
-            self._file.close()
-            self._draft.__exit__(kind, error, trace)
-            return
         if not self._end[1]:
             with suppress(_NothingWritten), self._draft, self._file:
                 raise _NothingWritten

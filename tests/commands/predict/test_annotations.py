@@ -151,6 +151,15 @@ def test_instances_of_coco(predicted: Callable[..., Path], task: str) -> None:
     assert coco.loadRes(annotations).getAnnIds() == [1, 2, 3]  # scores
 
 
+def test_whole_things_of_the_task_instance(predicted: Callable[..., Path], photos: Path) -> None:
+    out = predicted("--save", "labelme,cvat,label-studio,yolo", "--task", "instance")
+    assert (out / "cvat" / "annotations.xml").read_text().count("<mask ") == 3
+    regions = [one["predictions"][0]["result"] for one in json.loads((out / "label-studio/tasks.json").read_text())]
+    assert [[one["value"]["brushlabels"] for one in task] for task in regions] == [[["ball"]]] * 3
+    assert [one["label"] for one in json.loads((out / "labelme" / "a.json").read_text())["shapes"]] == ["ball"]
+    assert len((out / "yolo" / "labels" / "train" / "a.txt").read_text().splitlines()) == 1
+
+
 def test_labelme_finds_the_images(predicted: Callable[..., Path], photos: Path) -> None:
     folder = predicted("--save", "labelme") / "labelme"
     for name, image in (("a", "a.png"), ("a_2", "b/a.png"), ("c d", "b/c d.png")):

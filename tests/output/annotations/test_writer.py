@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,25 +39,37 @@ def test_ctrl_c_within_a_part(tmp_path: Path) -> None:
     assert json.loads(target.read_text()) == [1, "1 parts"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "no space left"), KeyboardInterrupt(), None])
-def test_nothing_new_keeps_the_earlier_file(tmp_path: Path, error: BaseException | None) -> None:
-    """After an error, and without a part."""
+def test_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    with pytest.raises(RuntimeError), streamed(target) as file:
+        file.append("1")
+        raise RuntimeError("no memory on the GPU")
+    assert json.loads(target.read_text()) == [1, "1 parts"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), None])
+def test_without_a_part_the_earlier_file_stays(tmp_path: Path, error: BaseException | None) -> None:
+    target = tmp_path / "a.json"
+    with streamed(target) as file:
+        file.append("1")
+    with suppress(RuntimeError, KeyboardInterrupt), streamed(target):
+        if error is not None:
+            raise error
+    assert json.loads(target.read_text()) == [1, "1 parts"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".psf-files"] == ["a.json"]
+
+
+def test_a_full_disk_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.json"
     with streamed(target) as file:
         file.append("1")
 
-    def again() -> None:
-        with streamed(target) as file:
-            if isinstance(error, OSError):
-                file.append("2")
-            if error is not None:
-                raise error
+    def fail(number: int) -> str:
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    if error is None:
-        again()
-    else:
-        with pytest.raises(type(error)):
-            again()
+    with pytest.raises(OSError, match="no space left"), streamed(target) as file:
+        file.append("2")
+        monkeypatch.setattr(file, "_tail", fail)
     assert json.loads(target.read_text()) == [1, "1 parts"]
     assert [path.name for path in tmp_path.iterdir() if path.name != ".psf-files"] == ["a.json"]
 
