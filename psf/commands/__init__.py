@@ -1,6 +1,6 @@
-"""The command `psf`: one module per sub-command.
+"""The command `psf`: one module or package per sub-command.
 
-Each module has `build_parser()`, its arguments, and `main(words)`, which runs it and returns the exit code. A module is
+Each has `build_parser()`, its arguments, and `main(words)`, which runs it and returns the exit code. A module is
 imported only when its command is used: `psf --help` and `psf doctor` need neither torch nor Detectron2.
 """
 

@@ -5,13 +5,17 @@ psf convert-dataset --object-masks cells/ --things cell --background background 
 psf convert-dataset --instances instances.json --overlap smaller-on-top --output mine/
 psf convert-dataset --labelme folder/ --semantic-labels stuff.txt --overlap later-on-top --output mine/
 psf convert-dataset --supervisely project/ --things car,person --overlap later-on-top --output mine/
+psf convert-dataset --cvat annotations.xml --things car,person --overlap later-on-top --output mine/
+psf convert-dataset --label-studio export.json --image-root photos/ --overlap later-on-top --output mine/
+psf convert-dataset --yolo yolo/ --overlap smaller-on-top --output mine/
 
 --labels: images with a class, or an instance, in each pixel; --classes lists the classes. --object-masks: one image for
 each object. --instances: a JSON in COCO's format, as written by CVAT ("COCO 1.0") and many other programs. --labelme
-and --supervisely: folders of these programs. For --instances and --labelme all classes are things, except the stuff
-classes in the file --semantic-labels (lines `id,name`), which are annotations, or the pixels with these ids in the
-masks of --semantic. Writes OUTPUT/panoptic.json and OUTPUT/panoptic/, and OUTPUT/images/ if the images are only in
-labelme files.
+and --supervisely: folders of these programs. --cvat: "CVAT for images 1.1"; --label-studio: an export of the kind JSON;
+--yolo: data.yaml, its folder, or a folder of images below it. All classes are things, except with --things, which names
+the things, or, for --instances and --labelme, the stuff classes in the file --semantic-labels (lines `id,name`), which
+are annotations, or the pixels with these ids in the masks of --semantic. Writes OUTPUT/panoptic.json and
+OUTPUT/panoptic/, and OUTPUT/images/ if the images are only in labelme files.
 """
 
 from __future__ import annotations
@@ -26,28 +30,31 @@ from tabulate import tabulate
 
 from psf.commands import add_max_pixels_flag, add_workers_flag, command_parser, echo, positive, run_command
 from psf.data.images import limit_pixels
+from psf.tools.dataset_conversion.annotations.coco import read_instances
+from psf.tools.dataset_conversion.annotations.cvat import read_cvat
+from psf.tools.dataset_conversion.annotations.label_studio import read_label_studio
+from psf.tools.dataset_conversion.annotations.labelme import read_labelme
+from psf.tools.dataset_conversion.annotations.supervisely import read_supervisely
+from psf.tools.dataset_conversion.annotations.yolo import read_yolo
 from psf.tools.dataset_conversion.classes import named_classes, parse_list, read_classes
-from psf.tools.dataset_conversion.coco import read_instances
 from psf.tools.dataset_conversion.conversion import PanopticFiles
 from psf.tools.dataset_conversion.label_images import ENCODINGS, LabelPair, convert_label_images
-from psf.tools.dataset_conversion.labelme import read_labelme
 from psf.tools.dataset_conversion.object_masks import read_object_masks
 from psf.tools.dataset_conversion.pairing import choose_images, find_images, find_labels, join_by_name, read_names
 from psf.tools.dataset_conversion.regions import OVERLAP_POLICIES
 from psf.tools.dataset_conversion.sources import SemanticMasks, Source, convert_source, read_labels
-from psf.tools.dataset_conversion.supervisely import read_supervisely
 
 __all__ = ["build_parser", "main"]
 
-_SOURCES = ("labels", "object_masks", "instances", "labelme", "supervisely")
-_DRAWN = ("object_masks", "instances", "labelme", "supervisely")
+_DRAWN = ("object_masks", "instances", "labelme", "supervisely", "cvat", "label_studio", "yolo")
+_SOURCES = ("labels", *_DRAWN)
 # Argument -> the sources that read it.
 _READ_BY = {
     "overlap": _DRAWN,
     "background": _DRAWN,
-    "image_root": ("labels", "object_masks", "labelme"),
-    "classes": ("labels", "object_masks"),
-    "things": ("labels", "object_masks", "supervisely"),
+    "image_root": ("labels", "object_masks", "labelme", "cvat", "label_studio"),
+    "classes": ("labels", "object_masks", "cvat", "label_studio"),
+    "things": ("labels", "object_masks", "supervisely", "cvat", "label_studio", "yolo"),
     "skip_unlabeled": ("labels", "object_masks"),
     **dict.fromkeys(("encoding", "instance_ids", "label_suffix", "names"), ("labels",)),
     **dict.fromkeys(("ignore", "unknown", "min_area"), ("labels",)),
@@ -66,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--instances", type=Path, metavar="FILE", help="instances JSON in COCO's format")
     source.add_argument("--labelme", type=Path, metavar="FOLDER", help="labelme files, one for each image")
     source.add_argument("--supervisely", type=Path, metavar="FOLDER", help="a project, or one of its datasets")
+    source.add_argument("--cvat", type=Path, metavar="FILE", help="an XML of the kind 'CVAT for images 1.1'")
+    source.add_argument("--label-studio", type=Path, metavar="FILE", help="a JSON export of Label Studio")
+    source.add_argument("--yolo", type=Path, metavar="PATH", help="data.yaml, or a folder of images of its set")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--image-root", type=Path, metavar="FOLDER", help="images, if they are not in the folder of the source"
@@ -180,6 +190,14 @@ def _read_source(args: argparse.Namespace) -> tuple[Source, dict[int, int]]:
     things = None if args.things is None else parse_list(args.things)
     if args.supervisely:
         return read_supervisely(args.supervisely, things=things), {}
+    if args.yolo:
+        return read_yolo(args.yolo, things=things), {}
+    if args.cvat or args.label_studio:
+        classes = read_classes(args.classes, things=things) if args.classes else None
+        if args.cvat:
+            return read_cvat(args.cvat, image_root=args.image_root, things=things, classes=classes), {}
+        image_root = args.image_root or args.label_studio.parent
+        return read_label_studio(args.label_studio, image_root=image_root, things=things, classes=classes), {}
     if args.object_masks:
         classes = read_classes(args.classes, things=things) if args.classes else named_classes(things or ())
         source = read_object_masks(

@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from psf.errors import UserError
-from psf.output import TASKS, InstanceOutput, PanopticOutput, SemanticOutput, TaskOutput, labelme_shapes
+from psf.output import TASKS, InstanceOutput, PanopticOutput, SemanticOutput, TaskOutput
+from psf.output.annotations import labelme_document, list_segments
 from psf.prediction.explanation import Explanation, explain_candidates
 from psf.prediction.outputs import ImageOutput, PanopticSegments, Thresholds
 from psf.structures import CategoryIds, PanopticClasses, list_classes
@@ -274,19 +275,8 @@ class PanopticResult:
             image_path: of the image, relative to the JSON; None: that of the source.
             exact: True: labelme's shapes "mask", which keep holes and single pixels, and which need labelme 5.3.
         """
-        height, width = self.size
-        shapes: list[dict[str, Any]] = []
-        for one in self.segments:
-            shapes += labelme_shapes(self.mask(one), one.class_name, one.id, exact=exact)
-        return {
-            "version": "5.3.0",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": image_path or self.source or "",
-            "imageData": None,
-            "imageHeight": height,
-            "imageWidth": width,
-        }
+        segments = list_segments(self.task_output("panoptic"))
+        return labelme_document(segments, self.size, image_path or self.source or "", exact=exact)
 
     def explain(self, task: str = "panoptic") -> Explanation:
         """Why the image has these segments: the best candidates, and what rejected the others; `str` of it is a text.

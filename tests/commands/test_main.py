@@ -19,7 +19,9 @@ from tests.conftest import RunPython
 
 
 def test_every_module_is_a_command(repository: Path) -> None:
-    modules = {path.stem for path in (repository / "psf" / "commands").glob("*.py")} - {"__init__"}
+    folder = repository / "psf" / "commands"
+    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    modules -= {"__init__"}
     assert {name.replace("-", "_") for name in COMMANDS} == modules
 
 

@@ -1,4 +1,4 @@
-"""Readers of annotations: panoptic JSON, COCO instances, labelme files, label files."""
+"""Readers of annotations: panoptic JSON, exports of annotation tools, label files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
 from psf.commands import convert_dataset, validate
 from psf.data import load_panoptic_json
 from psf.data.panoptic_labels import read_panoptic_labels
+from psf.output.annotations import encode_brush
 from psf.tools.dataset_conversion.classes import read_classes
 from psf.tools.dataset_conversion.sources import read_labels
 from tests.faults.pictures import encoded
@@ -115,6 +117,73 @@ def convert_supervisely() -> None:
     run_command(convert_dataset.main, "--supervisely", "project", *fixed)
 
 
+def convert_again(*words: str) -> None:
+    fixed = ("--overlap", "smaller-on-top", "--output", "out", "--overwrite", "--workers", "1")
+    run_command(convert_dataset.main, *words, *fixed)
+
+
+def prepare_cvat() -> list[bytes]:
+    box = 'left="1" top="1" width="3" height="2"'
+    shapes = (
+        f'<mask label="ball" source="auto" occluded="0" rle="0, 2, 2, 2" {box} z_order="0">'
+        '<attribute name="score">0.9</attribute></mask>'
+        '<polygon label="grass" points="0.5,0;16,0;16,12.25" group_id="2" z_order="1"/>'
+        '<box label="ball" xtl="1" ytl="1" xbr="5" ybr="4.5" rotation="30"/>'
+        '<ellipse label="ball" cx="4" cy="5" rx="3" ry="2"/><points label="ball" points="1,1"/>'
+    )
+    labels = "<label><name>ball</name></label><label><name>grass</name></label>"
+    head = f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
+    image = f'<image id="0" name="a/1.png" width="16" height="12">{shapes}</image>'
+    text = f'{head}{image}<image id="1" name="2.png" width="5" height="4"></image></annotations>'
+    entity = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+    return [f"<?xml version='1.0' encoding='utf-8'?>{one}{text}".encode() for one in ("", "", entity)]
+
+
+def convert_cvat() -> None:
+    convert_again("--cvat", "input.xml")
+
+
+def prepare_label_studio() -> list[bytes]:
+    common = {"id": "r", "from_name": "a", "to_name": "b", "original_width": 16, "original_height": 12}
+    mask = np.zeros((12, 16), dtype=bool)
+    mask[2:5, 3:7] = True
+    values: dict[str, dict[str, Any]] = {
+        "brushlabels": {"format": "rle", "rle": encode_brush(mask)},
+        "polygonlabels": {"points": [[1, 1], [90, 1], [90, 95.5]], "closed": True},
+        "rectanglelabels": {"x": 1, "y": 2.5, "width": 30, "height": 40, "rotation": 20},
+        "ellipselabels": {"x": 40, "y": 50, "radiusX": 10, "radiusY": 20, "rotation": 0},
+        "keypointlabels": {"x": 1, "y": 1, "width": 1},
+    }
+    regions = [
+        {**common, "type": kind, "image_rotation": 0, "value": {**value, kind: ["ball"]}}
+        for kind, value in values.items()
+    ]
+    task = {"id": 1, "data": {"image": "/data/local-files/?d=a/1.png"}, "predictions": [{"result": regions[:1]}]}
+    annotations = [{"result": regions, "was_cancelled": False}, {"result": [], "was_cancelled": True}]
+    return [json.dumps([{**task, "annotations": annotations}, {**task, "data": {"image": "x/2.png"}}]).encode()]
+
+
+def convert_label_studio() -> None:
+    convert_again("--label-studio", "input.json")
+
+
+def prepare_yolo() -> list[bytes]:
+    for folder in ("yolo/images/train", "yolo/labels/train"):
+        Path(folder).mkdir(parents=True)
+    Image.new("RGB", (16, 12)).save("yolo/images/train/1.png")
+    Path("yolo/data.yaml").write_text("names: {0: ball, 1: grass}")
+    return [b"0 0.1 0.1 0.5 0.1 0.5 0.9\n1 0.5 0.5 0.2 0.2\n", b"1 0 0 1 0 1 1 0 1 0 0\n"]
+
+
+def convert_yolo() -> None:
+    convert_again("--yolo", "yolo")
+
+
+def prepare_yolo_names() -> list[bytes]:
+    prepare_yolo()
+    return [b"train: images/train\nnames:\n  0: ball\n  1: grass\n", b"nc: 2\nnames: [ball, 'grass']\n"]
+
+
 def prepare_classes() -> list[bytes]:
     return [
         b"name,value,isthing\nball,1,1\ngrass,2,0\n",
@@ -146,14 +215,14 @@ def read_labels_file() -> None:
 
 
 ANNOTATIONS = (
-    Reader("panoptic JSON", 90, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
+    Reader("panoptic JSON", 60, ("input.json",), prepare_mini, by_strategy(by_json), read_panoptic_json),
     Reader(
-        "panoptic JSON, psf validate", 40, ("input.json",), prepare_mini, by_strategy(by_json), validate_panoptic_json
+        "panoptic JSON, psf validate", 30, ("input.json",), prepare_mini, by_strategy(by_json), validate_panoptic_json
     ),
-    Reader("panoptic JSON, damaged bytes", 60, ("input.json",), prepare_mini, by_bytes, read_panoptic_json),
+    Reader("panoptic JSON, damaged bytes", 40, ("input.json",), prepare_mini, by_bytes, read_panoptic_json),
     Reader(
         "instances JSON, psf convert-dataset",
-        60,
+        40,
         ("input.json",),
         prepare_instances,
         by_strategy(by_json),
@@ -161,7 +230,7 @@ ANNOTATIONS = (
     ),
     Reader(
         "labelme JSON, psf convert-dataset",
-        60,
+        40,
         ("labelme/1.json",),
         prepare_labelme,
         by_strategy(by_json),
@@ -169,12 +238,23 @@ ANNOTATIONS = (
     ),
     Reader(
         "Supervisely JSON, psf convert-dataset",
-        60,
+        30,
         ("project/ds/ann/1.png.json",),
         prepare_supervisely,
         by_strategy(by_json),
         convert_supervisely,
     ),
-    Reader("table of classes", 60, ("input.csv",), prepare_classes, by_bytes, read_classes_file),
-    Reader("labels file", 30, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
+    Reader("CVAT XML, psf convert-dataset", 60, ("input.xml",), prepare_cvat, by_bytes, convert_cvat),
+    Reader(
+        "Label Studio JSON, psf convert-dataset",
+        50,
+        ("input.json",),
+        prepare_label_studio,
+        by_strategy(by_json),
+        convert_label_studio,
+    ),
+    Reader("YOLO text, psf convert-dataset", 40, ("yolo/labels/train/1.txt",), prepare_yolo, by_bytes, convert_yolo),
+    Reader("YOLO data.yaml, psf convert-dataset", 20, ("yolo/data.yaml",), prepare_yolo_names, by_bytes, convert_yolo),
+    Reader("table of classes", 30, ("input.csv",), prepare_classes, by_bytes, read_classes_file),
+    Reader("labels file", 20, ("input.txt",), prepare_labels, by_strategy(labels_strategy), read_labels_file),
 )

@@ -24,6 +24,7 @@ PAGES = [
 # In capitals, and no config keys: variables of the environment, and what users put in their place.
 NO_KEYS = {"PSF_CACHE", "PSF_MSDA", "DETECTRON2_DATASETS", "PSF_BENCHMARK_RESULTS", "PSF_GPU_SECONDS"}
 NO_KEYS |= {"PSF_GPU_DEVICE", "PSF_WHEELS", "COARSE_GRID", "CHANGELOG.md"}
+NO_KEYS |= {"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -89,7 +89,7 @@ def test_labelme_comes_back(result: PanopticResult, tmp_path: Path, exact: bool)
 def _area_of(shape: dict, size: tuple[int, int]) -> np.ndarray:
     from pycocotools import mask as coco_mask
 
-    from psf.tools.dataset_conversion.labelme import _region
+    from psf.tools.dataset_conversion.annotations.labelme import _region
 
     return coco_mask.decode(_region(shape, size, 1).rle).astype(int)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,25 @@ from pycocotools import mask as coco_mask
 
 from psf.errors import UserError
 
-__all__ = ["OVERLAP_POLICIES", "Region", "check_outlines", "compose", "encode_mask", "paste", "region_of_polygons"]
+__all__ = [
+    "OVERLAP_POLICIES",
+    "Region",
+    "check_outlines",
+    "compose",
+    "ellipse_outline",
+    "encode_mask",
+    "join_regions",
+    "paste",
+    "rectangle_outline",
+    "region_of_polygons",
+    "rotate_outline",
+]
 
 OVERLAP_POLICIES = ("smaller-on-top", "later-on-top", "error")
 
 # Pixels; pycocotools takes 80 bytes for each. Far more than the most ragged region of a large image has.
 _LONGEST_OUTLINE = 10_000_000
+_ELLIPSE_POINTS = 64
 
 
 class Region(NamedTuple):
@@ -54,6 +67,32 @@ def region_of_polygons(
     if not real:
         return None
     return Region(coco_mask.merge(coco_mask.frPyObjects(real, *size)), category_id, is_crowd)
+
+
+def rectangle_outline(x: float, y: float, width: float, height: float) -> np.ndarray:
+    """(4, 2) corners of a rectangle from its upper left corner."""
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
+
+
+def ellipse_outline(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
+    """(64, 2) points of an ellipse around its center."""
+    angles = np.linspace(0, 2 * np.pi, _ELLIPSE_POINTS, endpoint=False)
+    return np.array([x, y]) + np.array([radius_x, radius_y]) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def rotate_outline(points: np.ndarray, degrees: float, center: tuple[float, float]) -> np.ndarray:
+    """Turn (P, 2) points clockwise, as seen on the screen, around a center."""
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turned: np.ndarray = (points - center) @ np.array([(cosine, sine), (-sine, cosine)]) + center
+    return turned
+
+
+def join_regions(regions: Iterable[tuple[Hashable, Region]]) -> list[Region]:
+    """The union of the regions that have one key, for each key in order; None: a region of its own."""
+    grouped: dict[Hashable, list[Region]] = {}
+    for position, (key, region) in enumerate(regions):
+        grouped.setdefault(("", position) if key is None else ("key", key), []).append(region)
+    return [group[0]._replace(rle=coco_mask.merge([one.rle for one in group])) for group in grouped.values()]
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

@@ -23,7 +23,9 @@ __all__ = [
     "SourceImage",
     "check_png_names",
     "convert_source",
+    "count_missing",
     "join_categories",
+    "named_categories",
     "read_labels",
 ]
 
@@ -122,6 +124,32 @@ def check_png_names(images: Sequence[SourceImage], place: str) -> None:
         if (png := png_name(name)) in seen:
             raise UserError(f"{place}: {seen[png]} and {name} have the same PNG {png!r}; rename or remove one of them")
         seen[png] = name
+
+
+def named_categories(names: Sequence[str], things: Sequence[str] | None, place: str) -> list[dict[str, Any]]:
+    """Categories of a panoptic JSON with ids from 1 in this order.
+
+    Args:
+        things: names of the things; None: all.
+        place: where the names are from, for the message.
+
+    Raises:
+        UserError: if `things` has another name, or there is no name.
+    """
+    if not names:
+        raise UserError(f"{place}: found no class, expected at least one")
+    if unknown := [name for name in things or () if name not in names]:
+        raise UserError(f"--things: {', '.join(map(repr, unknown))}: {place} has no such class")
+    return [
+        {"id": number, "name": name, "supercategory": "", "isthing": int(things is None or name in things)}
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def count_missing(images: Sequence[SourceImage], root: Path) -> Counter[str]:
+    """A note on the images that are not in their folder."""
+    absent = sum(not (root / item.image["file_name"]).is_file() for item in images)
+    return Counter({f"images that are missing: save them below {root} before training": absent} if absent else {})
 
 
 def join_categories(

@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from psf.data.panoptic_labels import read_panoptic_ids
-from psf.tools.dataset_conversion.coco import read_instances
+from psf.tools.dataset_conversion.annotations.coco import read_instances
+from psf.tools.dataset_conversion.annotations.labelme import read_labelme
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
-from psf.tools.dataset_conversion.labelme import read_labelme
 from psf.tools.dataset_conversion.regions import OVERLAP_POLICIES, Region, compose, region_of_polygons
 from psf.tools.dataset_conversion.sources import SemanticMasks, convert_source, join_categories, read_labels
 from psf.tools.dataset_validation.validation import validate_panoptic

@@ -20,9 +20,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from psf.errors import UserError
-from psf.tools.dataset_conversion.coco import read_instances
+from psf.tools.dataset_conversion.annotations.coco import read_instances
+from psf.tools.dataset_conversion.annotations.labelme import check_rle, read_labelme
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
-from psf.tools.dataset_conversion.labelme import check_rle, read_labelme
 from psf.tools.dataset_conversion.regions import Region, compose
 from psf.tools.dataset_conversion.sources import convert_source, read_labels
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from psf.errors import UserError
-from psf.tools.dataset_conversion.supervisely import read_supervisely
+from psf.tools.dataset_conversion.annotations.supervisely import read_supervisely
 from tests.tools.dataset_conversion.label_files import convert, expected, grid, read_set, save_image
 
 META = {

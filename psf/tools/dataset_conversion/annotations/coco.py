@@ -26,8 +26,8 @@ from psf.data.panoptic_format import (
     with_slashes,
 )
 from psf.errors import UserError
+from psf.tools.dataset_conversion.annotations.labelme import check_polygons, check_rle
 from psf.tools.dataset_conversion.conversion import png_name
-from psf.tools.dataset_conversion.labelme import check_polygons, check_rle
 from psf.tools.dataset_conversion.regions import Region, region_of_polygons
 from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 

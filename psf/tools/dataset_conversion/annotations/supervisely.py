@@ -21,7 +21,13 @@ from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, Kind, are_coordinat
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, encode_mask, paste
-from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names
+from psf.tools.dataset_conversion.sources import (
+    Source,
+    SourceImage,
+    check_png_names,
+    count_missing,
+    named_categories,
+)
 
 __all__ = ["read_supervisely"]
 
@@ -50,21 +56,13 @@ def read_supervisely(folder: Path, *, things: Sequence[str] | None = None) -> So
     if root is None:
         raise UserError(f"{folder}: found no meta.json in it or beside it, expected a project in Supervisely's format")
     names = _read_classes(root / "meta.json")
-    if unknown := [name for name in things or () if name not in names]:
-        raise UserError(f"--things: {', '.join(map(repr, unknown))}: {root / 'meta.json'} has no such class")
-    categories = [
-        {"id": number, "name": name, "supercategory": "", "isthing": int(things is None or name in things)}
-        for name, number in names.items()
-    ]
+    categories = named_categories(list(names), things, str(root / "meta.json"))
     files = sorted(path for path in folder.rglob("ann/*.json") if path.is_file() and not is_hidden(path, folder))
     if not files:
         raise UserError(f"{folder}: found no file DATASET/ann/IMAGE.json")
     images = [_read_image(path, number, folder, names) for number, path in enumerate(files, 1)]
     check_png_names(images, str(folder))
-    absent = sum(not (folder / item.image["file_name"]).is_file() for item in images)
-    notes = name_notes(list(names))
-    if absent:
-        notes[f"images that are missing: save them below {folder} before training"] = absent
+    notes = name_notes(list(names)) + count_missing(images, folder)
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
         return _regions(item, names)

@@ -6,13 +6,12 @@ import base64
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from psf.data.files import is_hidden, read_json
 from psf.data.images import check_pixels
@@ -20,7 +19,16 @@ from psf.data.own_files import own_path
 from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
-from psf.tools.dataset_conversion.regions import Region, check_outlines, encode_mask, paste, region_of_polygons
+from psf.tools.dataset_conversion.regions import (
+    Region,
+    check_outlines,
+    ellipse_outline,
+    encode_mask,
+    join_regions,
+    paste,
+    rectangle_outline,
+    region_of_polygons,
+)
 from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 
 __all__ = [
@@ -86,7 +94,6 @@ def _decode_runs(text: str) -> list[int]:
     return [] if shift else runs
 
 
-_CIRCLE_POINTS = 64
 _MAX_DIGITS = 7  # of a run in compressed RLE: no run has 2^34 pixels
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # labelme itself stores JPEG and PNG
 _NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "rotation": 4, "quadrilateral": 4, "mask": 2}
@@ -264,17 +271,16 @@ def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict
 def _regions(
     shapes: list[dict[str, Any]], size: tuple[int, int], id_of: Mapping[str, int]
 ) -> tuple[list[Region], Counter[str]]:
-    grouped: dict[Any, list[Region]] = {}
+    found: list[tuple[Hashable, Region]] = []
     notes = Counter[str]()
-    for position, shape in enumerate(shapes):
+    for shape in shapes:
         region = _region(shape, size, id_of[shape["label"]])
         if region is None:
             notes[f"shapes without an area ({shape.get('shape_type')}), dropped"] += 1
             continue
         group = shape.get("group_id")
-        grouped.setdefault((shape["label"], group) if group is not None else position, []).append(region)
-    merged = [Region(coco_mask.merge([one.rle for one in group]), group[0].category_id) for group in grouped.values()]
-    return merged, notes
+        found.append((None if group is None else (shape["label"], group), region))
+    return join_regions(found), notes
 
 
 def _region(shape: dict[str, Any], size: tuple[int, int], category_id: int) -> Region | None:
@@ -291,10 +297,10 @@ def _outline(kind: str, corners: list[list[float]]) -> list[float]:
         return []
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
-        points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+        points = rectangle_outline(x0, y0, x1 - x0, y1 - y0)
     elif kind == "circle":
-        angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
-        points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        radius = np.hypot(*(points[1] - points[0]))
+        points = ellipse_outline(points[0, 0], points[0, 1], radius, radius)
     polygon: list[float] = points.ravel().tolist()
     return polygon
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from psf.output import labelme_shapes
-from psf.tools.dataset_conversion.labelme import _region
+from psf.output.annotations import labelme_shapes
+from psf.tools.dataset_conversion.annotations.labelme import _region
 
 
 def decoded(shape: dict, size: tuple[int, int]) -> np.ndarray:

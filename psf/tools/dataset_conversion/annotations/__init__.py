@@ -1,0 +1,1 @@
+"""Read annotations of other programs: one module for each format."""
