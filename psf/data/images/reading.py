@@ -236,9 +236,10 @@ def _read_bands(path: str, data: bytes | None) -> np.ndarray:
     if data is None and path.lower().endswith(".npy"):
         return as_image_array(load_array(path), path)
     with open_image(path, data) as image:
-        bands = (
-            opencv_bands(image, path, data) if is_deep(image, path, data) else image_bands(_upright(image, path), path)
-        )
+        if is_deep(image, path, data):
+            bands = opencv_bands(image, path, data)
+        else:
+            bands = image_bands(_upright(image, path), path)
     return as_image_array(bands, path)
 
 

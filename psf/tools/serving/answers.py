@@ -202,10 +202,10 @@ def _as_jpeg(image: Image.Image) -> bytes:
 
 def describe_model(predictor: Predictor, name: str, limits: Limits) -> ModelDescription:
     """The model for clients; `name` is no path."""
-    processor = getattr(predictor.model, "post_processor", None)
+    processor: Any = getattr(predictor.model, "post_processor", None)  # other models of Detectron2 have none
     things, stuff = (
-        None if processor is None else ThresholdDescription(confidence=numbers.t_cnf, keep=numbers.t_keep)
-        for numbers in (getattr(processor, "things", None), getattr(processor, "stuff", None))
+        ThresholdDescription(confidence=numbers.t_cnf, keep=numbers.t_keep) if numbers is not None else None
+        for numbers in ((None, None) if processor is None else (processor.things, processor.stuff))
     )
     classes = [
         ClassDescription(

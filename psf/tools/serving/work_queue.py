@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_client import Gauge
 
@@ -35,7 +35,8 @@ class WorkQueue:
 
         Args:
             job: runs to its end once it has begun.
-            client_gone: its coroutine ends when nobody waits for the result any more; a job that has not begun is then dropped.
+            client_gone: its coroutine ends when nobody waits for the result any more; a job that has not begun is
+                then dropped.
 
         Raises:
             Refusal: if the queue is full, the job has waited for too long, or the client has gone.

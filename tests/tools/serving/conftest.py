@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +19,6 @@ from PIL import Image
 
 import psf
 from tests.model_files import noise, write_model_file
-
-for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
-    pytest.importorskip(package, reason=f"{package} comes with the extra serve")
-
-from psf.tools.serving import Limits, Service, bind, serve
 
 
 @pytest.fixture(scope="session")
@@ -62,25 +58,21 @@ class Reply(NamedTuple):
         """The line of a refusal."""
         assert self.headers["content-type"] == "application/json" and list(self.json) == ["detail"]
         line: str = self.json["detail"]
-        assert (
-            line
-            and "\n" not in line
-            and "Traceback" not in line
-            and "/" not in line.replace("multipart/", "").replace("application/", "").replace("image/", "")
-        )
+        assert line and "\n" not in line and "Traceback" not in line
+        assert "/" not in re.sub("(multipart|application|image)/", "", line)  # no path of the server
         return line
 
 
 class Running(NamedTuple):
     """A server that runs."""
 
-    service: Service
+    service: Any
     address: str
     said: list[str]
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> Reply:
         """Send a request; underscores in names of headers become hyphens."""
-        connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=60)
+        connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=120)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             connection.request(method or ("GET" if body is None else "POST"), path, body, named)
@@ -98,12 +90,11 @@ class Running(NamedTuple):
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
-Serve = Callable[..., Any]
-
-
 @contextmanager
 def running(predictor: Any, *, hosts: tuple[str, ...] = (), name: str = "tiny.pth", **limits: Any) -> Iterator[Running]:
     """Serve a predictor until the end of the block."""
+    from psf.tools.serving import Limits, Service, bind, serve  # test modules skip where the extra serve is missing
+
     service = Service(predictor, name, Limits(**limits))
     listener, said = bind("127.0.0.1", 0), list[str]()
     thread = threading.Thread(
@@ -119,7 +110,7 @@ def running(predictor: Any, *, hosts: tuple[str, ...] = (), name: str = "tiny.pt
         assert not thread.is_alive()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it has not happened in time"

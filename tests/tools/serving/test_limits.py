@@ -16,16 +16,17 @@ import pytest
 
 import psf
 from psf.errors import UserError
-from psf.tools.serving import Limits
-from psf.tools.serving.results import KeptResults
 from tests.tools.serving.conftest import Reply, Running, Waiting, image_file, running, wait_for
 from tests.tools.serving.test_app import FIELD, FORM
+
+serving = pytest.importorskip("psf.tools.serving", reason="needs the packages of the extra serve")
+results = pytest.importorskip("psf.tools.serving.results", reason="needs the packages of the extra serve")
 
 
 def test_numbers() -> None:
     for wrong in ({"max_bytes": 0}, {"queue_seconds": float("nan")}, {"max_kept_bytes": -1}, {"max_pixels": 10**20}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*: expected a number from"):
-            Limits(**wrong)
+            serving.Limits(**wrong)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ class Sized:
 
 
 def test_kept_results() -> None:
-    kept = KeptResults(100)
+    kept = results.KeptResults(100)
     first, second = Sized(40), Sized(50)
     keys = [kept.add(first), kept.add(second)]
     assert kept.get(keys[0]) is first  # now the newest
@@ -204,7 +205,7 @@ def test_kept_results() -> None:
 
 
 def test_kept_results_of_many_threads() -> None:
-    kept = KeptResults(1000)
+    kept = results.KeptResults(1000)
 
     def work() -> None:
         for _ in range(300):

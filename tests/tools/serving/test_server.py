@@ -17,9 +17,10 @@ import pytest
 
 import psf
 from psf.errors import UserError
-from psf.tools.serving import Limits, Listener, Service, bind, serve
 from tests.conftest import REPOSITORY
 from tests.tools.serving.conftest import Running, image_file, running, wait_for
+
+serving = pytest.importorskip("psf.tools.serving", reason="needs the packages of the extra serve")
 
 SLOW = """
 import os, sys, time
@@ -87,15 +88,15 @@ def test_the_wait_has_a_limit(slow: tuple[subprocess.Popen[str], Running]) -> No
 
 
 def test_addresses() -> None:
-    first = bind("localhost", 0)
+    first = serving.bind("localhost", 0)
     with first.socket:
         assert first.address.startswith(("http://127.0.0.1:", "http://[::1]:")) and first.is_loopback
         port = first.socket.getsockname()[1]
         first.socket.listen()
         host = first.socket.getsockname()[0]
         with pytest.raises(UserError, match=rf"cannot listen at .* port {port} \(Address already in use\): .*--port"):
-            bind(host, port)
-    other = bind("0.0.0.0", 0)
+            serving.bind(host, port)
+    other = serving.bind("0.0.0.0", 0)
     with other.socket:
         assert not other.is_loopback
     for host, number, message in (
@@ -105,14 +106,16 @@ def test_addresses() -> None:
         ("127.0.0.1", 65536, "--port is 65536: expected a number from 0 to 65535"),
     ):
         with pytest.raises(UserError, match=message):
-            bind(host, number)
+            serving.bind(host, number)
 
 
 def test_other_machines_are_warned_of(predictor: psf.Predictor, caplog: pytest.LogCaptureFixture) -> None:
-    service, said = Service(predictor, "m", Limits()), list[str]()
-    loopback = bind("127.0.0.1", 0)
-    open_one = Listener(loopback.socket, loopback.address, is_loopback=False)  # without opening a port of this machine
-    thread = threading.Thread(target=serve, args=(service, open_one), kwargs={"say": said.append}, daemon=True)
+    service, said = serving.Service(predictor, "m", serving.Limits()), list[str]()
+    loopback = serving.bind("127.0.0.1", 0)
+    open_one = serving.Listener(
+        loopback.socket, loopback.address, is_loopback=False
+    )  # without opening a port of this machine
+    thread = threading.Thread(target=serving.serve, args=(service, open_one), kwargs={"say": said.append}, daemon=True)
     with caplog.at_level(logging.WARNING):
         thread.start()
         wait_for(lambda: bool(said))
