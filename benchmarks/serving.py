@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Load test of `psf serve` on loopback: requests per second, latency, and memory over 2,000 requests.
 
-Server and clients share the machine. The model is that of shapes/psf_tiny.yaml with random weights, and with
-thresholds that keep some of its masks. The images are its scenes, enlarged to 640 x 480, as JPEG; the answers are JSON with the
+Server and clients share the machine. The model is that of shapes/psf_tiny.yaml with random weights, and with thresholds
+that keep some of its masks. The images are its scenes, enlarged to 640 x 480, as JPEG; the answers are JSON with the
 panoptic PNG. Each client sends its next image when it has the last answer. The baseline is the predictor in a process
 without a server. Results are kept up to a limit that is reached before the first measurement of memory.
 
@@ -210,9 +210,7 @@ def measure(address: str, images: Sequence[bytes], share: int, alone: float) -> 
         rows.append(Load(latencies, elapsed).row(text, alone))
     result_id = json.loads(probe.ask("/v1/segment", images[0]))["id"]
     values = itertools.cycle(np.linspace(0, 1, 21))
-    again = timed(
-        stream, 300 // share, [lambda _: probe.ask(f"/v1/results/{result_id}?confidence={next(values):.2f}")]
-    )
+    again = timed(stream, 300 // share, [lambda _: probe.ask(f"/v1/results/{result_id}?confidence={next(values):.2f}")])
     return [*rows, again.row(OTHER_THRESHOLDS, alone), *memory]
 
 

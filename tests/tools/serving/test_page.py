@@ -51,6 +51,7 @@ def opened(browser: Any, server: Running) -> Iterator[Any]:
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
+    page.set_default_timeout(120_000)  # a busy machine
     page.goto(server.address)
     until(page, "document.getElementById('model').textContent !== ''")
     yield page
