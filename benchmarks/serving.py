@@ -73,7 +73,7 @@ class Load(NamedTuple):
 
 
 class Client:
-    """One connection to the server, which stays open."""
+    """One connection to the server, which closes it after some seconds without a request."""
 
     def __init__(self, address: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=120)
@@ -188,7 +188,7 @@ def served(model: Path) -> Iterator[str]:
 
 def measure(address: str, images: Sequence[bytes], share: int, alone: float) -> list[list[str]]:
     """Rows of each load, of other thresholds, and of memory; `alone` has seconds."""
-    stream, probe = itertools.cycle(images), Client(address)
+    stream = itertools.cycle(images)
     rows, memory, num_done = [], list[list[str]](), 0
     stops = {round(sum(LOADS.values()) // share * part): name for part, name in zip(MEMORY_AT, MEMORY, strict=True)}
 
@@ -205,9 +205,10 @@ def measure(address: str, images: Sequence[bytes], share: int, alone: float) -> 
             latencies, elapsed = latencies + part.latencies, elapsed + part.elapsed
             num_done += len(part.latencies)
             if num_done in stops:
-                memory.append([stops[num_done], "", "", "", "", "", f"{probe.megabytes():.0f}"])
+                memory.append([stops[num_done], "", "", "", "", "", f"{Client(address).megabytes():.0f}"])
         text = f"{num_clients} client{'s' * (num_clients > 1)}"
         rows.append(Load(latencies, elapsed).row(text, alone))
+    probe = Client(address)
     result_id = json.loads(probe.ask("/v1/segment", images[0]))["id"]
     values = itertools.cycle(np.linspace(0, 1, 21))
     again = timed(stream, 300 // share, [lambda _: probe.ask(f"/v1/results/{result_id}?confidence={next(values):.2f}")])
