@@ -44,6 +44,13 @@ def test_too_many_bytes(small: Running, number: int, is_form: bool) -> None:
     assert (reply.status, reply.reason) == (413, "the upload has more than 0.01 MB, the limit: send a smaller image")
 
 
+def test_the_answer_arrives_before_the_connection_ends(small: Running) -> None:
+    """uvicorn closes it with the answer; a body that nobody receives would then reset it, as proxies would see."""
+    for _ in range(3):
+        reply = small.segment(bytes(12_000_000), Connection="close")
+        assert reply.status == 413 and reply.reason
+
+
 def test_too_many_bytes_without_a_length(small: Running) -> None:
     """The size is checked while the body arrives: this one never ends."""
     sent = []
