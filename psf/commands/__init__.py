@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on DATASETS.TEST",
     "info": "show what is inside a model file",
     "predict": "segment images, a video or a camera",
+    "serve": "segment images over HTTP, with a page for people",
     "validate": "validate a panoptic dataset",
     "convert-dataset": "convert label images, masks or annotations to a panoptic dataset",
     "convert-weights": "convert published checkpoints and ImageNet backbones",

@@ -103,12 +103,17 @@ class Predictor(DefaultPredictor):
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
         return {"image": tensor, "height": shape[0], "width": shape[1]}
 
-    def read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order."""
+    def read(self, path: str, data: bytes | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order.
+
+        Args:
+            path: of the file.
+            data: its content, if it is in memory; `path` is then only its name in messages.
+        """
         if self.input_format in ("BGR", "RGB"):
-            image = read_image(path)
+            image = read_image(path, data=data)
             return image, image[..., ::-1]
-        image = read_image(path, self.input_format, len(self.cfg.MODEL.PIXEL_MEAN))
+        image = read_image(path, self.input_format, len(self.cfg.MODEL.PIXEL_MEAN), data)
         return image, as_picture(image, self.input_format)
 
     def take_frame(self, image_rgb: np.ndarray) -> np.ndarray:

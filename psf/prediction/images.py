@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +58,7 @@ def load_image(source: Any, predictor: EnginePredictor, channel_order: str) -> L
     if channel_order not in CHANNEL_ORDERS:
         raise UserError(f"channel_order is {channel_order!r}: expected one of {', '.join(CHANNEL_ORDERS)}")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        pixels, picture = _from_bytes(bytes(source), predictor)
+        pixels, picture = predictor.read(name_of(source), bytes(source))  # in memory alone
     elif isinstance(source, (str, os.PathLike)):
         path = os.path.expanduser(os.fspath(source))
         if "://" in path:
@@ -77,17 +75,6 @@ def load_image(source: Any, predictor: EnginePredictor, channel_order: str) -> L
             "Pillow"
         )
     return LoadedImage(predictor.prepare(pixels), np.ascontiguousarray(picture))
-
-
-def _from_bytes(data: bytes, predictor: EnginePredictor) -> tuple[np.ndarray, np.ndarray]:
-    """An image file in memory; in a temporary file, as the readers of damaged and deep images read a file twice."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "image")
-        path.write_bytes(data)
-        try:
-            return predictor.read(str(path))
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), name_of(data))) from error
 
 
 def _from_pillow(image: Image.Image, predictor: EnginePredictor) -> tuple[np.ndarray, np.ndarray]:

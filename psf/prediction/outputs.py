@@ -50,6 +50,11 @@ class ImageOutput(abc.ABC):
     def semantic(self) -> Tensor:
         """(H, W) int32, the channel of `PanopticClasses.semantic_channels` with the highest score, on the CPU."""
 
+    @property
+    @abc.abstractmethod
+    def num_bytes(self) -> int:
+        """Memory that it keeps, mostly on the device of the model."""
+
     @abc.abstractmethod
     def explain(self, task: str, thresholds: Thresholds) -> Explainable:
         """Why each candidate is, or is not, in the result of the task "panoptic" or "instance"."""
@@ -96,6 +101,10 @@ class CandidateOutput(ImageOutput):
         if thresholds.confidence is not None:
             processor.instance = processor.instance._replace(score_thresh=thresholds.confidence)
         return processor
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(_num_bytes(one) for one in self._candidates)
 
     @torch.no_grad()
     def panoptic(self, thresholds: Thresholds) -> PanopticSegments:
@@ -150,6 +159,13 @@ class DetectronOutput(ImageOutput):
             raise UserError(f"this model gives no {key!r}, only {', '.join(self._result) or 'nothing'}")
         return self._result[key]
 
+    @property
+    def num_bytes(self) -> int:
+        tensors = [self._result.get("sem_seg"), self._result.get("panoptic_seg", [None])[0]]
+        if "instances" in self._result:
+            tensors += self._result["instances"].get_fields().values()
+        return sum(_num_bytes(one) for one in tensors)
+
     def panoptic(self, thresholds: Thresholds) -> PanopticSegments:
         panoptic_seg, infos = self._of("panoptic_seg", thresholds)
         return PanopticSegments(panoptic_seg.cpu().to(torch.int32), infos, None)
@@ -163,3 +179,9 @@ class DetectronOutput(ImageOutput):
 
     def explain(self, task: str, thresholds: Thresholds) -> Explainable:
         raise UserError("this model is no PanopticSegFormer, and does not explain its results")
+
+
+def _num_bytes(value: Any) -> int:
+    """Memory of a tensor, or of boxes and masks that hold one; 0 of anything else."""
+    value = getattr(value, "tensor", value)
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

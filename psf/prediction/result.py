@@ -117,6 +117,12 @@ class PanopticResult:
             for one in list_classes(self._metadata)
         ]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the result keeps: what the network has found, the image, and the panoptic map."""
+        height, width = self.size
+        return self._output().num_bytes + self.picture.nbytes + 4 * height * width
+
     def is_empty(self, task: str = "panoptic") -> bool:
         """Whether there are no segments, or no instances; a semantic map is never empty."""
         if task == "semantic":

@@ -45,7 +45,8 @@ def test_wheel(wheel: Path, repository: Path, tmp_path: Path, run_python, monkey
         if path.suffix in (".yaml", ".py")
     }
     modules = {path.relative_to(repository).as_posix() for path in (repository / "psf").rglob("*.py")}
-    assert configs and configs | modules | {"psf/py.typed"} <= names
+    page = {path.relative_to(repository).as_posix() for path in (repository / "psf/tools/serving/page").iterdir()}
+    assert configs and len(page) == 5 and configs | modules | page | {"psf/py.typed"} <= names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"psf", f"panoptic_segformer-{psf.__version__}.dist-info"}
 

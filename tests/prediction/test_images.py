@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from PIL import Image
 
 import psf
 from psf.data import limit_pixels
+from psf.data.images import ImageTooLarge, read_image
 from psf.errors import UserError
 from psf.prediction.images import load_image
 from tests.model_files import noise
@@ -54,6 +57,25 @@ def test_gray_and_deep(predictor: psf.Predictor) -> None:
     forms = [gray, gray[..., None], torch.from_numpy(gray.copy()), Image.fromarray(gray), deep, png(deep)]
     for form in forms:
         assert (loaded(predictor, form)[1] == color).all()
+
+
+@pytest.mark.parametrize("format", ["BGR", "RGB", "L", "BANDS"])
+def test_bytes_are_read_in_memory(tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also deep files, which a second library reads, and damaged ones, which are looked at again."""
+    monkeypatch.setattr(tempfile, "tempdir", "/does/not/exist")
+    deep = cv2.imencode(".png", PICTURE.astype(np.uint16) * 200)[1].tobytes()
+    for data in (png(Image.fromarray(PICTURE)), deep):
+        (tmp_path / "a.png").write_bytes(data)
+        expected = read_image(str(tmp_path / "a.png"), format)
+        found = read_image("in memory", format, data=data)
+        assert found.dtype == expected.dtype and (found == expected).all()
+    for data in (b"%PDF", png(Image.fromarray(PICTURE))[:100], b"\x93NUMPY"):
+        (tmp_path / "b").write_bytes(data)
+        with pytest.raises(UserError) as expected_error:
+            read_image(str(tmp_path / "b"), format)
+        with pytest.raises(UserError) as error:
+            read_image("in memory", format, data=data)
+        assert str(error.value) == str(expected_error.value).replace(str(tmp_path / "b"), "in memory")
 
 
 def test_exif_orientation(predictor: psf.Predictor) -> None:
@@ -103,7 +125,7 @@ def test_the_limit_of_pixels(predictor: psf.Predictor) -> None:
     limit_pixels(PICTURE.shape[0] * PICTURE.shape[1] - 1)
     try:
         for form in (PICTURE, Image.fromarray(PICTURE), png(Image.fromarray(PICTURE))):
-            with pytest.raises(UserError, match=r"megapixels, the limit is .*raise INPUT\.PSF_MAX_PIXELS"):
+            with pytest.raises(ImageTooLarge, match=r"megapixels, the limit is .*raise INPUT\.PSF_MAX_PIXELS"):
                 predictor(form)
     finally:
         limit_pixels(BIG)

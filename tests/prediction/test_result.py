@@ -106,6 +106,14 @@ def test_merging_again(result: PanopticResult) -> None:
         result.merge_again(confidence=2)
 
 
+def test_memory(predictor: psf.Predictor) -> None:
+    """Of the masks on the device, the picture and the map."""
+    one = predictor(noise())
+    candidates = one._output()._candidates
+    tensors = sum(x.numel() * x.element_size() for x in candidates if x is not None)
+    assert candidates.mask_scores.numel() > 900 and one.num_bytes == tensors + 64 * 96 * (3 + 4)
+
+
 def test_explanation_of_an_empty_result(result: PanopticResult) -> None:
     empty = result.merge_again(confidence=1.0)
     explanation = empty.explain()

@@ -1,6 +1,7 @@
 """Image files of any common format, and what other files are."""
 
 from psf.data.images.reading import (
+    ImageTooLarge,
     as_image_array,
     as_picture,
     check_pixels,
@@ -20,6 +21,7 @@ from psf.data.images.reading import (
 )
 
 __all__ = [
+    "ImageTooLarge",
     "as_image_array",
     "as_picture",
     "check_pixels",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ from psf.data.images.unreadable import NPY, describe_unreadable, has_more_pages
 from psf.errors import UserError, printable
 
 __all__ = [
+    "ImageTooLarge",
     "as_image_array",
     "as_picture",
     "check_pixels",
@@ -46,6 +49,10 @@ _ROWS = 256  # converted at a time, so that intermediate results stay small
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+class ImageTooLarge(UserError):
+    """An image has more pixels than `limit_pixels` allows."""
+
+
 def limit_pixels(number: int) -> None:
     """Set the largest number of pixels of an image in this process: INPUT.PSF_MAX_PIXELS, --max-pixels.
 
@@ -60,15 +67,15 @@ def limit_pixels(number: int) -> None:
 
 
 def check_pixels(place: str, height: int, width: int) -> None:
-    """Raise a UserError that begins with `place` if an image is larger than the limit, before memory is taken."""
+    """Raise ImageTooLarge, beginning with `place`, if an image is larger than the limit, before memory is taken."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > limit:
         raise _too_large(place, f"{width} x {height} pixels, ", height * width)
 
 
-def _too_large(place: str, size: str, number: int) -> UserError:
+def _too_large(place: str, size: str, number: int) -> ImageTooLarge:
     limit = Image.MAX_IMAGE_PIXELS or 0
-    return UserError(
+    return ImageTooLarge(
         f"{place}: {size}{number / 1e6:.1f} megapixels, the limit is {limit / 1e6:.1f}; cut the image into parts, or "
         f"raise INPUT.PSF_MAX_PIXELS (--max-pixels of psf validate and convert-dataset) to {number} or more; "
         "MODEL.PSF.TEST.TILES.SIZE then segments it in tiles"
@@ -86,7 +93,9 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in _REFUSED_FORMATS]
 
 
-def read_image(path: str, format: str = "BGR", num_channels: int | None = None) -> np.ndarray:
+def read_image(
+    path: str, format: str = "BGR", num_channels: int | None = None, data: bytes | None = None
+) -> np.ndarray:
     """Read an image in INPUT.FORMAT, rotated by its EXIF orientation.
 
     "BGR", "RGB" and "L" (gray) have 8 bits: gray, palette, 1-bit and CMYK images become colour, colour becomes gray.
@@ -101,6 +110,7 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
         path: anything that Detectron2's PathManager opens.
         format: "BGR", "RGB", "L" or "BANDS".
         num_channels: expected number of channels of "BANDS"; None: any. The other formats have 3, 3 and 1.
+        data: content of an image file in memory, for which `path` is only its name in messages.
 
     Returns:
         (H, W, C), contiguous and writable: uint8, or float32 for "BANDS" of any other type.
@@ -110,8 +120,8 @@ def read_image(path: str, format: str = "BGR", num_channels: int | None = None) 
             number of channels; or naming INPUT.FORMAT, if it is invalid.
     """
     if format == "BANDS":
-        return _with_channels(_read_bands(path), path, num_channels)
-    with open_image(path) as image:
+        return _with_channels(_read_bands(path, data), path, num_channels)
+    with open_image(path, data) as image:
         return convert_image(image, path, format)
 
 
@@ -158,12 +168,12 @@ def in_format(pixels: np.ndarray, format: str) -> np.ndarray:
 
 
 @contextmanager
-def open_image(path: str) -> Iterator[Image.Image]:
-    """Open and decode an image file with Pillow, or raise a UserError that names it.
+def open_image(path: str, data: bytes | None = None) -> Iterator[Image.Image]:
+    """Open and decode an image file, or its content `data`, with Pillow, or raise a UserError that names it.
 
     No program is started (see `_REFUSED_FORMATS`), and an image above `limit_pixels` is not decoded.
     """
-    with _reported(path), PathManager.open(path, "rb") as file:
+    with _reported(path, data), _open(path, data) as file:
         image = Image.open(file, formats=_formats())
         check_pixels(path, image.height, image.width)
         if has_more_pages(image):
@@ -186,10 +196,16 @@ def image_size(path: str) -> tuple[int, int]:
         return (image.width, image.height) if is_tilted else (image.height, image.width)
 
 
+def _open(path: str, data: bytes | None) -> IO[bytes]:
+    file: IO[bytes] = PathManager.open(path, "rb") if data is None else io.BytesIO(data)
+    return file
+
+
 @contextmanager
-def _reported(path: str) -> Iterator[None]:
+def _reported(path: str, data: bytes | None = None) -> Iterator[None]:
     """Raise what happens while an image file is opened or decoded as a UserError that names it."""
-    check_regular(path)
+    if data is None:
+        check_regular(path)
     try:
         yield
     except UserError:
@@ -204,7 +220,8 @@ def _reported(path: str) -> Iterator[None]:
     except Exception as error:  # Pillow may raise any error for a damaged file
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        raise UserError(f"{path}: {describe_unreadable(path, error)}") from error
+        with _open(path, data) as file:
+            raise UserError(f"{path}: {describe_unreadable(file, error)}") from error
 
 
 def is_turned(path: str) -> bool:
@@ -215,11 +232,14 @@ def is_turned(path: str) -> bool:
         return _orientation(Image.open(file, formats=_formats()), path) != 1
 
 
-def _read_bands(path: str) -> np.ndarray:
-    if path.lower().endswith(".npy"):
+def _read_bands(path: str, data: bytes | None) -> np.ndarray:
+    if data is None and path.lower().endswith(".npy"):
         return as_image_array(load_array(path), path)
-    with open_image(path) as image:
-        bands = opencv_bands(image, path) if is_deep(image, path) else image_bands(_upright(image, path), path)
+    with open_image(path, data) as image:
+        if is_deep(image, path, data):
+            bands = opencv_bands(image, path, data)
+        else:
+            bands = image_bands(_upright(image, path), path)
     return as_image_array(bands, path)
 
 
@@ -285,14 +305,14 @@ def load_array(path: str) -> np.ndarray:
     return np.atleast_3d(np.array(array))
 
 
-def is_deep(image: Image.Image, path: str) -> bool:
-    """Whether Pillow changes the numbers of this file's channels and OpenCV does not.
+def is_deep(image: Image.Image, path: str, data: bytes | None = None) -> bool:
+    """Whether Pillow changes the numbers of this file's channels and OpenCV does not; `data` as for `open_image`.
 
     Raises:
         UserError: naming the file, if both change the numbers.
     """
     if image.format == "PNG":
-        with PathManager.open(path, "rb") as file:
+        with _open(path, data) as file:
             depth, kind = file.read(26)[24:]
         return depth == 16 and kind in _PNG_KINDS
     if image.format != "TIFF":
@@ -308,19 +328,19 @@ def is_deep(image: Image.Image, path: str) -> bool:
     return True
 
 
-def opencv_bands(image: Image.Image, path: str) -> np.ndarray:
+def opencv_bands(image: Image.Image, path: str, data: bytes | None = None) -> np.ndarray:
     """(H, W, C) of a file for which `is_deep` is True, in the file's order."""
     if _orientation(image, path) != 1:
         raise UserError(f"{path}: 16-bit images with an EXIF rotation are not supported; {NPY}")
-    with PathManager.open(path, "rb") as file:
-        data = np.frombuffer(file.read(), np.uint8)
+    with _open(path, data) as file:
+        content = np.frombuffer(file.read(), np.uint8)
     try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise UserError(f"{path}: OpenCV cannot decode it ({error}); {NPY}") from error
     if pixels is None:
         raise UserError(f"{path}: OpenCV cannot decode it; {NPY}")
-    kind = data[25] if image.format == "PNG" else {3: 2, 4: 6}[pixels.shape[2]]
+    kind = content[25] if image.format == "PNG" else {3: 2, 4: 6}[pixels.shape[2]]
     return pixels[..., _PNG_KINDS[int(kind)]]
 
 

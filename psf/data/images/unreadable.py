@@ -6,7 +6,6 @@ import struct
 import warnings
 from typing import IO, Any
 
-from detectron2.utils.file_io import PathManager
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 __all__ = ["NPY", "describe_unreadable", "has_more_pages"]
@@ -46,25 +45,24 @@ _MOST_OVERVIEWS = 32  # that are passed over
 _TIFF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, struct.error)  # of damaged directories
 
 
-def describe_unreadable(path: str, error: Exception) -> str:
-    """What was found in the file, what is expected, and how to convert it, as one line without the path.
+def describe_unreadable(file: IO[bytes], error: Exception) -> str:
+    """What was found in a file, what is expected, and how to convert it, as one line without its name.
 
     Args:
-        path: a regular file that exists; Pillow has raised `error` for it.
+        file: opened, at its beginning; Pillow has raised `error` for it.
         error: the error.
     """
-    with PathManager.open(path, "rb") as file:
-        start = file.read(_START)
-        if not start:
-            return "empty, corrupt or not an image (it has 0 bytes)"
-        is_unknown = isinstance(error, UnidentifiedImageError)
-        if start.startswith(_TIFF) and (is_unknown or "decoder" in str(error)):
-            file.seek(0)
-            if kind := _describe_tiff(file):
-                return (
-                    f"a TIFF with {kind}, which Pillow cannot decode; expected 8 bits per channel (gray: up to 32), "
-                    f"uncompressed or with a common compression such as LZW: convert it, or {NPY}"
-                )
+    start = file.read(_START)
+    if not start:
+        return "empty, corrupt or not an image (it has 0 bytes)"
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    if start.startswith(_TIFF) and (is_unknown or "decoder" in str(error)):
+        file.seek(0)
+        if kind := _describe_tiff(file):
+            return (
+                f"a TIFF with {kind}, which Pillow cannot decode; expected 8 bits per channel (gray: up to 32), "
+                f"uncompressed or with a common compression such as LZW: convert it, or {NPY}"
+            )
     if not is_unknown:
         return f"empty, corrupt or not an image ({error})"
     for position, beginnings, kind, way_out in _KINDS:
