@@ -7,7 +7,7 @@ python train_net.py --config-file configs/shapes/psf_tiny.yaml --eval-only MODEL
 
 import sys
 
-from psf.commands.train import main
+from psf.commands.training.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
 
 import sys
 
-from psf.commands.predict import main
+from psf.commands.predicting.predict import main
 
 if __name__ == "__main__":
     sys.exit(main())

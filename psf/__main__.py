@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import psf
-from psf.commands import COMMANDS, load_command, open_streams
+from psf.commands import COMMANDS, GROUPS, load_command, open_streams
 from psf.errors import UserError, printable
 from psf.model_zoo import find_config_file, find_model
 
@@ -62,11 +62,11 @@ def mistyped_file(words: Sequence[str]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command names; each command parses its own arguments."""
-    names = "\n".join(f"  {name:<17}{text}" for name, text in COMMANDS.items())
+    groups = ["".join(f"\n  {name:<17}{text}" for name, text in group.items()) for group in GROUPS.values()]
     parser = argparse.ArgumentParser(
         prog="psf",
         description="Panoptic SegFormer: train, evaluate and use panoptic segmentation models.",
-        epilog=f"commands:\n{names}\n\n`psf COMMAND --help` shows the arguments of a command.",
+        epilog="commands:" + "\n".join(groups) + "\n\n`psf COMMAND --help` shows the arguments of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="psf [-h] [--version] COMMAND ...",
     )

@@ -12,7 +12,7 @@ __all__ = ["Progress"]
 SECONDS = 30.0  # between the lines
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):
     """tqdm's bar. If standard error is no terminal, a line every 30 seconds; none if all is done before.
 
     A bar in a log file would be a single line of thousands of states.

@@ -20,6 +20,7 @@ from psf.errors import UserError, escape_controls, printable, without_worker
 
 __all__ = [
     "COMMANDS",
+    "GROUPS",
     "add_config_arguments",
     "add_max_pixels_flag",
     "add_num_images_flag",
@@ -33,30 +34,42 @@ __all__ = [
     "run_command",
 ]
 
-# Name -> help text. Module names have "_" instead of "-".
-COMMANDS = {
-    "train": "train a model, and evaluate it at the end",
-    "evaluate": "evaluate a checkpoint on DATASETS.TEST",
-    "info": "show what is inside a model file",
-    "predict": "segment images, a video or a camera",
-    "serve": "segment images over HTTP, with a page for people",
-    "validate": "validate a panoptic dataset",
-    "convert-dataset": "convert label images, masks or annotations to a panoptic dataset",
-    "convert-weights": "convert published checkpoints and ImageNet backbones",
-    "model-zoo": "list published models, or download their weights",
-    "replay": "repeat a training step that was skipped because it was not finite",
-    "tune-merging": "search the thresholds and exponents of mask-wise merging",
-    "robustness": "evaluate under image corruptions (COCO-C)",
-    "analyze": "count parameters and FLOPs",
-    "benchmark": "measure time per part of the model, images per second and memory",
-    "quickstart": "train on generated scenes, evaluate, and draw predictions",
-    "doctor": "check the environment and print the command that fixes each problem",
+# Package of psf.commands -> its commands, each with its help text. Module names have "_" instead of "-".
+GROUPS = {
+    "predicting": {
+        "predict": "segment images, a dataset, a video or a camera",
+        "serve": "segment images over HTTP, with a page",
+    },
+    "training": {
+        "train": "train a model, and evaluate it at the end",
+        "quickstart": "train on generated scenes, evaluate, and draw predictions",
+        "replay": "repeat a training step that was skipped because it was not finite",
+    },
+    "evaluating": {
+        "evaluate": "evaluate a checkpoint on DATASETS.TEST",
+        "robustness": "evaluate under image corruptions (COCO-C)",
+        "tune-merging": "search the thresholds and exponents of mask-wise merging",
+        "benchmark": "measure time per part of the model, images per second and memory",
+        "analyze": "count parameters and FLOPs",
+    },
+    "datasets": {
+        "validate": "validate a panoptic dataset",
+        "convert-dataset": "convert label images, masks or annotations to a panoptic dataset",
+    },
+    "models": {
+        "info": "show what is inside a model file",
+        "model-zoo": "list published models, or download their weights",
+        "convert-weights": "convert published checkpoints and ImageNet backbones",
+    },
+    "": {"doctor": "check the environment and print the command that fixes each problem"},
 }
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 def load_command(name: str) -> ModuleType:
     """The module of a sub-command, such as "convert-dataset"."""
-    return importlib.import_module(f"psf.commands.{name.replace('-', '_')}")
+    [group] = [package for package, commands in GROUPS.items() if name in commands]
+    return importlib.import_module(".".join(filter(None, ["psf.commands", group, name.replace("-", "_")])))
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:

@@ -70,7 +70,7 @@ def test_there_is_no_second_json_reader(repository: Path):
         "psf/engine/results.py",
         "psf/ops/measured_choices.py",
         "psf/tools/robustness/record.py",
-        "psf/commands/quickstart.py",
+        "psf/commands/training/quickstart.py",
     }
     folders = ("psf", "datasets", "demo")
     found = {

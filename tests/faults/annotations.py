@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from psf.commands import convert_dataset, validate
+from psf.commands.datasets import convert_dataset, validate
 from psf.data import load_panoptic_json
 from psf.data.panoptic_labels import read_panoptic_labels
 from psf.output.annotations import encode_brush

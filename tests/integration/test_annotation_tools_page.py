@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from psf.commands import load_command
-from psf.commands.train import main as psf_train
+from psf.commands.training.train import main as psf_train
 from psf.output import ANNOTATION_KINDS
 from psf.structures import ClassEntry
 from psf.tools.dataset_validation.validation import validate_panoptic

@@ -18,8 +18,8 @@ from PIL import Image
 
 from psf import model_zoo
 from psf.checkpoint import adapted_weight
-from psf.commands.predict import main as psf_predict
-from psf.commands.train import main as psf_train
+from psf.commands.predicting.predict import main as psf_predict
+from psf.commands.training.train import main as psf_train
 from psf.engine import Checkpointer, build_config
 from psf.output import TimedFrame, VideoWriter
 from tests.mini_set import NAME, write_mini_set

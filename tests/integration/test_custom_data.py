@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from psf.commands import load_command
-from psf.commands.train import main as psf_train
+from psf.commands.training.train import main as psf_train
 from psf.engine import build_config
 from psf.meta_arch.recipe import check_recipe
 from psf.tools.dataset_conversion.label_images import ENCODINGS

@@ -82,7 +82,7 @@ def test_second_command() -> None:
 
 
 def test_limits_are_those_of_the_command() -> None:
-    from psf.commands.serve import build_parser
+    from psf.commands.predicting.serve import build_parser
 
     args = build_parser().parse_args(["--model", "m.pth"])
     rows = dict(re.findall(r"^\| `--([\w-]+)` \| (\d+) \|", TEXT, re.M))

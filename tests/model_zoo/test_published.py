@@ -24,8 +24,9 @@ from torch import nn
 
 import psf
 from psf import model_zoo
-from psf.commands import info, predict
-from psf.commands import model_zoo as command
+from psf.commands.models import info
+from psf.commands.models import model_zoo as command
+from psf.commands.predicting import predict
 from psf.data.files import sha256_of
 from psf.engine.checkpointer import check_weights
 from psf.errors import UserError

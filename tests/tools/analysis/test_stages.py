@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from psf.commands import benchmark
+from psf.commands.evaluating import benchmark
 from psf.tools.analysis import measure_stages, peak_memory, stage_table
 from tests.model_files import write_model_file
 from tests.models import RELEASED, make_input, tiny_model

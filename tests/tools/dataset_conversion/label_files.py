@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from psf.commands import convert_dataset
+from psf.commands.datasets import convert_dataset
 from psf.data.panoptic_labels import read_panoptic_ids
 from psf.tools.dataset_validation.validation import validate_panoptic
 

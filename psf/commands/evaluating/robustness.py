@@ -19,7 +19,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from psf.commands import add_num_images_flag, echo, run_command, train
+from psf.commands import add_num_images_flag, echo, run_command
+from psf.commands.training import train
 from psf.engine import (
     Trainer,
     build_checkpointer,

@@ -14,7 +14,7 @@ from detectron2.structures import BitMasks, Instances
 from PIL import Image
 from torch import nn
 
-from psf.commands.predict import main
+from psf.commands.predicting.predict import main
 from psf.errors import UserError
 
 DATASET = "psf_test_demo"

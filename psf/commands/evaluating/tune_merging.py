@@ -16,7 +16,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from psf.commands import add_num_images_flag, echo, run_command, train
+from psf.commands import add_num_images_flag, echo, run_command
+from psf.commands.training import train
 from psf.data import build_test_loader, load_dataset, spread_evenly
 from psf.data.own_files import free_name, write_own_text
 from psf.engine import (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from psf.commands import quickstart
+from psf.commands.training import quickstart
 from psf.data.own_files import write_own_text
 
 Ran = list[tuple[str, ...]]

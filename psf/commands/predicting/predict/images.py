@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from psf.commands import echo
-from psf.commands.predict.inputs import check_apart, find_input
-from psf.commands.predict.model import build_predictor
+from psf.commands.predicting.predict.inputs import check_apart, find_input
+from psf.commands.predicting.predict.model import build_predictor
 from psf.data.files import make_folder
 from psf.errors import UserError, printable
 from psf.output import (
@@ -27,6 +26,7 @@ from psf.output import (
     write_output,
 )
 from psf.prediction import PanopticResult, Predictor
+from psf.progress import Progress
 
 __all__ = ["segment_images"]
 
@@ -108,7 +108,7 @@ class _Run:
         with logging_redirect_tqdm(), ExitStack() as stack:
             for writer in self._writers:
                 stack.enter_context(writer.writing(predictor.metadata))
-            for image in tqdm(images, unit="image"):
+            for image in Progress(images, unit="image"):
                 try:
                     self._write_image(predictor, image)
                 except (UserError, OSError) as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psf.commands import convert_dataset as tool
+from psf.commands.datasets import convert_dataset as tool
 from psf.tools.dataset_validation.validation import validate_panoptic
 from tests.conftest import RunPython
 

@@ -11,7 +11,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from psf.commands import load_command, tune_merging
+from psf.commands import load_command
+from psf.commands.evaluating import tune_merging
 from psf.engine import Checkpointer, Trainer
 from psf.evaluation.merging_search import search as tuning
 from psf.tools.robustness import evaluation as robustness

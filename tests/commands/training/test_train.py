@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import psf
-from psf.commands import train
-from psf.commands.train import main as psf_train
+from psf.commands.training import train
+from psf.commands.training.train import main as psf_train
 from tests.mini_set import NAME, unregister_mini_set
 
 ONE_PROCESS = ("--num-gpus", "0", "--num-processes", "1")

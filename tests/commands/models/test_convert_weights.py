@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from psf.commands import convert_weights as tool
+from psf.commands.models import convert_weights as tool
 from tests.models import tiny_config
 
 RESNET18 = {"DEPTH": 18, "STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64, "RES2_OUT_CHANNELS": 64}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from psf.commands import validate as tool
+from psf.commands.datasets import validate as tool
 from tests.conftest import RunPython
 from tests.data.damaged_set import change, write_damaged
 from tests.mini_set import register_mini_set, unregister_mini_set, write_mini_set

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psf.checkpoint import read_checkpoint
-from psf.commands import run_command, train
+from psf.commands import run_command
+from psf.commands.training import train
 from psf.engine import check_run, launch
 from psf.engine import main as train_or_evaluate
 from psf.errors import UserError

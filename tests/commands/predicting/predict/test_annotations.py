@@ -15,8 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
-from psf.commands.convert_dataset import main as convert
-from psf.commands.predict import KINDS
+from psf.commands.datasets.convert_dataset import main as convert
+from psf.commands.predicting.predict import KINDS
 from psf.data.panoptic_labels import read_panoptic_ids
 from psf.errors import UserError
 from psf.output import ANNOTATION_KINDS, PanopticOutput
@@ -232,7 +232,7 @@ def test_files_of_the_user_stay(
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("somebody's")
     with monkeypatch.context() as patch:
-        patch.setattr("psf.commands.predict.images.build_predictor", lambda args: pytest.fail("built"))
+        patch.setattr("psf.commands.predicting.predict.images.build_predictor", lambda args: pytest.fail("built"))
         predicted("--save", ALL, expect=2)
     assert f"{name} exists, and psf has not written it" in capsys.readouterr().err
     assert files_of(out) == {Path(name): b"somebody's"}

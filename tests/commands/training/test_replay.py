@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 
-from psf.commands import replay
+from psf.commands.training import replay
 from psf.engine import argument_parser
 from psf.engine import main as train
 from tests.mini_set import PsfTestColorModel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from psf.commands.analyze import main
+from psf.commands.evaluating.analyze import main
 
 TINY = ["--config-file", "shapes/psf_tiny.yaml", "--input-size", "64", "96"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from psf.commands.predict import main
+from psf.commands.predicting.predict import main
 from tests.model_files import noise, write_model_file
 
 

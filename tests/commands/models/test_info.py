@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from psf.checkpoint import read_checkpoint
-from psf.commands.info import main
+from psf.commands.models.info import main
 from tests.model_files import write_model_file
 
 

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psf.commands import add_config_arguments, command_parser, not_negative, positive, run_command
-from psf.commands.predict.images import segment_images
-from psf.commands.predict.video import segment_video
+from psf.commands.predicting.predict.images import segment_images
+from psf.commands.predicting.predict.video import segment_video
 from psf.errors import UserError
 from psf.output import ANNOTATION_KINDS, FILE_KINDS, TASKS
 from psf.output.annotations import LOCAL_FILES, SHAPES

@@ -150,7 +150,7 @@ def test_a_pipe_is_no_video(run, tmp_path, out, capsys):
 
 
 def test_a_wrong_suffix_is_found_before_the_model_is_built(run, video, out, capsys, monkeypatch):
-    monkeypatch.setattr("psf.commands.predict.video.build_predictor", lambda args: pytest.fail("built"))
+    monkeypatch.setattr("psf.commands.predicting.predict.video.build_predictor", lambda args: pytest.fail("built"))
     assert run("--video-input", video, "--output", out / "a.gif") == 2
     assert "a.gif: '.gif' is not the suffix of a container for H.264" in capsys.readouterr().err
     assert not list(out.glob("*"))

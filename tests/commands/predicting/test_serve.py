@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from psf.commands import COMMANDS
-from psf.commands.serve import build_parser, main
+from psf.commands.predicting.serve import build_parser, main
 from tests.conftest import REPOSITORY, RunPython
 from tests.model_files import write_model_file
 from tests.prediction.conftest import model_file  # noqa: F401
@@ -22,7 +22,7 @@ from tests.prediction.conftest import model_file  # noqa: F401
 
 def test_help_loads_nothing_of_the_server(run_python: RunPython) -> None:
     code = (
-        "import sys; from psf.commands.serve import build_parser; build_parser().format_help(); "
+        "import sys; from psf.commands.predicting.serve import build_parser; build_parser().format_help(); "
         "print([name for name in ('fastapi', 'uvicorn', 'psf.tools.serving', 'psf.prediction') if name in sys.modules])"
     )
     assert run_python("-c", code).stdout.splitlines()[-1] == "[]"

@@ -9,15 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 from detectron2.utils.video_visualizer import VideoVisualizer
-from tqdm import tqdm
 
 from psf.commands import echo
-from psf.commands.predict.inputs import check_apart
-from psf.commands.predict.model import build_predictor
+from psf.commands.predicting.predict.inputs import check_apart
+from psf.commands.predicting.predict.model import build_predictor
 from psf.data.files import make_folder
 from psf.data.own_files import check_replaceable, recorded
 from psf.errors import UserError
 from psf.output import Camera, TimedFrame, VideoFile, VideoWriter, drawable_metadata
+from psf.progress import Progress
 
 __all__ = ["segment_video"]
 
@@ -37,7 +37,7 @@ def segment_video(args: argparse.Namespace) -> int:
             raise UserError("INPUT.FORMAT is 'BANDS': expected 'BGR', 'RGB' or 'L' for a video")
         visualizer = VideoVisualizer(drawable_metadata(predictor.metadata))
         known_lengths = [length for length in (frames.num_frames, args.max_frames) if length is not None]
-        progress = tqdm(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
+        progress = Progress(islice(frames, args.max_frames), total=min(known_lengths, default=None), unit="frame")
         try:
             for image_rgb, seconds in progress:
                 output = predictor(image_rgb, tasks=[args.task]).task_output(args.task)

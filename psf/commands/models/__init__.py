@@ -1,0 +1,1 @@
+"""Commands for model files and weights."""
