@@ -13,16 +13,19 @@ import pytest
 
 import psf
 from psf.__main__ import main
-from psf.commands import COMMANDS, echo, load_command, run_command
+from psf.commands import COMMANDS, GROUPS, echo, load_command, run_command
 from psf.errors import UserError
 from tests.conftest import RunPython
 
 
 def test_every_module_is_a_command(repository: Path) -> None:
-    folder = repository / "psf" / "commands"
-    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
-    modules -= {"__init__"}
-    assert {name.replace("-", "_") for name in COMMANDS} == modules
+    for group, commands in GROUPS.items():
+        folder = repository / "psf" / "commands" / group
+        modules = {path.stem for path in folder.glob("*.py")}
+        modules |= {path.parent.name for path in folder.glob("*/__init__.py") if group}
+        assert {name.replace("-", "_") for name in commands} == modules - {"__init__"}, group
+    folders = {path.parent.name for path in (repository / "psf" / "commands").glob("*/__init__.py")}
+    assert folders == GROUPS.keys() - {""} and len(COMMANDS) == sum(map(len, GROUPS.values()))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

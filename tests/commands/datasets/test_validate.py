@@ -29,7 +29,7 @@ def test_clean_set_by_paths_and_by_name(tmp_path, capsys):
     write_mini_set(root)
     assert tool.main(words(root)) == 0
     captured = capsys.readouterr()
-    assert "no faults" in captured.out and "5/5" in captured.err
+    assert "no faults" in captured.out and captured.err == ""  # no bar where nobody sees it
     assert tool.main(["--register", f"mine={root}/panoptic.json,{root}/panoptic,{root}/images"]) == 0
     name = register_mini_set(root)
     try:

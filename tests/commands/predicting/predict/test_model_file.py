@@ -59,7 +59,7 @@ def test_other_tasks(model_file: Path, photo: Path, out: Path, task: str) -> Non
         (["photo.png"], "--model is missing: expected a model file"),
         (["--model", "m.pth"], "found neither: name images, as in psf predict --model FILE photo.jpg"),
         (["--model", "m.pth", "photo.png", "--webcam"], "found both"),
-        (["--model", "none.pth", "{photo}", "--output", "{out}"], "none.pth: no such checkpoint file"),
+        (["--model", "none.pth", "{photo}", "--output", "{out}"], "none.pth: no such model file"),
     ],
 )
 def test_mistakes(words: list[str], message: str, photo: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
