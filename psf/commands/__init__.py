@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ __all__ = [
     "command_parser",
     "echo",
     "load_command",
+    "log_to_screen",
     "not_negative",
     "open_streams",
     "positive",
@@ -144,6 +146,13 @@ def add_max_pixels_flag(parser: argparse.ArgumentParser) -> None:
     default = SHARED_KEYS["INPUT.PSF_MAX_PIXELS"]
     help_text = "largest number of pixels of an image, as INPUT.PSF_MAX_PIXELS of a config (default: %(default)s)"
     parser.add_argument("--max-pixels", type=positive, default=default, metavar="N", help=help_text)
+
+
+def log_to_screen() -> None:
+    """Show psf's own messages, and warnings of other packages, unless the caller has set up the root logger."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name.startswith("psf") or record.levelno >= logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
 
 
 def echo(text: object = "") -> None:

@@ -10,13 +10,12 @@ you put into the cache folder (PSF_CACHE) yourself serves, too: the list has its
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from tabulate import tabulate
 
 from psf import model_zoo
-from psf.commands import command_parser, echo, run_command
+from psf.commands import command_parser, echo, log_to_screen, run_command
 from psf.model_zoo.names import ALIASES, PUBLISHED, address_of, find
 
 __all__ = ["build_parser", "main"]
@@ -25,7 +24,7 @@ __all__ = ["build_parser", "main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_screen()
     return run_command(lambda: prepare(args.names) if args.names else list_models())
 
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import logging
 import os
 from collections.abc import Sequence
 
-from psf.commands import command_parser, echo, not_negative, positive, run_command
+from psf.commands import command_parser, echo, log_to_screen, not_negative, positive, run_command
 from psf.errors import UserError
 
 __all__ = ["build_parser", "main"]
@@ -29,7 +28,7 @@ MEGA = 1_000_000
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_screen()
     return run_command(lambda: run(args))
 
 

@@ -157,7 +157,7 @@ def test_sliders_do_not_run_the_network(page: Any, server: Running, predictor: p
     }
     set_slider(page, "confidence", 1)
     assert painted(page) == 0 and page.inner_text("#status").startswith("0 segments")
-    assert "lower the least confidence" in page.inner_text("#status")
+    assert "lower the confidence threshold" in page.inner_text("#status")
     with page.expect_response(re.compile("/v1/results")):
         page.click("#reset")
     page.wait_for_selector("#legend label")

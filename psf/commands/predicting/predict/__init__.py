@@ -20,11 +20,10 @@ Exit code: 0 success; 1 an input could not be read, or not to its end (it is nam
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from psf.commands import add_config_arguments, command_parser, not_negative, positive, run_command
+from psf.commands import add_config_arguments, command_parser, log_to_screen, not_negative, positive, run_command
 from psf.commands.predicting.predict.images import segment_images
 from psf.commands.predicting.predict.video import segment_video
 from psf.errors import UserError
@@ -39,7 +38,7 @@ KINDS = (*FILE_KINDS, *ANNOTATION_KINDS)
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_screen()
     return run_command(lambda: run(args))
 
 

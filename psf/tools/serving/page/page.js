@@ -72,7 +72,7 @@ async function update({ isNew = false } = {}) {
     fill();
     const seconds = ((performance.now() - begin) / 1000).toFixed(1);
     const number = found.segments.length;
-    const hint = number === 0 && model?.things ? "; lower the least confidence" : "";
+    const hint = number === 0 && model?.things ? "; lower the confidence threshold" : "";
     byId("status").textContent = `${number} segment${number === 1 ? "" : "s"}, ${seconds} s${hint}`;
   } catch (error) {
     if (own === asking) showError(error);
