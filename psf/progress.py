@@ -24,6 +24,16 @@ class Progress(tqdm):
             options = {"mininterval": SECONDS, "delay": SECONDS, "ncols": 80, **options}
         super().__init__(*args, **options)
 
+    def clear(self, nolock: bool = False) -> None:
+        """Remove a bar; lines stay."""
+        if not self._has_lines:
+            super().clear(nolock)
+
+    def refresh(self, nolock: bool = False, lock_args: tuple[float, ...] | None = None) -> None:
+        """Show the state; a bar also after another program's line, which is what `nolock` means."""
+        if not (self._has_lines and nolock):
+            super().refresh(nolock, lock_args)
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show the state."""
         if self._has_lines:

@@ -29,6 +29,13 @@ def test_a_log_file_gets_lines(seconds: float, num_lines: int, monkeypatch: pyte
     assert "\r" not in file.getvalue() and (not lines or "10/10" in lines[-1])
 
 
+def test_a_message_of_the_log_repeats_no_line() -> None:
+    file = io.StringIO()
+    for _ in Progress(range(2), file=file):
+        Progress.write("a message", file=file)
+    assert file.getvalue() == "a message\n" * 2
+
+
 def test_a_terminal_gets_a_bar() -> None:
     file = Terminal()
     assert list(Progress(range(3), file=file)) == [0, 1, 2]
