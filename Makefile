@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocess
 
 # Scripts of `make bench`, with their numbers of rounds.
 BENCHMARKS := ms_deform_attn:3 mask_decoder:2 merging:5 whole_model:2 training_step:1 panoptic_quality:3 loader:9 \
-	half_precision:1 training_memory:1 compiled:2 evaluation:3 serving:1
+	half_precision:1 training_memory:1 compiled:2 evaluation:3 serving:1 start:3
 
 .PHONY: help setup lock licenses quickstart test test-all test-faults check lint types docs bench bench-docs gpu-check clean
 
@@ -84,7 +84,7 @@ $(DOCS_DONE): $(SETUP_DONE)
 
 bench: setup
 	@for benchmark in $(BENCHMARKS); do \
-		case $${benchmark%:*} in panoptic_quality|loader|evaluation|serving) device=;; *) device="--device cpu";; esac; \
+		case $${benchmark%:*} in panoptic_quality|loader|evaluation|serving|start) device=;; *) device="--device cpu";; esac; \
 		PYTHONWARNINGS=ignore $(PYTHON) benchmarks/$${benchmark%:*}.py $$device --rounds $${benchmark#*:} || exit 1; \
 	done
 	@$(MAKE) --no-print-directory bench-docs

@@ -24,6 +24,7 @@ import merging
 import ms_deform_attn
 import panoptic_quality
 import serving
+import start
 import training_step
 import whole_model
 from report import HERE
@@ -117,6 +118,13 @@ TABLES = (
     Table("loader", CPU, "ratio", (
         Row("ground truth in the loader, over masks made in the loader", ("psf: label map and boxes",),
             loader.TARGET_RATIO),
+    )),
+    Table("start", CPU, "value", (
+        Row("`psf --help`, s", ("psf --help",), start.HELP_TARGET),
+        Row("`psf predict` of one image, over imports, model and this image", ("psf predict over imports, model and one image",),
+            start.PREDICT_TARGET),
+        Row("`psf train` to the end of its first iteration, s", ("psf train to the end of its first iteration",),
+            start.TRAIN_TARGET),
     )),
     Table("serving", CPU, "", (
         Row("psf serve, 640 x 480, tiny model, 4 clients: time per request, over the predictor alone", ("4 clients",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import psf
@@ -23,11 +23,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
     if words and words[0] in COMMANDS:
+        needs_libraries = words[0] != "doctor" and not {"-h", "--help"} & set(words)
         if problem := mistyped_file(words[1:]):
             sys.stderr.write(f"error: {problem}\n")
             return 2
         try:
-            if words[0] != "doctor" and (problem := psf.detectron2_problem()):
+            if needs_libraries and (problem := psf.detectron2_problem()):
                 raise ImportError(problem)
             with psf.without_deprecations():
                 command = load_command(words[0])
@@ -49,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def mistyped_file(words: Sequence[str]) -> str:
     """What is wrong with the value of --config-file or --model, as far as that takes no seconds of imports; or ""."""
-    for flag, value in pairwise(words):
+    for flag, value in _flags(words):
         try:
             if flag == "--config-file":
                 find_config_file(value)
@@ -58,6 +59,13 @@ def mistyped_file(words: Sequence[str]) -> str:
         except UserError as error:
             return printable(error)
     return ""
+
+
+def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for word, following in pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        if equals or following:
+            yield flag, value if equals else following
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -22,12 +22,14 @@ from psf.errors import UserError, escape_controls, printable, without_worker
 __all__ = [
     "COMMANDS",
     "GROUPS",
+    "MODEL_HELP",
     "add_config_arguments",
     "add_max_pixels_flag",
     "add_num_images_flag",
     "add_workers_flag",
     "command_parser",
     "echo",
+    "interruptible",
     "load_command",
     "log_to_screen",
     "not_negative",
@@ -66,6 +68,9 @@ GROUPS = {
     "": {"doctor": "check the environment and print the command that fixes each problem"},
 }
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
+
+
+MODEL_HELP = "a model file of psf, or the name of a published model such as R50 (psf model-zoo)"
 
 
 def load_command(name: str) -> ModuleType:
@@ -109,9 +114,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, opts: str = "opts", *,
     from psf.engine import add_import_flag, add_register_flag
 
     if has_model:
-        parser.add_argument(
-            "--model", metavar="FILE", help="a model file of psf, with its config and class names inside"
-        )
+        parser.add_argument("--model", metavar="FILE", help=MODEL_HELP)
     help_text = "a yaml, or the name of a config of psf" + "; with --model: in place of the config inside" * has_model
     parser.add_argument("--config-file", required=not has_model, metavar="FILE", help=help_text)
     add_register_flag(parser)
@@ -209,19 +212,29 @@ def tolerate_output() -> None:
         )
 
 
+@contextlib.contextmanager
+def interruptible(describe: Callable[[], str]) -> Iterator[None]:
+    """If Ctrl-C ends the block, the command's last line also has what is saved, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(describe()) from None
+
+
 def run_command(action: Callable[[], int | None]) -> int:
     """Run a command's action, and report user errors.
 
     Returns:
         The action's exit code (None counts as 0); 2 after a user error or a file system error, which is printed as one
-        line on stderr; 130 after Ctrl-C.
+        line on stderr; 130 after Ctrl-C, with the text of the KeyboardInterrupt (`interruptible`), if it has one.
     """
     open_streams()
     tolerate_output()
     try:
         return action() or 0
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C\n")
+    except KeyboardInterrupt as interrupt:
+        what = f": {interrupt}" if str(interrupt) else ""
+        sys.stderr.write(f"stopped by Ctrl-C{what}\n")
         return 130
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {printable(without_worker(str(error)))}\n")

@@ -1,4 +1,4 @@
-"""The log of a run: OUTPUT_DIR/log.txt has all messages, the screen those that its user needs."""
+"""The log of a run: OUTPUT_DIR/log.txt gets all messages, the screen only the important ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import argparse
 import logging
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
@@ -24,13 +27,14 @@ from psf.data import load_dataset
 from psf.engine.hooks import checkpoint_period
 from psf.structures import list_classes
 
-__all__ = ["describe_backbone", "log_environment", "log_run", "set_up_loggers"]
+__all__ = ["TimeLeftHook", "describe_backbone", "log_environment", "log_run", "set_up_loggers"]
 
 logger = logging.getLogger(__name__)
 
 # Messages of Detectron2 on the screen, besides warnings: losses, time left, progress of an evaluation.
 SHOWN = ("detectron2.utils.events", "detectron2.evaluation.evaluator")
 WIDTH = 96  # columns of the summary
+NUM_MEASURED = 10  # iterations, before the end of the training is predicted
 
 
 def set_up_loggers(folder: str) -> None:
@@ -97,7 +101,8 @@ def _describe_run(
     cfg: CfgNode, args: argparse.Namespace, model: nn.Module, source: str, num_images: int | None
 ) -> Iterator[tuple[str, str]]:
     yield "output", f"{cfg.OUTPUT_DIR} (log.txt: the environment and all messages; config.yaml: all keys)"
-    yield "config", " ".join([_short_path(args.config_file), *args.opts])
+    model_file = getattr(args, "model", None)  # of `psf evaluate`; its config is inside
+    yield "config", " ".join([model_file or _short_path(args.config_file), *args.opts])
     trains = not args.eval_only
     if trains:
         count = "" if num_images is None else f": {num_images:,} images"
@@ -186,3 +191,27 @@ def _describe_schedule(cfg: CfgNode, num_images: int | None) -> Iterator[tuple[s
     period, seconds = checkpoint_period(cfg)
     when = f"every {period:,} iterations" if period else "at the end only"
     yield "checkpoints", when + (f" or {seconds / 60:g} minutes" if seconds else "")
+
+
+class TimeLeftHook(HookBase):
+    """Logs that the first iteration is done, and a few iterations later, when the last one will be."""
+
+    def before_train(self) -> None:
+        self._start = self._first = time.monotonic()
+
+    def after_step(self) -> None:
+        number = self.trainer.iter - self.trainer.start_iter
+        if number == 0:
+            self._first = time.monotonic()
+            logger.info("The first iteration took %.1f s", self._first - self._start)
+        elif number == NUM_MEASURED:
+            seconds = (time.monotonic() - self._first) / NUM_MEASURED
+            left = timedelta(seconds=round(seconds * (self.trainer.max_iter - self.trainer.iter - 1)))
+            end = datetime.now() + left
+            when = end.strftime("%H:%M" if end.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
+            logger.info(
+                "%.2f s an iteration: the last one ends in %s, at about %s; evaluations take longer",
+                seconds,
+                left,
+                when,
+            )

@@ -40,7 +40,7 @@ from psf.engine.checkpointer import build_checkpointer
 from psf.engine.config.checks import check_config
 from psf.engine.config.num_queries import resolve_num_queries, warn_of_too_few_queries
 from psf.engine.evaluators import build_evaluator, check_gt, empty_kinds, evaluate_datasets
-from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, StopSignals, TimeLeftHook
+from psf.engine.hooks import CheckpointHook, MaskHealthHook, ProcessStateHook, StopSignals
 from psf.engine.merging import apply_merging, find_merging, why_not_tuned, with_merging
 from psf.engine.optimizer import build_optimizer
 from psf.engine.results import (
@@ -55,6 +55,7 @@ from psf.engine.results import (
     write_results,
 )
 from psf.engine.run_folder import comment_config_file, remove_run
+from psf.engine.run_log import TimeLeftHook
 from psf.engine.train_step import DISK_ERRORS, METRICS_PERIOD, TrainStep, autocast_dtype, without_ddp
 from psf.errors import UserError
 from psf.meta_arch.test_time_augmentation import PanopticSegFormerWithTTA

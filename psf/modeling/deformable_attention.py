@@ -86,9 +86,9 @@ class DeformableAttention(nn.Module):
             unit = 1.0 / level_sizes(spatial_shapes, offsets)[:, None, :]  # one pixel: (L, 1, 2)
         else:  # the points together span half the box, whatever their number
             unit = reference_points[:, :, None, :, None, 2:] * (0.5 / self.num_points)
-        if not reference_points.requires_grad:  # else this would change the order in which their gradients are summed
-            # Repeat the small tensors for each point first: on a CPU, broadcasting over the points in the sum is 8
-            # times slower, because the innermost loop has two steps.
+        if offsets.device.type == "cpu" and not reference_points.requires_grad:
+            # Repeat the small tensors for each point first: broadcasting over the points in the sum is 8 times slower,
+            # because the innermost loop has two steps. With gradients, it would change the order of their sum.
             centers, unit = (x.expand(*x.shape[:-2], self.num_points, 2).contiguous() for x in (centers, unit))
         locations = centers + offsets * unit
         return self.output_proj(ms_deform_attn(values, spatial_shapes, locations, weights, configured=self.msda))

@@ -142,8 +142,8 @@ class Predictor:
         """Segment one image, or several.
 
         The result of one image keeps what the network has found, so that its instances, its semantic map and `explain`
-        cost little. The results of several images do not, as this would take gigabytes: they run the network again if
-        another task than `tasks` is asked for.
+        cost little. The results of several images do not, as this would take gigabytes: they run the network again
+        for each part that `tasks` does not name.
 
         Args:
             images: an image, a sequence of images, or another iterable of them. Iterables are read as far as needed.
@@ -229,17 +229,15 @@ def _kept(value: T) -> Callable[[], T]:
 
 
 class _Again:
-    """Reads one image again, and runs the network again, at most once."""
+    """Reads one image again, and runs the network again, at each call: kept outputs of many images take gigabytes."""
 
     def __init__(self, predictor: Predictor, source: Any, channel_order: str) -> None:
         self._predictor, self._source, self._channel_order = predictor, source, channel_order
-        self._output: ImageOutput | None = None
 
     def __call__(self) -> ImageOutput:
-        if self._output is None:
-            image = self._predictor.load_image(self._source, self._channel_order)
-            [self._output] = self._predictor._run([image.model_input])
-        return self._output
+        image = self._predictor.load_image(self._source, self._channel_order)
+        [output] = self._predictor._run([image.model_input])
+        return output
 
     def picture(self) -> np.ndarray:
         return self._predictor.load_image(self._source, self._channel_order).picture

@@ -27,8 +27,8 @@ SCRIPTS = (
     "ms_deform_attn",
     "panoptic_quality",
 )
-SCRIPTS += ("serving", "training_memory", "training_step", "whole_model")
-ON_A_DEVICE = set(SCRIPTS) - {"evaluation", "loader", "panoptic_quality", "serving"}
+SCRIPTS += ("serving", "start", "training_memory", "training_step", "whole_model")
+ON_A_DEVICE = set(SCRIPTS) - {"evaluation", "loader", "panoptic_quality", "serving", "start"}
 
 
 class Benchmarks:
@@ -119,6 +119,12 @@ class TestTheyRun:
         table = benchmarks.run("evaluation", "--milliseconds", "1")
         assert "All evaluations have the same results (PQ 8" in table
         assert "parsed the panoptic JSON 1 times and decoded 1.00 PNGs per image, 0 of all in the main thread" in table
+
+    def test_start(self, benchmarks: Benchmarks):
+        table = benchmarks.run("start")
+        for row in ("psf --help", "psf predict over imports", "psf train to the end of its first iteration"):
+            assert row in table
+        assert benchmarks.not_measured("start") == 0
 
     def test_serving(self, benchmarks: Benchmarks):
         pytest.importorskip("psf.tools.serving", reason="needs the packages of the extra serve")

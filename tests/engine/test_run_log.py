@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 
-from psf.engine import argument_parser, build_config
-from psf.engine.run_log import log_run, set_up_loggers
+from psf.engine import argument_parser, build_config, run_log
+from psf.engine.run_log import TimeLeftHook, log_run, set_up_loggers
 from tests.conftest import REPOSITORY, RunPython
 from tests.mini_set import NAME
 from tests.models import tiny_model
@@ -86,3 +88,21 @@ def run_of(name: str, keys: dict[str, object]) -> tuple[CfgNode, argparse.Namesp
     cfg = build_config(args.config_file, ["DATASETS.TRAIN", name, "DATASETS.TEST", name, *words], warn=False)
     cfg.MODEL.DEVICE = "cpu"
     return cfg, args
+
+
+def test_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The first iteration, with the loaders' start, is not part of the estimate."""
+    clock = iter([100.0, 160.0, 162.5])  # start, after iteration 5, after iteration 15
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    hook: HookBase = TimeLeftHook()
+    hook.trainer = SimpleNamespace(iter=5, start_iter=5, max_iter=14_416)  # type: ignore[assignment]  # resumed
+    hook.before_train()
+    with caplog.at_level(logging.INFO):
+        hook.after_step()
+        hook.trainer.iter = 15
+        hook.after_step()
+    # 2.5 s for 10 iterations; 14,416 - 16 are left: 3,600 s
+    assert [record.getMessage().partition(", at about")[0] for record in caplog.records] == [
+        "The first iteration took 60.0 s",
+        "0.25 s an iteration: the last one ends in 1:00:00",
+    ]

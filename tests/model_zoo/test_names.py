@@ -74,3 +74,5 @@ def test_words_without_a_file() -> None:
     assert mistyped_file(["--num-gpus", "0", "--config-file"]) == ""
     assert mistyped_file(["--config-file", "shapes/psf_tiny.yaml", "--model", "R50"]) == ""
     assert "psf_tiny" in mistyped_file(["--config-file", "shapes/psf_tny.yaml"])
+    assert "psf_tiny" in mistyped_file(["--config-file=shapes/psf_tny.yaml", "--num-gpus", "0"])
+    assert "R50" in mistyped_file(["--model=R5O"])

@@ -71,17 +71,18 @@ def test_batches_of_one_size(model_file: Path, predictor: psf.Predictor, monkeyp
 
 
 def test_results_of_lists_keep_nothing(predictor: psf.Predictor) -> None:
-    """They run the network again for what was not asked for, once, and then hold it."""
+    """They run the network again for each part that was not asked for, and keep that part alone."""
     calls = []
     handle = predictor.model.backbone.register_forward_hook(lambda *_: calls.append(1))
     try:
         first, second = predictor([noise(), noise(seed=1)])
         assert len(calls) == 2
-        assert first.instances and first.semantic.any() and first.explain().num_candidates and len(calls) == 3
+        assert first.instances and first.instances and len(calls) == 3
+        assert first.semantic.any() and first.semantic.any() and len(calls) == 4
         [both] = predictor([noise()], tasks=["panoptic", "instance"])
-        assert both.instances == first.instances and len(calls) == 4
+        assert both.instances == first.instances and len(calls) == 5
         one = predictor(noise())
-        assert one.instances and one.semantic.any() and one.explain() and len(calls) == 5  # kept
+        assert one.instances and one.semantic.any() and one.explain() and len(calls) == 6  # kept
         assert second.draw().size[0] >= 96
     finally:
         handle.remove()

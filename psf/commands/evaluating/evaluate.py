@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psf.checkpoint import read_checkpoint
-from psf.commands import run_command
+from psf.commands import MODEL_HELP, run_command
 from psf.commands.training import train
 from psf.engine import check_run, launch
 from psf.engine import main as train_or_evaluate
@@ -26,7 +26,7 @@ __all__ = ["build_parser", "main"]
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `psf train`, with --eval-only on."""
     parser = train.build_parser("evaluate", __doc__)
-    parser.add_argument("--model", metavar="FILE", help="a model file of psf: its config and its weights")
+    parser.add_argument("--model", metavar="FILE", help=MODEL_HELP)
     parser.set_defaults(eval_only=True)
     return parser
 
@@ -46,7 +46,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError("--model and --config-file exclude each other: with a config, use MODEL.WEIGHTS")
     path = find_model_file(args.model)
     cfg = read_config(read_checkpoint(path), path, imports=args.imports)
-    cfg.OUTPUT_DIR = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(os.path.expanduser(args.model)):  # otherwise the file is in a cache
+        cfg.OUTPUT_DIR = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory() as folder:
         args.config_file = os.path.join(folder, "config.yaml")
         Path(args.config_file).write_text(cfg.dump(), encoding="utf-8")

@@ -12,7 +12,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from psf.commands import command_parser, echo, run_command
+from psf.commands import MODEL_HELP, command_parser, echo, run_command
 from psf.errors import printable
 from psf.prediction.description import describe_checkpoint
 
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = command_parser("info", __doc__)
-    parser.add_argument("model", metavar="FILE", help="a model file or any other checkpoint")
+    parser.add_argument("model", metavar="FILE", help=f"{MODEL_HELP}, or any other checkpoint")
     return parser
 
 

@@ -1,10 +1,9 @@
-"""Around the iterations of a training: checkpoints, exact resume, stopping, time left, warnings of dead mask heads."""
+"""Around the iterations of a training: checkpoints, exact resume, stopping, and warnings of dead mask heads."""
 
 from psf.engine.hooks.checkpoints import CheckpointHook, checkpoint_period
 from psf.engine.hooks.mask_health import MaskHealthHook
 from psf.engine.hooks.process_state import ProcessStateHook
 from psf.engine.hooks.stopping import ForwardedSignals, Stopped, StopSignals, stop_numbers
-from psf.engine.hooks.time_left import TimeLeftHook
 
 __all__ = [
     "CheckpointHook",
@@ -13,7 +12,6 @@ __all__ = [
     "ProcessStateHook",
     "StopSignals",
     "Stopped",
-    "TimeLeftHook",
     "checkpoint_period",
     "stop_numbers",
 ]

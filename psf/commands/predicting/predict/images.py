@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from psf.commands import echo
+from psf.commands import echo, interruptible
 from psf.commands.predicting.predict.inputs import check_apart, find_input
 from psf.commands.predicting.predict.model import build_predictor
 from psf.data.files import make_folder
@@ -49,12 +49,11 @@ def segment_images(args: argparse.Namespace) -> int:
     check_apart((image.path for image in found.images), args.output, *args.output.glob("*_masks"), *folders)
     make_folder(args.output, "--output")
     run.check(found.images)
-    try:
+    with interruptible(lambda: f"{run.summary}; the same command starts again"):
         run.write(build_predictor(args), found.images)
-    except KeyboardInterrupt:
-        run.report("before Ctrl-C")
-        raise
-    run.report()
+    echo(run.summary)
+    if run.skipped:
+        echo(f"skipped: {', '.join(run.skipped)}")
     if writers:
         echo(f"image paths in {', '.join(writer.kind for writer in writers)} are relative to {found.root}")
     return 1 if run.skipped else 0
@@ -144,10 +143,8 @@ class _Run:
             if self._num_empty <= MAX_EXPLAINED:
                 logger.warning("%s: %s", printable(path), result.explain(self._args.task).summary)
 
-    def report(self, when: str = "") -> None:
-        """Print what was written, and what was not."""
+    @property
+    def summary(self) -> str:
+        """What is written."""
         without = f", {self._num_empty} without segments" if self._num_empty else ""
-        words = f"{self._num_written} of {self._num_images} images written to {self._args.output}{without}"
-        echo(f"{words} {when}".rstrip())
-        if self.skipped:
-            echo(f"skipped: {', '.join(self.skipped)}")
+        return f"{self._num_written} of {self._num_images} images written to {self._args.output}{without}"
