@@ -121,8 +121,8 @@ TABLES = (
     )),
     Table("start", CPU, "value", (
         Row("`psf --help`, s", ("psf --help",), start.HELP_TARGET),
-        Row("`psf predict` of one image, over imports, model and this image", ("psf predict over imports, model and one image",),
-            start.PREDICT_TARGET),
+        Row("`psf predict` of one image, over imports, model and this image",
+            ("psf predict over imports, model and one image",), start.PREDICT_TARGET),
         Row("`psf train` to the end of its first iteration, s", ("psf train to the end of its first iteration",),
             start.TRAIN_TARGET),
     )),
