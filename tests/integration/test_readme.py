@@ -14,7 +14,7 @@ from PIL import Image
 from psf import add_psf_config
 from psf.commands import COMMANDS, load_command
 from psf.model_zoo import get_config_file
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, RunPython
 from tests.model_files import EASY, noise, write_model_file
 
 PAGES = [
@@ -38,6 +38,26 @@ def test_the_python_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "drawn.png").is_file() and capsys.readouterr().out.startswith("[('")
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs(repository: Path, run_python: RunPython, tmp_path: Path) -> None:
+    """From nothing to segmented photographs: the commands of the first block, with a training of two iterations.
+
+    The published weights and the server have tests of their own.
+    """
+    block = re.findall(r"## Quick start\n\n(```\n.*?```)", (repository / "README.md").read_text(), re.S)[0]
+    commands = [(name, shlex.split(words)) for name, words in shown_commands(block)]
+    commands = [(name, words) for name, words in commands if name != "serve" and "R50" not in words]
+    assert [name for name, _ in commands] == ["quickstart", "predict", "info"]
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(noise()).save(tmp_path / "photos" / "a.jpg")
+    short = ["SOLVER.MAX_ITER", "2", "MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES", "0"]
+    for name, words in commands:
+        words += short * (name == "quickstart")
+        done = run_python("-m", "psf", name, *words, path=[repository], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a.jpg").is_file() and "5 things" in done.stdout
 
 
 def test_first_screen(repository: Path) -> None:
