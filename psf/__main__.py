@@ -40,7 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # libraries take seconds to load
             sys.stderr.write("stopped by Ctrl-C\n")
             return 130
-        return int(command.main(words[1:]))
+        with psf.without_deprecations():  # some commands import more when they run
+            return int(command.main(words[1:]))
     if not words:
         build_parser().print_help()
         return 0

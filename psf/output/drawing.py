@@ -84,7 +84,10 @@ def _draw_region(canvas: np.ndarray, region: Region, color: Color) -> None:
     pixels = part[region.mask]
     filled = ((1 - FILL_OPACITY) * pixels + FILL_OPACITY * np.array(color)).round().astype(np.uint8)
     part[region.mask] = filled
-    thickness = max(1, round(max(canvas.shape) / SIDE_OF_ONE_PIXEL))
+    height, width = canvas.shape[:2]
+    # Not the longer side of a narrow image: drawing takes the thickness times the length, which could be hours.
+    side = min(max(height, width), 4 * min(height, width))
+    thickness = max(1, round(side / SIDE_OF_ONE_PIXEL))
     contours, _ = cv2.findContours(region.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     line = np.zeros(region.mask.shape, dtype=np.uint8)
     cv2.drawContours(line, contours, -1, 1, thickness)

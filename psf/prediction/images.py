@@ -65,10 +65,16 @@ def load_image(source: Any, predictor: EnginePredictor, channel_order: str) -> L
             raise UserError(f"{printable(path)} is an address: download it, and give the file or its bytes")
         pixels, picture = predictor.read(path)
     elif isinstance(source, Image.Image):
-        pixels, picture = _from_pillow(source, predictor)
+        try:
+            pixels, picture = _from_pillow(source, predictor)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow reads a file not before it is needed
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{name_of(source)} cannot be read: {error}") from error
     elif isinstance(source, (np.ndarray, torch.Tensor)):
         array = _as_array(source) if isinstance(source, torch.Tensor) else source
         pixels, picture = _from_array(array, predictor, channel_order, name_of(source))
+        picture = picture.copy()  # the caller may change the array, such as the buffer of a camera
     else:
         raise UserError(
             f"an image is of type {type(source).__name__}: expected a path, bytes, an array, a tensor or an image of "

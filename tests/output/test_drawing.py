@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -77,6 +78,13 @@ class TestRegions:
         outside = np.ones((40, 40), bool)
         outside[10:20, 10:20] = False
         assert (drawn[outside] == 100).all()
+
+    def test_a_narrow_image_has_thin_contours(self):
+        """Thickness by the longer side would be 500 pixels here, and take minutes."""
+        image = np.zeros((1, 400_000, 3), np.uint8)
+        start = time.process_time()
+        drawn = draw_regions(image, [region(0, 0, 1, 400_000)])
+        assert drawn.shape == image.shape and drawn.any() and time.process_time() - start < 1.0
 
     def test_small_segments_lie_over_large_ones(self):
         both = [region(8, 8, 12, 12, color=BLUE, name="box"), region(0, 0, 20, 20)]

@@ -129,3 +129,23 @@ def test_the_limit_of_pixels(predictor: psf.Predictor) -> None:
                 predictor(form)
     finally:
         limit_pixels(BIG)
+
+
+def test_a_picture_is_a_copy(predictor: psf.Predictor) -> None:
+    """A camera loop may use one buffer for all images."""
+    image = noise()
+    result = predictor(image)
+    before = result.picture.copy()
+    image[:] = 0
+    assert (result.picture == before).all() and before.any()
+
+
+def test_images_of_pillow_that_cannot_be_read(predictor: psf.Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "half.jpg"
+    Image.fromarray(noise()).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    closed = Image.fromarray(noise())
+    closed.close()
+    for image in (Image.open(path), closed):
+        with pytest.raises(UserError, match="cannot be read"):
+            predictor(image)

@@ -20,6 +20,7 @@ from psf.data.files import local_path
 from psf.errors import UserError
 
 __all__ = [
+    "PlainLoader",
     "leaves",
     "merge_config_file",
     "merge_config_text",
@@ -191,7 +192,7 @@ def _read(path: str, referring: tuple[str, ...]) -> dict[str, Any]:
 def _parse(text: str, where: str) -> dict[str, Any]:
     """The content of a YAML text with plain values; messages begin with `where`."""
     try:
-        content = yaml.load(text, _PlainLoader)
+        content = yaml.load(text, PlainLoader)
         num_values = _count(content, {})
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -210,7 +211,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return content
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """SafeLoader that names refused tags, and refuses huge numbers and a key that is given twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -225,6 +226,13 @@ class _PlainLoader(yaml.SafeLoader):
                 seen.add(key.value)
         content: dict[Any, Any] = super().construct_mapping(node, deep)
         return content
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Join the mappings of a merge key `<<`; a few nested ones in a small file could give billions of entries."""
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:
+            problem = f"merge keys (<<) give a mapping more than {MAX_VALUES:,} entries"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
     def construct_yaml_int(self, node: Any) -> int:
         value: int = super().construct_yaml_int(node)
@@ -241,8 +249,8 @@ class _PlainLoader(yaml.SafeLoader):
         )
 
 
-_PlainLoader.add_constructor(None, _PlainLoader.refuse)
-_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+PlainLoader.add_constructor(None, PlainLoader.refuse)
+PlainLoader.add_constructor("tag:yaml.org,2002:int", PlainLoader.construct_yaml_int)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -87,8 +88,9 @@ class Gate:
 
 
 def _without_port(host: str) -> str:
-    host = host.strip().lower()
-    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    """The name or address in a Host header; "" if what follows it is no port."""
+    found = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d{1,5})?", host.strip().lower())
+    return found[1] if found else ""
 
 
 class _Request:

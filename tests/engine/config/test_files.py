@@ -55,6 +55,16 @@ def test_values_and_bases(cfg: CfgNode, tmp_path: Path) -> None:
     assert stored_value(path, "SOLVER.MAX_ITER") == 4 and stored_value(path, "SOLVER.MAX_ITER.X") is None
 
 
+def test_merge_keys_are_limited(cfg: CfgNode, tmp_path: Path) -> None:
+    """Ten mappings, each of which joins the one before ten times, would have a billion entries."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 10)]
+    with pytest.raises(UserError, match=r"merge keys \(<<\) give a mapping more than 100,000 entries"):
+        merge_config_file(cfg, written(tmp_path, "\n".join(lines)))
+    merge_config_file(cfg, path := written(tmp_path, "INPUT: {<<: {MIN_SIZE_TEST: 7}, MAX_SIZE_TEST: 9}\n"))
+    assert stored_value(path, "INPUT.MIN_SIZE_TEST") == 7 and cfg.INPUT.MAX_SIZE_TEST == 9
+
+
 def test_same_as_detectron2(cfg: CfgNode) -> None:
     path = find_config_file("coco/released/psf_Swin-L_24ep.yaml")
     own = cfg.clone()

@@ -155,7 +155,15 @@ def test_no_such_thing(server: Running, path: str, method: str, status: int) -> 
 def test_host_names(predictor: psf.Predictor, server: Running) -> None:
     for name in ("localhost", "127.0.0.1:1234", "[::1]:80", "LOCALHOST"):
         assert server.ask("/healthz", Host=name).status == 200, name
-    for name in ("evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example"):
+    for name in (
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "localhost@evil.example",
+        "[::1]evil",
+        "localhost:evil",
+        "127.0.0.1:1:2",
+    ):
         reply = server.ask("/v1/segment", image_file(), Host=name)
         assert reply.status == 400 and "expected 127.0.0.1, [::1], localhost; --allowed-host" in reply.reason
     with running(predictor, hosts=("Segment.Example.org",)) as other:

@@ -13,6 +13,7 @@ import yaml
 from psf.data.files import check_regular, is_hidden
 from psf.data.images import image_size, image_suffixes
 from psf.data.panoptic_format import NAME, are_coordinates, name_notes, shorten
+from psf.engine.config.files import PlainLoader
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
@@ -75,7 +76,7 @@ def _read_names(path: Path) -> dict[int, str]:
             text = file.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             raise UserError(f"{path}: found more than {_MOST_BYTES} bytes, expected a data.yaml")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=PlainLoader)  # a SafeLoader with limits
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a data.yaml") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
