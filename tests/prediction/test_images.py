@@ -143,7 +143,7 @@ def test_a_picture_is_a_copy(predictor: psf.Predictor) -> None:
 def test_images_of_pillow_that_cannot_be_read(predictor: psf.Predictor, tmp_path: Path) -> None:
     path = tmp_path / "half.jpg"
     Image.fromarray(noise()).save(path)
-    path.write_bytes(path.read_bytes()[:-2000])
+    path.write_bytes(path.read_bytes()[:-300])
     closed = Image.fromarray(noise())
     closed.close()
     for image in (Image.open(path), closed):
