@@ -146,6 +146,7 @@ def test_images_of_pillow_that_cannot_be_read(predictor: psf.Predictor, tmp_path
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     closed = Image.fromarray(noise())
     closed.close()
-    for image in (Image.open(path), closed):
-        with pytest.raises(UserError, match="cannot be read"):
-            predictor(image)
+    with Image.open(path) as half:
+        for image in (half, closed):
+            with pytest.raises(UserError, match="cannot be read"):
+                predictor(image)
