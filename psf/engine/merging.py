@@ -98,6 +98,11 @@ def find_merging(cfg: CfgNode, model: PanopticSegFormer) -> TunedMerging | None:
     Returns:
         The thresholds; None after an error.
     """
+    if comm.is_main_process():
+        logger.info(
+            "Tuning the merging thresholds on %d training images (TUNE_IMAGES)",
+            cfg.MODEL.PSF.POST_PROCESSOR.TUNE_IMAGES,
+        )
     cached = _attempt(lambda: _cache_share(cfg, model))
     shares = comm.all_gather(cached if isinstance(cached, str) else None)
     error = next((one for one in shares if one is not None), None)
@@ -146,10 +151,10 @@ def _search(images: list[CachedImage], cfg: CfgNode, model: PanopticSegFormer) -
     fixed = {kind: _set_numbers(cfg, kind) for kind in ("things", "stuff")}
     found = tune(images, categories, things, stuff, COARSE_GRID, tolerance=LEAST_GAIN, fixed=fixed)
     is_better = found.pq >= found.pq_at_start + LEAST_GAIN
+    change = f"\n{_text(things, stuff)} -> {_text(found.things, found.stuff)}"
     logger.info(
-        "Merging thresholds, tuned on %d training images (PQ on them is optimistic): PQ %.2f -> %.2f%s\n%s -> %s",
-        *(len(images), found.pq_at_start, found.pq, "" if is_better else ", too small a gain: kept unchanged"),
-        *(_text(things, stuff), _text(found.things, found.stuff)),
+        "Merging thresholds, tuned on %d training images (PQ on them is optimistic): PQ %.2f -> %.2f%s",
+        *(len(images), found.pq_at_start, found.pq, change if is_better else ", too small a gain: kept unchanged"),
     )
     kept = [f"{kind.upper()}.{name.upper()}" for kind, names in fixed.items() for name in sorted(names)]
     if kept:

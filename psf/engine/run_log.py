@@ -140,7 +140,8 @@ def _describe_classes(names: Sequence[str]) -> str:
     for kind, is_thing in (("things", True), ("stuff", False)):
         of_kind = [one.name for one in classes if one.is_thing is is_thing]
         listed = ", ".join(of_kind[:8]) + (", ..." if len(of_kind) > 8 else "")
-        parts.append(f"{len(of_kind)} {kind}" + (f" ({listed})" if of_kind else ""))
+        noun = "thing" if is_thing and len(of_kind) == 1 else kind
+        parts.append(f"{len(of_kind)} {noun}" + (f" ({listed})" if of_kind else ""))
     return "; ".join(parts)
 
 
@@ -186,7 +187,8 @@ def _count(number: int, noun: str) -> str:
 
 def _describe_schedule(cfg: CfgNode, num_images: int | None) -> Iterator[tuple[str, str]]:
     iterations, batch = cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
-    epochs = f" ({iterations * batch / num_images:,.1f} epochs)" if num_images else ""
+    number = iterations * batch / num_images if num_images else 0.0
+    epochs = f" ({f'{number:,.1f}' if number >= 1 else f'{number:.1g}'} epochs)" if num_images else ""
     yield "schedule", f"{iterations:,} iterations of {batch} images{epochs}, learning rate {cfg.SOLVER.BASE_LR:g}"
     period, seconds = checkpoint_period(cfg)
     when = f"every {period:,} iterations" if period else "at the end only"
@@ -210,7 +212,7 @@ class TimeLeftHook(HookBase):
             end = datetime.now() + left
             when = end.strftime("%H:%M" if end.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
             logger.info(
-                "%.2f s an iteration: the last one ends in %s, at about %s; evaluations take longer",
+                "%.2f s an iteration: the last one ends in %s, at about %s; evaluation follows",
                 seconds,
                 left,
                 when,

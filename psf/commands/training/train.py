@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from psf.commands import run_command
+from psf.commands import interruptible, run_command
 from psf.engine import argument_parser, check_run, launch
 from psf.engine import main as train_or_evaluate
 
@@ -28,4 +28,10 @@ def build_parser(name: str = "train", description: str | None = __doc__) -> argp
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(words)
-    return run_command(lambda: launch(train_or_evaluate, args, check=check_run))
+    return run_command(lambda: train(args))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run the training; its own signal handlers report what is saved, as soon as something is."""
+    with interruptible(lambda: "nothing is saved; the same command starts again"):
+        launch(train_or_evaluate, args, check=check_run)

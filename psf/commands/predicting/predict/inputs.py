@@ -96,13 +96,16 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
         if not matches and CONFIG_KEY.fullmatch(pattern):
             raise UserError(f"--input contains {pattern}, a config key: config options come last, after --opts")
         if not matches:
-            hint = f"; sub-folders are not searched; use --input '{path}/**/*'" if path.is_dir() else ""
-            logger.error("--input %s: no image found%s", pattern, hint)
             unmatched.append(pattern)
+            hint = f"; sub-folders are not searched; use --input '{path}/**/*'" if path.is_dir() else ""
+            if hint or len(patterns) > 1:
+                logger.error("--input %s: no image found%s", pattern, hint)
         for match in sorted(matches):
             images.setdefault(os.path.realpath(match), match)
     if not images:
-        raise UserError(f"no image found; --input takes files, globs, and folders with {' '.join(sorted(suffixes))}")
+        folders = [pattern for pattern in patterns if os.path.isdir(os.path.expanduser(pattern))]
+        kinds = f"; a folder may have {' '.join(sorted(suffixes))}" if folders else ""
+        raise UserError(f"no image found in {' '.join(patterns)}: expected image files, folders or quoted globs{kinds}")
     return list(images.values()), unmatched
 
 
