@@ -248,7 +248,8 @@ def test_a_slider_before_another_photo(page: Any) -> None:
         document.getElementById("confidence").dispatchEvent(new Event("input"));
         const transfer = new DataTransfer();
         transfer.items.add(new File(["no image"], "a.png", { type: "image/png" }));
-        document.getElementById("stage").dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer: transfer }));
+        const drop = new DragEvent("drop", { bubbles: true, dataTransfer: transfer });
+        document.getElementById("stage").dispatchEvent(drop);
     }""")
     page.wait_for_timeout(500)
     assert asked == ["POST"]
