@@ -117,7 +117,7 @@ def write_output(
     picture = output.picture_with_legend(image_rgb) if "picture" in kinds else None
     if picture is not None:
         way_out = f"use --save {'json' if output.task == 'instance' else 'png,json'}"
-        check_jpeg_size(*picture.shape[:2], f"{folder / name}.jpg, with its legend,", way_out)
+        check_jpeg_size(picture.shape[0], picture.shape[1], f"{folder / name}.jpg, with its legend,", way_out)
     if "masks" in kinds:
         _write_masks(output, records, folder / f"{name}_masks")
     if picture is not None:

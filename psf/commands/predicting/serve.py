@@ -94,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
     """Load the model, and serve it until a signal."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"psf serve needs {missing[0]}: pip install 'panoptic-segformer[serve]'")
+    if args.register and not args.config_file:
+        raise UserError("--register needs --config-file, which names the set: a model file has its own classes")
     # Heavy: torch, Detectron2 and the packages of the extra.
     from psf.prediction import Predictor
     from psf.tools.serving import Limits, Service, bind, serve
