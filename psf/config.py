@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from detectron2.config import CfgNode as CN
 
 from psf.errors import UserError
 
-__all__ = ["SHARED_KEYS", "add_psf_config", "backbone_maps", "import_user_modules"]
+__all__ = ["SHARED_KEYS", "add_psf_config", "backbone_maps", "import_user_modules", "leaves"]
 
 
 def add_psf_config(cfg: CN) -> None:
@@ -33,6 +35,15 @@ def add_psf_config(cfg: CN) -> None:
             node = node[parent]
         if leaf not in node:
             node[leaf] = value
+
+
+def leaves(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a config; `prefix`: of all keys, such as "MODEL."."""
+    for name, value in node.items():
+        if isinstance(value, CN):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def backbone_maps(cfg: CN) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -12,7 +12,7 @@ from detectron2.data import Metadata, MetadataCatalog
 
 import psf
 from psf.checkpoint.reading import wrong_entry
-from psf.config import add_psf_config
+from psf.config import add_psf_config, leaves
 from psf.errors import UserError
 from psf.inference import MergingThresholds
 from psf.meta_arch import classes_from_config, metadata_from_config, store_classes
@@ -89,14 +89,15 @@ class ModelEntry(NamedTuple):
         add_psf_config(defaults)
         cfg.defrost()
         store_classes(cfg)
-        usual, content = dict(_leaves(defaults)), dict[str, Any]()
-        for path, value in _leaves(cfg):
-            is_stored = path[:2] == ("MODEL", "PSF") or path == ("VERSION",) or value != usual.get(path, cls)
-            if is_stored and cls.is_model_key(".".join(path)):
+        usual, content = dict(leaves(defaults)), dict[str, Any]()
+        for key, value in leaves(cfg):
+            is_stored = key.startswith("MODEL.PSF.") or key == "VERSION" or value != usual.get(key, cls)
+            if is_stored and cls.is_model_key(key):
+                *parents, name = key.split(".")
                 node = content
-                for part in path[:-1]:
-                    node = node.setdefault(part, {})
-                node[path[-1]] = value
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[name] = value
         return cls(yaml.safe_dump(content, allow_unicode=True), psf.__version__)
 
     @classmethod
@@ -123,14 +124,6 @@ class ModelEntry(NamedTuple):
     def as_entry(self) -> dict[str, dict[str, Any]]:
         """The checkpoint entry."""
         return {MODEL_ENTRY: {"version": MODEL_VERSION, **self._asdict()}}
-
-
-def _leaves(node: CfgNode, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
 
 
 class TunedMerging(NamedTuple):

@@ -18,6 +18,7 @@ __all__ = [
     "LIST",
     "MAX_SEGMENT_ID",
     "NAME",
+    "OBJECT",
     "SCHEMA",
     "SIDE",
     "SINGULAR",
@@ -32,6 +33,7 @@ __all__ = [
     "image_key",
     "is_integer",
     "name_notes",
+    "parse_number",
     "shorten",
     "take",
     "with_slashes",
@@ -108,6 +110,7 @@ SIDE = Kind(f"a whole number of pixels from 1 to {_MAX_COORDINATE}", _is_side)
 # "0" is refused: Python would read it as true.
 FLAG = Kind("0 or 1 (or false or true)", lambda value: isinstance(value, int) and value in (0, 1))
 LIST = Kind("a list", lambda value: isinstance(value, list))
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _NUMBER = Kind("a number of pixels", _is_number)
 _COLOR = Kind("[red, green, blue], each 0 to 255", _is_color)
 
@@ -163,6 +166,14 @@ def are_coordinates(values: Any) -> bool:
     return isinstance(values, list) and all(
         _is_number(value) and -_MAX_COORDINATE <= value <= _MAX_COORDINATE for value in values
     )
+
+
+def parse_number(text: str) -> float | None:
+    """The number in a text, to be checked by `are_coordinates`; None if it has none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def image_key(image_id: int | str) -> int | str:

@@ -48,10 +48,10 @@ class _Broken(Exception):
 
 
 class _Remote(NamedTuple):
-    """The file that a part belongs to, in a JSON next to the part."""
+    """The remote file of a partial download, in a JSON next to the part."""
 
     url: str
-    size: int | None  # in bytes; None: the server does not say it
+    size: int | None  # in bytes; None: unknown
     validator: str | None  # for If-Range: a strong ETag, or the date of the last change; None: cannot be resumed
 
 
@@ -69,25 +69,26 @@ def download(url: str, part: Path, way_out: str) -> None:
     Raises:
         UserError: if the file cannot be downloaded or written; what has arrived stays.
     """
-    broken = ""
+    reasons: list[str] = []  # of the last break, and of what came after it
     for pause in (0.0, *PAUSES):
-        if broken:
-            logger.warning("%s: %s; continuing in %g s", url, broken, pause)
+        if reasons:
+            logger.warning("%s: %s; continuing in %g s", url, ", then ".join(reasons), pause)
         time.sleep(pause)
         try:
             return _attempt(url, part)
         except _Broken as error:
-            broken = str(error)
+            reasons = [str(error)]
         except HTTPError as error:
             error.close()
             raise UserError(f"{url} cannot be downloaded ({_status(error)}): {way_out}") from error
         except (URLError, HTTPException, OSError) as error:  # no answer
-            broken = f"{broken}, then " * bool(broken) + _reason(error)
+            if (reason := _reason(error)) not in reasons[-1:]:
+                reasons.append(reason)
             if not part.exists() or not part.stat().st_size:
                 break
     done = part.stat().st_size if part.exists() else 0
     kept = f"; the next try continues after {done:,} bytes" if done else ""
-    raise UserError(f"{url} cannot be downloaded ({broken}{kept}): {way_out}")
+    raise UserError(f"{url} cannot be downloaded ({', then '.join(reasons)}{kept}): {way_out}")
 
 
 def forget_part(part: Path) -> None:
@@ -186,7 +187,7 @@ def _check_size(size: int, url: str) -> None:
 
 
 def _known_remote(part: Path, url: str) -> _Remote | None:
-    """What the JSON next to a part says; None if there is nothing to continue."""
+    """The remote file of a partial download; None if there is nothing to continue."""
     try:
         content: Any = read_json(_beside(part))
         known = _Remote(**content)

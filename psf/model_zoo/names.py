@@ -61,10 +61,10 @@ def find(name: str) -> Published:
     for published in PUBLISHED.values():
         forms |= dict.fromkeys((published.name, published.config), published)
     folded = {form.lower(): published for form, published in forms.items()}
-    wanted = name.lower().removeprefix(PREFIX)
-    if wanted in folded:
-        return folded[wanted]
-    alike = [form for form in forms if form.lower() in difflib.get_close_matches(wanted, folded, 2)]
+    given = name.lower().removeprefix(PREFIX)
+    if given in folded:
+        return folded[given]
+    alike = [form for form in forms if form.lower() in difflib.get_close_matches(given, folded, 2)]
     hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
     raise UserError(f"no published weights have the name {name!r}: expected one of {', '.join(PUBLISHED)}{hint}")
 

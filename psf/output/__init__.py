@@ -2,7 +2,7 @@
 
 from psf.output.annotations import ANNOTATION_KINDS, AnnotatedImage, AnnotationWriter, annotation_writer
 from psf.output.drawing import Region, draw_regions, draw_text, font_size_of, text_size
-from psf.output.files import FILE_KINDS, check_output, write_output
+from psf.output.files import FILE_KINDS, check_jpeg_size, check_output, write_output
 from psf.output.instances import InstanceOutput
 from psf.output.legend import draw_legend, legend_entries
 from psf.output.panoptic import PanopticOutput, panoptic_regions
@@ -26,6 +26,7 @@ __all__ = [
     "VideoFile",
     "VideoWriter",
     "annotation_writer",
+    "check_jpeg_size",
     "check_output",
     "draw_legend",
     "draw_regions",

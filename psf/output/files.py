@@ -17,7 +17,7 @@ from psf.data.own_files import check_replaceable, is_own, own_path, write_own_te
 from psf.errors import UserError
 from psf.output.task_output import TaskOutput
 
-__all__ = ["FILE_KINDS", "check_output", "write_output"]
+__all__ = ["FILE_KINDS", "check_jpeg_size", "check_output", "write_output"]
 
 FILE_KINDS = {
     "picture": "NAME.jpg, the image with masks, classes and scores drawn over it, and a legend below",
@@ -26,8 +26,24 @@ FILE_KINDS = {
     "masks": "NAME_masks/ID_CLASS.png, a binary mask (0, 255) of each segment",
 }
 
+MAX_JPEG_SIDE = 65_500  # pixels, of libjpeg
 MASK_NAME = re.compile(r"\d+_[\w-]*\.png")  # ID_CLASS.png
 NOT_IN_NAMES = re.compile(r"[^\w-]+")
+
+
+def check_jpeg_size(height: int, width: int, place: str, way_out: str) -> None:
+    """Raise a UserError that begins with `place` if a picture is too large for a JPEG.
+
+    Pillow's own error has no number, and looks like that of a full disk.
+
+    Args:
+        height, width: of the picture, with its legend.
+        way_out: what to do instead.
+    """
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise UserError(
+            f"{place} has more than {MAX_JPEG_SIDE:,} pixels a side ({width} x {height}), the most of a JPEG: {way_out}"
+        )
 
 
 def check_output(
@@ -99,6 +115,9 @@ def write_output(
     labels = output.label_image() if "png" in kinds else None
     records = output.records() if {"json", "masks"} & set(kinds) else []
     picture = output.picture_with_legend(image_rgb) if "picture" in kinds else None
+    if picture is not None:
+        way_out = f"use --save {'json' if output.task == 'instance' else 'png,json'}"
+        check_jpeg_size(picture.shape[0], picture.shape[1], f"{folder / name}.jpg, with its legend,", way_out)
     if "masks" in kinds:
         _write_masks(output, records, folder / f"{name}_masks")
     if picture is not None:

@@ -41,7 +41,7 @@ class ExplainedCandidate:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What became of the candidates of an image; `str` of it is a text for users.
+    """The outcome of each candidate of an image; str() gives a text for users.
 
     Attributes:
         num_segments: candidates that were kept; parts of one stuff class become one segment.

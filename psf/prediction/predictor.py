@@ -189,7 +189,7 @@ class Predictor:
                 size=(image.picture.shape[0], image.picture.shape[1]),
                 source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
             )
-            result.finish(tasks, kept if keeps else again, _kept(image.picture) if keeps else again.picture)
+            result._finish(tasks, kept if keeps else again, _kept(image.picture) if keeps else again.picture)
             results.append(result)
         return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,7 @@ class PanopticResult:
             return SemanticOutput({"sem_seg": self._semantic_channels}, self._metadata)
         raise UserError(f"the task is {task!r}: expected one of {', '.join(TASKS)}")
 
-    def finish(
+    def _finish(
         self, tasks: Collection[str], output: Callable[[], ImageOutput], picture: Callable[[], np.ndarray]
     ) -> None:
         """Compute the results of these tasks now, and then take everything else from `output` and `picture`."""
@@ -237,7 +238,7 @@ class PanopticResult:
         name = file_name or (self.source or f"{image_id}.jpg")
         image = {"id": image_id, "file_name": name, "height": height, "width": width}
         if task == "panoptic":
-            png = f"{name.replace(chr(92), '/').rpartition('/')[2].rpartition('.')[0] or name}.png"
+            png = f"{PurePosixPath(name.replace(chr(92), '/')).stem}.png"  # in one folder
             infos = [
                 {
                     "id": one.id,

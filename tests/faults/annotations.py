@@ -132,11 +132,14 @@ def prepare_cvat() -> list[bytes]:
         '<ellipse label="ball" cx="4" cy="5" rx="3" ry="2"/><points label="ball" points="1,1"/>'
     )
     labels = "<label><name>ball</name></label><label><name>grass</name></label>"
-    head = f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
+    meta = f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
     image = f'<image id="0" name="a/1.png" width="16" height="12">{shapes}</image>'
-    text = f'{head}{image}<image id="1" name="2.png" width="5" height="4"></image></annotations>'
+    text = f'{meta}{image}<image id="1" name="2.png" width="5" height="4"></image></annotations>'
+    runs = ["999999999999999"] * 18446 + ["744073709570064"]  # 2^64 + 2 pixels: 2 for int64
+    wrapped = text.replace("0, 2, 2, 2", ",".join(runs))
     entity = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
-    return [f"<?xml version='1.0' encoding='utf-8'?>{one}{text}".encode() for one in ("", "", entity)]
+    head = "<?xml version='1.0' encoding='utf-8'?>"
+    return [f"{head}{one}".encode() for one in (text, text, f"{entity}{text}", wrapped)]
 
 
 def convert_cvat() -> None:

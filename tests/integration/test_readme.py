@@ -1,4 +1,4 @@
-"""README and docs/: the Python runs, commands are understood, and files, targets and config keys exist."""
+"""README, docs/ and other pages: the Python runs, commands are understood, and files, targets and config keys exist."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from tests.conftest import REPOSITORY, RunPython
 from tests.model_files import EASY, noise, write_model_file
 
 PAGES = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
+    *(
+        REPOSITORY / name
+        for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "datasets/README.md")
+    ),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 # In capitals, and no config keys: variables of the environment, and what users put in their place.
 NO_KEYS = {"PSF_CACHE", "PSF_MSDA", "DETECTRON2_DATASETS", "PSF_BENCHMARK_RESULTS", "PSF_GPU_SECONDS"}
-NO_KEYS |= {"PSF_GPU_DEVICE", "PSF_WHEELS", "COARSE_GRID", "CHANGELOG.md"}
+NO_KEYS |= {"PSF_GPU_DEVICE", "PSF_WHEELS", "PSF_WEIGHTS_URL", "COARSE_GRID", "CHANGELOG.md"}
 NO_KEYS |= {"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

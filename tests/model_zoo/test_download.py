@@ -9,6 +9,8 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import OpenerDirector
 
 import pytest
 
@@ -79,6 +81,20 @@ def test_a_later_call_continues(site: Site, part: Path) -> None:
     assert len(site.requests) == 4  # and no more
     assert fetch(site, part) == CONTENT
     assert site.ranges[-1] == "bytes=100000-"
+
+
+def test_a_reason_is_named_once(site: Site, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks; after that, the network is gone."""
+    site.cuts = [100_000]
+    opener = module._opener
+
+    def one_connection() -> OpenerDirector:
+        if site.requests:
+            raise URLError(OSError(101, "Network is unreachable"))
+        return opener()
+
+    monkeypatch.setattr(module, "_opener", one_connection)
+    refused(site, part, "of 1,004,000 bytes, then Network is unreachable; the next try continues")
 
 
 def test_the_date_is_a_validator_too(site: Site, part: Path) -> None:

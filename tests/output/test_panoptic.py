@@ -186,6 +186,25 @@ def test_what_cannot_be_drawn_leaves_no_file(tmp_path: Path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", [(1, 65_501), (65_499, 30)], ids=["the image", "with the legend"])
+def test_a_picture_that_is_too_large_for_a_jpeg(tmp_path: Path, size: tuple[int, int]):
+    """Pillow's error looks like that of a full disk, which ends a run."""
+    output = PanopticOutput(predict(np.ones(size, np.int32), (1, 1, True)), JOINT)
+    image = np.zeros((*size, 3), np.uint8)
+    with pytest.raises(UserError, match=r"a\.jpg, .* has more than 65,500 pixels a side .*: use --save png,json"):
+        write_output(output, image, source=Path("a.png"), folder=tmp_path, name="a", kinds=FILE_KINDS)
+    assert not list(tmp_path.iterdir())
+    write_output(output, image, source=Path("a.png"), folder=tmp_path, name="a", kinds=("png", "json"))
+    assert visible(tmp_path) == {"a_panoptic.png", "a.json"}
+
+
+def test_the_longest_picture(tmp_path: Path):
+    output = PanopticOutput(predict(np.ones((1, 65_500), np.int32), (1, 1, True)), JOINT)
+    image = np.zeros((1, 65_500, 3), np.uint8)
+    write_output(output, image, source=Path("a.png"), folder=tmp_path, name="a", kinds=["picture"])
+    assert visible(tmp_path) == {"a.jpg"}
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (17, 400), (400, 17)])
 @pytest.mark.parametrize("is_thing", [True, False])
 def test_drawing_keeps_the_size(size, is_thing):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import psf
 from psf.checkpoint import ModelEntry, read_checkpoint, write_checkpoint
-from psf.engine.config.files import leaves
+from psf.config import leaves
 from psf.errors import UserError
 from psf.prediction import read_config, read_model_file
 from tests.model_files import CLASSES, EASY, model_config, noise
@@ -30,7 +30,7 @@ print(json.dumps([names, [str(one) for one in predictor.classes], predictor.meta
 
 
 def test_alone_in_a_fresh_process(model_file: Path, predictor: psf.Predictor, run_python: Any, tmp_path: Path) -> None:
-    """Nothing but the file and a picture: no dataset, no config, no folder of data sets."""
+    """Nothing but the file and a picture: no dataset, no config, no folder of datasets."""
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "m.pth").write_bytes(model_file.read_bytes())
     Image.fromarray(noise()).save(tmp_path / "alone" / "photo.png")

@@ -34,7 +34,7 @@ def test_agrees_with_the_model(predictor: psf.Predictor, model_file: Path) -> No
     assert [one.score for one in found.instances] == expected["instances"].scores.tolist()
     masks = np.stack([one.mask for one in found.instances])
     assert (masks == expected["instances"].pred_masks.numpy()).all() and len(masks)
-    own = np.array([3, 5, 30, 7, 12, 9, 40])  # ids of the data set, by channel
+    own = np.array([3, 5, 30, 7, 12, 9, 40])  # ids of the dataset, by channel
     assert (found.semantic == own[expected["sem_seg"].argmax(0).numpy()]).all()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from psf.data import read_panoptic_json
 from psf.errors import UserError
 from psf.prediction import PanopticResult
 from tests.model_files import noise
+from tests.tools.dataset_conversion.label_files import convert, read_set
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +60,14 @@ def test_coco_panoptic(result: PanopticResult, tmp_path: Path) -> None:
     assert [one["id"] for one in content["categories"]] == [3, 5, 30, 7, 12, 9, 40]
     (annotation,) = content["annotations"]
     assert annotation["file_name"] == "a.b.png" and annotation["image_id"] == 7
-    ids = rgb2id(result.label_image())
-    assert {one["id"]: one["area"] for one in annotation["segments_info"]} == {
-        i: int((ids == i).sum()) for i in np.unique(ids).tolist() if i
-    }
+    assert (rgb2id(result.label_image()) == result.panoptic_map).all()
+    infos = [(one["id"], one["category_id"], one["area"], one["score"]) for one in annotation["segments_info"]]
+    assert infos == [(one.id, one.category_id, one.area, one.score) for one in result.segments]
+
+
+@pytest.mark.parametrize("name", ["photo", "a/photo", "a.b/photo", "/a/photo.jpg", "C:\\a\\photo.jpg", "b/photo.png"])
+def test_name_of_the_panoptic_png(result: PanopticResult, name: str) -> None:
+    assert result.to_coco(file_name=name)["annotations"][0]["file_name"] == "photo.png"
 
 
 def test_coco_instances(result: PanopticResult, tmp_path: Path) -> None:
@@ -78,20 +85,19 @@ def test_labelme_comes_back(result: PanopticResult, tmp_path: Path, exact: bool)
     Image.fromarray(noise()).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text(json.dumps(result.to_labelme(image_path="a.png", exact=exact)))
     shapes = json.loads((tmp_path / "a.json").read_text())["shapes"]
-    assert {one["label"] for one in shapes} == {one.class_name for one in result.segments}
-    assert {one["group_id"] for one in shapes} == {one.id for one in result.segments}
-    covered = np.zeros(result.size, dtype=int)
-    for shape in shapes:
-        covered += _area_of(shape, result.size)
-    assert ((covered == 1) == (result.panoptic_map > 0)).mean() > (0.999 if exact else 0.8)
-
-
-def _area_of(shape: dict, size: tuple[int, int]) -> np.ndarray:
-    from pycocotools import mask as coco_mask
-
-    from psf.tools.dataset_conversion.annotations.labelme import _region
-
-    return coco_mask.decode(_region(shape, size, 1).rle).astype(int)
+    assert {(one["group_id"], one["label"]) for one in shapes} == {(one.id, one.class_name) for one in result.segments}
+    assert convert("--labelme", tmp_path, "--overlap", "later-on-top", "--output", tmp_path / "set") == 0
+    words = read_set(tmp_path / "set", tmp_path)["a.png"]
+    found = set[str]()
+    for one in result.segments:
+        own = words[result.mask(one)]
+        [(word, number)] = Counter(own.tolist()).most_common(1)
+        assert re.fullmatch(rf"{re.escape(one.class_name)}\d+", word) and word not in found  # all labels are things
+        found.add(word)
+        assert number / (one.area + (words == word).sum() - number) > (0.999 if exact else 0.7)  # IoU
+    assert (set(words.ravel().tolist()) - {"."} == found) and (
+        (words == ".") == (result.panoptic_map == 0)
+    ).mean() > 0.9
 
 
 def test_merging_again(result: PanopticResult) -> None:

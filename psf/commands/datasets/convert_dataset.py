@@ -24,7 +24,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -62,6 +62,14 @@ _READ_BY = {
     "thing_labels": ("labelme",),
     "crowds_as_things": ("instances",),
 }
+
+
+class _Converted(NamedTuple):
+    """What is told about a converted set."""
+
+    categories: list[dict[str, Any]]
+    notes: Counter[str]
+    images: Path | str  # the folder of the images
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -160,29 +168,29 @@ def run(args: argparse.Namespace) -> None:
     limit_pixels(args.max_pixels)
     files = PanopticFiles(args.output / "panoptic.json", args.output / "panoptic")
     files.check_free(overwrite=args.overwrite)
-    images: Path | str
-    if args.labels:
-        categories, notes, images = _convert_labels(args, files)
-    else:
-        source, category_of = _read_source(args)
-        if args.background is not None:
-            source = source.with_background(args.background)
-        notes = convert_source(
-            source,
-            files,
-            overlap=args.overlap,
-            semantic=SemanticMasks(args.semantic, category_of) if args.semantic else None,
-            workers=args.workers,
-            show_progress=True,
-        )
-        categories = source.categories
-        images = source.image_root or args.image_root or args.labelme or "IMAGES"
+    converted = _convert_labels(args, files) if args.labels else _convert_regions(args, files)
     kinds = ("stuff", "thing")
-    rows = [(category["id"], category["name"], kinds[category["isthing"]]) for category in categories]
+    rows = [(category["id"], category["name"], kinds[category["isthing"]]) for category in converted.categories]
     echo(tabulate(rows, ("id", "category", "kind")))
-    echo("\n".join(f"{number} {note}" for note, number in notes.items()))
-    places = f"--json {files.json_file} --png-root {files.png_root} --image-root {images}"
+    echo("\n".join(f"{number} {note}" for note, number in converted.notes.items()))
+    places = f"--json {files.json_file} --png-root {files.png_root} --image-root {converted.images}"
     echo(f"\nNext, validate it: psf validate {places} --html report.html")
+
+
+def _convert_regions(args: argparse.Namespace, files: PanopticFiles) -> _Converted:
+    source, category_of = _read_source(args)
+    if args.background is not None:
+        source = source.with_background(args.background)
+    notes = convert_source(
+        source,
+        files,
+        overlap=args.overlap,
+        semantic=SemanticMasks(args.semantic, category_of) if args.semantic else None,
+        workers=args.workers,
+        show_progress=True,
+    )
+    images = source.image_root or args.image_root or args.labelme or "IMAGES"
+    return _Converted(source.categories, notes, images)
 
 
 def _read_source(args: argparse.Namespace) -> tuple[Source, dict[int, int]]:
@@ -219,8 +227,7 @@ def _read_source(args: argparse.Namespace) -> tuple[Source, dict[int, int]]:
     )
 
 
-def _convert_labels(args: argparse.Namespace, files: PanopticFiles) -> tuple[list[dict[str, Any]], Counter[str], Path]:
-    """Categories, notes and the folder of the images."""
+def _convert_labels(args: argparse.Namespace, files: PanopticFiles) -> _Converted:
     things = None if args.things is None else parse_list(args.things)
     classes = read_classes(args.classes, things=things, ignore=parse_list(args.ignore or ""))
     image_root = args.image_root or args.labels
@@ -255,4 +262,4 @@ def _convert_labels(args: argparse.Namespace, files: PanopticFiles) -> tuple[lis
     )
     if num_skipped:
         notes["images without a label were skipped"] = num_skipped
-    return classes.categories, notes, image_root
+    return _Converted(classes.categories, notes, image_root)

@@ -36,8 +36,20 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser, without torch and Detectron2: `--help` is quick."""
     parser = command_parser("serve", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="FILE", help="a model file of psf, with its config and class names inside")
+    add(
+        "--model",
+        required=True,
+        metavar="FILE",
+        help="a model file of psf, or the name of a published model such as R50",
+    )
     add("--config-file", metavar="FILE", help="a config in place of the one inside, for a checkpoint without one")
+    add(
+        "--register",
+        action="append",
+        default=[],
+        metavar="NAME=JSON,PNGS,IMAGES",
+        help="register a panoptic set that the --config-file names, for its classes; can be repeated",
+    )
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at [%(default)s: this machine alone]")
     add("--port", type=not_negative, default=8000, help="port to listen at; 0: any free one [%(default)s]")
     add(
@@ -82,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
     """Load the model, and serve it until a signal."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"psf serve needs {missing[0]}: pip install 'panoptic-segformer[serve]'")
+    if args.register and not args.config_file:
+        raise UserError("--register needs --config-file, which names the set: a model file has its own classes")
     # Heavy: torch, Detectron2 and the packages of the extra.
     from psf.prediction import Predictor
     from psf.tools.serving import Limits, Service, bind, serve
@@ -99,7 +113,12 @@ def run(args: argparse.Namespace) -> None:
     listener = bind(args.host, args.port)
     with listener.socket:
         predictor = Predictor(
-            args.model, config_file=args.config_file, options=args.opts, imports=args.imports, device=args.device
+            args.model,
+            config_file=args.config_file,
+            options=args.opts,
+            imports=args.imports,
+            register=args.register,
+            device=args.device,
         )
         predictor.warm_up()
         name = args.model.replace("\\", "/").rpartition("/")[2]

@@ -12,10 +12,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
-from psf.config import add_psf_config
+from psf.config import add_psf_config, leaves
 from psf.data import DATASET_MAPPER_REGISTRY
 from psf.data.loaders.sampling import SAMPLER_NAMES
-from psf.engine.config.files import leaves, merge_config_file, value_of
+from psf.engine.config.files import merge_config_file, value_of
 from psf.errors import UserError
 from psf.meta_arch.recipe import check_recipe
 from psf.model_zoo import get_config_file

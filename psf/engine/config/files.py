@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import yaml
 from detectron2.config import CfgNode
 
+from psf.config import leaves
 from psf.data.files import local_path
 from psf.errors import UserError
 
 __all__ = [
     "PlainLoader",
-    "leaves",
     "merge_config_file",
     "merge_config_text",
     "merge_options",
@@ -142,15 +142,6 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
-
-
-def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a config; `prefix`: of all keys, such as "MODEL."."""
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _read_files(path: str, referring: tuple[str, ...] = ()) -> Iterator[_ConfigFile]:

@@ -3,7 +3,7 @@
 The stream begins with the number of words (32 bits), the bits of a word less 1 (5 bits) and four sizes less 1 (4 bits
 each). Then come runs: 1 bit (1: one word is repeated; 0: words follow one by one), 2 bits that choose one of the sizes,
 as many bits with the number of words less 1, and the word or words. Label Studio's words are the bytes of an RGBA
-image, of which the opaque pixels are the mask (`label_studio_converter/brush.py`).
+image, whose opaque pixels are the mask (`label_studio_converter/brush.py`).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from psf.output.annotations.writer import (
     AnnotatedImage,
     AnnotationWriter,
     Segment,
+    ShapeWriter,
     StreamedFile,
     list_segments,
     to_json,
@@ -33,8 +34,8 @@ class _CocoWriter(AnnotationWriter):
 
     json_name: str
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        super().__init__(folder, **settings)
+    def __init__(self, folder: Path, *, overwrite: bool = False) -> None:
+        super().__init__(folder, overwrite=overwrite)
         self._images: list[str] = []
         self._number = 0  # of annotations so far
         self._file: StreamedFile
@@ -63,7 +64,11 @@ class _CocoWriter(AnnotationWriter):
 
 
 class CocoPanopticWriter(_CocoWriter):
-    """panoptic.json and a folder panoptic with NAME.png for each image; the pixels are R + 256 G + 65536 B."""
+    """panoptic.json and a folder panoptic with NAME.png for each image; the pixels are R + 256 G + 65536 B.
+
+    The first image of a run removes the panoptic.json of an earlier run, which does not fit the new PNGs: nobody can
+    mistake it for theirs, even if this run is killed.
+    """
 
     kind = "coco-panoptic"
     tasks = ("panoptic",)
@@ -90,8 +95,8 @@ class CocoPanopticWriter(_CocoWriter):
         labels = output.label_image()
         assert labels is not None
         target = self._png(image)
-        # A JSON of an earlier run does not fit to the new PNGs: without one, nobody can mistake it for theirs.
-        (self.folder / self.json_name).unlink(missing_ok=True)
+        if not self._number:
+            (self.folder / self.json_name).unlink(missing_ok=True)
         with own_path(target, overwrite=self.overwrite) as path:
             Image.fromarray(labels).save(path)
         annotation = {"image_id": image.image_id, "file_name": target.name, "segments_info": infos}
@@ -101,7 +106,7 @@ class CocoPanopticWriter(_CocoWriter):
         return self.folder / "panoptic" / f"{image.name}.png"
 
 
-class CocoInstanceWriter(_CocoWriter):
+class CocoInstanceWriter(ShapeWriter, _CocoWriter):
     """instances.json with the things of each image, as RLE or, with `shapes` "polygons", as polygons."""
 
     kind = "coco-instance"

@@ -17,10 +17,11 @@ from psf.output.annotations.outlines import trace_outlines
 from psf.output.annotations.writer import (
     AnnotatedClass,
     AnnotatedImage,
-    AnnotationWriter,
     Segment,
+    ShapeWriter,
     StreamedFile,
     list_segments,
+    xml_attributes,
 )
 from psf.output.drawing import find_box
 from psf.output.task_output import TaskOutput
@@ -30,7 +31,7 @@ __all__ = ["CvatWriter", "encode_runs"]
 _HEAD = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
 
 
-class CvatWriter(AnnotationWriter):
+class CvatWriter(ShapeWriter):
     """annotations.xml with all images, and labels.json, the text for "Raw" in CVAT's label constructor.
 
     The name of an image is its path relative to the folder of all images, which CVAT shows for an uploaded folder. A
@@ -62,7 +63,7 @@ class CvatWriter(AnnotationWriter):
         stream, (height, width) = io.StringIO(), output.size
         xml = XMLGenerator(stream, short_empty_elements=False)
         attributes = {"id": self._number, "name": image.file_name, "width": width, "height": height}
-        xml.startElement("image", _texts(attributes))
+        xml.startElement("image", xml_attributes(attributes))
         segments = list(list_segments(output))
         for position, segment in enumerate(segments):
             xml.characters("\n")
@@ -70,8 +71,8 @@ class CvatWriter(AnnotationWriter):
             z_order = len(segments) - 1 - position if output.task == "instance" else 0
             for name, attributes in self._shapes(segment):
                 common = {"label": segment.label, "source": "auto", "occluded": 0}
-                xml.startElement(name, _texts(common | attributes | {"z_order": z_order}))
-                xml.startElement("attribute", _texts({"name": "score"}))
+                xml.startElement(name, xml_attributes(common | attributes | {"z_order": z_order}))
+                xml.startElement("attribute", xml_attributes({"name": "score"}))
                 xml.characters(f"{segment.score:.3f}")
                 xml.endElement("attribute")
                 xml.endElement(name)
@@ -114,7 +115,7 @@ def _meta(classes: Sequence[AnnotatedClass]) -> str:
     xml = XMLGenerator(stream)
 
     def write(name: str, content: str | dict[str, Any]) -> None:
-        xml.startElement(name, _texts({}))
+        xml.startElement(name, xml_attributes({}))
         if isinstance(content, str):
             xml.characters(content)
         else:
@@ -124,17 +125,13 @@ def _meta(classes: Sequence[AnnotatedClass]) -> str:
 
     score = {"name": "score", "mutable": "False", "input_type": "text", "default_value": "", "values": ""}
     for name in ("meta", "task"):
-        xml.startElement(name, _texts({}))
+        xml.startElement(name, xml_attributes({}))
     write("name", "psf")
     write("mode", "annotation")
-    xml.startElement("labels", _texts({}))
+    xml.startElement("labels", xml_attributes({}))
     for one in classes:
         label = {"name": one.label, "color": one.hex_color, "type": "any", "attributes": {"attribute": score}}
         write("label", label)
     for name in ("labels", "task", "meta"):
         xml.endElement(name)
     return stream.getvalue() + "\n"
-
-
-def _texts(attributes: dict[str, Any]) -> Any:
-    return {key: str(value) for key, value in attributes.items()}

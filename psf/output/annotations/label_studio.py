@@ -20,11 +20,12 @@ from psf.output.annotations.outlines import join_outlines, trace_outlines
 from psf.output.annotations.writer import (
     AnnotatedClass,
     AnnotatedImage,
-    AnnotationWriter,
     Segment,
+    ShapeWriter,
     StreamedFile,
     list_segments,
     to_json,
+    xml_attributes,
 )
 from psf.output.task_output import TaskOutput
 
@@ -36,14 +37,24 @@ _TAGS = {"masks": ("BrushLabels", "brush", "brushlabels"), "polygons": ("Polygon
 _MODEL = "psf"
 
 
-class LabelStudioWriter(AnnotationWriter):
+class LabelStudioWriter(ShapeWriter):
     """tasks.json with a task for each image, and config.xml, the labeling config that the predictions refer to.
 
-    `image_prefix` and the path relative to the folder of all images are the address of an image.
+    The address of an image is a prefix and the path relative to the folder of all images.
+
+    Args:
+        image_prefix: None: LOCAL_FILES.
+        folder, shapes, overwrite: as for `ShapeWriter`.
     """
 
     kind = "label-studio"
     _file: StreamedFile
+
+    def __init__(
+        self, folder: Path, *, shapes: str = "masks", image_prefix: str | None = None, overwrite: bool = False
+    ) -> None:
+        super().__init__(folder, shapes=shapes, overwrite=overwrite)
+        self.image_prefix = LOCAL_FILES if image_prefix is None else image_prefix
 
     def files(self, images: Sequence[AnnotatedImage]) -> Iterator[Path]:
         yield self.folder / "tasks.json"
@@ -69,9 +80,8 @@ class LabelStudioWriter(AnnotationWriter):
                 regions.append(self._region(segment, value, output.size))
                 scores.append(segment.score)
         mean = sum(scores) / len(scores) if scores else 0.0
-        prefix = LOCAL_FILES if self.image_prefix is None else self.image_prefix
         task = {
-            "data": {"image": prefix + quote(image.file_name)},
+            "data": {"image": self.image_prefix + quote(image.file_name)},
             "predictions": [{"model_version": _MODEL, "score": mean, "result": regions}],
         }
         self._file.append(to_json(task))
@@ -107,21 +117,17 @@ def _labeling_config(classes: Sequence[AnnotatedClass], tag: str, name: str) -> 
         ("Image", {"name": "image", "value": "$image", "zoom": "true", "zoomControl": "true"}),
         (tag, {"name": name, "toName": "image"}),
     ]
-    xml.startElement("View", _attributes({}))
+    xml.startElement("View", xml_attributes({}))
     for element, attributes in elements:
         xml.characters("\n  ")
-        xml.startElement(element, _attributes(attributes))
+        xml.startElement(element, xml_attributes(attributes))
         if element == tag:
             for one in classes:
                 xml.characters("\n    ")
-                xml.startElement("Label", _attributes({"value": one.label, "background": one.hex_color}))
+                xml.startElement("Label", xml_attributes({"value": one.label, "background": one.hex_color}))
                 xml.endElement("Label")
             xml.characters("\n  ")
         xml.endElement(element)
     xml.characters("\n")
     xml.endElement("View")
     return stream.getvalue() + "\n"
-
-
-def _attributes(attributes: dict[str, str]) -> Any:
-    return attributes

@@ -21,8 +21,8 @@ from psf.output.annotations.writer import (
     WAY_OUT,
     AnnotatedClass,
     AnnotatedImage,
-    AnnotationWriter,
     Segment,
+    ShapeWriter,
     list_segments,
     to_json,
 )
@@ -84,7 +84,7 @@ def labelme_shapes(
     return [{**common, "points": one, "shape_type": "polygon", "mask": None} for one in trace_outlines(mask)]
 
 
-class LabelmeWriter(AnnotationWriter):
+class LabelmeWriter(ShapeWriter):
     """NAME.json for each image; `imagePath` leads from its folder to the image, so that labelme opens both."""
 
     kind = "labelme"

@@ -11,7 +11,9 @@ from psf.output.drawing import find_box
 __all__ = ["join_outlines", "trace_outlines"]
 
 TOLERANCE = 0.7  # pixels between a polygon and the contour that it simplifies
-_SCALE = 2  # contours are found in a mask that is enlarged by it, so that they lie on the border of the pixels
+# Contours are found in a mask that is enlarged by it, at the centers of the small pixels at its border: a quarter of a
+# pixel inside of the mask.
+_SCALE = 2
 
 Points = list[list[float]]
 
@@ -19,7 +21,7 @@ Points = list[list[float]]
 def trace_outlines(mask: np.ndarray) -> list[Points]:
     """A polygon [[x, y], ...] in pixels for each connected part of an (H, W) bool mask, with its holes.
 
-    Simplified by up to TOLERANCE. Pixels whose centers are inside are those of the mask, but for this.
+    Simplified by up to TOLERANCE. Apart from the simplification, a pixel belongs to the mask if its center is inside.
     """
     box = find_box(mask)
     if box is None:

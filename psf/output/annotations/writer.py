@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,10 +27,12 @@ __all__ = [
     "AnnotatedImage",
     "AnnotationWriter",
     "Segment",
+    "ShapeWriter",
     "StreamedFile",
     "annotated_classes",
     "list_segments",
     "to_json",
+    "xml_attributes",
 ]
 
 SHAPES = ("masks", "polygons")
@@ -162,8 +164,6 @@ class AnnotationWriter(abc.ABC):
 
     Args:
         folder: of this format, below the folder of results.
-        shapes: "masks": exact; "polygons": simplified, see `trace_outlines`.
-        image_prefix: the beginning of addresses of images, for tools that load images from a server.
         overwrite: True: files that psf has not written may be replaced, too.
 
     Attributes:
@@ -175,11 +175,8 @@ class AnnotationWriter(abc.ABC):
     kind: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("panoptic", "instance")
 
-    def __init__(
-        self, folder: Path, *, shapes: str = "masks", image_prefix: str | None = None, overwrite: bool = False
-    ) -> None:
-        assert shapes in SHAPES
-        self.folder, self.shapes, self.image_prefix, self.overwrite = folder, shapes, image_prefix, overwrite
+    def __init__(self, folder: Path, *, overwrite: bool = False) -> None:
+        self.folder, self.overwrite = folder, overwrite
 
     @abc.abstractmethod
     def files(self, images: Sequence[AnnotatedImage]) -> Iterator[Path]:
@@ -232,11 +229,31 @@ class AnnotationWriter(abc.ABC):
         """
 
 
+class ShapeWriter(AnnotationWriter):
+    """Writes a format that has both masks and polygons.
+
+    Args:
+        shapes: "masks": exact; "polygons": simplified, see `trace_outlines`.
+        folder, overwrite: as for `AnnotationWriter`.
+    """
+
+    def __init__(self, folder: Path, *, shapes: str = "masks", overwrite: bool = False) -> None:
+        super().__init__(folder, overwrite=overwrite)
+        if shapes not in SHAPES:
+            raise UserError(f"shapes is {shapes!r}: expected one of {', '.join(SHAPES)}")
+        self.shapes = shapes
+
+
 def _check_encodable(image: AnnotatedImage) -> None:
     """Names of files may have bytes that are not UTF-8; formats of text cannot hold these, nor control characters."""
     text = image.file_name + image.name
     if escape_controls(text) != text or any("\ud800" <= character < "\ue000" for character in text):
         raise UserError(f"{printable(image.path)}: its name has control characters or is not in UTF-8: rename it")
+
+
+def xml_attributes(attributes: Mapping[str, Any]) -> Any:
+    """Attributes of an element for `XMLGenerator`."""
+    return {key: str(value) for key, value in attributes.items()}
 
 
 def to_json(value: Any) -> str:

@@ -53,6 +53,13 @@ class Classes(NamedTuple):
         """Category ids of the things."""
         return [category["id"] for category in self.categories if category["isthing"]]
 
+    def check_labels(self, labels: Iterable[str], place: str) -> None:
+        """Raise a UserError that begins with `place` if a label is not the name of a class."""
+        names = {category["name"] for category in self.categories}
+        for label in labels:
+            if label not in names:
+                raise UserError(f"{place}: the label {shorten(label)} is not in {self.place}")
+
 
 class _Row(NamedTuple):
     """One line of a table; without a value, a color or a kind: None."""
@@ -175,7 +182,7 @@ def _kinds(place: str, rows: Sequence[_Row], things: Sequence[str] | None) -> di
 
 
 def _read_mapillary(path: Path) -> Iterator[_Row]:
-    """Labels of a config.json of Mapillary Vistas; those that are not evaluated become void."""
+    """Labels of a config.json of Mapillary Vistas; labels that are not evaluated become void."""
     content = read_json(path)
     labels = take(content, "labels", LIST, f"{path}: expected a config.json of Mapillary Vistas, or a CSV")
     # "Car" for "object--vehicle--car", if these are as distinct.

@@ -68,16 +68,16 @@ class Drawing(NamedTuple):
     notes: Counter[str]
 
 
-def png_name(file_name: str) -> str:
+def png_name(file_name: str, place: str) -> str:
     """Name of an image's panoptic PNG in the PNG folder: the name of the image with the suffix .png.
 
     Raises:
-        UserError: if the path leads out of the folder; the caller adds the image to the message.
+        UserError: beginning with `place`, if the path leads out of the folder.
     """
     path = Path(file_name)
     if not path.name or not FILE_NAME.accepts(file_name):
         raise UserError(
-            f"the file name {shorten(file_name)} is not relative to the image folder, expected a path such as "
+            f"{place}: the file name {shorten(file_name)} is not relative to the image folder, expected a path such as "
             "'city/1.jpg'"
         )
     return path.with_suffix(".png").as_posix()
@@ -139,7 +139,7 @@ def write_panoptic_set(
 def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
     """Write an image's PNG; returns its annotation for the JSON."""
     (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
-    name = png_name(drawing.image["file_name"])
+    name = png_name(drawing.image["file_name"], str(png_root))
     target = png_root / name
     if os.path.lexists(target) and (target.is_symlink() or not has_png_sign(target)):
         raise UserError(

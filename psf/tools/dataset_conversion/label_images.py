@@ -134,14 +134,26 @@ def _check_table(classes: Classes, encoding: str) -> None:
             )
 
 
-def read_label_image(path: Path) -> np.ndarray:
+def read_label_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """A label image as numbers: (H, W) integers, or (H, W, 3) uint8 in RGB if it is in color and has no palette.
 
     Of a palette image these are the indices (`_palette_colors` has its colors). .npy arrays are (H, W).
 
+    Args:
+        size: (height, width) of its image; None: any size.
+
     Raises:
-        UserError: naming the file, if it cannot be read, is a JPEG, has 16 bits per channel in color, or no integers.
+        UserError: naming the file, if it cannot be read, is a JPEG, has 16 bits per channel in color, no integers, or
+            another size.
     """
+    pixels = _read_pixels(path)
+    if size is not None and pixels.shape[:2] != size:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise UserError(f"{path} is {found}, its image {size[1]} x {size[0]} pixels (width x height)")
+    return pixels
+
+
+def _read_pixels(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         array = load_array(str(path))
         if array.dtype.kind not in "bui" or array.shape[2] != 1:
@@ -195,7 +207,7 @@ _DECODERS: dict[str, Callable[[int], tuple[int, int]]] = {
 
 
 def _read_keys(pair: LabelPair, classes: Classes, encoding: str, size: tuple[int, int]) -> _Keys:
-    pixels = _sized(pair.labels, size)
+    pixels = read_label_image(pair.labels, size)
     if encoding == "ade20k":
         if pixels.ndim == 2:
             raise UserError(f"{pair.labels}: found one number per pixel, expected colors as in *_seg.png of ADE20K")
@@ -216,20 +228,11 @@ def _read_keys(pair: LabelPair, classes: Classes, encoding: str, size: tuple[int
         keys = _one_channel(pixels, pair.labels)
     if pair.instances is None:  # things are separated later
         return _Keys(keys, lambda key: (key, 1), lookup, is_color)
-    numbers = _numbers(_sized(pair.instances, size)).astype(np.int64)
+    numbers = _numbers(read_label_image(pair.instances, size)).astype(np.int64)
     if numbers.max(initial=0) > _LARGEST_NUMBER or numbers.min(initial=0) < 0:
         raise UserError(f"{pair.instances}: found numbers to {numbers.max()}, expected 0 to {_LARGEST_NUMBER}")
     both = keys.astype(np.int64) << _NUMBER_BITS | numbers
     return _Keys(both, lambda key: (key >> _NUMBER_BITS, key & _LARGEST_NUMBER), lookup, is_color)
-
-
-def _sized(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of a label image; a UserError if its size is not (height, width)."""
-    pixels = read_label_image(path)
-    if pixels.shape[:2] != size:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UserError(f"{path} is {found}, its image {size[1]} x {size[0]} pixels (width x height)")
-    return pixels
 
 
 def _numbers(pixels: np.ndarray) -> np.ndarray:
@@ -285,8 +288,8 @@ class _Reader:
             own = [key for key, one in self._unknown.items() if one == value]
             counts.append(f"the {shown[value]} ({np.count_nonzero(np.isin(self._keys.keys, own))} pixels)")
         raise UserError(
-            f"{path}: found {', '.join(counts)}{more}, expected values of {self._place}; add them there, name those "
-            "that are void with --ignore, or make all others void with --unknown void"
+            f"{path}: found {', '.join(counts)}{more}, expected values of {self._place}; add them there, list "
+            "void values with --ignore, or make all others void with --unknown void"
         )
 
 

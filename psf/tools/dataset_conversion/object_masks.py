@@ -133,10 +133,7 @@ def _regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool."""
-    pixels = read_label_image(path)
-    if pixels.shape[:2] != size:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UserError(f"{path} is {found}, its image {size[1]} x {size[0]} pixels (width x height)")
+    pixels = read_label_image(path, size)
     is_set = pixels != 0 if pixels.ndim == 2 else (pixels != 0).any(axis=2)
     inside = pixels[is_set]
     if len(inside) and (inside != inside[:1]).any():

@@ -101,16 +101,16 @@ def choose_images(images: Mapping[str, str], names: Collection[str], place: str)
     Raises:
         UserError: beginning with `place`, if a name is no image.
     """
-    wanted = set(names)
+    chosen_names = set(names)
     chosen: dict[str, str] = {}
     known = set[str]()
     for key, file_name in images.items():
-        hits = wanted & {key, file_name, key.rsplit("/", 1)[-1], file_name.rsplit("/", 1)[-1]}
+        hits = chosen_names & {key, file_name, key.rsplit("/", 1)[-1], file_name.rsplit("/", 1)[-1]}
         if hits:
             chosen[key] = file_name
             known |= hits
-    if unknown := sorted(wanted - known):
-        raise UserError(f"{place}: {len(unknown)} of {len(wanted)} names are no image ({_first(unknown)})")
+    if unknown := sorted(chosen_names - known):
+        raise UserError(f"{place}: {len(unknown)} of {len(chosen_names)} names are no image ({_first(unknown)})")
     return chosen
 
 

@@ -121,7 +121,7 @@ def check_png_names(images: Sequence[SourceImage], place: str) -> None:
     seen: dict[str, str] = {}
     for item in images:
         name = item.image["file_name"]
-        if (png := png_name(name)) in seen:
+        if (png := png_name(name, place)) in seen:
             raise UserError(f"{place}: {seen[png]} and {name} have the same PNG {png!r}; rename or remove one of them")
         seen[png] = name
 

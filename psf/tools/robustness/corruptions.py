@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from psf.errors import UserError
+from psf.output import check_jpeg_size
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "corrupt"]
 
@@ -257,7 +258,8 @@ def saturate(image: np.ndarray, rng: np.random.Generator, factor: float, more: f
 
 
 def jpeg_compression(image: np.ndarray, rng: np.random.Generator, quality: int) -> np.ndarray:
-    """Save as JPEG and read again."""
+    """Save as JPEG and read again; a UserError if the image is too large for one."""
+    check_jpeg_size(image.shape[0], image.shape[1], "an image", "leave it out of the dataset, or cut it into parts")
     buffer = BytesIO()
     Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as decoded:

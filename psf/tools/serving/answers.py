@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from psf.output import check_jpeg_size
 from psf.output.colors import class_color, segment_levels, with_level
 from psf.prediction import PanopticResult, Predictor
 from psf.tools.serving.limits import Limits
@@ -137,7 +138,11 @@ class Answer(NamedTuple):
 
 
 def encode(result: PanopticResult, format: Format, result_id: str | None, metadata: Any) -> Answer:
-    """A result as the body of an answer; `metadata` is Detectron2's, with the colours."""
+    """A result as the body of an answer; `metadata` is Detectron2's, with the colours.
+
+    Raises:
+        UserError: if the result is too large for the format.
+    """
     if format == "json":
         content = _as_json(result, result_id, metadata)
     elif format == "png":
@@ -153,7 +158,7 @@ def encode(result: PanopticResult, format: Format, result_id: str | None, metada
 
 def _as_json(result: PanopticResult, result_id: str | None, metadata: Any) -> bytes:
     height, width = result.size
-    found = Segmentation(
+    answer = Segmentation(
         id=result_id,
         width=width,
         height=height,
@@ -172,7 +177,7 @@ def _as_json(result: PanopticResult, result_id: str | None, metadata: Any) -> by
         ],
         panoptic_png=base64.b64encode(_as_png(result)).decode(),
     )
-    return found.model_dump_json().encode()
+    return answer.model_dump_json().encode()
 
 
 def _segment_colors(result: PanopticResult, metadata: Any) -> list[Color]:
@@ -195,6 +200,7 @@ def _as_png(result: PanopticResult) -> bytes:
 
 
 def _as_jpeg(image: Image.Image) -> bytes:
+    check_jpeg_size(image.height, image.width, "the picture", "use format=png or format=json")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95, subsampling=0)  # as `psf predict`: thin lines and letters stay sharp
     return file.getvalue()

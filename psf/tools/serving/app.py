@@ -144,5 +144,5 @@ async def _wrong_option(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     name, found, text = str(first["loc"][-1])[:80], str(first.get("input"))[:80], str(first["msg"])
     if first["type"] == "extra_forbidden":
-        return refuse(Refusal(422, f"{name!r} is no option: expected {', '.join(Options.model_fields)}"))
+        return refuse(Refusal(422, f"unknown option {name!r}: expected {', '.join(Options.model_fields)}"))
     return refuse(Refusal(422, f"{name}: {text[:1].lower()}{text[1:]}, found {found!r}"))

@@ -36,7 +36,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """A request is refused with a status of HTTP and a line that says why."""
+    """A refused request: an HTTP status and a one-line reason."""
 
     def __init__(self, status: int, reason: object, retry_seconds: int | None = None) -> None:
         self.status, self.reason = status, printable(reason)

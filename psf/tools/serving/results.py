@@ -54,8 +54,8 @@ class KeptResults:
     def get(self, key: str) -> PanopticResult | None:
         """A result, which becomes the newest; None if it is not kept (any more)."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is None:
+            kept = self._kept.get(key)
+            if kept is None:
                 return None
             self._kept.move_to_end(key)
-            return found.result
+            return kept.result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -87,10 +88,8 @@ class Service:
         result = self._kept.get(result_id)
         if result is None:
             raise Refusal(404, "no result has this id (any more): send the image again")
-        found = result
-        return await self._merging.run(
-            lambda: _guarded(lambda: self._merge(found, result_id, options), self.limits), client_gone
-        )
+        job = partial(self._merge, result, result_id, options)
+        return await self._merging.run(lambda: _guarded(job, self.limits), client_gone)
 
     def close(self) -> None:
         """Drop all requests that wait."""

@@ -60,6 +60,18 @@ def test_mistakes(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"argument {words[0]}: expected a number from" in capsys.readouterr().err
 
 
+def test_sets_of_a_config(
+    model_file: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("fastapi", reason="fastapi comes with the extra serve")
+    words = ["--model", str(model_file), "--port", "0", "--device", "cpu", "--register", "wrong"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("error: --register needs --config-file")
+    assert main([*words, "--config-file", "small/psf_small.yaml"]) == 2
+    assert "found 'wrong', expected NAME=JSON,PNGS,IMAGES" in capsys.readouterr().err
+
+
 def test_serve(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="fastapi comes with the extra serve")
     path = write_model_file(tmp_path)

@@ -38,3 +38,15 @@ def decode_cvat(runs: list[int], left: int, top: int, width: int, size: tuple[in
             offset += 1
         value = not value
     return mask
+
+
+def contains(polygon: list[list[float]], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: whether the center of each pixel is inside of a polygon, by parity: a ray to the right."""
+    inside = np.zeros(size, dtype=bool)
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        for row in range(size[0]):
+            y = row + 0.5
+            if (y0 > y) != (y1 > y):
+                crossing = x0 + (y - y0) / (y1 - y0) * (x1 - x0)
+                inside[row] ^= np.arange(size[1]) + 0.5 < crossing
+    return inside

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_masks
 from scipy import ndimage
 
 from psf.errors import UserError
-from psf.output.annotations import decode_brush, encode_brush
+from psf.output.annotations import decode_brush, encode_brush, outlines
 from psf.output.annotations.cvat import encode_runs
 from psf.output.annotations.outlines import join_outlines, trace_outlines
-from tests.output.annotations.naive import decode_cvat, decode_rle_pack
+from tests.output.annotations.naive import contains, decode_cvat, decode_rle_pack
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 
@@ -101,6 +103,39 @@ def test_polygons_are_near_and_have_holes() -> None:
     found = np.logical_xor.reduce([rasterized(part, mask.shape) for part in parts])
     assert (found & mask).sum() / (found | mask).sum() > 0.98
     assert not found[148:152, 197:203].any()
+
+
+# Regions in holes of regions, pixels that touch at a corner, and lines of one pixel.
+NESTED = np.pad(np.pad(np.ones((1, 1)), 1), 1, constant_values=1) > 0
+CHAIN = np.eye(6, dtype=bool) | np.eye(6, dtype=bool)[::-1]
+
+
+@given(MASKS)
+@example(NESTED)
+@example(CHAIN)
+@settings(max_examples=150, deadline=None)
+def test_outlines_without_simplification_are_exact(mask: np.ndarray) -> None:
+    with mock.patch.object(outlines, "TOLERANCE", 0):
+        parts = trace_outlines(mask)
+    assert len(parts) == ndimage.label(mask, np.ones((3, 3)))[1]
+    inside = [contains(part, mask.shape) for part in parts]
+    assert (np.logical_xor.reduce([np.zeros_like(mask), *inside]) == mask).all()
+    assert (contains(join_outlines(parts), mask.shape) == mask).all() if parts else not mask.any()
+
+
+@given(MASKS, st.integers(1, 4))
+@example(NESTED, 3)
+@example(CHAIN, 3)
+@settings(max_examples=150, deadline=None)
+def test_outlines_differ_at_the_border_alone(mask: np.ndarray, factor: int) -> None:
+    """Pixels whose neighbours are all of the same side are right."""
+    large = np.kron(mask, np.ones((factor, factor))) > 0
+    found = np.logical_xor.reduce(
+        [np.zeros_like(large), *(contains(part, large.shape) for part in trace_outlines(large))]
+    )
+    neighbours = np.ones((3, 3))
+    inner = ndimage.binary_erosion(large, neighbours) | ~ndimage.binary_dilation(large, neighbours)
+    assert (found == large)[inner].all()
 
 
 def rasterized(polygon: list[list[float]], size: tuple[int, int]) -> np.ndarray:

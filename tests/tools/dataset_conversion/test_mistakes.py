@@ -20,8 +20,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from psf.errors import UserError
-from psf.tools.dataset_conversion.annotations.coco import read_instances
-from psf.tools.dataset_conversion.annotations.labelme import check_rle, read_labelme
+from psf.tools.dataset_conversion.annotations.coco import check_rle, read_instances
+from psf.tools.dataset_conversion.annotations.labelme import read_labelme
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
 from psf.tools.dataset_conversion.regions import Region, compose
 from psf.tools.dataset_conversion.sources import convert_source, read_labels
@@ -225,8 +225,8 @@ def test_rectangles_that_are_turned_are_polygons(tmp_path, files):
 @pytest.mark.parametrize("name", ["/a/b.png", "../b.png", "a/../../b.png", "a/../b.png", "", ".."])
 def test_names_that_lead_out_of_a_folder(name):
     with pytest.raises(ValueError, match="is not relative to the image folder"):
-        png_name(name)
-    assert png_name("./a//b.tar.jpg") == "a/b.tar.png"
+        png_name(name, "here")
+    assert png_name("./a//b.tar.jpg", "here") == "a/b.tar.png"
 
 
 def draw(file_name: str) -> Drawing:

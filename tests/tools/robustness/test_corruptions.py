@@ -137,3 +137,8 @@ def test_no_such(arguments: tuple[str, int], message: str):
 def test_other_images():
     with pytest.raises(ValueError, match=r"\(4, 4\) of float64"):
         corrupt(np.zeros((4, 4)), "fog", 1)
+
+
+def test_an_image_that_is_too_large_for_a_jpeg():
+    with pytest.raises(ValueError, match="an image has more than 65,500 pixels a side"):
+        corrupt(np.zeros((1, 65_501, 3), np.uint8), "jpeg_compression", 1)

@@ -205,6 +205,56 @@ def test_an_image_that_the_browser_cannot_show(page: Any) -> None:
     assert page.evaluate(f"{script}.data.some((value, i) => i % 4 < 3 && value > 100)")
 
 
+def test_a_photo_that_nothing_can_show(page: Any, predictor: psf.Predictor) -> None:
+    """The segments are shown alone, in their own size."""
+    page.evaluate("""() => {
+        const read = window.createImageBitmap;
+        window.createImageBitmap = (blob, options) => (options ? read(blob, options) : Promise.reject(new Error()));
+    }""")
+    segmented(page, image_file())
+    assert page.locator("#view").is_visible()
+    assert painted(page) == (predictor(image_file()).panoptic_map > 0).sum()
+
+
+def test_another_photo_is_opened_meanwhile(page: Any, predictor: psf.Predictor) -> None:
+    """The first photo's segments, which are decoded last, are dropped."""
+    page.evaluate("""() => {
+        const read = window.createImageBitmap;
+        window.held = [];
+        window.createImageBitmap = (blob, options) =>
+            options ? new Promise((go) => window.held.push(() => go(read(blob, options)))) : read(blob);
+    }""")
+    drop(page, image_file())
+    until(page, "held.length === 1")
+    drop(page, image_file(seed=1, height=32, width=48))
+    until(page, "held.length === 2")
+    page.evaluate("held[1]()")
+    page.wait_for_selector("#legend label")
+    shown = page.inner_text("#legend")
+    page.evaluate("held[0]()")
+    page.wait_for_timeout(200)
+    expected = predictor(image_file(seed=1, height=32, width=48))
+    assert page.inner_text("#legend") == shown
+    page.click("#all")
+    assert painted(page) == (expected.panoptic_map > 0).sum()
+
+
+def test_a_slider_before_another_photo(page: Any) -> None:
+    """What it would ask for is not asked of the next photo."""
+    segmented(page, image_file())
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.method))
+    page.evaluate("""() => {
+        document.getElementById("confidence").dispatchEvent(new Event("input"));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File(["no image"], "a.png", { type: "image/png" }));
+        const drop = new DragEvent("drop", { bubbles: true, dataTransfer: transfer });
+        document.getElementById("stage").dispatchEvent(drop);
+    }""")
+    page.wait_for_timeout(500)
+    assert asked == ["POST"]
+
+
 def test_errors_are_shown(page: Any, browser: Any, predictor: psf.Predictor) -> None:
     segmented(page, image_file())
     drop(page, b"abc", "a.txt", "text/plain")

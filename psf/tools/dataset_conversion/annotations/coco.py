@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from psf.data.panoptic_format import (
     NAME,
     SIDE,
     TEXT,
+    are_coordinates,
     image_key,
     name_notes,
     shorten,
@@ -26,14 +27,14 @@ from psf.data.panoptic_format import (
     with_slashes,
 )
 from psf.errors import UserError
-from psf.tools.dataset_conversion.annotations.labelme import check_polygons, check_rle
 from psf.tools.dataset_conversion.conversion import png_name
-from psf.tools.dataset_conversion.regions import Region, region_of_polygons
+from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
 from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 
-__all__ = ["read_instances"]
+__all__ = ["check_rle", "read_instances"]
 
 _WITHOUT_AREA = "annotations without an area (boxes, points, lines), dropped"
+_MAX_DIGITS = 7  # of a run in compressed RLE: no run has 2^34 pixels
 
 
 def read_instances(
@@ -130,10 +131,7 @@ def _read_images(entries: list[Any], json_file: str) -> dict[int | str, SourceIm
         place = f"{json_file}: {_named('image', entry, position)}"
         number = take(entry, "id", IMAGE_ID, place)
         file_name = take(entry, "file_name", TEXT, place)
-        try:
-            png_name(file_name)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
+        png_name(file_name, place)
         if image_key(number) in images:
             earlier = images[image_key(number)].image["file_name"]
             raise UserError(f"{place}, {shorten(file_name)}: an earlier image, {shorten(earlier)}, has the same id")
@@ -156,9 +154,65 @@ def _check_shape(shape: Any, size: tuple[int, int], place: str) -> None:
     if isinstance(shape, dict) and shape:
         check_rle(shape, size, place)
     elif isinstance(shape, list):
-        check_polygons(shape, place)
+        _check_polygons(shape, place)
     elif shape not in (None, {}):
         raise UserError(f"{place}: 'segmentation' is {shorten(shape)}, expected a list of polygons, or RLE")
+
+
+def _check_polygons(polygons: Sequence[Any], place: str) -> None:
+    """Raise a UserError that begins with `place`, unless these are [[x, y, x, y, ...], ...].
+
+    Polygons with fewer than three points pass, except a list of single points: [[x, y], [x, y], ...] is one polygon in
+    a form that is not COCO's.
+    """
+    wrong = [one for one in polygons if not are_coordinates(one) or len(one) % 2]
+    if not wrong and len(polygons) > 1 and all(len(one) == 2 for one in polygons):
+        wrong = [polygons]
+    if wrong:
+        raise UserError(
+            f"{place}: 'segmentation' has {shorten(wrong[0])} for a polygon; expected a list of polygons, each "
+            "[x, y, x, y, ...] of finite numbers"
+        )
+    check_outlines(polygons, place)
+
+
+def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None:
+    """Raise a UserError that begins with `place`, unless this is RLE of a mask of (height, width)."""
+    if rle.get("size") != list(size):
+        raise UserError(
+            f"{place} has a mask of {shorten(rle.get('size'))}, but the image has {list(size)} (height, width)"
+        )
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        runs = _decode_runs(counts)
+    else:
+        runs = counts if isinstance(counts, list) and all(type(run) is int for run in counts) else [-1]
+    if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
+        raise UserError(
+            f"{place}: the mask is damaged, its 'counts' are {shorten(counts)}; expected runs with a sum of "
+            f"{size[0] * size[1]} pixels"
+        )
+
+
+def _decode_runs(text: str) -> list[int]:
+    """Decode run lengths of compressed RLE: 5-bit digits, lowest first; from the fourth run on, differences.
+
+    Damaged text has no runs.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64 or shift >= 5 * _MAX_DIGITS:
+            return []
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if not digit & 0x20:  # the number's last digit
+            if digit & 0x10:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return [] if shift else runs
 
 
 def _region(annotation: dict[str, Any], size: tuple[int, int], crowds_as_things: bool) -> Region | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from psf.data.files import check_regular
 from psf.data.images import check_pixels
-from psf.data.panoptic_format import NAME, SIDE, are_coordinates, name_notes, shorten
+from psf.data.panoptic_format import NAME, SIDE, are_coordinates, name_notes, parse_number, shorten
 from psf.errors import UserError
 from psf.tools.dataset_conversion.classes import Classes
 from psf.tools.dataset_conversion.conversion import png_name
@@ -72,10 +72,10 @@ def read_cvat(
     reader = _Reader(xml_file)
     reader.read()
     labels = list(dict.fromkeys([*reader.labels, *reader.used_labels]))
+    if classes:
+        classes.check_labels(reader.used_labels, str(xml_file))
     categories = classes.categories if classes else named_categories(labels, things, str(xml_file))
     id_of = {category["name"]: category["id"] for category in categories}
-    if unknown := [label for label in reader.used_labels if label not in id_of]:
-        raise UserError(f"{xml_file}: the label {unknown[0]!r} is not in {classes.place if classes else xml_file}")
     if not reader.images:
         raise UserError(f"{xml_file}: found no <image>, expected an export of the kind 'CVAT for images 1.1'")
     check_png_names(reader.images, str(xml_file))
@@ -169,10 +169,7 @@ class _Reader:
     def _read_image(self, attributes: Mapping[str, str]) -> SourceImage:
         name = attributes.get("name", "")
         place = f"{self._place}: <image> {shorten(name)}"
-        try:
-            png_name(name)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
+        png_name(name, place)
         height, width = (_whole_number(attributes, key, place) for key in ("height", "width"))
         if not (SIDE.accepts(height) and SIDE.accepts(width)):
             raise UserError(f"{place}: found {width} x {height}, expected {SIDE.expected}")
@@ -206,24 +203,26 @@ def _read_runs(attributes: Mapping[str, str], place: str, box: Sequence[int], it
     words = attributes.get("rle", "").split(",")
     if not all(word.strip().isdecimal() and len(word) < 16 for word in words):
         raise UserError(f"{place}: 'rle' is {shorten(attributes.get('rle'))}, expected numbers such as 3, 5, 7")
-    runs = np.array([int(word) for word in words], dtype=np.int64)
-    if runs.sum() > width * height:
-        raise UserError(f"{place}: 'rle' has {runs.sum()} pixels, expected at most {width} x {height}")
-    return runs
+    runs = [int(word) for word in words]
+    # Before NumPy adds them: it would count modulo 2^64, and repeat values beyond the end of its memory.
+    if (number := sum(runs)) > width * height:
+        raise UserError(f"{place}: 'rle' has {number} pixels, expected at most {width} x {height}")
+    return np.array(runs, dtype=np.int64)
 
 
 def _read_outline(kind: str, attributes: Mapping[str, str], place: str) -> list[float]:
     """The polygon [x, y, x, y, ...] of a shape."""
     if kind == "polygon":
         text = attributes.get("points", "")
-        numbers = [_number(word) for pair in text.split(";") for word in pair.split(",")]
+        numbers = [parse_number(word) for pair in text.split(";") for word in pair.split(",")]
         if not are_coordinates(numbers) or len(numbers) % 2:
             raise UserError(f"{place}: 'points' is {shorten(text)}, expected x,y;x,y;... of finite numbers")
         return [float(number) for number in numbers if number is not None]
-    found = [_number(attributes.get(key, "")) for key in (*_NUMBERS[kind], "rotation") if key in attributes]
-    if not are_coordinates(found) or len(found) < len(_NUMBERS[kind]):
-        raise UserError(f"{place}: expected finite numbers for {', '.join(_NUMBERS[kind])}")
-    a, b, c, d, rotation = [float(number) for number in found if number is not None] + [0.0] * (5 - len(found))
+    keys = (*_NUMBERS[kind], "rotation")
+    found = [parse_number({"rotation": "0", **attributes}.get(key, "")) for key in keys]
+    if not are_coordinates(found):
+        raise UserError(f"{place}: expected finite numbers for {', '.join(keys)}")
+    a, b, c, d, rotation = (float(number) for number in found if number is not None)
     if kind == "box":
         points, center = rectangle_outline(a, b, c - a, d - b), ((a + c) / 2, (b + d) / 2)
     else:
@@ -268,10 +267,3 @@ def _whole_number(attributes: Mapping[str, str], key: str, place: str, *, defaul
     if not text.removeprefix("-").isdecimal() or len(text) > 10:
         raise UserError(f"{place}: {key!r} is {shorten(text)}, expected a whole number")
     return int(text)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -13,7 +13,7 @@ import numpy as np
 
 from psf.data.files import read_json
 from psf.data.images import check_pixels, image_size, image_suffixes
-from psf.data.panoptic_format import LIST, NAME, SIDE, Kind, are_coordinates, name_notes, shorten, take
+from psf.data.panoptic_format import LIST, NAME, OBJECT, SIDE, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.output.annotations import decode_brush
 from psf.tools.dataset_conversion.classes import Classes
@@ -37,7 +37,6 @@ from psf.tools.dataset_conversion.sources import (
 
 __all__ = ["read_label_studio"]
 
-_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _NUMBERS = {
     "rectanglelabels": ("x", "y", "width", "height"),
     "ellipselabels": ("x", "y", "radiusX", "radiusY"),
@@ -88,10 +87,10 @@ def read_label_studio(
         raise UserError(f"{json_file}: found no task with an annotation or a prediction")
     check_png_names(images, str(json_file))
     labels = sorted({shape["label"] for item in images for shape in item.shapes if shape["label"]})
+    if classes:
+        classes.check_labels(labels, str(json_file))
     categories = classes.categories if classes else named_categories(labels, things, str(json_file))
     id_of = {category["name"]: category["id"] for category in categories}
-    if classes and (unknown := [label for label in labels if label not in id_of]):
-        raise UserError(f"{json_file}: the label {unknown[0]!r} is not in {classes.place}")
     notes += name_notes([one["name"] for one in categories]) + count_missing(images, image_root)
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
@@ -106,13 +105,13 @@ def _choose(content: Sequence[dict[str, Any]], json_file: str) -> tuple[list[_Ta
     chosen: dict[str, list[_Task]] = {"annotations": [], "predictions": []}
     for position, entry in enumerate(content, 1):
         place = f"{json_file}: task {shorten(entry['id']) if 'id' in entry else position}"
-        address = _address(take(entry, "data", _OBJECT, place), place)
+        address = _address(take(entry, "data", OBJECT, place), place)
         for kind, tasks in chosen.items():
             results = [one for one in take({kind: [], **entry}, kind, LIST, place) if not _is_skipped(one, place)]
             if results:
                 tasks.append(_Task(place, address, take(results[-1], "result", LIST, place)))
             if len(results) > 1 and kind == "annotations":
-                notes["tasks with several annotations, of which the last is used"] += 1
+                notes["tasks with several annotations; the last one was used"] += 1
     if chosen["annotations"]:
         without = len(content) - len(chosen["annotations"])
         notes += Counter({"tasks without an annotation, skipped": without} if without else {})
@@ -163,10 +162,7 @@ def _find_file(address: str, root: Path) -> str:
 def _read_task(task: _Task, root: Path, number: int) -> SourceImage | None:
     """None if nothing has the size of the image."""
     file_name = _find_file(task.address, root)
-    try:
-        png_name(file_name)
-    except UserError as error:
-        raise UserError(f"{task.place}: {error}") from error
+    png_name(file_name, task.place)
     shapes, size = [], None
     for position, region in enumerate(task.regions, 1):
         place = f"{task.place}, region {position}"
@@ -189,7 +185,7 @@ def _read_task(task: _Task, root: Path, number: int) -> SourceImage | None:
 def _read_region(region: Mapping[str, Any], size: tuple[int, int], place: str) -> dict[str, Any]:
     """Label and pixels of a region: the type, and `rle` or a polygon `points` in pixels."""
     kind = region["type"]
-    value = take(region, "value", _OBJECT, place)
+    value = take(region, "value", OBJECT, place)
     labels = take(value, kind, LIST, place)
     if len(labels) != 1 or not NAME.accepts(labels[0]):
         raise UserError(f"{place}: {kind!r} is {shorten(labels)}, expected one label")

@@ -31,70 +31,8 @@ from psf.tools.dataset_conversion.regions import (
 )
 from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
 
-__all__ = [
-    "check_polygons",
-    "check_rle",
-    "read_labelme",
-]
+__all__ = ["read_labelme"]
 
-
-def check_polygons(polygons: Sequence[Any], place: str) -> None:
-    """Raise a UserError that begins with `place`, unless these are [[x, y, x, y, ...], ...].
-
-    Polygons with fewer than three points pass, except a list of single points: [[x, y], [x, y], ...] is one polygon in
-    a form that is not COCO's.
-    """
-    wrong = [one for one in polygons if not are_coordinates(one) or len(one) % 2]
-    if not wrong and len(polygons) > 1 and all(len(one) == 2 for one in polygons):
-        wrong = [polygons]
-    if wrong:
-        raise UserError(
-            f"{place}: 'segmentation' has {shorten(wrong[0])} for a polygon; expected a list of polygons, each "
-            "[x, y, x, y, ...] of finite numbers"
-        )
-    check_outlines(polygons, place)
-
-
-def check_rle(rle: Mapping[str, Any], size: tuple[int, int], place: str) -> None:
-    """Raise a UserError that begins with `place`, unless this is RLE of a mask of (height, width)."""
-    if rle.get("size") != list(size):
-        raise UserError(
-            f"{place} has a mask of {shorten(rle.get('size'))}, but the image has {list(size)} (height, width)"
-        )
-    counts = rle.get("counts")
-    if isinstance(counts, str):
-        runs = _decode_runs(counts)
-    else:
-        runs = counts if isinstance(counts, list) and all(type(run) is int for run in counts) else [-1]
-    if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
-        raise UserError(
-            f"{place}: the mask is damaged, its 'counts' are {shorten(counts)}; expected runs with a sum of "
-            f"{size[0] * size[1]} pixels"
-        )
-
-
-def _decode_runs(text: str) -> list[int]:
-    """Decode run lengths of compressed RLE: 5-bit digits, lowest first; from the fourth run on, differences.
-
-    Damaged text has no runs.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        digit = ord(character) - 48
-        if not 0 <= digit < 64 or shift >= 5 * _MAX_DIGITS:
-            return []
-        value |= (digit & 0x1F) << shift
-        shift += 5
-        if not digit & 0x20:  # the number's last digit
-            if digit & 0x10:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return [] if shift else runs
-
-
-_MAX_DIGITS = 7  # of a run in compressed RLE: no run has 2^34 pixels
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # labelme itself stores JPEG and PNG
 _NUM_POINTS = {"circle": 2, "oriented_rectangle": 4, "rotation": 4, "quadrilateral": 4, "mask": 2}
 # Kinds whose points are the corners, including rectangles with more than two points; rotation and quadrilateral are
@@ -261,10 +199,7 @@ def _image(path: Path, content: dict[str, Any], number: int, root: Path) -> dict
     name = Path(os.path.relpath(file, root)).as_posix()
     if name.split("/")[0] == "..":
         raise UserError(f"{path}: its image {file} is not below {root}; set --image-root to the folder of all images")
-    try:
-        png_name(name)
-    except UserError as error:
-        raise UserError(f"{path}: imagePath {shorten(content['imagePath'])}: {error}") from error
+    png_name(name, f"{path}: imagePath {shorten(content['imagePath'])}")
     return {"id": number, "file_name": name, "height": content["imageHeight"], "width": content["imageWidth"]}
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from psf.data.files import is_hidden, read_json
 from psf.data.images import check_pixels
-from psf.data.panoptic_format import LIST, NAME, SIDE, TEXT, Kind, are_coordinates, name_notes, shorten, take
+from psf.data.panoptic_format import LIST, NAME, OBJECT, SIDE, TEXT, are_coordinates, name_notes, shorten, take
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, encode_mask, paste
@@ -31,7 +31,6 @@ from psf.tools.dataset_conversion.sources import (
 
 __all__ = ["read_supervisely"]
 
-_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _WITHOUT_AREA = ("point", "line", "graph", "cuboid", "cuboid_3d", "cuboid_2d")
 _WITH_AREA = ("bitmap", "polygon", "multipolygon", "rectangle")
 _PNG_START = b"\x89PNG"
@@ -85,14 +84,11 @@ def _read_classes(path: Path) -> dict[str, int]:
 
 def _read_image(path: Path, number: int, folder: Path, names: Mapping[str, int]) -> SourceImage:
     content = read_json(path)
-    size = take(content, "size", _OBJECT, str(path))
+    size = take(content, "size", OBJECT, str(path))
     height, width = (int(take(size, key, SIDE, f"{path}: size")) for key in ("height", "width"))
     check_pixels(str(path), height, width)
     file_name = (path.parent.parent / "img" / path.stem).relative_to(folder).as_posix()
-    try:
-        png_name(file_name)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    png_name(file_name, str(path))
     objects = take(content, "objects", LIST, str(path))
     for position, one in enumerate(objects, 1):
         _check_object(one, f"{path}: object {position}", names)
@@ -108,7 +104,7 @@ def _check_object(one: Any, place: str, names: Mapping[str, int]) -> None:
     if kind not in (*_WITH_AREA, *_WITHOUT_AREA):
         raise UserError(f"{place}: 'geometryType' is {shorten(kind)}, expected one of {', '.join(_WITH_AREA)}")
     if kind == "bitmap":
-        bitmap = take(one, "bitmap", _OBJECT, place)
+        bitmap = take(one, "bitmap", OBJECT, place)
         take(bitmap, "data", TEXT, f"{place}: bitmap")
         origin = take(bitmap, "origin", LIST, f"{place}: bitmap")
         if len(origin) != 2 or not are_coordinates(origin) or not all(value % 1 == 0 for value in origin):
@@ -120,7 +116,7 @@ def _check_object(one: Any, place: str, names: Mapping[str, int]) -> None:
 def _polygons(one: Mapping[str, Any], place: str) -> list[list[np.ndarray]]:
     """Outline and holes of each part of a polygon, multipolygon or rectangle, each (P, 2) x, y in whole pixels."""
     is_multiple = one["geometryType"] == "multipolygon"
-    parts = take(one, "parts", LIST, place) if is_multiple else [take(one, "points", _OBJECT, place)]
+    parts = take(one, "parts", LIST, place) if is_multiple else [take(one, "points", OBJECT, place)]
     found = []
     for part in parts:
         exterior = _points(take(part, "exterior", LIST, place), place)

@@ -12,7 +12,7 @@ import yaml
 
 from psf.data.files import check_regular, is_hidden
 from psf.data.images import image_size, image_suffixes
-from psf.data.panoptic_format import NAME, are_coordinates, name_notes, shorten
+from psf.data.panoptic_format import NAME, are_coordinates, name_notes, parse_number, shorten
 from psf.engine.config.files import PlainLoader
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
@@ -45,7 +45,8 @@ def read_yolo(path: Path, *, things: Sequence[str] | None = None) -> Source:
     names = _read_names(data_file)
     categories = named_categories(list(names.values()), things, str(data_file))
     id_of = {number: category["id"] for number, category in zip(names, categories, strict=True)}
-    images = [_read_image(file, root, number, data_file) for number, file in enumerate(_find_images(root), 1)]
+    top = data_file.absolute().parent
+    images = [_read_image(file, root, number, top) for number, file in enumerate(_find_images(root, top), 1)]
     if not images:
         raise UserError(f"{root}: found no image in a folder `images`, expected images/... and labels/... beside it")
     check_png_names(images, str(root))
@@ -92,23 +93,28 @@ def _read_names(path: Path) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _find_images(root: Path) -> list[Path]:
-    """All images below a folder `images` of the set, in order."""
+def _find_images(root: Path, top: Path) -> list[Path]:
+    """All images below a folder `images` of the set, in order; `top`: the folder of data.yaml."""
     suffixes = image_suffixes()
     files = (file for file in root.rglob("*") if file.suffix.lower() in suffixes and not is_hidden(file, root))
-    return sorted(file for file in files if "images" in file.absolute().parent.parts and file.is_file())
+    return sorted(file for file in files if _folder_images(file, top) is not None and file.is_file())
 
 
-def _read_image(file: Path, root: Path, number: int, data_file: Path) -> SourceImage:
+def _folder_images(file: Path, top: Path) -> Path | None:
+    """The last folder `images` of a path, `top` or below it; None: there is none."""
+    folders = file.absolute().parents
+    inside = folders[: len(folders) - len(top.parents)]
+    return next((folder for folder in inside if folder.name == "images"), None)
+
+
+def _read_image(file: Path, root: Path, number: int, top: Path) -> SourceImage:
     file_name = file.relative_to(root).as_posix()
-    try:
-        png_name(file_name)
-    except UserError as error:
-        raise UserError(f"{root}: {error}") from error
+    png_name(file_name, str(root))
     height, width = image_size(str(file))
-    parts = list(file.absolute().parts)
-    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    shapes = _read_labels(Path(*parts).with_suffix(".txt"), (height, width))
+    images = _folder_images(file, top)
+    assert images is not None  # `_find_images` has left out others
+    labels = images.with_name("labels") / file.absolute().relative_to(images).with_suffix(".txt")
+    shapes = _read_labels(labels, (height, width))
     return SourceImage({"id": number, "file_name": file_name, "height": height, "width": width}, shapes)
 
 
@@ -127,7 +133,7 @@ def _read_labels(path: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
         words = line.split()
         if not words:
             continue
-        numbers = [_number(word) for word in words[1:]]
+        numbers = [parse_number(word) for word in words[1:]]
         if not words[0].isdecimal() or len(words[0]) > 9 or not are_coordinates(numbers) or len(numbers) % 2:
             raise UserError(
                 f"{place}: found {shorten(line)}, expected a class and a polygon: 0 0.1 0.1 0.5 0.1 0.5 0.2"
@@ -153,10 +159,3 @@ def _regions(item: SourceImage, id_of: dict[int, int]) -> tuple[list[Region], Co
         else:
             regions.append(region)
     return regions, notes
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -10,6 +10,7 @@ const masks = byId("masks");
 
 let ids = new Uint32Array(0); // of the canvas's pixels
 let colors = new Map(); // of the visible segments
+let hasPhoto = false; // whether the canvas shows the photo that is open
 let lit = 0; // id of the segment under the pointer; 0: none
 
 function setSize(width, height) {
@@ -22,18 +23,32 @@ function setSize(width, height) {
   view.style.setProperty("--ratio", `${width / height}`);
 }
 
+// Another photo is open, which is not shown yet.
+export function clearPhoto() {
+  hasPhoto = false;
+  setColors(new Map());
+}
+
 // Shows an image without segments.
 export function showPhoto(bitmap) {
   setSize(bitmap.width, bitmap.height);
   photo.getContext("2d").drawImage(bitmap, 0, 0, photo.width, photo.height);
   ids = new Uint32Array(0);
+  hasPhoto = true;
   view.hidden = false;
 }
 
-// Shows segments; `png` is the panoptic PNG with ids R + 256 G + 65536 B.
-export async function showSegments(png) {
-  const bitmap = await createImageBitmap(png, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-  if (ids.length === 0 && photo.width === 0) setSize(bitmap.width, bitmap.height);
+// Decodes a panoptic PNG, with ids R + 256 G + 65536 B, for `showSegments`.
+export function readSegments(png) {
+  return createImageBitmap(png, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+}
+
+// Shows segments, on a photo or, if neither browser nor server can show it, alone.
+export function showSegments(bitmap) {
+  if (!hasPhoto) {
+    setSize(bitmap.width, bitmap.height);
+    view.hidden = false;
+  }
   const { width, height } = masks;
   const scratch = new OffscreenCanvas(width, height);
   const context = scratch.getContext("2d", { willReadFrequently: true });

@@ -1,6 +1,6 @@
 // The page: a photo, its segments, thresholds and downloads.
 
-import { light, segmentAt, setColors, showPhoto, showSegments } from "./canvas.js";
+import { clearPhoto, light, readSegments, segmentAt, setColors, showPhoto, showSegments } from "./canvas.js";
 import { readModel, result } from "./server.js";
 
 const byId = (name) => document.getElementById(name);
@@ -44,16 +44,18 @@ async function open(chosen) {
     byId("error").textContent = `This file has ${(chosen.size / 1e6).toFixed(1)} MB, the limit is ${most / 1e6} MB.`;
     return;
   }
+  clearTimeout(timer); // of a slider, for the photo before
   [file, found, hidden] = [chosen, null, new Set()];
   byId("panel").hidden = true;
   byId("stage").classList.add("filled");
   byId("hint").hidden = true;
   showTip(0);
-  setColors(new Map());
-  await update({ isNew: true });
+  clearPhoto();
+  await update();
 }
 
-async function update({ isNew = false } = {}) {
+async function update() {
+  const isNew = found === null;
   asking?.abort();
   const own = (asking = new AbortController());
   const begin = performance.now();
@@ -63,9 +65,11 @@ async function update({ isNew = false } = {}) {
     if (preview) preview.then((bitmap) => own === asking && bitmap && showPhoto(bitmap));
     const response = await result(file, found?.id ?? null, thresholds, "json", own.signal);
     const next = await response.json();
-    if (isNew) await showUpright(preview, next, own.signal);
-    if (own !== asking) return;
-    await showSegments(pngOf(next));
+    const upright = isNew ? await readUpright(preview, next, own.signal) : null;
+    const segments = await readSegments(pngOf(next));
+    if (own !== asking) return; // another photo or threshold was chosen during one of the waits
+    if (upright) showPhoto(upright);
+    showSegments(segments);
     found = next;
     byId("panel").hidden = false;
     byId("error").textContent = "";
@@ -89,14 +93,11 @@ function pngOf(segmentation) {
 }
 
 // The photo as the browser reads it, or else as the server has read it.
-async function showUpright(preview, next, signal) {
-  let bitmap = await preview;
-  const fits = bitmap && bitmap.width === next.width && bitmap.height === next.height;
-  if (!fits) {
-    const response = await result(file, next.id, {}, "photo", signal);
-    bitmap = await bitmapOf(await response.blob());
-  }
-  if (bitmap) showPhoto(bitmap);
+async function readUpright(preview, next, signal) {
+  const bitmap = await preview;
+  if (bitmap && bitmap.width === next.width && bitmap.height === next.height) return bitmap;
+  const response = await result(file, next.id, {}, "photo", signal);
+  return bitmapOf(await response.blob());
 }
 
 // The panel
@@ -222,9 +223,10 @@ function save(blob, name) {
 
 async function savePicture() {
   byId("save-picture").disabled = true;
+  const name = `${stemOf(file.name)}_segments.jpg`; // another photo may be open when the picture arrives
   try {
     const response = await result(file, found.id, thresholds, "picture");
-    save(await response.blob(), `${stemOf(file.name)}_segments.jpg`);
+    save(await response.blob(), name);
   } catch (error) {
     showError(error);
   } finally {
@@ -258,7 +260,7 @@ function listen() {
     stage.classList.remove("over");
     const [dropped] = event.dataTransfer.files;
     if (dropped) open(dropped);
-    else byId("error").textContent = "This is no file: save the picture first, and drop the file.";
+    else byId("error").textContent = "No file was dropped: save the picture, then drop the file.";
   });
   document.addEventListener("paste", (event) => {
     const [pasted] = event.clipboardData.files;

@@ -100,12 +100,21 @@ def test_classes_from_a_table(tmp_path: Path) -> None:
     assert convert(*words, "--output", tmp_path / "other") == 2
 
 
+LARGEST = 10**15 - 1
+WRAPPING = [str(LARGEST)] * (2**64 // LARGEST) + [str(2**64 % LARGEST + 3)]
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
         (
             '<mask label="car" rle="9" left="0" top="0" width="2" height="2"/>',
             "'rle' has 9 pixels, expected at most 2 x 2",
+        ),
+        # 18,447 runs with a sum of 2^64 + 3, which int64 counts as 3.
+        (
+            f'<mask label="car" rle="{",".join(WRAPPING)}" left="0" top="0" width="2" height="2"/>',
+            f"'rle' has {2**64 + 3} pixels, expected at most 2 x 2",
         ),
         ('<mask label="car" rle="1,-1" left="0" top="0" width="2" height="2"/>', "'rle' is '1,-1', expected numbers"),
         ('<mask label="car" rle="" left="0" top="0" width="2" height="2"/>', "'rle' is '', expected numbers"),
@@ -119,6 +128,12 @@ def test_classes_from_a_table(tmp_path: Path) -> None:
         ('<polygon label="car" points="1,nan;3,4;5,6"/>', "expected x,y;x,y"),
         ('<polygon label="car" points="1,1e300;3,4;5,6"/>', "expected x,y;x,y"),
         ('<box label="car" xtl="0" ytl="1" xbr="3"/>', "expected finite numbers for xtl, ytl, xbr, ybr"),
+        ('<box label="car" xtl="0" ytl="1" xbr="3" rotation="30"/>', "expected finite numbers for xtl, ytl, xbr, ybr"),
+        ('<ellipse label="car" cx="4" cy="5" rx="3" rotation="2"/>', "expected finite numbers for cx, cy, rx, ry"),
+        (
+            '<box label="car" xtl="0" ytl="1" xbr="3" ybr="2" rotation="x"/>',
+            "expected finite numbers for xtl, ytl, xbr, ybr, rotation",
+        ),
         ('<box label="car" z_order="x" xtl="0" ytl="1" xbr="3" ybr="2"/>', "'z_order' is 'x', expected a whole number"),
         ('<box label="car" xtl="0"', "not a valid XML file"),
     ],

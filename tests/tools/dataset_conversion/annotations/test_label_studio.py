@@ -99,7 +99,7 @@ def test_the_last_annotation_counts(tmp_path: Path) -> None:
     bare = {"data": {"image": "b.jpg"}, "annotations": [], "predictions": [{"result": []}]}
     source = read_label_studio(write(tmp_path, first, bare), image_root=tmp_path)
     assert [one["name"] for one in source.categories] == ["new"] and len(source.images) == 1
-    assert source.notes["tasks with several annotations, of which the last is used"] == 1
+    assert source.notes["tasks with several annotations; the last one was used"] == 1
     assert source.notes["tasks without an annotation, skipped"] == 1
 
 

@@ -36,6 +36,25 @@ def test_the_whole_set_and_one_folder(tmp_path: Path, names: str) -> None:
     assert read_set(tmp_path / "one", root / "images" / "train")["a.jpg"][0, 0] == "dog"  # which is stuff now
 
 
+def test_folders_above_the_set_do_not_count(tmp_path: Path) -> None:
+    """A set below a folder that is called images, too: `images` there is not the folder of its images."""
+    root = write(tmp_path / "images" / "set")
+    save_image(root / "extra" / "c.jpg", (4, 8))
+    assert [one.image["file_name"] for one in read_yolo(root).images] == ["images/train/a.jpg", "images/val/sub/b.jpg"]
+    one = read_yolo(root / "images" / "train")
+    assert len(one.regions(one.images[0])[0]) == 1
+
+
+def test_a_set_that_is_itself_called_images(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    save_image(root / "train" / "a.jpg", (4, 8))
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text(SQUARE)
+    (root / "data.yaml").write_text("names: [car, dog]")
+    source = read_yolo(root)
+    assert len(source.regions(source.images[0])[0]) == 1
+
+
 def test_notes_and_ids(tmp_path: Path) -> None:
     source = read_yolo(write(tmp_path, "0 0.5 0.5 0.2 0.2\n") / "data.yaml")
     assert [(one["id"], one["name"]) for one in source.categories] == [(1, "car"), (2, "dog")]
