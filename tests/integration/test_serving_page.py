@@ -76,7 +76,7 @@ def test_first_command_and_its_clients(folder: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.usefixtures("folder")
 def test_second_command() -> None:
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 3 and COMMANDS[2].strip() == "--model R50"  # of the text; published names have their tests
     with served(COMMANDS[1]) as address, urllib.request.urlopen(f"{address}/v1/model", timeout=60) as answer:
         assert json.load(answer)["limits"]["max_pixels"] == 12_000_000
 

@@ -84,7 +84,7 @@ def test_commands_with_a_detectron2_too_old(run_python, tmp_path: Path) -> None:
     written = " ".join(process.stdout.split())
     assert process.returncode == 1 and "! detectron2 Detectron2 is too old: v0.6 of 2021" in written
     assert "remove this Detectron2" in written and MENDS_DETECTRON2 in process.stdout
-    process = run_python("-W", "ignore", "-m", "psf", "train", "--help", path=[tmp_path])
+    process = run_python("-W", "ignore", "-m", "psf", "train", "--num-gpus", "0", path=[tmp_path])
     assert process.returncode == 2 and process.stderr.startswith("error: psf train cannot start (Detectron2 is too old")
 
 
