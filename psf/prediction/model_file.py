@@ -152,7 +152,10 @@ def _check_whole(content: dict[str, Any], path: str, cfg: CfgNode) -> None:
     """
     cfg = cfg.clone()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the classes are those of MODEL.PSF.CLASSES
-    stored, names = ClassNames.of_checkpoint(content), class_names_from_config(cfg)
+    try:
+        stored, names = ClassNames.of_checkpoint(content), class_names_from_config(cfg)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if stored is not None and stored != names:
         own = [] if names is None else [*names.things, *names.stuff]
         foreign = sorted(set(own) ^ {*stored.things, *stored.stuff})
