@@ -226,7 +226,8 @@ def run_command(action: Callable[[], int | None]) -> int:
 
     Returns:
         The action's exit code (None counts as 0); 2 after a user error, a file system error or a lack of memory, which
-        is printed as one line on stderr; 130 after Ctrl-C, with the text of the KeyboardInterrupt (`interruptible`), if it has one.
+        is printed as one line on stderr; 130 after Ctrl-C, with the text of the KeyboardInterrupt (`interruptible`), if
+        it has one.
     """
     open_streams()
     tolerate_output()

@@ -157,11 +157,11 @@ def _check_whole(content: dict[str, Any], path: str, cfg: CfgNode) -> None:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if stored is not None and stored != names:
-        own = [] if names is None else [*names.things, *names.stuff]
-        foreign = sorted(set(own) ^ {*stored.things, *stored.stuff})
+        own, others = ([] if one is None else [*one.things, *one.stuff] for one in (names, stored))
+        foreign = sorted(set(own) ^ set(others))[:3] or "in another order"
         raise UserError(
             f"{path}: MODEL.PSF.CLASSES in its config names other classes than the file stores with the weights "
-            f"({len(own)} against {len(stored.things) + len(stored.stuff)}; {foreign[:3] or 'in another order'}): {_DAMAGED}"
+            f"({len(own)} against {len(others)}; {foreign}): {_DAMAGED}"
         )
     weights = arrange_weights(content, path)["model"]
     if cfg.MODEL.PSF.NUM_THING_QUERIES == -1:  # from the data

@@ -157,7 +157,10 @@ def edited(model_file: Path, folder: Path, edit: Callable[[dict[str, Any]], None
         ({"HIDDEN_DIM": 96_000}, r"weights do not fit the config in it \(.* has the shape .*, expected .*96000.*other"),
         ({"NUM_THING_QUERIES": 99_999}, r"do not fit .*query_.* expected \(99999, "),
         ({"PIXEL_ENCODER": {"NUM_LAYERS": 900_000}}, "a model of more than .* modules and parameters"),
-        ({"CLASSES": [str(one) for one in CLASSES[:3]], "NUM_STUFF_CLASSES": 0}, r"names other classes than .* \(3 against 7; "),
+        (
+            {"CLASSES": [str(one) for one in CLASSES[:3]], "NUM_STUFF_CLASSES": 0},
+            r"names other classes than .* \(3 against 7; ",
+        ),
         ({"CLASSES": [str(one._replace(name="x")) for one in CLASSES]}, "two classes with the same name"),
         ({"CLASSES": [str(one._replace(category_id=1)) for one in CLASSES]}, "two classes with the same category id"),
         ({"CLASSES": [str(CLASSES[0]) + "x" * 255]}, "a name of 259 characters"),

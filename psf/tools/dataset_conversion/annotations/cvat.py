@@ -30,7 +30,7 @@ from psf.tools.dataset_conversion.regions import (
 from psf.tools.dataset_conversion.sources import (
     Source,
     SourceImage,
-    check_png_names,
+    check_distinct,
     count_missing,
     named_categories,
 )
@@ -78,7 +78,7 @@ def read_cvat(
         raise UserError(f"{xml_file}: the label {unknown[0]!r} is not in {classes.place if classes else xml_file}")
     if not reader.images:
         raise UserError(f"{xml_file}: found no <image>, expected an export of the kind 'CVAT for images 1.1'")
-    check_png_names(reader.images, str(xml_file))
+    check_distinct(reader.images, str(xml_file))
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
         return _regions(item, id_of)

@@ -16,7 +16,7 @@ from psf.data.panoptic_format import NAME, are_coordinates, name_notes, shorten
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
-from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, named_categories
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_distinct, named_categories
 
 __all__ = ["read_yolo"]
 
@@ -47,7 +47,7 @@ def read_yolo(path: Path, *, things: Sequence[str] | None = None) -> Source:
     images = [_read_image(file, root, number, data_file) for number, file in enumerate(_find_images(root), 1)]
     if not images:
         raise UserError(f"{root}: found no image in a folder `images`, expected images/... and labels/... beside it")
-    check_png_names(images, str(root))
+    check_distinct(images, str(root))
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
         return _regions(item, id_of)
