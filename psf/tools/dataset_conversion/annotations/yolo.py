@@ -20,7 +20,8 @@ from psf.tools.dataset_conversion.sources import Source, SourceImage, check_dist
 
 __all__ = ["read_yolo"]
 
-_MOST_BYTES = 1_000_000  # of a data.yaml
+_MOST_BYTES = 200_000  # of a data.yaml; PyYAML reads about 50,000 in a second
+_MOST_CLASSES = 10_000
 _MOST_LABEL_BYTES = 100_000_000  # of the text of an image
 _BOX = 4  # numbers of a box, after the class
 
@@ -86,6 +87,8 @@ def _read_names(path: Path) -> dict[int, str]:
     is_valid = isinstance(names, dict) and all(type(key) is int and NAME.accepts(one) for key, one in names.items())
     if not isinstance(names, dict) or not is_valid:
         raise UserError(f"{path}: `names` is {shorten(names)}, expected a list of names, or a name for each number")
+    if len(names) > _MOST_CLASSES:
+        raise UserError(f"{path}: found {len(names)} classes, expected at most {_MOST_CLASSES}")
     if repeated := [name for name, number in Counter(names.values()).items() if number > 1]:
         raise UserError(f"{path}: two classes are called {repeated[0]!r}; rename one of them")
     return dict(sorted(names.items()))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from psf.errors import UserError
+from psf.tools.dataset_conversion.annotations import cvat
 from psf.tools.dataset_conversion.annotations.cvat import read_cvat
 from psf.tools.dataset_conversion.regions import Region
 from tests.tools.dataset_conversion.label_files import convert, read_set, save_image
@@ -169,3 +170,13 @@ def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         read_cvat(tmp_path / "missing.xml")
+
+
+def test_a_tag_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """expat reads it again with each chunk; a file of many small tags may be larger."""
+    monkeypatch.setattr(cvat, "_CHUNK", 100)
+    monkeypatch.setattr(cvat, "_MOST_TAG_BYTES", 1000)
+    read_cvat(write(tmp_path, 100 * '<polygon label="car" points="0,0;4,0;4,4"/>'))
+    with pytest.raises(UserError, match=r"line 1: found a tag of \d{4} bytes or more"):
+        (tmp_path / "b.xml").write_text(f'<annotations><image name="{"x" * 2000}"/></annotations>')
+        read_cvat(tmp_path / "b.xml")
