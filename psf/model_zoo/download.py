@@ -268,12 +268,12 @@ class _HttpsConnection(HTTPSConnection):
 
 class _Http(HTTPHandler):
     def http_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(_HttpConnection, req)  # type: ignore[arg-type]
+        return self.do_open(_HttpConnection, req)
 
 
 class _Https(HTTPSHandler):
     def https_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(_HttpsConnection, req)  # type: ignore[arg-type]
+        return self.do_open(_HttpsConnection, req)
 
 
 class _Redirects(HTTPRedirectHandler):
