@@ -15,7 +15,7 @@ from pathlib import Path
 
 from psf.errors import UserError
 
-__all__ = ["atomic_path", "cache_path", "cache_root", "remove_stale_drafts", "write_text"]
+__all__ = ["atomic_path", "cache_path", "cache_root", "naming_full_disk", "remove_stale_drafts", "write_text"]
 
 # Folders of `atomic_path` have the names of the machine and the process in their own name.
 _DRAFT = re.compile(r"\.psf-(?P<host>.*)-(?P<process>\d+)-\w+")
@@ -38,7 +38,7 @@ def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".psf-{socket.gethostname()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder, _naming(target):
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder, naming_full_disk(target):
         path = Path(folder, target.name)
         yield path
         if durable and path.is_file():
@@ -53,7 +53,7 @@ def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(target: Path) -> Iterator[None]:
+def naming_full_disk(target: Path) -> Iterator[None]:
     """Give errors of a full disk, which name no file, the name of the file that is written."""
     try:
         yield

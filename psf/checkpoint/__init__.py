@@ -11,7 +11,7 @@ from psf.checkpoint.class_remapping import (
     remap_classes,
     stored_query_count,
 )
-from psf.checkpoint.conversion import Conversion, convert_checkpoint
+from psf.checkpoint.conversion import Conversion, convert_checkpoint, shapes_of_model
 from psf.checkpoint.entries import ClassNames, ModelEntry, TunedMerging, check_same_classes, class_names_from_config
 from psf.checkpoint.imagenet import convert_imagenet
 from psf.checkpoint.loading import arrange_weights, kind_of_weights
@@ -54,6 +54,7 @@ __all__ = [
     "read_state_dict",
     "register_pretrained_handler",
     "remap_classes",
+    "shapes_of_model",
     "stored_query_count",
     "write_checkpoint",
 ]

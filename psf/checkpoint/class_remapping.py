@@ -13,6 +13,7 @@ from torch import Tensor
 from psf.checkpoint.entries import ClassNames
 from psf.checkpoint.name_table import is_match
 from psf.checkpoint.reading import no_weight, wrong_entry
+from psf.errors import escape_controls
 
 __all__ = [
     "ClassChanges",
@@ -108,12 +109,17 @@ def remap_classes(
 def changes_table(changes: Mapping[str, ClassChanges]) -> str:
     """What happens to each class, by kind."""
     rows = [
-        [kind, what, len(names), "\n".join(textwrap.wrap(", ".join(names), LINE, break_on_hyphens=False))]
+        [kind, what, len(names), _list_names(names)]
         for kind, change in changes.items()
         for what, names in change.groups().items()
         if names
     ]
     return tabulate(rows, ["", "", "classes", ""], tablefmt="simple")
+
+
+def _list_names(names: Sequence[str]) -> str:
+    text = escape_controls(", ".join(names))
+    return "\n".join(textwrap.wrap(text, LINE, break_on_hyphens=False))
 
 
 def _find(old: Sequence[str], new: Sequence[str]) -> tuple[int | None, ...]:

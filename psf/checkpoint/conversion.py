@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from psf.checkpoint.entries import ModelEntry, class_names_from_config
 from psf.checkpoint.imagenet import NOT_IN_IMAGENET, convert_imagenet, find_layout
@@ -21,7 +28,7 @@ from psf.checkpoint.released import DROPPED, convert_released
 from psf.checkpoint.saving import write_checkpoint
 from psf.errors import UserError
 
-__all__ = ["Conversion", "convert_checkpoint", "convert_entries"]
+__all__ = ["Conversion", "convert_checkpoint", "convert_entries", "shapes_of_model"]
 
 BACKBONE = "backbone."
 NUM_NAMED = 8  # entries listed in an error message
@@ -76,7 +83,7 @@ def convert_entries(entries: Mapping[str, Tensor], cfg: CfgNode, source: str) ->
     """
     entries = without_wrappers(entries)
     is_backbone = not any(name.startswith("bbox_head.") for name in entries)
-    wanted = _shapes_of_model(cfg)
+    wanted = shapes_of_model(cfg)
     may_be_missing: tuple[str, ...] = ()
     if is_backbone:
         converted, dropped, may_be_missing = convert_imagenet(entries), find_layout(entries).dropped, NOT_IN_IMAGENET
@@ -93,13 +100,38 @@ def convert_entries(entries: Mapping[str, Tensor], cfg: CfgNode, source: str) ->
     return content, Conversion(is_backbone, len(entries), len(converted), dropped_counts, fresh)
 
 
-def _shapes_of_model(cfg: CfgNode) -> dict[str, torch.Size]:
-    """Name -> shape of each parameter and buffer, without allocating them."""
+def shapes_of_model(cfg: CfgNode, most_parts: int | None = None) -> dict[str, torch.Size]:
+    """Name -> shape of each parameter and buffer, without allocating them.
+
+    Args:
+        cfg: of the model.
+        most_parts: largest number of modules and parameters that are built, for a config from a stranger.
+
+    Raises:
+        UserError: as the model; if it has more than `most_parts`.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    with torch.device("meta"), _limited(most_parts):
         return {name: x.shape for name, x in build_model(cfg).state_dict().items()}
+
+
+@contextmanager
+def _limited(most_parts: int | None) -> Iterator[None]:
+    """Stop the construction of a model in this thread as soon as it has too many parts."""
+    thread, counter = threading.get_ident(), itertools.count(1)
+
+    def count(module: nn.Module, name: str, part: object) -> None:
+        if most_parts is not None and threading.get_ident() == thread and next(counter) > most_parts:
+            raise UserError(f"the config describes a model of more than {most_parts} modules and parameters")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_fit(

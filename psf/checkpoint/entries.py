@@ -16,7 +16,8 @@ from psf.config import add_psf_config, leaves
 from psf.errors import UserError
 from psf.inference import MergingThresholds
 from psf.meta_arch import classes_from_config, metadata_from_config, store_classes
-from psf.structures import PanopticClasses
+from psf.structures import PanopticClasses, read_classes
+from psf.structures.class_list import MAX_NAME
 
 __all__ = ["ClassNames", "ModelEntry", "TunedMerging", "check_same_classes", "class_names_from_config"]
 
@@ -58,13 +59,18 @@ class ClassNames(NamedTuple):
         if entry is None:
             return None
         lists = [entry.get(kind) for kind in cls._fields] if isinstance(entry, Mapping) else [None]
-        if not all(isinstance(one, (list, tuple)) and all(isinstance(name, str) for name in one) for one in lists):
-            raise wrong_entry(CLASSES_ENTRY, entry, 'lists of names under "things" and "stuff"')
+        if not all(isinstance(one, (list, tuple)) and all(map(_is_name, one)) for one in lists):
+            expected = f'lists of names (up to {MAX_NAME} characters) under "things" and "stuff"'
+            raise wrong_entry(CLASSES_ENTRY, entry, expected)
         return cls(tuple(entry["things"]), tuple(entry["stuff"]))
 
     def as_entry(self) -> dict[str, dict[str, list[str]]]:
         """The checkpoint entry for the names."""
         return {CLASSES_ENTRY: {"things": list(self.things), "stuff": list(self.stuff)}}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME
 
 
 class ModelEntry(NamedTuple):
@@ -84,11 +90,16 @@ class ModelEntry(NamedTuple):
 
     @classmethod
     def of_config(cls, cfg: CfgNode) -> ModelEntry:
-        """The entry for the model of a config; the classes are those of `store_classes`."""
+        """The entry for the model of a config; the classes are those of `store_classes`.
+
+        Raises:
+            UserError: as `psf.structures.read_classes`, for the classes of a dataset.
+        """
         cfg, defaults = cfg.clone(), get_cfg()
         add_psf_config(defaults)
         cfg.defrost()
         store_classes(cfg)
+        read_classes(cfg.MODEL.PSF.CLASSES)  # now, not when the trained model is read
         usual, content = dict(leaves(defaults)), dict[str, Any]()
         for key, value in leaves(cfg):
             is_stored = key.startswith("MODEL.PSF.") or key == "VERSION" or value != usual.get(key, cls)

@@ -225,8 +225,9 @@ def run_command(action: Callable[[], int | None]) -> int:
     """Run a command's action, and report user errors.
 
     Returns:
-        The action's exit code (None counts as 0); 2 after a user error or a file system error, which is printed as one
-        line on stderr; 130 after Ctrl-C, with the text of the KeyboardInterrupt (`interruptible`), if it has one.
+        The action's exit code (None counts as 0); 2 after a user error, a file system error or a lack of memory, which
+        is printed as one line on stderr; 130 after Ctrl-C, with the text of the KeyboardInterrupt (`interruptible`), if
+        it has one.
     """
     open_streams()
     tolerate_output()
@@ -239,3 +240,16 @@ def run_command(action: Callable[[], int | None]) -> int:
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {printable(without_worker(str(error)))}\n")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        what = f" ({printable(reason)})" if reason else ""
+        sys.stderr.write(f"error: not enough memory{what}: take smaller images, a smaller batch or fewer workers\n")
+        return 2
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether Python, or torch on a CPU or GPU, could not allocate memory; torch need not be loaded."""
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or is_torch

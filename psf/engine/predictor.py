@@ -83,7 +83,8 @@ class Predictor(DefaultPredictor):
         """Check and resize an image: Detectron2's dict of it, the input of the model.
 
         Raises:
-            UserError: if it is not an array (H, W, C) with the model's number of channels and at least one pixel.
+            UserError: if it is not an array (H, W, C) with the model's number of channels and at least one pixel, or
+                the resize makes more than INPUT.PSF_MAX_PIXELS of it.
         """
         num_channels = len(self.cfg.MODEL.PIXEL_MEAN)
         if original_image is None:
@@ -99,9 +100,20 @@ class Predictor(DefaultPredictor):
                 f"{num_channels} channels (MODEL.PIXEL_MEAN){hint if num_channels == 3 else ''}"
             )
         image = original_image[..., ::-1] if self.input_format == "RGB" else original_image
-        resized = self.aug.get_transform(image).apply_image(image)
+        transform = self.aug.get_transform(image)
+        self._check_resized(transform, shape)
+        resized = transform.apply_image(image)
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
         return {"image": tensor, "height": shape[0], "width": shape[1]}
+
+    def _check_resized(self, transform: Any, shape: tuple[int, ...]) -> None:
+        limit, sides = self.cfg.INPUT.PSF_MAX_PIXELS, (getattr(transform, "new_h", 0), getattr(transform, "new_w", 0))
+        if sides[0] * sides[1] > max(limit, shape[0] * shape[1]):
+            keys = "TEST.AUG.MIN_SIZES and MAX_SIZE" if self._views else "INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST"
+            raise UserError(
+                f"the image of {shape[1]} x {shape[0]} pixels would be resized to {sides[1]} x {sides[0]}, more than "
+                f"INPUT.PSF_MAX_PIXELS, {limit}: lower {keys}"
+            )
 
     def read(self, path: str, data: bytes | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read an image file: the input of a call, and a picture to draw on, (H, W, 3) uint8 in RGB order.

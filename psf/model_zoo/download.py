@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
+from contextlib import contextmanager, nullcontext, suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -27,7 +30,7 @@ from urllib.request import (
 )
 
 from psf.atomic_files import write_text
-from psf.data.files import SECONDS_TO_ANSWER, read_json
+from psf.data.files import SECONDS_TO_ANSWER, check_regular, read_json
 from psf.errors import UserError
 from psf.progress import Progress
 
@@ -39,7 +42,7 @@ MAX_BYTES = 8 * 2**30  # of a file; the largest published model has 0.9 GB of we
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before another attempt, after a connection has broken
 LEAST_PACE = 1024  # bytes in a second, over SECONDS_TO_ANSWER; slower is a broken connection
 _CHUNK = 2**20  # bytes
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 _WITH_WAIT = (403, 429, 503)  # statuses that may say how long to wait
 
 
@@ -67,8 +70,10 @@ def download(url: str, part: Path, way_out: str) -> None:
         way_out: what a user can do if it fails, for messages.
 
     Raises:
-        UserError: if the file cannot be downloaded or written; what has arrived stays.
+        UserError: if the file cannot be downloaded or written, what has arrived stays; if `part` is a link, a folder or
+            a pipe.
     """
+    check_regular(part, links=False)
     reasons: list[str] = []  # of the last break, and of what came after it
     for pause in (0.0, *PAUSES):
         if reasons:
@@ -108,7 +113,7 @@ def _attempt(url: str, part: Path) -> None:
         request.add_header("Range", f"bytes={done}-")
         request.add_header("If-Range", known.validator)
     try:
-        response = _opener().open(request, timeout=SECONDS_TO_ANSWER)
+        response = _open(request)
     except HTTPError as error:
         if error.code != 416:  # the file has become shorter
             raise
@@ -119,6 +124,17 @@ def _attempt(url: str, part: Path) -> None:
         done, remote = _agree(response, part, known, done, url)
         logger.info("downloading %s to %s%s", url, part.parent, f", from byte {done:,}" if done else "")
         _receive(response, part, done, remote)
+
+
+def _open(request: Request) -> HTTPResponse:
+    """The answer to a request, after redirects."""
+    try:
+        response: HTTPResponse = _opener().open(request, timeout=SECONDS_TO_ANSWER)
+        return response
+    except UserError:
+        raise
+    except ValueError as error:  # a host that is no name, here or in a redirect
+        raise URLError(f"a wrong address, {error}") from error
 
 
 def _agree(response: HTTPResponse, part: Path, known: _Remote | None, done: int, url: str) -> tuple[int, _Remote]:
@@ -202,6 +218,65 @@ def _beside(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
+class _Response(HTTPResponse):
+    """An answer whose headers, and lengths of chunks, must arrive in time.
+
+    The timeout of a socket is for each piece: a server that sends a byte now and then would hold a reader for ever.
+    """
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **others: Any) -> None:
+        super().__init__(sock, *arguments, **others)
+        self._socket = sock
+
+    def begin(self) -> None:
+        with self._deadline("headers"):
+            super().begin()
+
+    def read1(self, n: int = -1) -> bytes:
+        with self._deadline("next piece") if self.chunked else nullcontext():
+            return super().read1(n)
+
+    @contextmanager
+    def _deadline(self, what: str) -> Iterator[None]:
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            with suppress(OSError):  # closed in the meantime
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+        timer = threading.Timer(SECONDS_TO_ANSWER, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (OSError, HTTPException):
+            if not is_late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if is_late.is_set():  # what has been read may be cut
+            raise TimeoutError(f"its {what} did not arrive in {SECONDS_TO_ANSWER:.0f} s")
+
+
+class _HttpConnection(HTTPConnection):
+    response_class = _Response
+
+
+class _HttpsConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _Http(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_HttpConnection, req)
+
+
+class _Https(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_HttpsConnection, req)
+
+
 class _Redirects(HTTPRedirectHandler):
     """Redirects that stay with https, if the address has it."""
 
@@ -222,8 +297,8 @@ def _opener() -> OpenerDirector:
     opener = OpenerDirector()
     for handler in (
         ProxyHandler(),
-        HTTPHandler(),
-        HTTPSHandler(),
+        _Http(),
+        _Https(),
         _Redirects(),
         HTTPDefaultErrorHandler(),
         HTTPErrorProcessor(),

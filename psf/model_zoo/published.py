@@ -148,6 +148,7 @@ def _read_record(published: Published) -> _Record | None:
 def _lock(published: Published) -> Iterator[None]:
     """Let one process or thread at a time fill the cache; the lock ends with its process, however that ends."""
     path = published.source.with_name(f".{published.file}.lock")
+    check_regular(path, links=False)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

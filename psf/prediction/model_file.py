@@ -8,8 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 
-from psf.checkpoint import ModelEntry, read_checkpoint
+from psf.checkpoint import (
+    ClassNames,
+    ModelEntry,
+    arrange_weights,
+    class_names_from_config,
+    read_checkpoint,
+    shapes_of_model,
+    stored_query_count,
+)
 from psf.config import add_psf_config, import_user_modules
 from psf.data.files import local_path
 from psf.engine import build_config
@@ -21,6 +30,9 @@ from psf.model_zoo import find_model
 from psf.structures import ClassEntry, PanopticClasses
 
 __all__ = ["ModelFile", "choose_device", "find_model_file", "read_config", "read_model_file"]
+
+_DAMAGED = "the file is damaged or was edited; take the original, or name a config with --config-file (config_file=)"
+_PARTS_PER_WEIGHT = 8  # modules and parameters that are built for each weight; about 2 in psf's models
 
 
 class ModelFile(NamedTuple):
@@ -76,6 +88,7 @@ def read_model_file(
     else:
         cfg = read_config(content, path, options=options, imports=imports)
         cfg.DATASETS.TEST = (os.path.abspath(path),)  # a name that no registered set has
+        _check_whole(content, path, read_config(content, path, imports=imports) if options else cfg)
     cfg.MODEL.DEVICE = choose_device(device)
     return ModelFile(path, cfg, content)
 
@@ -118,7 +131,58 @@ def read_config(
     merge_options(cfg, list(options))
     import_user_modules(cfg)
     check_config(cfg)
+    if META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__.startswith("detectron2."):
+        raise UserError(
+            f"{path} has a model of Detectron2, MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: expected "
+            "PanopticSegFormer; it was not written by psf"
+        )
     return cfg
+
+
+def _check_whole(content: dict[str, Any], path: str, cfg: CfgNode) -> None:
+    """Check that the config in a file describes the weights and the class names in it, before the model is built.
+
+    Args:
+        content: of the checkpoint.
+        path: of the checkpoint.
+        cfg: from `read_config`, without options of the user.
+
+    Raises:
+        UserError: if the file contradicts itself.
+    """
+    cfg = cfg.clone()
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the classes are those of MODEL.PSF.CLASSES
+    try:
+        stored, names = ClassNames.of_checkpoint(content), class_names_from_config(cfg)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if stored is not None and stored != names:
+        own, others = ([] if one is None else [*one.things, *one.stuff] for one in (names, stored))
+        foreign = ", ".join(sorted(set(own) ^ set(others))[:3]) or "in another order"
+        raise UserError(
+            f"{path}: MODEL.PSF.CLASSES in its config names other classes than the file stores with the weights "
+            f"({len(own)} against {len(others)}; {foreign}): {_DAMAGED}"
+        )
+    weights = arrange_weights(content, path)["model"]
+    if cfg.MODEL.PSF.NUM_THING_QUERIES == -1:  # from the data
+        cfg.MODEL.PSF.NUM_THING_QUERIES = stored_query_count(content) or 1
+    try:
+        wanted = shapes_of_model(cfg, most_parts=_PARTS_PER_WEIGHT * len(weights) + 1000)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):  # code that needs values, such as a user's own module
+            raise
+        return
+    except UserError as error:
+        raise UserError(f"{path}: its weights do not fit the config in it: {error}") from error
+    missing = [f"{name} is missing" for name in wanted if name not in weights]
+    reshaped = [
+        f"{name} has the shape {tuple(weights[name].shape)}, expected {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in weights and tuple(weights[name].shape) != tuple(shape)
+    ]
+    if wrong := reshaped + missing:
+        more = f", and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        raise UserError(f"{path}: its weights do not fit the config in it ({wrong[0]}{more}): {_DAMAGED}")
 
 
 def _unnamed_classes(cfg: CfgNode) -> list[str]:

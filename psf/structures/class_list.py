@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from psf.errors import UserError
 from psf.structures.types import CategoryIds, PanopticClasses
 
-__all__ = ["ClassEntry", "list_classes", "metadata_of_classes", "read_classes"]
+__all__ = ["MAX_NAME", "ClassEntry", "list_classes", "metadata_of_classes", "read_classes"]
 
 MAX_CLASSES = 2**16  # contiguous ids are below it; lists of names are as long as the highest one
+MAX_NAME = 255  # characters
 _TEXT = re.compile(r"(thing|stuff) (\d{1,9}) (\d{1,18}) (-|[0-9a-f]{6}) (.+)", re.DOTALL)
 _EXPECTED = "'thing 0 1 dc143c person': the kind, contiguous id, id in the dataset, color (or -) and name"
 
@@ -31,6 +32,11 @@ class ClassEntry(NamedTuple):
         found = _TEXT.fullmatch(text)
         if found is None or int(found[2]) >= MAX_CLASSES:
             raise UserError(f"MODEL.PSF.CLASSES has {text[:80]!r}: expected a text such as {_EXPECTED}")
+        if len(found[5]) > MAX_NAME:
+            raise UserError(
+                f"MODEL.PSF.CLASSES has a name of {len(found[5])} characters, {found[5][:40]!r}...: expected at most "
+                f"{MAX_NAME}; shorten it in the categories of the dataset"
+            )
         red, green, blue = (0, 0, 0) if found[4] == "-" else bytes.fromhex(found[4])
         color = None if found[4] == "-" else (red, green, blue)
         return cls(found[1] == "thing", int(found[2]), int(found[3]), color, found[5])
@@ -63,13 +69,16 @@ def read_classes(texts: Sequence[str]) -> list[ClassEntry]:
     """The classes of MODEL.PSF.CLASSES.
 
     Raises:
-        UserError: if a text has another form, or two classes of a kind have one contiguous id.
+        UserError: if a text has another form, or two classes of a kind share a contiguous id, a category id or a name.
     """
     entries = [ClassEntry.parse(text) for text in texts]
-    seen: dict[tuple[bool, int], ClassEntry] = {}
+    seen: dict[tuple[bool, str, int | str], ClassEntry] = {}
     for one in entries:
-        if (other := seen.setdefault((one.is_thing, one.contiguous_id), one)) is not one:
-            raise UserError(f"MODEL.PSF.CLASSES has two classes with the same contiguous id: '{other}' and '{one}'")
+        for what in ("contiguous_id", "category_id", "name"):
+            if (other := seen.setdefault((one.is_thing, what, getattr(one, what)), one)) is not one:
+                raise UserError(
+                    f"MODEL.PSF.CLASSES has two classes with the same {what.replace('_', ' ')}: '{other}' and '{one}'"
+                )
     return entries
 
 

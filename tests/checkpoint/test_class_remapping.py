@@ -207,3 +207,8 @@ def test_a_run_that_goes_on_has_as_many(tmp_path: Path):
     going_on = Checkpointer(other, str(tmp_path), optimizer=torch.optim.SGD(other.parameters(), 0.1))
     with pytest.raises(ValueError, match="cannot resume"):
         going_on.resume_or_load("", resume=True)
+
+
+def test_names_in_the_table_cannot_move_the_cursor() -> None:
+    names = ClassNames(("a\x1b[31m\nred\x07",), ())
+    assert r"a\x1b[31m\nred\x07" in changes_table(compare_classes(names, ClassNames(("b",), ())))

@@ -119,6 +119,22 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: found a, expected b\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nException"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_command(fail) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: not enough memory") and "smaller images" in line
+
+
 def test_faults_keep_their_traceback() -> None:
     def fail() -> None:
         raise ValueError("of a library")

@@ -72,3 +72,10 @@ def test_views_are_used() -> None:
     predictor.model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     assert predictor(IMAGE)["panoptic_seg"][0].shape == IMAGE.shape[:2]
     assert [(len(shape), shape[0], min(shape[2:])) for shape in seen] == [(4, 2, 32), (4, 2, 64)]
+
+
+def test_a_resize_beyond_the_limit_is_refused(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor.aug, "short_edge_length", (20_000,))
+    monkeypatch.setattr(predictor.aug, "max_size", 30_000)
+    with pytest.raises(UserError, match=r"60 x 40 pixels would be resized to 30000 x 20000, .* lower INPUT.MIN_SIZE"):
+        predictor.prepare(IMAGE)

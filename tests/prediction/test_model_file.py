@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import psf
@@ -138,3 +139,55 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, model_file: Path) -> None
 def test_what_is_no_file(model: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         psf.load(model)
+
+
+def edited(model_file: Path, folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy whose config is changed, and whose weights are not."""
+    content = read_checkpoint(model_file)
+    config = yaml.safe_load(content["psf_model"]["config"])
+    edit(config)
+    content["psf_model"] = {**content["psf_model"], "config": yaml.safe_dump(config)}
+    write_checkpoint(content, folder / "edited.pth")
+    return folder / "edited.pth"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"HIDDEN_DIM": 96_000}, r"weights do not fit the config in it \(.* has the shape .*, expected .*96000.*other"),
+        ({"NUM_THING_QUERIES": 99_999}, r"do not fit .*query_.* expected \(99999, "),
+        ({"PIXEL_ENCODER": {"NUM_LAYERS": 900_000}}, "a model of more than .* modules and parameters"),
+        (
+            {"CLASSES": [str(one) for one in CLASSES[:3]], "NUM_STUFF_CLASSES": 0},
+            r"names other classes than .* \(3 against 7; ",
+        ),
+        ({"CLASSES": [str(one._replace(name="x")) for one in CLASSES]}, "two classes with the same name"),
+        ({"CLASSES": [str(one._replace(category_id=1)) for one in CLASSES]}, "two classes with the same category id"),
+        ({"CLASSES": [str(CLASSES[0]) + "x" * 255]}, "a name of 259 characters"),
+    ],
+)
+def test_a_config_of_other_weights_is_refused_before_the_model_is_built(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], message: str
+) -> None:
+    def edit(config: dict[str, Any]) -> None:
+        for key, value in keys.items():
+            node = config["MODEL"]["PSF"]
+            node[key] = {**node[key], **value} if isinstance(value, dict) else value
+
+    path = edited(model_file, tmp_path, edit)
+    monkeypatch.setattr("psf.engine.predictor.build_model", None)
+    with pytest.raises(UserError, match=message) as caught:
+        psf.load(path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_detectron2_is_refused(model_file: Path, tmp_path: Path) -> None:
+    path = edited(model_file, tmp_path, lambda config: config["MODEL"].update(META_ARCHITECTURE="GeneralizedRCNN"))
+    with pytest.raises(UserError, match=r"a model of Detectron2.* GeneralizedRCNN: expected PanopticSegFormer"):
+        psf.load(path, device="cpu")
+
+
+def test_options_may_change_the_model(model_file: Path) -> None:
+    """The user's own options are no damage of the file."""
+    predictor = psf.load(model_file, options=["MODEL.PSF.NUM_THING_QUERIES", "30"], device="cpu")
+    assert predictor.cfg.MODEL.PSF.NUM_THING_QUERIES == 30

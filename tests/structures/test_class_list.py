@@ -54,3 +54,16 @@ def test_ids_are_unique() -> None:
 def test_classes_without_names_are_not_listed() -> None:
     assert list_classes(Metadata(name="x", thing_dataset_id_to_contiguous_id={1: 0})) == []
     assert list_classes(Metadata(name="x")) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["thing 0 1 - a", "stuff 1 1 - a", "thing 2 1 - c"], "the same category id: 'thing 0 1 - a'"),
+        (["stuff 0 1 - a", "stuff 2 3 - a"], "the same name: 'stuff 0 1 - a' and 'stuff 2 3 - a'"),
+        (["thing 0 1 - " + "n" * 256], "has a name of 256 characters, 'nnn.*at most 255"),
+    ],
+)
+def test_ambiguous_classes_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_classes(texts)

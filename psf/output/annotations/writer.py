@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
+from psf.atomic_files import naming_full_disk
 from psf.data.files import make_folder, remove_stale_drafts
 from psf.data.own_files import check_replaceable, own_path
 from psf.data.panoptic_format import distinct_names
@@ -136,7 +137,8 @@ class StreamedFile(AbstractContextManager["StreamedFile"]):
     def append(self, part: str) -> None:
         """Add a part."""
         number = self._end[1]
-        self._file.write(((self._separator if number else "") + part).encode())
+        with naming_full_disk(self._target):
+            self._file.write(((self._separator if number else "") + part).encode())
         self._end = (self._file.tell(), number + 1)
 
     def __exit__(

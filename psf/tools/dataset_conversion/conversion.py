@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,12 +21,14 @@ from psf.data.panoptic_labels import compact_with_boxes
 from psf.errors import UserError
 from psf.progress import Progress
 
-__all__ = ["Drawing", "PanopticFiles", "png_name", "write_panoptic_set"]
+__all__ = ["Drawing", "PanopticFiles", "distinct_png_names", "png_name", "write_panoptic_set"]
 
 Item = TypeVar("Item")
 
 # Segment k gets the PNG id k * _ID_STEP modulo 2^24: an odd step keeps ids distinct, a large one makes them visible.
 _ID_STEP = 0x9E3779
+
+_MAX_PART, _MAX_PATH = 255, 2000  # bytes that file systems and Linux accept, with space for the folder of the result
 
 
 class PanopticFiles(NamedTuple):
@@ -60,27 +62,50 @@ class Drawing(NamedTuple):
     labels: (H, W) non-negative integers; 0 is void, others are the `id` of a segment.
     segments: {"id", "category_id", "iscrowd"}; segments without a pixel are dropped.
     notes: text for the report -> count.
+    png: name of its PNG; "": `png_name`.
     """
 
     image: dict[str, Any]
     labels: np.ndarray
     segments: list[dict[str, Any]]
     notes: Counter[str]
+    png: str = ""
 
 
 def png_name(file_name: str, place: str) -> str:
     """Name of an image's panoptic PNG in the PNG folder: the name of the image with the suffix .png.
 
     Raises:
-        UserError: beginning with `place`, if the path leads out of the folder.
+        UserError: beginning with `place`, if the path leads out of the folder, or a name in it is too long.
     """
     path = Path(file_name)
+    longest = max((len(os.fsencode(part)) for part in path.with_suffix(".png").parts), default=0) if path.name else 0
+    if longest > _MAX_PART or len(os.fsencode(file_name)) > _MAX_PATH:
+        raise UserError(
+            f"{place}: the file name {shorten(file_name)} has {len(file_name)} characters, expected at most "
+            f"{_MAX_PART} bytes for each folder and name, and {_MAX_PATH} in total"
+        )
     if not path.name or not FILE_NAME.accepts(file_name):
         raise UserError(
             f"{place}: the file name {shorten(file_name)} is not relative to the image folder, expected a path such as "
             "'city/1.jpg'"
         )
     return path.with_suffix(".png").as_posix()
+
+
+def distinct_png_names(file_names: Iterable[str]) -> dict[str, str]:
+    """`png_name` of each image; NAME_2.png and so on for further images of one name, such as a.jpg and a.png."""
+    wanted = {name: png_name(name, "an image") for name in file_names}
+    taken, given = set(wanted.values()), set[str]()
+    for name, png in wanted.items():
+        number = 2
+        while wanted[name] in given:
+            candidate, number = f"{png.removesuffix('.png')}_{number}.png", number + 1
+            if candidate not in taken:
+                wanted[name] = png_name(candidate, "an image")
+        given.add(wanted[name])
+        taken.add(wanted[name])
+    return wanted
 
 
 def write_panoptic_set(
@@ -94,7 +119,7 @@ def write_panoptic_set(
 ) -> Counter[str]:
     """Draw every item and write its PNG, then the JSON. The JSON is written last: if it exists, the set is complete.
 
-    PNGs have the names of `png_name`. Only PNGs of an earlier run are overwritten.
+    PNGs have the names of the drawings, or of `png_name`. Only PNGs of an earlier run are overwritten.
 
     Args:
         items: arguments of `draw`, which several threads call.
@@ -139,7 +164,7 @@ def write_panoptic_set(
 def _write_png(drawing: Drawing, png_root: Path) -> dict[str, Any]:
     """Write an image's PNG; returns its annotation for the JSON."""
     (labels, segments), boxes = compact_with_boxes(drawing.labels, drawing.segments)
-    name = png_name(drawing.image["file_name"], str(png_root))
+    name = drawing.png or png_name(drawing.image["file_name"], str(png_root))
     target = png_root / name
     if os.path.lexists(target) and (target.is_symlink() or not has_png_sign(target)):
         raise UserError(

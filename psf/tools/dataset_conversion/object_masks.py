@@ -16,7 +16,7 @@ from psf.tools.dataset_conversion.classes import Classes
 from psf.tools.dataset_conversion.label_images import read_label_image
 from psf.tools.dataset_conversion.pairing import find_images, join_by_name
 from psf.tools.dataset_conversion.regions import Region, encode_mask
-from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_distinct
 
 __all__ = ["read_object_masks"]
 
@@ -65,7 +65,7 @@ def read_object_masks(
         entry = {"id": number, "file_name": file_name, "height": height, "width": width}
         masks = [{"file": path, "category_id": class_of(path, mask_folder)} for path in _mask_files(mask_folder)]
         items.append(SourceImage(entry, masks))
-    check_png_names(items, str(folder))
+    check_distinct(items, str(folder))
     notes = Counter(classes.notes)
     if image_root is not None and num_skipped:
         notes["images without masks were skipped"] = num_skipped

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psf.data.files import check_regular
-from psf.data.images import open_image
+from psf.data.images import image_size, open_image
 from psf.data.panoptic_format import INTEGER, NAME, shorten
 from psf.errors import UserError
-from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, png_name, write_panoptic_set
+from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, distinct_png_names, write_panoptic_set
 from psf.tools.dataset_conversion.regions import Region, compose
 
 __all__ = [
     "SemanticMasks",
     "Source",
     "SourceImage",
-    "check_png_names",
+    "check_distinct",
     "convert_source",
     "count_missing",
     "join_categories",
@@ -116,14 +116,11 @@ def _unquoted(text: str) -> str:
     return fields[0].strip() if len(fields) == 1 else text
 
 
-def check_png_names(images: Sequence[SourceImage], place: str) -> None:
-    """Raise a UserError that begins with `place` if two images would have the same panoptic PNG."""
-    seen: dict[str, str] = {}
-    for item in images:
-        name = item.image["file_name"]
-        if (png := png_name(name, place)) in seen:
-            raise UserError(f"{place}: {seen[png]} and {name} have the same PNG {png!r}; rename or remove one of them")
-        seen[png] = name
+def check_distinct(images: Sequence[SourceImage], place: str) -> None:
+    """Raise a UserError that begins with `place` if two images are the same file."""
+    names = Counter(item.image["file_name"] for item in images)
+    if repeated := [name for name, number in names.items() if number > 1]:
+        raise UserError(f"{place}: lists the image {shorten(repeated[0])} twice; remove one of them")
 
 
 def named_categories(names: Sequence[str], things: Sequence[str] | None, place: str) -> list[dict[str, Any]]:
@@ -194,13 +191,16 @@ def convert_source(
     """Compose every image of a source and write the set; see `compose` for overlaps.
 
     Raises:
-        UserError: naming the image, if its shapes or its semantic mask are invalid.
+        UserError: naming the image, if its shapes or its semantic mask are invalid, or its file has another size.
     """
     stuff_ids = {category["id"] for category in source.categories if not category["isthing"]}
+    png_names = distinct_png_names([item.image["file_name"] for item in source.images])
 
     def draw(item: SourceImage) -> Drawing:
         size = (item.image["height"], item.image["width"])
         try:
+            if source.image_root is not None:
+                _check_size(source.image_root / item.image["file_name"], size)
             background, new_notes = _background(semantic, item.image["file_name"], size)
             if source.background is not None:
                 background = np.full(size, -1) if background is None else background
@@ -211,12 +211,28 @@ def convert_source(
             )
         except UserError as error:
             raise UserError(f"{item.image['file_name']}: {error}") from error
-        return Drawing(item.image, labels, segments, notes + new_notes + composing)
+        name = png_names[item.image["file_name"]]
+        return Drawing(item.image, labels, segments, notes + new_notes + composing, name)
 
     notes = write_panoptic_set(
         source.images, draw, source.categories, files, workers=workers, show_progress=show_progress
     )
     return notes + source.notes
+
+
+def _check_size(file: Path, size: tuple[int, int]) -> None:
+    """Raise a UserError if an image that is there has another size than its annotations say."""
+    if not file.is_file():
+        return  # `count_missing` reports it
+    try:
+        found = image_size(str(file))
+    except UserError:
+        return  # damaged: `psf validate` reports it
+    if found != size:
+        raise UserError(
+            f"{file} has {found[1]} x {found[0]} pixels, its annotations are of {size[1]} x {size[0]}: restore the "
+            "image that was annotated, or correct its size in the annotations"
+        )
 
 
 def _background(

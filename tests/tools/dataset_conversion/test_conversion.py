@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from psf.data.panoptic_labels import read_panoptic_ids
+from psf.errors import UserError
 from psf.tools.dataset_conversion.annotations.coco import read_instances
 from psf.tools.dataset_conversion.annotations.labelme import read_labelme
 from psf.tools.dataset_conversion.conversion import Drawing, PanopticFiles, write_panoptic_set
@@ -296,12 +297,40 @@ def test_unfit_semantic_masks_are_named(instances, files, tmp_path, mask, messag
     assert not files.json_file.exists()
 
 
-def test_images_whose_pngs_would_be_one_are_named(instances, files):
-    images = [
-        {"id": number, "file_name": f"a.{end}", "height": 2, "width": 2} for number, end in ((1, "jpg"), (2, "png"))
-    ]
-    with pytest.raises(ValueError, match=r"\.json: a\.jpg and a\.png have the same PNG 'a\.png'"):
+def test_images_of_one_name_get_pngs_of_their_own(instances, files):
+    """As psf predict names its results: NAME, NAME_2; and a_2.jpg keeps its own name."""
+    names = ["a.jpg", "a.png", "a_2.jpg", "b/a.jpg", "a.tif"]
+    images = [{"id": number, "file_name": name, "height": 2, "width": 2} for number, name in enumerate(names, 1)]
+    source, _ = read_instances(instances([], images=images), {})
+    convert_source(source, files, overlap="error")
+    found = [one["file_name"] for one in json.loads(files.json_file.read_text())["annotations"]]
+    assert found == ["a.png", "a_3.png", "a_2.png", "b/a.png", "a_4.png"]
+    assert all((files.png_root / name).is_file() for name in found)
+
+
+def test_an_image_that_is_listed_twice_is_named(instances):
+    images = [{"id": number, "file_name": "a.jpg", "height": 2, "width": 2} for number in (1, 2)]
+    with pytest.raises(UserError, match=r"\.json: lists the image 'a\.jpg' twice"):
         read_instances(instances([], images=images), {})
+
+
+LONG_NAMES = ["x" * 252 + ".jpg", "x" * 252 + ".c", "ß" * 126 + ".jpg", "d" * 256 + "/a.jpg", "d/" * 1100 + "a.jpg"]
+
+
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_long_names_are_refused_in_a_short_line(instances, name):
+    images = [{"id": 7, "file_name": name, "height": 2, "width": 2}]
+    with pytest.raises(UserError, match=r"image 7: the file name .* characters, expected at most 255 bytes") as caught:
+        read_instances(instances([], images=images), {})
+    assert len(str(caught.value)) < 600
+
+
+def test_an_image_of_another_size_is_named(instances, files, tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    images = [{"id": 1, "file_name": "a.png", "height": 2, "width": 2}]
+    source, _ = read_instances(instances([], images=images), {})
+    with pytest.raises(UserError, match=r"a\.png has 3 x 2 pixels, its annotations are of 2 x 2: restore"):
+        convert_source(source._replace(image_root=tmp_path), files, overlap="error")
 
 
 def test_real_coco_comes_back_from_instances_and_masks(shared, files, tmp_path):

@@ -288,7 +288,7 @@ def test_links_are_not_replaced(tmp_path, files):
 def test_two_labelme_files_of_one_image(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / "in" / f"{name}.json", LABELME)
-    with pytest.raises(UserError, match=r"in: a\.jpg and a\.jpg have the same PNG 'a\.png'"):
+    with pytest.raises(UserError, match=r"in: lists the image 'a\.jpg' twice"):
         read_labelme(tmp_path / "in", {}, thing_names={})
 
 

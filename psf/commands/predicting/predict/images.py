@@ -50,7 +50,14 @@ def segment_images(args: argparse.Namespace) -> int:
     make_folder(args.output, "--output")
     run.check(found.images)
     with interruptible(lambda: f"{run.summary}; the same command starts again"):
-        run.write(build_predictor(args), found.images)
+        predictor = build_predictor(args)
+        try:
+            run.write(predictor, found.images)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or args.output} cannot be written ({error.strerror or error}): make room, or change "
+                f"--output; {run.summary}; the same command starts again"
+            ) from error
     echo(run.summary)
     if run.skipped:
         echo(f"skipped: {', '.join(run.skipped)}")

@@ -29,7 +29,7 @@ from psf.data.panoptic_format import (
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
-from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_distinct, join_categories
 
 __all__ = ["check_rle", "read_instances"]
 
@@ -61,7 +61,7 @@ def read_instances(
     if not known:
         raise UserError(f"{json_file}: `categories` is empty, expected at least one category")
     images = _read_images(content["images"], str(json_file))
-    check_png_names(list(images.values()), str(json_file))
+    check_distinct(list(images.values()), str(json_file))
     seen: set[int | str] = set()
     for position, annotation in enumerate(content["annotations"]):
         place = f"{json_file}: {_named('annotation', annotation, position)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.parsers import expat
 
 import numpy as np
@@ -30,7 +30,7 @@ from psf.tools.dataset_conversion.regions import (
 from psf.tools.dataset_conversion.sources import (
     Source,
     SourceImage,
-    check_png_names,
+    check_distinct,
     count_missing,
     named_categories,
 )
@@ -38,6 +38,8 @@ from psf.tools.dataset_conversion.sources import (
 __all__ = ["read_cvat"]
 
 _MOST_BYTES = 4_000_000_000
+_MOST_TAG_BYTES = 20_000_000  # of a tag with its attributes, such as millions of runs of a mask
+_CHUNK = 2**20  # bytes; Python's parser divides larger ones
 _WITH_AREA = ("mask", "polygon", "box", "ellipse")
 _WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton")
 _NUMBERS = {
@@ -78,7 +80,7 @@ def read_cvat(
     id_of = {category["name"]: category["id"] for category in categories}
     if not reader.images:
         raise UserError(f"{xml_file}: found no <image>, expected an export of the kind 'CVAT for images 1.1'")
-    check_png_names(reader.images, str(xml_file))
+    check_distinct(reader.images, str(xml_file))
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
         return _regions(item, id_of)
@@ -120,13 +122,24 @@ class _Reader:
             if (size := self._path.stat().st_size) > _MOST_BYTES:
                 raise UserError(f"{self._path}: found {size} bytes, expected at most {_MOST_BYTES}")
             with self._path.open("rb") as file:
-                self._parser.ParseFile(file)
+                self._parse(file)
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read ({error.strerror or error}); expected CVAT's XML") from error
         except UserError:
             raise
         except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: of an encoding
             raise UserError(f"{self._path}: not a valid XML file ({error})") from error
+
+    def _parse(self, file: BinaryIO) -> None:
+        """Parse a file in chunks; many versions of expat read a tag that has not ended again with each of them."""
+        done = 0
+        while chunk := file.read(_CHUNK):
+            self._parser.Parse(chunk, False)
+            done += len(chunk)
+            waiting = done - max(self._parser.CurrentByteIndex, 0)
+            if waiting > _MOST_TAG_BYTES:
+                raise UserError(f"{self._place}: found a tag of {waiting} bytes or more, expected CVAT's XML")
+        self._parser.Parse(b"", True)
 
     @property
     def _place(self) -> str:

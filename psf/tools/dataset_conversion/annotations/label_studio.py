@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from psf.tools.dataset_conversion.regions import (
 from psf.tools.dataset_conversion.sources import (
     Source,
     SourceImage,
-    check_png_names,
+    check_distinct,
     count_missing,
     named_categories,
 )
@@ -85,7 +86,7 @@ def read_label_studio(
             images.append(item)
     if not images:
         raise UserError(f"{json_file}: found no task with an annotation or a prediction")
-    check_png_names(images, str(json_file))
+    check_distinct(images, str(json_file))
     labels = sorted({shape["label"] for item in images for shape in item.shapes if shape["label"]})
     if classes:
         classes.check_labels(labels, str(json_file))
@@ -154,7 +155,7 @@ def _find_file(address: str, root: Path) -> str:
     for name in names:
         for start in range(len(parts)):
             candidate = "/".join([*parts[start:-1], name])
-            if ".." not in parts and (root / candidate).is_file():
+            if ".." not in parts and os.path.isfile(root / candidate):
                 return candidate
     return names[-1]
 

@@ -29,7 +29,7 @@ from psf.tools.dataset_conversion.regions import (
     rectangle_outline,
     region_of_polygons,
 )
-from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, join_categories
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_distinct, join_categories
 
 __all__ = ["read_labelme"]
 
@@ -86,7 +86,7 @@ def read_labelme(
         SourceImage(_image(path, content, number, root), content["shapes"])
         for number, (path, content) in enumerate(used.items(), 1)
     ]
-    check_png_names(images, str(folder))
+    check_distinct(images, str(folder))
     are_extracted, notes = _find_images(used, [item.image for item in images], root, extract_to)
     notes.update(name_notes([category["name"] for category in categories]))
 

@@ -24,7 +24,7 @@ from psf.tools.dataset_conversion.regions import Region, encode_mask, paste
 from psf.tools.dataset_conversion.sources import (
     Source,
     SourceImage,
-    check_png_names,
+    check_distinct,
     count_missing,
     named_categories,
 )
@@ -60,7 +60,7 @@ def read_supervisely(folder: Path, *, things: Sequence[str] | None = None) -> So
     if not files:
         raise UserError(f"{folder}: found no file DATASET/ann/IMAGE.json")
     images = [_read_image(path, number, folder, names) for number, path in enumerate(files, 1)]
-    check_png_names(images, str(folder))
+    check_distinct(images, str(folder))
     notes = name_notes(list(names)) + count_missing(images, folder)
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:

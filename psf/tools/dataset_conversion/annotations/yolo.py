@@ -17,11 +17,12 @@ from psf.engine.config.files import PlainLoader
 from psf.errors import UserError
 from psf.tools.dataset_conversion.conversion import png_name
 from psf.tools.dataset_conversion.regions import Region, check_outlines, region_of_polygons
-from psf.tools.dataset_conversion.sources import Source, SourceImage, check_png_names, named_categories
+from psf.tools.dataset_conversion.sources import Source, SourceImage, check_distinct, named_categories
 
 __all__ = ["read_yolo"]
 
-_MOST_BYTES = 1_000_000  # of a data.yaml
+_MOST_BYTES = 200_000  # of a data.yaml; PyYAML reads about 50,000 in a second
+_MOST_CLASSES = 10_000
 _MOST_LABEL_BYTES = 100_000_000  # of the text of an image
 _BOX = 4  # numbers of a box, after the class
 
@@ -49,7 +50,7 @@ def read_yolo(path: Path, *, things: Sequence[str] | None = None) -> Source:
     images = [_read_image(file, root, number, top) for number, file in enumerate(_find_images(root, top), 1)]
     if not images:
         raise UserError(f"{root}: found no image in a folder `images`, expected images/... and labels/... beside it")
-    check_png_names(images, str(root))
+    check_distinct(images, str(root))
 
     def regions(item: SourceImage) -> tuple[list[Region], Counter[str]]:
         return _regions(item, id_of)
@@ -88,6 +89,8 @@ def _read_names(path: Path) -> dict[int, str]:
     is_valid = isinstance(names, dict) and all(type(key) is int and NAME.accepts(one) for key, one in names.items())
     if not isinstance(names, dict) or not is_valid:
         raise UserError(f"{path}: `names` is {shorten(names)}, expected a list of names, or a name for each number")
+    if len(names) > _MOST_CLASSES:
+        raise UserError(f"{path}: found {len(names)} classes, expected at most {_MOST_CLASSES}")
     if repeated := [name for name, number in Counter(names.values()).items() if number > 1]:
         raise UserError(f"{path}: two classes are called {repeated[0]!r}; rename one of them")
     return dict(sorted(names.items()))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from psf.errors import UserError
+from psf.tools.dataset_conversion.annotations import cvat
 from psf.tools.dataset_conversion.annotations.cvat import read_cvat
 from psf.tools.dataset_conversion.regions import Region
 from tests.tools.dataset_conversion.label_files import convert, read_set, save_image
@@ -171,7 +172,10 @@ def test_a_doctype_is_refused(tmp_path: Path, head: str) -> None:
         ("<annotations><image name='../a' width='1' height='1'/></annotations>", "is not relative to the image folder"),
         ("<annotations><image name='a.jpg' width='0' height='1'/></annotations>", "found 0 x 1, expected a whole"),
         ("<annotations><image name='a.jpg' width='999999' height='999999'/></annotations>", "megapixels"),
-        ("<annotations>" + 2 * "<image name='a.jpg' width='1' height='1'/>" + LABELS + "</annotations>", "same PNG"),
+        (
+            "<annotations>" + 2 * "<image name='a.jpg' width='1' height='1'/>" + LABELS + "</annotations>",
+            "'a.jpg' twice",
+        ),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
@@ -181,3 +185,13 @@ def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         read_cvat(tmp_path / "missing.xml")
+
+
+def test_a_tag_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """expat reads it again with each chunk; a file of many small tags may be larger."""
+    monkeypatch.setattr(cvat, "_CHUNK", 100)
+    monkeypatch.setattr(cvat, "_MOST_TAG_BYTES", 1000)
+    read_cvat(write(tmp_path, 100 * '<polygon label="car" points="0,0;4,0;4,4"/>'))
+    with pytest.raises(UserError, match=r"line 1: found a tag of \d{4} bytes or more"):
+        (tmp_path / "b.xml").write_text(f'<annotations><image name="{"x" * 2000}"/></annotations>')
+        read_cvat(tmp_path / "b.xml")

@@ -158,7 +158,7 @@ def test_a_damaged_mask_names_its_region(tmp_path: Path, capsys: pytest.CaptureF
         ([{"data": {"image": "http://[x/a.jpg"}}], "expected the address of an image"),
         ([{"data": {"image": "a.jpg"}, "annotations": [3]}], "expected an annotation"),
         ([{"data": {"image": "a.jpg"}, "annotations": {}}], "'annotations' is {}, expected a list"),
-        ([task(GOOD), task(GOOD)], "have the same PNG"),
+        ([task(GOOD), task(GOOD)], "lists the image 'a.jpg' twice"),
     ],
 )
 def test_wrong_files(tmp_path: Path, content: Any, message: str) -> None:

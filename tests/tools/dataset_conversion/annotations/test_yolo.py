@@ -108,3 +108,15 @@ def test_folders_without_a_set(tmp_path: Path) -> None:
     (tmp_path / "1" / "y.yaml").touch()
     with pytest.raises(UserError, match=r"has x\.yaml and y\.yaml"):
         read_yolo(tmp_path / "1")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("[" + "[]," * 70_000 + "]", "more than 200000 bytes, expected a data.yaml"),
+        ("[" + ",".join(f"n{i}" for i in range(10_001)) + "]", "found 10001 classes, expected at most 10000"),
+    ],
+)
+def test_huge_lists_of_names_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_yolo(write(tmp_path, names=names))
