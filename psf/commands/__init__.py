@@ -70,6 +70,7 @@ GROUPS = {
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
+DETAILS = ("psf.ops.dispatch", "psf.engine.merging")  # `psf doctor` and `psf info` show what these log
 MODEL_HELP = "a model file of psf, or the name of a published model such as R50 (psf model-zoo)"
 
 
@@ -151,10 +152,15 @@ def add_max_pixels_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=positive, default=default, metavar="N", help=help_text)
 
 
+def _is_for_screen(record: logging.LogRecord) -> bool:
+    is_own = record.name.startswith("psf") and record.name not in DETAILS
+    return is_own or record.levelno >= logging.WARNING
+
+
 def log_to_screen() -> None:
     """Show psf's own messages, and warnings of other packages, unless the caller has set up the root logger."""
     handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.name.startswith("psf") or record.levelno >= logging.WARNING)
+    handler.addFilter(_is_for_screen)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
 
 
