@@ -57,7 +57,8 @@ def main(words: Sequence[str] | None = None) -> None:
             words = ["predict", "--model", str(model), "photo.jpg", "--output", f"out{number}", "--device", "cpu"]
             times["predict"].append(seconds("-m", "psf", *words, cwd=folder))
             times["train"].append(first_iteration(folder / f"run{number}"))
-    text = f"{options.model or 'shapes/psf_tiny.yaml, random weights'}; median of {rounds} rounds; CPU\n\n"
+    name = options.model.name if options.model else "shapes/psf_tiny.yaml, random weights"
+    text = f"{name}; median of {rounds} rounds; CPU\n\n"
     report("start", text + table({key: median(values) for key, values in times.items()}), quick=options.quick)
 
 

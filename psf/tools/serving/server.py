@@ -65,7 +65,7 @@ def bind(host: str, port: int) -> Listener:
 def serve(
     service: Service, listener: Listener, *, allowed_hosts: Collection[str] = (), say: Callable[[str], None]
 ) -> bool:
-    """Answer requests until SIGTERM or Ctrl-C, and then finish those that have begun; a second signal ends at once.
+    """Answer requests until SIGTERM or Ctrl-C, and then finish the requests in progress; a second signal ends at once.
 
     Returns:
         Whether all requests were finished. If not, a thread may still run.
